@@ -1,0 +1,1 @@
+"""Attacks: membership evidence in, (N,) scores out; larger = more likely a member."""

@@ -1,0 +1,174 @@
+"""From a policy and stored results to a report. Pure but for reading the store: repeatable, on any machine."""
+
+import datetime
+import platform
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+
+import numpy as np
+
+from privacy_gate.candidate import Candidate
+from privacy_gate.checks import AnyCheck
+from privacy_gate.checks.check import Results, Subject
+from privacy_gate.checks.membership import Membership
+from privacy_gate.checks.utility import Utility
+from privacy_gate.dataset import AuditData, Split
+from privacy_gate.errors import ConfigurationError
+from privacy_gate.job import Job, TrainReference
+from privacy_gate.policy import Policy
+from privacy_gate.progress import Progress, silent
+from privacy_gate.report import CandidateRecord, CheckRecord, DataRecord, PolicyRecord, Report
+from privacy_gate.verdict import Finding, verdict
+
+REFERENCE_BLOCK = 16
+"""References of one block go to one shard and train stacked, so that shards change no byte."""
+
+VERSIONED = ("numpy", "scipy", "torch", "timm", "mlflow", "pydantic")
+
+THREAT_MODEL = (
+    "The attacker sees the model's confidences (black box) and knows its recipe and public backbone.",
+    "The attacker knows the pool of candidates for membership: members and holdout. Against one who draws fresh "
+    "examples from the population the figures are conservative, by about a factor sqrt(2) in the separation.",
+    "Attackers train reference models as the recipe says; the audit does the same.",
+)
+
+NOT_TESTED = (
+    "reconstruction and model inversion",
+    "attribute inference",
+    "training-data extraction by prompting or regurgitation",
+    "evasion and backdoors",
+    "federated robustness, privacy and fairness",
+    "white-box membership inference from gradients or weights",
+)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part `index` of `count`, counted from 1."""
+
+    index: int = 1
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.index <= self.count:
+            raise ConfigurationError(f"--shard {self.index}/{self.count}: write i/n with 1 <= i <= n, for instance 2/4")
+
+    def take(self, jobs: Iterable[Job]) -> list[Job]:
+        """The jobs of this part. Together the parts are all jobs, and references go by whole blocks."""
+        taken = []
+        for place, job in enumerate(jobs):
+            turn = job.index // REFERENCE_BLOCK if isinstance(job, TrainReference) else place
+            if turn % self.count == self.index - 1:
+                taken.append(job)
+        return taken
+
+
+def checks_of(policy: Policy) -> list[AnyCheck]:
+    """The policy's checks; utility always runs, if only as a sanity check without limits."""
+    named: list[AnyCheck] = list(policy.checks)
+    return named if any(isinstance(check, Utility) for check in named) else [*named, Utility()]
+
+
+def subject_of(candidate: Candidate, data: AuditData) -> Subject:
+    """What the checks may know of the candidate."""
+    return Subject(recipe=candidate.recipe, artifact=candidate.digest, data=data, logged=candidate.logged)
+
+
+def plan(policy: Policy, candidate: Candidate, data: AuditData) -> list[Job]:
+    """Every job the policy's checks need, each once, in the same order on every machine."""
+    subject = subject_of(candidate, data)
+    return list(dict.fromkeys(job for check in checks_of(policy) for job in check.jobs(subject)))
+
+
+def audit(
+    policy: Policy,
+    policy_sha256: str,
+    source: str,
+    candidate: Candidate,
+    data: AuditData,
+    results: Results,
+    recorded: str,
+    now: datetime.datetime,
+    progress: Progress = silent,
+) -> Report:
+    """Measures, judges and reports, from stored results alone.
+
+    policy_sha256, source  what the policy's bytes are and where they were read
+    recorded               when that sha256 was noted, before anything was measured
+
+    Raises StoreError where a result is missing, EvidenceError where results cannot be judged.
+    """
+    subject = subject_of(candidate, data)
+    checks = checks_of(policy)
+    records: list[CheckRecord] = []
+    findings: list[Finding] = []
+    for done, check in enumerate(checks):
+        progress("audit", done, len(checks))
+        result = check.measure(subject, results, policy.confidence)
+        settings = check.model_dump(mode="json", exclude={"check", "limits"})
+        records.append(CheckRecord(check=check.name, settings=settings, result=result))
+        findings += policy.judge(candidate.name, check, result.measurements, now.date())
+    progress("audit", len(checks), len(checks))
+    decided = verdict(findings, (control for record in records for control in record.result.controls))
+    return Report(
+        created=now.isoformat(timespec="seconds"),
+        tool=f"privacy-gate {metadata.version('privacy-gate')}",
+        versions=_versions(),
+        candidate=CandidateRecord(
+            uri=candidate.uri,
+            name=candidate.name,
+            version=candidate.version,
+            alias=candidate.alias,
+            run_id=candidate.run_id,
+            model_id=candidate.model_id,
+            digest=candidate.digest,
+        ),
+        policy=PolicyRecord(
+            name=policy.name,
+            version=policy.version,
+            source=source,
+            sha256=policy_sha256,
+            recorded=recorded,
+            release_context=policy.release_context,
+            confidence=policy.confidence,
+            alias=policy.promotion.alias if policy.promotion else None,
+        ),
+        recipe=candidate.recipe,
+        data=_describe(data),
+        checks=tuple(records),
+        findings=tuple(findings),
+        verdict=decided,
+        exit_code=decided.exit_code,
+        threat_model=THREAT_MODEL if any(isinstance(check, Membership) for check in checks) else (),
+        not_tested=NOT_TESTED,
+        notes=tuple(policy.idle_waivers(candidate.name, findings, now.date())),
+    )
+
+
+def _describe(data: AuditData) -> DataRecord:
+    counts = np.unique(data.label[data.split == Split.MEMBER], return_counts=True)[1]
+    groups: Mapping[str, int] | None = None
+    if data.group is not None:
+        groups = {str(name): int(count) for name, count in zip(*np.unique(data.group, return_counts=True), strict=True)}
+    return DataRecord(
+        sha256=data.digest,
+        members=int((data.split == Split.MEMBER).sum()),
+        holdout=int((data.split == Split.HOLDOUT).sum()),
+        population=int((data.split == Split.POPULATION).sum()),
+        classes=len(np.unique(data.label)),
+        fewest_members_per_class=int(counts.min()),
+        median_members_per_class=float(np.median(counts)),
+        groups=groups,
+        clients=None if data.client is None else len(np.unique(data.client)),
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in VERSIONED:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

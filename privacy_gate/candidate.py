@@ -1,0 +1,192 @@
+"""The model version under judgement, and its recipe: how it was trained, so that siblings can be."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from privacy_gate.dataset import DataManifest
+from privacy_gate.documents import Record
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+
+
+class PublicWeights(Record):
+    """Where the backbone's public weights lie (a path or any fsspec URL) and what they are."""
+
+    uri: Annotated[str, Field(min_length=1)]
+    sha256: Sha256
+
+
+class Backbone(Record):
+    """A timm architecture with public weights; or `identity`: the table holds its features."""
+
+    name: Annotated[str, Field(min_length=1, max_length=200)]
+    weights: PublicWeights | None = None
+
+    @property
+    def is_identity(self) -> bool:
+        return self.name == "identity"
+
+    @model_validator(mode="after")
+    def _weights_match_name(self) -> Self:
+        if self.is_identity and self.weights is not None:
+            raise ValueError("backbone 'identity' has no weights: remove them")
+        if not self.is_identity and self.weights is None:
+            raise ValueError("backbone needs weights: {uri: ..., sha256: ...}")
+        return self
+
+
+class Input(Record):
+    """How an image becomes the backbone's input: timm's evaluation transform."""
+
+    size: Annotated[int, Field(ge=16, le=2048)]
+    mean: tuple[float, float, float]
+    std: tuple[Positive, Positive, Positive]
+    interpolation: Literal["bicubic", "bilinear", "nearest"] = "bicubic"
+    crop: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+
+class Head(Record):
+    """The last linear layer: how it starts."""
+
+    initial: Literal["zeros", "uniform"] = "zeros"
+
+
+class Adam(Record):
+    """torch.optim.Adam: weight_decay is added to the gradient (L2)."""
+
+    name: Literal["adam"]
+    lr: Positive
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    eps: Positive = 1e-8
+    weight_decay: NonNegative = 0.0
+
+
+class AdamW(Record):
+    """torch.optim.AdamW: weight_decay shrinks the weights, apart from the gradient."""
+
+    name: Literal["adamw"]
+    lr: Positive
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    eps: Positive = 1e-8
+    weight_decay: NonNegative = 0.01
+
+
+class Sgd(Record):
+    """torch.optim.SGD."""
+
+    name: Literal["sgd"]
+    lr: Positive
+    momentum: Fraction = 0.0
+    nesterov: bool = False
+    weight_decay: NonNegative = 0.0
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> Self:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs a momentum above 0")
+        return self
+
+
+Optimizer = Annotated[Adam | AdamW | Sgd, Field(discriminator="name")]
+
+
+class Constant(Record):
+    """The learning rate stays."""
+
+    name: Literal["constant"] = "constant"
+
+    def factor(self, epoch: int, epochs: int) -> float:
+        """What multiplies lr in `epoch` (counted from 0) of `epochs`."""
+        return 1.0
+
+
+class Cosine(Record):
+    """Half a cosine over the epochs, from lr to `floor` * lr, stepped once an epoch."""
+
+    name: Literal["cosine"]
+    floor: Fraction = 0.0
+
+    def factor(self, epoch: int, epochs: int) -> float:
+        """What multiplies lr in `epoch` (counted from 0) of `epochs`."""
+        return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * epoch / epochs)) / 2
+
+
+class Step(Record):
+    """The learning rate is multiplied by `gamma` every `every` epochs."""
+
+    name: Literal["step"]
+    every: Annotated[int, Field(ge=1)]
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
+
+    def factor(self, epoch: int, epochs: int) -> float:
+        """What multiplies lr in `epoch` (counted from 0) of `epochs`."""
+        return self.gamma ** (epoch // self.every)
+
+
+Schedule = Annotated[Constant | Cosine | Step, Field(discriminator="name")]
+
+
+class Recipe(Record):
+    """How the candidate was made; its references are made the same way."""
+
+    backbone: Backbone
+    input: Input | None = None
+    classes: Annotated[int, Field(ge=2, le=100_000)]
+    adaptation: Literal["head"] = "head"
+    head: Head = Head()
+    optimizer: Optimizer
+    schedule: Schedule = Constant()
+    epochs: Annotated[int, Field(ge=1, le=100_000)]
+    batch_size: Annotated[int, Field(ge=1)]
+    label_smoothing: Fraction = 0.0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+    @model_validator(mode="after")
+    def _input_matches_backbone(self) -> Self:
+        if self.backbone.is_identity and self.input is not None:
+            raise ValueError("backbone 'identity' reads embeddings, not images: remove input")
+        if not self.backbone.is_identity and self.input is None:
+            raise ValueError("input is missing: {size: ..., mean: [...], std: [...]}")
+        return self
+
+
+class Dossier(Record):
+    """What the producer attaches to a candidate."""
+
+    recipe: Recipe
+    data: DataManifest
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A pinned model version whose bytes lie in a private folder.
+
+    uri      as the user wrote it; name, version, alias, run_id, model_id as the registry says
+             (untrusted text)
+    folder   the downloaded artifact, every file checked and hashed
+    digest   sha256 over the sorted (path, size, sha256) of its files
+    logged   metrics the training run logged, by name
+    """
+
+    uri: str
+    name: str
+    version: str
+    folder: Path
+    digest: str
+    dossier: Dossier
+    alias: str | None = None
+    run_id: str | None = None
+    model_id: str | None = None
+    logged: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.dossier.recipe

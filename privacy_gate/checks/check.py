@@ -1,0 +1,49 @@
+"""What every check is: settings and limits from the policy; jobs it needs; measurements it makes."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from privacy_gate.candidate import Recipe
+from privacy_gate.dataset import AuditData
+from privacy_gate.documents import Record
+from privacy_gate.job import Job
+from privacy_gate.verdict import CheckResult, Limit
+
+Results = Callable[[Job], Mapping[str, NDArray[Any]]]
+"""The stored arrays of a job; raises StoreError where they are missing."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is judged: the recipe, the artifact's digest, the audit data, and metrics the run logged."""
+
+    recipe: Recipe
+    artifact: str
+    data: AuditData
+    logged: Mapping[str, float]
+
+
+class Check(Record):
+    """One check of a policy. Subclasses add a `check` literal, settings, and limits on the metrics they measure."""
+
+    @property
+    def name(self) -> str:
+        """The check's name in policies and reports."""
+        return str(getattr(self, "check"))  # noqa: B009 - declared by every subclass as its literal
+
+    @property
+    def bounds(self) -> Mapping[str, Limit]:
+        """The check's limits by metric."""
+        return dict(getattr(self, "limits"))  # noqa: B009 - declared by every subclass, keyed by its own metrics
+
+    @abstractmethod
+    def jobs(self, subject: Subject) -> list[Job]:
+        """Everything the check needs computed, the same list on every machine."""
+
+    @abstractmethod
+    def measure(self, subject: Subject, results: Results, confidence: float) -> CheckResult:
+        """Measurements of exactly the metrics that limits can name, measured or with the reason why not."""

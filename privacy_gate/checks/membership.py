@@ -1,0 +1,104 @@
+"""Does the candidate tell who was in its training data? Attacks on it and its references."""
+
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Literal, get_args
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from privacy_gate.attacks import ATTACKS
+from privacy_gate.checks.check import Check, Results, Subject
+from privacy_gate.documents import nearest
+from privacy_gate.evidence import Floats, MembershipEvidence, membership_evidence
+from privacy_gate.job import Job, Score, embed_jobs, train_reference
+from privacy_gate.metrics.membership import auc, balanced_accuracy, histogram, roc, tpr_at_fpr
+from privacy_gate.metrics.power_law import remedy
+from privacy_gate.verdict import CheckResult, Exhibit, Limit, Measurement, Remedy, not_measured
+
+MembershipMetric = Literal["tpr_at_0.1_fpr", "tpr_at_0.01_fpr", "tpr_at_0.001_fpr", "auc", "balanced_accuracy"]
+
+FPRS = {"tpr_at_0.1_fpr": 0.1, "tpr_at_0.01_fpr": 0.01, "tpr_at_0.001_fpr": 0.001}
+
+
+class Membership(Check):
+    """Membership inference against the candidate (arXiv 2402.06674).
+
+    references  models trained as the candidate was, each on its own share of the pool
+    attacks     names from ATTACKS; a limit is judged for each of them
+    """
+
+    check: Literal["membership"] = "membership"
+    references: Annotated[int, Field(ge=2, le=10_000)] = 64
+    attacks: Annotated[tuple[str, ...], Field(min_length=1)] = ("lira", "rmia", "loss")
+    limits: Mapping[MembershipMetric, Limit] = Field(default_factory=dict)
+
+    @field_validator("attacks")
+    @classmethod
+    def _attacks_exist(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in ATTACKS:
+                raise ValueError(f"no attack is called '{name}'; {nearest(name, ATTACKS)}")
+        if len(set(names)) < len(names):
+            raise ValueError("an attack is listed twice")
+        return names
+
+    def jobs(self, subject: Subject) -> list[Job]:
+        """Features, the candidate's logits, and every reference."""
+        data = subject.data
+        return [
+            *embed_jobs(subject.recipe, data.digest, data.rows),
+            Score(subject.artifact, subject.recipe, data.digest),
+            *(train_reference(subject.recipe, data.digest, index) for index in range(self.references)),
+        ]
+
+    def measure(self, subject: Subject, results: Results, confidence: float) -> CheckResult:
+        """Every metric for every attack, their pictures, and what would help."""
+        evidence = self._evidence(subject, results)
+        measurements: list[Measurement] = []
+        exhibits: list[Exhibit] = []
+        for name in self.attacks:
+            if (reason := ATTACKS[name].unmet(evidence)) is not None:
+                measurements += [not_measured(metric, reason, name) for metric in get_args(MembershipMetric)]
+                continue
+            scores = ATTACKS[name].score(evidence)
+            member, holdout = scores[evidence.member], scores[evidence.holdout]
+            measurements += _measure(member, holdout, confidence, name)
+            exhibits += [roc(member, holdout, name), histogram(member, holdout, name)]
+        return CheckResult(
+            measurements=tuple(measurements),
+            exhibits=tuple(exhibits),
+            remedies=tuple(_remedies(measurements, self.bounds, evidence)),
+        )
+
+    def _evidence(self, subject: Subject, results: Results) -> MembershipEvidence:
+        data = subject.data
+        stored = [results(train_reference(subject.recipe, data.digest, index)) for index in range(self.references)]
+        return membership_evidence(
+            data,
+            logits=results(Score(subject.artifact, subject.recipe, data.digest))["logits"],
+            reference=np.stack([arrays["confidence"] for arrays in stored]),
+            included=np.stack([arrays["included"] for arrays in stored]),
+            reference_logits=stored[0]["logits"],
+            residual=np.stack([arrays["residual"] for arrays in stored]),
+        )
+
+
+def _measure(member: Floats, holdout: Floats, confidence: float, attack: str) -> list[Measurement]:
+    return [
+        *(tpr_at_fpr(member, holdout, fpr, confidence, attack) for fpr in FPRS.values()),
+        auc(member, holdout, confidence, attack),
+        balanced_accuracy(member, holdout, confidence, attack),
+    ]
+
+
+def _remedies(
+    measurements: Iterable[Measurement], limits: Mapping[str, Limit], evidence: MembershipEvidence
+) -> list[Remedy]:
+    """For each violated limit on a TPR, how many examples per class would meet it."""
+    counts = np.unique(evidence.label[evidence.member], return_counts=True)[1]
+    found = []
+    for metric, limit in limits.items():
+        values = [m.value for m in measurements if m.metric == metric and m.value is not None]
+        if metric in FPRS and limit.max is not None and values and max(values) > limit.max:
+            found.append(remedy(max(values), FPRS[metric], float(np.median(counts)), limit.max))
+    return found

@@ -1,0 +1,323 @@
+"""The command `privacy-gate`: parse, call one function, print, exit. The only module that prints.
+
+Only typer and rich are imported here at the start: `--help` must not wait for torch or mlflow.
+"""
+
+import datetime
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from privacy_gate.errors import INTERRUPTED, ConfigurationError, GateError
+from privacy_gate.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from privacy_gate.compute.machine import Machine
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+
+
+def _say(text: str, *, error: bool = False) -> None:
+    """Prints text that may come from a registry: control characters, which could steer a terminal, are replaced."""
+    typer.echo(_CONTROL.sub("\N{REPLACEMENT CHARACTER}", text), err=error)
+
+
+class _Gate(TyperGroup):
+    """Turns the gate's errors and an interrupt into one message and their exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except GateError as error:
+            _say(f"privacy-gate: {error}", error=True)
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt as error:
+            _say("privacy-gate: interrupted; what is stored stays, run the same command to go on", error=True)
+            raise typer.Exit(INTERRUPTED) from error
+
+
+app = typer.Typer(
+    cls=_Gate,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 approved, 1 bug, 2 usage or policy, 3 blocked, 4 undecided, 5 candidate refused, "
+    "6 registry, storage or engine unavailable, 7 conflict, 130 interrupted. Only 0 promotes.",
+)
+dossier_app = typer.Typer(no_args_is_help=True, help="What a producer attaches to a model: recipe and data manifest.")
+policy_app = typer.Typer(no_args_is_help=True, help="Policies: the limits a model must meet.")
+app.add_typer(dossier_app, name="dossier")
+app.add_typer(policy_app, name="policy")
+
+Uri = Annotated[str, typer.Argument(help="models:/NAME/VERSION or models:/NAME@ALIAS", show_default=False)]
+PolicyFile = Annotated[Path, typer.Option("--policy", "-p", help="The policy, a YAML file.", show_default=False)]
+StoreRoot = Annotated[
+    str,
+    typer.Option("--store", "-s", envvar="PRIVACY_GATE_STORE", help="Where results are kept: a folder or fsspec URL."),
+]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the report.")]
+Tracking = Annotated[
+    str | None, typer.Option("--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="The MLflow server or database.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N. Changes speed, never a result.")]
+Workers = Annotated[int | None, typer.Option(min=0, help="Processes that decode images; default: by the machine.")]
+Part = Annotated[str, typer.Option("--shard", help="i/n: do part i of n, for a CI matrix that shares one store.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be written to the registry; write nothing.")]
+Expect = Annotated[
+    str | None,
+    typer.Option("--expect-current", help="Refuse unless the alias is at this version now ('none': not set)."),
+]
+
+STORE = "privacy-gate-store"
+OUTPUT = Path("privacy-gate-report")
+
+
+@app.command(epilog="Example: `privacy-gate check models:/digits@candidate --policy policies/baseline.yaml`")
+def check(
+    uri: Uri,
+    policy: PolicyFile,
+    store: StoreRoot = STORE,
+    output: Output = OUTPUT,
+    tracking_uri: Tracking = None,
+    device: Device = "auto",
+    workers: Workers = None,
+    promote: Annotated[bool, typer.Option("--promote/--no-promote", help="Write the decision to the registry.")] = True,
+    expect_current: Expect = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Run the whole pass: pull, measure, judge, report, promote or block."""
+    from privacy_gate import gate
+
+    with _progress() as progress:
+        passed = gate.check(
+            uri,
+            policy,
+            store=store,
+            output=output,
+            tracking_uri=tracking_uri,
+            machine=_machine(device, workers),
+            now=_now(),
+            progress=progress,
+        )
+        report, files = passed
+    _say(_summary(report))
+    _say("\n".join(f"report: {path}" for path in files))
+    if promote:
+        _decide(report, output, tracking_uri, expect_current=expect_current, dry_run=dry_run)
+    raise typer.Exit(report.exit_code)
+
+
+@app.command(epilog="Example: `privacy-gate prepare models:/digits/3 --policy policies/baseline.yaml --shard 2/4`")
+def prepare(
+    uri: Uri,
+    policy: PolicyFile,
+    store: StoreRoot = STORE,
+    tracking_uri: Tracking = None,
+    device: Device = "auto",
+    workers: Workers = None,
+    shard: Part = "1/1",
+) -> None:
+    """Compute what the policy needs (the slow, resumable step; needs no right to write to the registry)."""
+    from privacy_gate import gate
+
+    part = gate.shard(shard)
+    with _progress() as progress:
+        done, stored = gate.prepare_uri(
+            uri,
+            policy,
+            store=store,
+            tracking_uri=tracking_uri,
+            machine=_machine(device, workers),
+            part=part,
+            now=_now(),
+            progress=progress,
+        )
+    _say(f"{done} jobs computed, {stored} were stored already")
+
+
+@app.command(epilog="Example: `privacy-gate audit models:/digits/3 --policy policies/baseline.yaml`")
+def audit(
+    uri: Uri,
+    policy: PolicyFile,
+    store: StoreRoot = STORE,
+    output: Output = OUTPUT,
+    tracking_uri: Tracking = None,
+) -> None:
+    """Judge what `prepare` stored and write the report (CPU, seconds)."""
+    from privacy_gate import gate
+
+    with _progress() as progress:
+        report, files = gate.audit_uri(
+            uri, policy, store=store, output=output, tracking_uri=tracking_uri, now=_now(), progress=progress
+        )
+    _say(_summary(report))
+    _say("\n".join(f"report: {path}" for path in files))
+    raise typer.Exit(report.exit_code)
+
+
+ReportFile = Annotated[Path, typer.Argument(help="A report.json that audit or check wrote.", show_default=False)]
+
+
+@app.command(epilog="Example: `privacy-gate report privacy-gate-report/report.json --format markdown`")
+def report(
+    path: ReportFile,
+    format: Annotated[str, typer.Option("--format", "-f", help="text, markdown, html or json.")] = "text",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File; default: standard output.")] = None,
+) -> None:
+    """Show a stored report in another format."""
+    from privacy_gate.documents import nearest
+    from privacy_gate.reports import FORMATS
+
+    if format not in FORMATS:
+        raise ConfigurationError(f"--format {format}: no such format; {nearest(format, FORMATS)}")
+    text = FORMATS[format].render(_load(path))
+    if output is None:
+        _say(text)
+        return
+    try:
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(f"{output}: {error.strerror}; name a file that can be written") from error
+
+
+@app.command(epilog="Example: `privacy-gate promote privacy-gate-report/report.json --expect-current 2`")
+def promote(
+    path: ReportFile,
+    tracking_uri: Tracking = None,
+    expect_current: Expect = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Act on a report: move the alias if it approves, else record why not. Hashes the artifact again first."""
+    found = _load(path)
+    _decide(found, path.parent, tracking_uri, expect_current=expect_current, dry_run=dry_run)
+    raise typer.Exit(found.exit_code)
+
+
+@app.command(epilog="Example: `privacy-gate demo --folder demo`")
+def demo(
+    folder: Annotated[Path, typer.Option(help="A fresh folder for the registry, the store and the reports.")] = Path(
+        "demo"
+    ),
+) -> None:
+    """Gate two real models on an embedded registry: one leaks and is blocked, one is approved."""
+    from privacy_gate.demo import run_demo
+
+    with _progress() as progress:
+        outcomes = run_demo(folder, _now(), progress)
+    for outcome in outcomes:
+        _say(f"== {outcome.title}")
+        _say(_summary(outcome.report))
+        _say("\n".join(f"   {line}" for line in outcome.lines) + "\n")
+    if [outcome.report.exit_code for outcome in outcomes] != [3, 0]:
+        raise GateError("the demo expects its first model blocked and its second approved: please report this run")
+
+
+@app.command(epilog="Example: `privacy-gate attacks`")
+def attacks() -> None:
+    """List the membership attacks: what each needs, costs and assumes."""
+    from rich.table import Table
+
+    from privacy_gate.attacks import ATTACKS
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("attack", "needs", "cost", "assumes", "source"):
+        table.add_column(heading, overflow="fold")
+    for name, attack in ATTACKS.items():
+        table.add_row(name, attack.needs, attack.cost, attack.assumes, attack.source)
+    Console().print(table)
+
+
+@dossier_app.command("lint", epilog="Example: `privacy-gate dossier lint dossier/ --table`")
+def dossier_lint(
+    path: Annotated[Path, typer.Argument(help="A folder with recipe.yaml and data.yaml.", show_default=False)],
+    table: Annotated[bool, typer.Option("--table", help="Read the audit table too, and its images.")] = False,
+) -> None:
+    """Check a dossier before it is attached to a model."""
+    from privacy_gate import gate
+
+    with _progress() as progress:
+        lines = gate.lint_dossier(path, read_table=table, progress=progress)
+    _say("\n".join(lines))
+
+
+@policy_app.command("lint", epilog="Example: `privacy-gate policy lint policies/baseline.yaml --holdout 1000`")
+def policy_lint(
+    path: Annotated[Path, typer.Argument(help="A policy file.", show_default=False)],
+    holdout: Annotated[int | None, typer.Option(min=0, help="Holdout examples you have.")] = None,
+) -> None:
+    """Check a policy, and say how many holdout examples its limits need."""
+    from privacy_gate import gate
+
+    _say("\n".join(gate.lint_policy(path, holdout)))
+
+
+def _decide(report: Any, folder: Path, tracking_uri: str | None, *, expect_current: str | None, dry_run: bool) -> None:
+    """Writes the decision to the registry and says what was written."""
+    from privacy_gate import gate
+
+    lines = gate.decide(report, folder, tracking_uri=tracking_uri, expect_current=expect_current, dry_run=dry_run)
+    _say("\n".join(lines))
+
+
+def _load(path: Path) -> Any:
+    from privacy_gate.report import load_report
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(f"{path}: {error.strerror}; name a report.json that audit wrote") from error
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{path}: not UTF-8 text; name a report.json that audit wrote") from error
+    return load_report(text, str(path))
+
+
+def _summary(report: Any) -> str:
+    from privacy_gate.reports import FORMATS
+
+    return FORMATS["text"].render(report)
+
+
+def _machine(device: str, workers: int | None) -> "Machine":
+    from privacy_gate.compute.machine import Machine
+
+    return Machine.of(device, workers)
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """A rich progress bar on stderr; nothing where nobody watches."""
+    if not sys.stderr.isatty() or os.environ.get("CI"):
+        yield silent
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Bars(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(task: str, done: int, total: int) -> None:
+            if task not in tasks:
+                tasks[task] = bars.add_task(task, total=total)
+            bars.update(tasks[task], completed=done, total=total)
+
+        yield show
+
+
+def main() -> None:
+    """The console script's entry."""
+    app()

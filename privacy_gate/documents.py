@@ -1,0 +1,212 @@
+"""Files that people write: strict YAML in, frozen records out, every error at file:line:col.
+
+PyYAML keeps the last of repeated keys, reads `1e-3` as text and `on` as True, expands aliases
+without bound and builds tagged objects. Policies and dossiers decide who is blocked, and dossiers
+come from strangers, so this reader accepts the plain subset that JSON can say and nothing else.
+"""
+
+import difflib
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from privacy_gate.errors import ConfigurationError
+
+MAX_BYTES = 1_000_000
+MAX_DEPTH = 16
+
+_INTEGER = re.compile(r"[-+]?[0-9]+\Z")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")
+_NOT_FINITE = re.compile(r"[-+]?\.(inf|nan)\Z|[-+]?(inf|infinity|nan)\Z", re.IGNORECASE)
+
+Path = tuple[str | int, ...]
+
+
+class Record(BaseModel):
+    """A value that crosses a file: frozen, no unknown keys, no coercion, no NaN."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+
+R = TypeVar("R", bound=Record)
+
+
+class _Mark(Protocol):
+    """Where a node begins, counted from 0 (PyYAML's own and libyaml's marks)."""
+
+    line: int
+    column: int
+
+
+def load(text: str, kind: type[R], source: str) -> R:
+    """Reads one YAML document as a record of `kind`.
+
+    Raises ConfigurationError; its message has one line per fault, each beginning with
+    `source:line:col:`.
+    """
+    marks: dict[Path, _Mark] = {}
+    data = _plain(_compose(text, source), (), marks, source)
+    try:
+        return kind.model_validate_json(json.dumps(data))
+    except ValidationError as error:
+        faults = [_fault(fault, kind, marks, source) for fault in error.errors()]
+        raise ConfigurationError("\n".join(dict.fromkeys(faults))) from error
+
+
+def dump(record: Record) -> str:
+    """The record as YAML that `load` reads back equal."""
+    data = record.model_dump(mode="json", exclude_none=True)
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint for a misspelt word: the likeliest known one, or the list of all.
+
+    >>> nearest("epoch", ["epochs", "seed"])
+    "did you mean 'epochs'?"
+    """
+    choices = sorted(known)
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
+    return f"did you mean '{close[0]}'?" if close else f"known here: {', '.join(choices)}"
+
+
+def _refuse(source: str, mark: _Mark | None, message: str) -> ConfigurationError:
+    where = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else f"{source}:1:1"
+    return ConfigurationError(f"{where}: {message}")
+
+
+def _compose(text: str, source: str) -> yaml.Node:
+    if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
+        raise _refuse(source, None, f"file is larger than {MAX_BYTES:,} bytes")
+    depth = documents = 0
+    try:
+        # Events first, without recursion: a nest of brackets or aliases never reaches the composer.
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+                raise _refuse(source, event.start_mark, "anchors and aliases are not accepted: write the value out")
+            if tag := getattr(event, "tag", None):
+                raise _refuse(source, event.start_mark, f"tag {tag} is not accepted: write a plain value")
+            if isinstance(event, yaml.CollectionStartEvent):
+                depth += 1
+            elif isinstance(event, yaml.CollectionEndEvent):
+                depth -= 1
+            documents += isinstance(event, yaml.DocumentStartEvent)
+            if depth > MAX_DEPTH:
+                raise _refuse(source, event.start_mark, f"nested deeper than {MAX_DEPTH} levels")
+            if documents > 1:
+                raise _refuse(source, event.start_mark, "more than one document: keep one per file")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        problem = error.problem or "cannot be read"
+        raise _refuse(source, error.problem_mark, f"not valid YAML: {problem}") from error
+    except yaml.YAMLError as error:
+        raise _refuse(source, None, f"not valid YAML: {' '.join(str(error).split())}") from error
+    if node is None:
+        raise _refuse(source, None, "the file is empty")
+    return node
+
+
+def _plain(node: yaml.Node, path: Path, marks: dict[Path, _Mark], source: str) -> Any:
+    """The node as dict, list, str, int, float, bool or None; remembers where each stood."""
+    marks.setdefault(path, node.start_mark)
+    if isinstance(node, yaml.MappingNode):
+        found: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise _refuse(source, key_node.start_mark, "a key must be plain text")
+            key = key_node.value
+            if key in found:
+                first = marks[(*path, key)].line + 1
+                raise _refuse(source, key_node.start_mark, f"key '{key}' is repeated (first on line {first})")
+            marks[(*path, key)] = key_node.start_mark
+            found[key] = _plain(value_node, (*path, key), marks, source)
+            marks[(*path, key, "")] = value_node.start_mark
+        return found
+    if isinstance(node, yaml.SequenceNode):
+        return [_plain(item, (*path, index), marks, source) for index, item in enumerate(node.value)]
+    if isinstance(node, yaml.ScalarNode):
+        return _scalar(node, source)
+    raise _refuse(source, node.start_mark, "cannot be read")
+
+
+def _scalar(node: yaml.ScalarNode, source: str) -> str | int | float | bool | None:
+    text: str = node.value
+    if node.style is not None:  # quoted or block text is text
+        return text
+    if text in ("", "~", "null"):
+        return None
+    if text in ("true", "false"):
+        return text == "true"
+    if _INTEGER.match(text):
+        if len(text) > 30:
+            raise _refuse(source, node.start_mark, "number is too long")
+        return int(text)
+    if _NOT_FINITE.match(text):
+        raise _refuse(source, node.start_mark, f"'{text}' is not a finite number")
+    if _FLOAT.match(text):
+        value = float(text)
+        if not math.isfinite(value):
+            raise _refuse(source, node.start_mark, f"'{text}' is not a finite number")
+        return value
+    return text
+
+
+def _fault(fault: Mapping[str, Any], kind: type[Record], marks: Mapping[Path, _Mark], source: str) -> str:
+    """One pydantic error as `source:line:col: key: message`."""
+    path, schema = _locate(fault["loc"], kind, marks)
+    name = ".".join(str(part) for part in path)
+    key = str(fault["loc"][-1]) if fault["loc"] else ""
+    if fault["type"] == "literal_error" and key == "[key]":
+        choices = re.findall(r"'([^']*)'", str(fault["ctx"]["expected"]))
+        mark, message = marks.get(path), f"unknown key; {nearest(str(fault['input']), choices)}"
+    elif fault["type"] == "extra_forbidden":
+        mark, message = marks.get(path), f"unknown key; {nearest(key, schema)}"
+    elif fault["type"] == "missing":
+        mark, message = marks.get(path), f"'{key}' is missing here"
+    else:
+        mark = marks.get((*path, ""), marks.get(path))
+        message = str(fault["msg"]).removeprefix("Value error, ")
+        if isinstance(fault.get("input"), str | int | float | bool):
+            message += f" (found {json.dumps(fault['input'], ensure_ascii=False)})"
+    return str(_refuse(source, mark, f"{name}: {message}" if name else message))
+
+
+def _locate(loc: tuple[str | int, ...], kind: type[Record], marks: Mapping[Path, _Mark]) -> tuple[Path, list[str]]:
+    """Where in the file a pydantic location is, and which keys its mapping knows.
+
+    Pydantic's locations also name the chosen member of a union; those parts are in no file.
+    """
+    schema = kind.model_json_schema()
+    definitions = schema.get("$defs", {})
+    here: Path = ()
+    known = list(schema.get("properties", {}))
+    current: dict[str, Any] = schema
+    for part in loc:
+        if (*here, part) not in marks:
+            chosen = current.get("discriminator", {}).get("mapping", {}).get(part)
+            current = _resolve({"$ref": chosen} if chosen else current, definitions)
+            known = list(current.get("properties", known))
+            continue
+        here = (*here, part)
+        parent = current
+        if isinstance(part, int):
+            current = _resolve(parent.get("items", {}), definitions)
+        else:
+            inner = parent.get("properties", {}).get(part, parent.get("additionalProperties", {}))
+            known = list(parent.get("properties", known))
+            current = _resolve(inner if isinstance(inner, dict) else {}, definitions)
+    return here, known
+
+
+def _resolve(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any]:
+    if "$ref" in schema:
+        return dict(definitions.get(str(schema["$ref"]).rsplit("/", 1)[-1], {}))
+    options = [option for option in schema.get("anyOf", []) if "$ref" in option]
+    if len(options) == 1:  # an optional record
+        return _resolve(options[0], definitions)
+    return dict(schema)

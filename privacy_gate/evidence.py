@@ -1,0 +1,150 @@
+"""Validated arrays that attacks judge.
+
+Axis letters, here and everywhere:
+    M  reference models          N  rows of the audit table      D  features of the backbone
+    C  classes                   K  clients                      G  groups
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from privacy_gate.dataset import AuditData, Split
+from privacy_gate.errors import EvidenceError
+
+Floats = NDArray[np.floating]
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.integer]
+
+
+def logit_scaled(logits: Floats, label: Ints) -> Floats:
+    """Logit-scaled confidence phi = log p_y - log sum_{y' != y} p_y', nats; larger = surer.
+
+    logits (..., N, C), label (N,) -> (..., N). Carlini et al. 2022 (arXiv 2112.03570), section
+    IV-C, in the form that does not cancel: z_y - logsumexp of the other logits.
+
+    >>> float(logit_scaled(np.array([[2.0, 0.0]]), np.array([0]))[0])
+    2.0
+    """
+    wide = np.asarray(logits, dtype=np.float64)
+    others = wide.copy()
+    index = np.broadcast_to(np.asarray(label)[:, None], (*wide.shape[:-1], 1))
+    true = np.take_along_axis(wide, index, axis=-1)[..., 0]
+    np.put_along_axis(others, index, -np.inf, axis=-1)
+    top = others.max(axis=-1)
+    rest = top + np.log(np.exp(others - top[..., None]).sum(axis=-1))
+    return np.asarray(true - rest)
+
+
+def log_probability(confidence: Floats) -> Floats:
+    """log p_y, nats, from the logit-scaled confidence phi: -softplus(-phi); any shape."""
+    return -np.logaddexp(0.0, -np.asarray(confidence, dtype=np.float64))
+
+
+@dataclass(frozen=True)
+class MembershipEvidence:
+    """Everything a membership attack may look at, rows as in the audit table.
+
+    target       (N,)    phi of the candidate: logit-scaled confidence, nats; larger = surer
+    reference    (M, N)  phi of each reference model
+    included     (M, N)  True where the row was in that reference's training set
+    label        (N,)    true class, 0 <= label < C
+    split        (N,)    Split.MEMBER, Split.HOLDOUT or Split.POPULATION
+    logits       (N, C)  the candidate's logits, nats up to a constant per row
+    reference_logits (N, C)  those of reference 0; None without references
+    residual     (M, N)  norm of p - onehot(y) of each reference; None where not kept
+
+    Raises EvidenceError on a wrong shape, a value that is not finite, no member or no holdout
+    row, a population row inside a training set, or an audited row that is in all or in none of
+    the training sets.
+    """
+
+    target: Floats
+    reference: Floats
+    included: Bools
+    label: Ints
+    split: NDArray[np.int8]
+    logits: Floats
+    reference_logits: Floats | None = None
+    residual: Floats | None = None
+
+    def __post_init__(self) -> None:
+        rows, models = len(self.target), len(self.reference)
+        expected: dict[str, tuple[int, ...]] = {
+            "target": (rows,),
+            "reference": (models, rows),
+            "included": (models, rows),
+            "label": (rows,),
+            "split": (rows,),
+            "logits": (rows, self.logits.shape[-1]),
+            "reference_logits": (rows, self.logits.shape[-1]),
+            "residual": (models, rows),
+        }
+        for name, shape in expected.items():
+            array = getattr(self, name)
+            if array is None:
+                continue
+            if array.shape != shape:
+                raise EvidenceError(f"{name} has shape {array.shape}, expected {shape}")
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                bad = int((~np.isfinite(array)).sum())
+                raise EvidenceError(f"{name} has {bad} values that are not finite numbers, expected none")
+        self._refuse_empty_or_never()
+
+    def _refuse_empty_or_never(self) -> None:
+        for name, split in (("member", Split.MEMBER), ("holdout", Split.HOLDOUT)):
+            if not (self.split == split).any():
+                raise EvidenceError(f"no {name} rows, expected at least 1")
+        if not len(self.reference):
+            return
+        if self.included[:, ~self.pool].any():
+            raise EvidenceError("population rows are inside a reference's training set, expected none")
+        times = self.included[:, self.pool].sum(axis=0)
+        never_in, never_out = int((times == 0).sum()), int((times == len(self.reference)).sum())
+        if never_in or never_out:
+            raise EvidenceError(
+                f"of {times.size} audited rows {never_in} are in no reference's training set and {never_out} in "
+                f"all of them, expected 0 and 0: use more than {len(self.reference)} references"
+            )
+
+    @property
+    def pool(self) -> Bools:
+        """(N,) True for the audited rows: members and holdout."""
+        return np.asarray(self.split != Split.POPULATION)
+
+    @property
+    def member(self) -> Bools:
+        """(N,) True for the rows the candidate was trained on."""
+        return np.asarray(self.split == Split.MEMBER)
+
+    @property
+    def holdout(self) -> Bools:
+        """(N,) True for the audited rows the candidate was not trained on."""
+        return np.asarray(self.split == Split.HOLDOUT)
+
+    @property
+    def population(self) -> Bools:
+        """(N,) True for the rows that only calibrate attacks."""
+        return np.asarray(self.split == Split.POPULATION)
+
+
+def membership_evidence(
+    data: AuditData,
+    logits: Floats,
+    reference: Floats,
+    included: Bools,
+    reference_logits: Floats | None = None,
+    residual: Floats | None = None,
+) -> MembershipEvidence:
+    """The evidence from stored results: the candidate's logits (N, C) and M references."""
+    return MembershipEvidence(
+        target=logit_scaled(logits, data.label),
+        reference=reference,
+        included=included,
+        label=data.label,
+        split=data.split,
+        logits=logits,
+        reference_logits=reference_logits,
+        residual=residual,
+    )

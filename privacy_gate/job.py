@@ -1,0 +1,90 @@
+"""Work as plain data: what is computed, never how fast. The digest of a job names its stored result."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from privacy_gate.candidate import Backbone, Input, Recipe
+
+FORMAT = 1
+"""Part of every digest: raised when the meaning of a stored result changes."""
+
+EMBED_ROWS = 256
+"""Rows of the audit table embedded by one Embed job: what a killed run can lose."""
+
+
+@dataclass(frozen=True)
+class Embed:
+    """Features of the frozen public backbone for rows first <= i < last of the audit table.
+
+    Result: features (last - first, D) float32.
+    """
+
+    backbone: Backbone
+    input: Input
+    dataset: str
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Score:
+    """The candidate's logits on every row of the audit table.
+
+    Result: logits (N, C) float32.
+    """
+
+    artifact: str
+    recipe: Recipe
+    dataset: str
+
+
+@dataclass(frozen=True)
+class TrainReference:
+    """Reference model `index`: trained as the recipe says on its own share of the pool.
+
+    The recipe's seed is the candidate's own and takes no part: see `train_reference`.
+    Result: confidence (N,) float32, log p_y - log(1 - p_y) in nats, on every row;
+    residual (N,) float32, the norm of p - onehot(y); included (N,) bool, the rows it was
+    trained on; and for index 0 logits (N, C) float32.
+    """
+
+    recipe: Recipe
+    dataset: str
+    index: int
+
+
+Job = Embed | Score | TrainReference
+
+
+def train_reference(recipe: Recipe, dataset: str, index: int) -> TrainReference:
+    """The job of reference `index`; a candidate retrained with another seed has the same one."""
+    return TrainReference(recipe=recipe.model_copy(update={"seed": 0}), dataset=dataset, index=index)
+
+
+def embed_jobs(recipe: Recipe, dataset: str, rows: int) -> list[Embed]:
+    """The Embed jobs that cover `rows` rows, in row order; none for the identity backbone."""
+    if recipe.input is None:
+        return []
+    return [
+        Embed(recipe.backbone, recipe.input, dataset, first, min(first + EMBED_ROWS, rows))
+        for first in range(0, rows, EMBED_ROWS)
+    ]
+
+
+def describe(job: Job) -> dict[str, Any]:
+    """The job as plain JSON data. Where the public weights lie is left out: their sha256 says what they are."""
+    fields: dict[str, Any] = {"format": FORMAT, "kind": type(job).__name__}
+    for name, value in vars(job).items():
+        fields[name] = value.model_dump(mode="json") if hasattr(value, "model_dump") else value
+    for holder in (fields.get("backbone"), fields.get("recipe", {}).get("backbone")):
+        if holder and holder["weights"]:
+            del holder["weights"]["uri"]
+    return fields
+
+
+def digest(job: Job) -> str:
+    """sha256 of the job's canonical JSON: the name under which its result is stored."""
+    text = json.dumps(describe(job), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()

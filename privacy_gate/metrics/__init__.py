@@ -1,0 +1,1 @@
+"""Metrics: scores or accuracies in, a Measurement with its interval out."""

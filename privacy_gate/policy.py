@@ -1,0 +1,125 @@
+"""The policy: which checks, which limits, who may let what pass, and which alias approval moves."""
+
+import datetime
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from privacy_gate.checks import AnyCheck
+from privacy_gate.documents import Record, load, nearest
+from privacy_gate.errors import ConfigurationError
+from privacy_gate.verdict import Finding, Measurement, WaiverNote, judge
+
+Text = Annotated[str, Field(min_length=1, max_length=500)]
+
+
+class Waiver(Record):
+    """One violated limit of one model let pass until a date, by somebody who answers for it."""
+
+    model: Text
+    check: Text
+    metric: Text
+    owner: Text
+    reason: Text
+    expires: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")]
+
+    @model_validator(mode="after")
+    def _date_exists(self) -> Self:
+        try:
+            datetime.date.fromisoformat(self.expires)
+        except ValueError as error:
+            raise ValueError(f"expires: {self.expires} is no date") from error
+        return self
+
+    @property
+    def note(self) -> WaiverNote:
+        """What the report says of it."""
+        return WaiverNote(owner=self.owner, reason=self.reason, expires=self.expires)
+
+    def covers(self, model: str, check: str, metric: str, today: datetime.date) -> bool:
+        """Whether it excuses this limit of this model today; its last day is the one it names."""
+        same = (self.model, self.check, self.metric) == (model, check, metric)
+        return same and today <= datetime.date.fromisoformat(self.expires)
+
+
+class Promotion(Record):
+    """What approval does: the registry alias that moves to the approved version."""
+
+    alias: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,255}$")]
+
+    @model_validator(mode="after")
+    def _not_reserved(self) -> Self:
+        if self.alias.lower() == "latest" or (self.alias[0] in "vV" and self.alias[1:].isdigit()):
+            raise ValueError(f"alias '{self.alias}' is reserved by the registry: choose another word")
+        return self
+
+
+class Policy(Record):
+    """What a model must meet to be promoted.
+
+    release_context is declared by the operator, never inferred; confidence is that of every
+    two-sided interval.
+    """
+
+    name: Text
+    version: Annotated[int, Field(ge=1)]
+    release_context: Literal["internal", "api", "open-weights"]
+    confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
+    checks: Annotated[tuple[AnyCheck, ...], Field(min_length=1)]
+    promotion: Promotion | None = None
+    waivers: tuple[Waiver, ...] = ()
+
+    @model_validator(mode="after")
+    def _checks_and_waivers_meet(self) -> Self:
+        names = [check.name for check in self.checks]
+        for name in set(names):
+            if names.count(name) > 1:
+                raise ValueError(f"checks: '{name}' stands twice: join its limits")
+        limits = {check.name: check.bounds for check in self.checks}
+        for waiver in self.waivers:
+            if waiver.check not in limits:
+                raise ValueError(f"waivers: no check is called '{waiver.check}'; {nearest(waiver.check, limits)}")
+            if waiver.metric not in limits[waiver.check]:
+                known = limits[waiver.check]
+                raise ValueError(f"waivers: no limit on '{waiver.metric}'; {nearest(waiver.metric, known)}")
+        return self
+
+    def judge(
+        self, model: str, check: AnyCheck, measurements: Iterable[Measurement], today: datetime.date
+    ) -> list[Finding]:
+        """A finding for each measurement that one of the check's limits speaks of."""
+        findings = []
+        for measurement in measurements:
+            if (limit := check.bounds.get(measurement.metric)) is None:
+                continue
+            excuse = next((w for w in self.waivers if w.covers(model, check.name, measurement.metric, today)), None)
+            findings.append(judge(check.name, measurement, limit, excuse.note if excuse else None))
+        return findings
+
+    def idle_waivers(self, model: str, findings: Iterable[Finding], today: datetime.date) -> list[str]:
+        """One line for every waiver of this model that excused nothing."""
+        used = {(finding.check, finding.measurement.metric) for finding in findings if finding.waiver}
+        return [
+            f"waiver of {waiver.check} {waiver.metric} by {waiver.owner} "
+            + ("has expired" if datetime.date.fromisoformat(waiver.expires) < today else "excused nothing: remove it")
+            for waiver in self.waivers
+            if waiver.model == model and (waiver.check, waiver.metric) not in used
+        ]
+
+
+def load_policy(path: Path) -> tuple[Policy, str]:
+    """The policy in the file and the sha256 of its bytes.
+
+    Raises ConfigurationError with file:line:col for every fault.
+    """
+    try:
+        payload = path.read_bytes()
+        text = payload.decode("utf-8")
+    except OSError as error:
+        raise ConfigurationError(f"{path}: {error.strerror}; name a policy file with --policy") from error
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{path}: not UTF-8 text") from error
+    return load(text, Policy, str(path)), hashlib.sha256(payload).hexdigest()

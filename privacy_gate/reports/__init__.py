@@ -1,0 +1,1 @@
+"""Report formats: views of the one JSON report."""
