@@ -5,6 +5,7 @@ import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
+from typing import Self
 
 import numpy as np
 
@@ -53,6 +54,14 @@ class Shard:
     def __post_init__(self) -> None:
         if not 1 <= self.index <= self.count:
             raise ConfigurationError(f"--shard {self.index}/{self.count}: write i/n with 1 <= i <= n, for instance 2/4")
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The shard that `i/n` means. Raises ConfigurationError for anything else."""
+        index, slash, count = text.partition("/")
+        if not (slash and index.isdigit() and count.isdigit()):
+            raise ConfigurationError(f"--shard {text}: write i/n, for instance 2/4")
+        return cls(int(index), int(count))
 
     def take(self, jobs: Iterable[Job]) -> list[Job]:
         """The jobs of this part. Together the parts are all jobs, and references go by whole blocks."""

@@ -21,6 +21,7 @@ from privacy_gate.progress import Progress, silent
 
 if TYPE_CHECKING:
     from privacy_gate.compute.machine import Machine
+    from privacy_gate.report import Report
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
@@ -99,7 +100,7 @@ def check(
     from privacy_gate import gate
 
     with _progress() as progress:
-        passed = gate.check(
+        report, files = gate.check(
             uri,
             policy,
             store=store,
@@ -109,7 +110,6 @@ def check(
             now=_now(),
             progress=progress,
         )
-        report, files = passed
     _say(_summary(report))
     _say("\n".join(f"report: {path}" for path in files))
     if promote:
@@ -129,19 +129,12 @@ def prepare(
 ) -> None:
     """Compute what the policy needs (the slow, resumable step; needs no right to write to the registry)."""
     from privacy_gate import gate
+    from privacy_gate.audit import Shard
 
-    part = gate.shard(shard)
-    with _progress() as progress:
-        done, stored = gate.prepare_uri(
-            uri,
-            policy,
-            store=store,
-            tracking_uri=tracking_uri,
-            machine=_machine(device, workers),
-            part=part,
-            now=_now(),
-            progress=progress,
-        )
+    part = Shard.parse(shard)
+    opened = gate.open_case(uri, policy, store=store, tracking_uri=tracking_uri, now=_now())
+    with _progress() as progress, opened as case:
+        done, stored = gate.prepare(case, _machine(device, workers), part, progress)
     _say(f"{done} jobs computed, {stored} were stored already")
 
 
@@ -156,10 +149,10 @@ def audit(
     """Judge what `prepare` stored and write the report (CPU, seconds)."""
     from privacy_gate import gate
 
-    with _progress() as progress:
-        report, files = gate.audit_uri(
-            uri, policy, store=store, output=output, tracking_uri=tracking_uri, now=_now(), progress=progress
-        )
+    opened = gate.open_case(uri, policy, store=store, tracking_uri=tracking_uri, now=_now())
+    with _progress() as progress, opened as case:
+        report = case.audit(_now(), progress)
+    files = gate.write(report, output)
     _say(_summary(report))
     _say("\n".join(f"report: {path}" for path in files))
     raise typer.Exit(report.exit_code)
@@ -243,11 +236,9 @@ def dossier_lint(
     table: Annotated[bool, typer.Option("--table", help="Read the audit table too, and its images.")] = False,
 ) -> None:
     """Check a dossier before it is attached to a model."""
-    from privacy_gate import gate
+    from privacy_gate.lint import lint_dossier
 
-    with _progress() as progress:
-        lines = gate.lint_dossier(path, read_table=table, progress=progress)
-    _say("\n".join(lines))
+    _say("\n".join(lint_dossier(path, read_table=table)))
 
 
 @policy_app.command("lint", epilog="Example: `privacy-gate policy lint policies/baseline.yaml --holdout 1000`")
@@ -256,12 +247,14 @@ def policy_lint(
     holdout: Annotated[int | None, typer.Option(min=0, help="Holdout examples you have.")] = None,
 ) -> None:
     """Check a policy, and say how many holdout examples its limits need."""
-    from privacy_gate import gate
+    from privacy_gate.lint import lint_policy
 
-    _say("\n".join(gate.lint_policy(path, holdout)))
+    _say("\n".join(lint_policy(path, holdout)))
 
 
-def _decide(report: Any, folder: Path, tracking_uri: str | None, *, expect_current: str | None, dry_run: bool) -> None:
+def _decide(
+    report: "Report", folder: Path, tracking_uri: str | None, *, expect_current: str | None, dry_run: bool
+) -> None:
     """Writes the decision to the registry and says what was written."""
     from privacy_gate import gate
 
@@ -269,7 +262,7 @@ def _decide(report: Any, folder: Path, tracking_uri: str | None, *, expect_curre
     _say("\n".join(lines))
 
 
-def _load(path: Path) -> Any:
+def _load(path: Path) -> "Report":
     from privacy_gate.report import load_report
 
     try:
@@ -281,7 +274,7 @@ def _load(path: Path) -> Any:
     return load_report(text, str(path))
 
 
-def _summary(report: Any) -> str:
+def _summary(report: "Report") -> str:
     from privacy_gate.reports import FORMATS
 
     return FORMATS["text"].render(report)
@@ -290,7 +283,7 @@ def _summary(report: Any) -> str:
 def _machine(device: str, workers: int | None) -> "Machine":
     from privacy_gate.compute.machine import Machine
 
-    return Machine.of(device, workers)
+    return Machine(device=device) if workers is None else Machine(device=device, workers=workers)
 
 
 def _now() -> datetime.datetime:

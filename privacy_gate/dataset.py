@@ -1,17 +1,26 @@
 """The audit data: which examples the candidate was trained on, and which it was not."""
 
-from collections.abc import Callable
+import hashlib
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from privacy_gate.documents import Record
+from privacy_gate.documents import Record, nearest
+from privacy_gate.errors import ConfigurationError, DatasetError
+from privacy_gate.tables import RawTable, files_digest, open_table, read_bytes
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Format = Literal["parquet", "csv", "npz"]
+
+SHOWN = 5
+"""Ids named in an error; the rest are counted."""
 
 
 class Split(IntEnum):
@@ -30,7 +39,7 @@ class Table(Record):
 
     uri: Annotated[str, Field(min_length=1)]
     sha256: Sha256
-    format: Literal["parquet", "csv", "npz"]
+    format: Format
     files_sha256: Sha256 | None = None
 
 
@@ -44,6 +53,17 @@ class Columns(Record):
     embedding: str | None = None
     group: str | None = None
     client: str | None = None
+
+    @model_validator(mode="after")
+    def _image_or_embedding(self) -> Self:
+        if (self.image is None) == (self.embedding is None):
+            raise ValueError("name either an image or an embedding column")
+        return self
+
+    @property
+    def plain(self) -> dict[str, str]:
+        """Part -> column, for all but the image."""
+        return {part: name for part, name in self.model_dump().items() if name is not None and part != "image"}
 
 
 class DataManifest(Record):
@@ -64,7 +84,7 @@ class AuditData:
     group      (N,)   text, or None
     client     (N,)   text, or None
     embedding  (N, D) float32 where the table holds features, else None
-    image      reads the encoded bytes of row i, or None where the table holds features
+    image      reads the encoded bytes of row i; None where the table holds features
     digest     sha256 that stands for the whole content
     """
 
@@ -80,3 +100,174 @@ class AuditData:
     @property
     def rows(self) -> int:
         return len(self.ids)
+
+
+def describe_table(uri: str, columns: Columns, class_names: tuple[str, ...] | None = None) -> DataManifest:
+    """The manifest of a table: its format by its name, its digests by its bytes."""
+    form = Path(uri).suffix.lstrip(".").lower()
+    if form not in ("parquet", "csv", "npz"):
+        raise ConfigurationError(f"{uri}: the name ends in .{form}, expected .parquet, .csv or .npz")
+    payload = read_bytes(uri)
+    raw = open_table(uri, form, payload, columns.plain.values(), columns.image)
+    table = Table(
+        uri=uri,
+        sha256=hashlib.sha256(payload).hexdigest(),
+        format=form,  # type: ignore[arg-type]
+        files_sha256=files_digest(_folder(uri), raw.paths) if raw.paths is not None else None,
+    )
+    return DataManifest(table=table, columns=columns, class_names=class_names)
+
+
+def read_data(manifest: DataManifest, classes: int) -> AuditData:
+    """Reads and checks the table that the manifest describes.
+
+    Raises DatasetError (exit 5) for a table that is not what the manifest says, or no audit table;
+    UnavailableError (exit 6) where it cannot be reached.
+    """
+    table, columns = manifest.table, manifest.columns
+    payload = read_bytes(table.uri)
+    found = hashlib.sha256(payload).hexdigest()
+    if found != table.sha256:
+        raise DatasetError(
+            f"{table.uri}: sha256 is {found}, the manifest says {table.sha256}: the table changed "
+            "since the dossier was written; restore it, or log a new dossier"
+        )
+    raw = open_table(table.uri, table.format, payload, columns.plain.values(), columns.image)
+    _refuse_changed_files(table, raw)
+    parts = {part: raw.columns[name] for part, name in columns.plain.items()}
+    ids = np.array([str(value) for value in parts["id"]])
+    check = _Checks(table.uri, ids)
+    return AuditData(
+        ids=check.unique_ids(),
+        label=check.labels(parts["label"], classes, manifest.class_names),
+        split=check.splits(parts["split"]),
+        digest=_digest(manifest),
+        group=_text(parts.get("group")),
+        client=_text(parts.get("client")),
+        embedding=check.embedding(parts["embedding"]) if "embedding" in parts else None,
+        image=raw.image,
+    )
+
+
+def duplicates(data: AuditData) -> list[tuple[str, str]]:
+    """Pairs of ids (member, holdout) whose images or embeddings are equal to the byte: they spoil membership."""
+    seen: dict[bytes, str] = {}
+    for row in np.flatnonzero(data.split == Split.MEMBER):
+        seen.setdefault(content_hash(data, int(row)), str(data.ids[row]))
+    held = np.flatnonzero(data.split == Split.HOLDOUT)
+    keys = ((content_hash(data, int(row)), str(data.ids[row])) for row in held)
+    return [(seen[key], name) for key, name in keys if key in seen]
+
+
+def content_hash(data: AuditData, row: int) -> bytes:
+    """sha256 of the row's encoded image, or of its embedding's bytes."""
+    if data.embedding is not None:
+        return hashlib.sha256(np.ascontiguousarray(data.embedding[row]).tobytes()).digest()
+    if data.image is None:
+        raise DatasetError("the table has neither images nor embeddings")
+    return hashlib.sha256(data.image(row)).digest()
+
+
+def hashed_ids(data: AuditData) -> list[str]:
+    """What reports call the rows: 16 hex digits of sha256 over the data's digest and the id."""
+    return [hashlib.sha256(f"{data.digest}:{name}".encode()).hexdigest()[:16] for name in data.ids]
+
+
+@dataclass(frozen=True)
+class _Checks:
+    """What a column must be; errors name the table and the first offending ids."""
+
+    uri: str
+    ids: NDArray[np.str_]
+
+    def unique_ids(self) -> NDArray[np.str_]:
+        values, counts = np.unique(self.ids, return_counts=True)
+        if not len(self.ids):
+            raise DatasetError(f"{self.uri}: the table has no rows")
+        if (counts > 1).any():
+            raise DatasetError(
+                f"{self.uri}: {_some(values[counts > 1])}: ids stand more than once, expected unique ones"
+            )
+        return self.ids
+
+    def labels(self, values: NDArray[Any], classes: int, names: tuple[str, ...] | None) -> NDArray[np.int64]:
+        if values.dtype.kind in "US" or values.dtype == object:
+            if names is None:
+                raise DatasetError(f"{self.uri}: labels are text; list class_names in the manifest, in class order")
+            place = {name: index for index, name in enumerate(names)}
+            unknown = sorted({str(value) for value in values} - set(place))
+            if unknown:
+                raise DatasetError(
+                    f"{self.uri}: label '{unknown[0]}' is not in class_names; {nearest(unknown[0], names)}"
+                )
+            values = np.array([place[str(value)] for value in values])
+        if values.dtype.kind not in "iu" or values.ndim != 1:
+            raise DatasetError(
+                f"{self.uri}: labels are of type {values.dtype}, expected integers from 0 or class names"
+            )
+        wrong = (values < 0) | (values >= classes)
+        if wrong.any():
+            raise DatasetError(
+                f"{self.uri}: {_some(self.ids[wrong])}: label outside 0 to {classes - 1}; the recipe "
+                f"has {classes} classes"
+            )
+        return values.astype(np.int64)
+
+    def splits(self, values: NDArray[Any]) -> NDArray[np.int8]:
+        words = {split.name.lower(): split for split in Split}
+        unknown = sorted({str(value) for value in values} - set(words))
+        if unknown:
+            raise DatasetError(f"{self.uri}: split '{unknown[0]}' is unknown; {nearest(unknown[0], words)}")
+        split = np.array([words[str(value)] for value in values], dtype=np.int8)
+        for needed in (Split.MEMBER, Split.HOLDOUT):
+            if not (split == needed).any():
+                raise DatasetError(
+                    f"{self.uri}: no {needed.name.lower()} rows; the audit compares members with holdout"
+                )
+        return split
+
+    def embedding(self, values: NDArray[Any]) -> NDArray[np.float32]:
+        if values.ndim != 2 or values.dtype.kind != "f":
+            raise DatasetError(
+                f"{self.uri}: embeddings have shape {values.shape} and type {values.dtype}, expected (N, D) of floats"
+            )
+        wrong = ~np.isfinite(values).all(axis=1)
+        if wrong.any():
+            raise DatasetError(f"{self.uri}: {_some(self.ids[wrong])}: embeddings that are not finite numbers")
+        return values.astype(np.float32)
+
+
+def _some(ids: NDArray[np.str_]) -> str:
+    shown = ", ".join(str(name) for name in ids[:SHOWN])
+    return f"rows {shown}" + (f" and {len(ids) - SHOWN:,} more" if len(ids) > SHOWN else "")
+
+
+def _text(values: NDArray[Any] | None) -> NDArray[np.str_] | None:
+    return None if values is None else np.array([str(value) for value in values])
+
+
+def _folder(uri: str) -> str:
+    return uri.rsplit("/", 1)[0] + "/" if "/" in uri else ""
+
+
+def _refuse_changed_files(table: Table, raw: RawTable) -> None:
+    """Files that rows name are part of the data: the manifest must pin them too."""
+    if raw.paths is None:
+        return
+    if table.files_sha256 is None:
+        raise DatasetError(
+            f"{table.uri}: rows name image files; the manifest needs files_sha256 (describe_table makes it)"
+        )
+    found = files_digest(_folder(table.uri), raw.paths)
+    if found != table.files_sha256:
+        raise DatasetError(
+            f"{table.uri}: the image files' digest is {found}, the manifest says {table.files_sha256}: some changed "
+            "since the dossier was written; restore them, or log a new dossier"
+        )
+
+
+def _digest(manifest: DataManifest) -> str:
+    """Stands for the content and how it is read; not for where it lies."""
+    content: Mapping[str, Any] = manifest.model_dump(mode="json")
+    described = {**content, "table": {k: v for k, v in content["table"].items() if k != "uri"}}
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()

@@ -64,6 +64,11 @@ def dump(record: Record) -> str:
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
 
 
+def parse(data: Mapping[str, Any], kind: type[R], source: str) -> R:
+    """Plain data as a record of `kind`, by the same rules and with the same errors as a file of it."""
+    return load(yaml.safe_dump(dict(data), sort_keys=False, allow_unicode=True), kind, source)
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """A hint for a misspelt word: the likeliest known one, or the list of all.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from privacy_gate import registry
+from privacy_gate import promotion, registry
 from privacy_gate.audit import Shard, audit, plan
 from privacy_gate.candidate import Candidate
 from privacy_gate.dataset import AuditData, read_data
@@ -19,6 +19,7 @@ from privacy_gate.progress import Progress
 from privacy_gate.report import Report
 from privacy_gate.reports import FORMATS
 from privacy_gate.store import Store
+from privacy_gate.verdict import Verdict
 
 if TYPE_CHECKING:
     from privacy_gate.compute.machine import Machine
@@ -115,3 +116,26 @@ def write(report: Report, folder: Path) -> list[Path]:
     except OSError as error:
         raise ConfigurationError(f"{folder}: {error.strerror}; name a folder that can be written") from error
     return paths
+
+
+def decide(
+    report: Report, folder: Path, *, tracking_uri: str | None, expect_current: str | None, dry_run: bool
+) -> list[str]:
+    """Acts on the report in the registry; returns one line for every step taken (or planned, when dry).
+
+    Approval moves the policy's alias, after hashing the artifact again; anything else is only recorded.
+    """
+    paths = [folder / form.file_name for form in FORMATS.values() if form.file_name]
+    files = {path.name: path.read_bytes() for path in paths if path.is_file()}
+    if report.verdict is Verdict.APPROVED and report.policy.alias:
+        done = promotion.promote(
+            report,
+            alias=report.policy.alias,
+            expect_current=expect_current,
+            dry_run=dry_run,
+            artifacts=files,
+            tracking_uri=tracking_uri,
+        )
+    else:
+        done = promotion.record(report, dry_run=dry_run, artifacts=files, tracking_uri=tracking_uri)
+    return list(done.steps)

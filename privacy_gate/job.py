@@ -18,7 +18,8 @@ EMBED_ROWS = 256
 class Embed:
     """Features of the frozen public backbone for rows first <= i < last of the audit table.
 
-    Result: features (last - first, D) float32.
+    Result: features (last - first, D) float32; content (last - first, 32) uint8, the sha256 of each
+    encoded image, by which examples that stand twice are found.
     """
 
     backbone: Backbone
@@ -44,7 +45,9 @@ class Score:
 class TrainReference:
     """Reference model `index`: trained as the recipe says on its own share of the pool.
 
-    The recipe's seed is the candidate's own and takes no part: see `train_reference`.
+    The recipe's seed is the candidate's own and takes no part: see `train_reference`. A divisor
+    above 1 shrinks the pool, class by class, to that part of its rows: the smaller pools are
+    nested in the larger, and the share that each reference is trained on stays.
     Result: confidence (N,) float32, log p_y - log(1 - p_y) in nats, on every row;
     residual (N,) float32, the norm of p - onehot(y); included (N,) bool, the rows it was
     trained on; and for index 0 logits (N, C) float32.
@@ -53,14 +56,15 @@ class TrainReference:
     recipe: Recipe
     dataset: str
     index: int
+    divisor: int = 1
 
 
 Job = Embed | Score | TrainReference
 
 
-def train_reference(recipe: Recipe, dataset: str, index: int) -> TrainReference:
+def train_reference(recipe: Recipe, dataset: str, index: int, divisor: int = 1) -> TrainReference:
     """The job of reference `index`; a candidate retrained with another seed has the same one."""
-    return TrainReference(recipe=recipe.model_copy(update={"seed": 0}), dataset=dataset, index=index)
+    return TrainReference(recipe.model_copy(update={"seed": 0}), dataset, index, divisor)
 
 
 def embed_jobs(recipe: Recipe, dataset: str, rows: int) -> list[Embed]:

@@ -1,5 +1,6 @@
 """Measurements, limits, findings, and the judgement that joins them. Pure, and closed by default."""
 
+import itertools
 from collections.abc import Iterable
 from enum import StrEnum
 from typing import Annotated, Literal, Self
@@ -177,13 +178,26 @@ class Control(Record):
     detail: str
 
 
+Rate = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+Above0 = Annotated[float, Field(gt=0)]
+
+
 class Roc(Record):
     """Receiver operating characteristic of one attack, thinned for drawing; fpr and tpr ascend."""
 
     kind: Literal["roc"] = "roc"
     attack: str
-    fpr: tuple[float, ...]
-    tpr: tuple[float, ...]
+    fpr: tuple[Rate, ...]
+    tpr: tuple[Rate, ...]
+
+    @model_validator(mode="after")
+    def _a_curve(self) -> Self:
+        if len(self.fpr) != len(self.tpr):
+            raise ValueError(f"roc of {self.attack}: {len(self.fpr)} fpr, {len(self.tpr)} tpr, expected equally many")
+        if list(self.fpr) != sorted(self.fpr) or list(self.tpr) != sorted(self.tpr):
+            raise ValueError(f"roc of {self.attack}: expected fpr and tpr to ascend")
+        return self
 
 
 class Histogram(Record):
@@ -191,12 +205,41 @@ class Histogram(Record):
 
     kind: Literal["histogram"] = "histogram"
     attack: str
-    edges: tuple[float, ...]
-    member: tuple[int, ...]
-    holdout: tuple[int, ...]
+    edges: Annotated[tuple[float, ...], Field(min_length=2)]
+    member: tuple[Count, ...]
+    holdout: tuple[Count, ...]
+
+    @model_validator(mode="after")
+    def _bins(self) -> Self:
+        if not len(self.edges) - 1 == len(self.member) == len(self.holdout):
+            raise ValueError(f"histogram of {self.attack}: expected one more edge than counts of either group")
+        if any(left >= right for left, right in itertools.pairwise(self.edges)):
+            raise ValueError(f"histogram of {self.attack}: expected edges to ascend")
+        return self
 
 
-Exhibit = Annotated[Roc | Histogram, Field(discriminator="kind")]
+class LawPlot(Record):
+    """A power law at one fpr, log10(excess) = intercept + slope log10(shots), and its points.
+
+    shots   examples per class
+    excess  tpr - fpr measured there
+    """
+
+    kind: Literal["law"] = "law"
+    fpr: Rate
+    shots: Annotated[tuple[Above0, ...], Field(min_length=1)]
+    excess: tuple[Above0, ...]
+    slope: float
+    intercept: float
+
+    @model_validator(mode="after")
+    def _points(self) -> Self:
+        if len(self.shots) != len(self.excess):
+            raise ValueError(f"power law at fpr {self.fpr:g}: expected as many shots as excesses")
+        return self
+
+
+Exhibit = Annotated[Roc | Histogram | LawPlot, Field(discriminator="kind")]
 
 
 class Remedy(Record):

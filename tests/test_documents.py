@@ -84,4 +84,7 @@ def test_no_text_makes_the_reader_fail_otherwise(text: str) -> None:
     try:
         load(text, Note, "fuzz.yaml")
     except ConfigurationError as error:
-        assert str(error).startswith("fuzz.yaml:")
+        message = str(error)
+    else:
+        return
+    assert all(line.startswith("fuzz.yaml:") for line in message.splitlines())

@@ -1,1 +1,45 @@
-"""Attacks: membership evidence in, (N,) scores out; larger = more likely a member."""
+"""Attacks: membership evidence in, (N,) scores out; larger = more likely a member.
+
+To add one, write a function in a file here and a line in ATTACKS: the tests of the family run over it.
+"""
+
+from functools import partial
+
+from privacy_gate.attacks.attack import Attack
+from privacy_gate.attacks.entropy import entropy
+from privacy_gate.attacks.lira import lira_offline, lira_online
+from privacy_gate.attacks.loss import attack_p, attack_r, loss
+from privacy_gate.attacks.rmia import base, informia, rmia_offline, rmia_online
+
+_bavaria = partial(lira_online, variance="bavaria")
+
+_GAUSSIAN = "references are trained as the candidate was; phi is Gaussian over retrainings"
+_T = "references are trained as the candidate was; rows' variances come from one family"
+_RATIO = "references are trained as the candidate was; p matters as a ratio"
+_ALONE = "members have smaller losses, whatever the example"
+_FREE = "nothing"
+_SHARED = "training the references, once for all attacks"
+
+_LIRA = "Carlini et al. 2022, arXiv 2112.03570"
+_RMIA = "Zarifzadeh et al. 2024, arXiv 2312.03262"
+_YE = "Ye et al. 2022, arXiv 2111.09679"
+_SONG = "Song & Mittal 2021, arXiv 2003.10595"
+
+# fmt: off
+_ALL = (
+    Attack("lira", lira_online, _LIRA, _GAUSSIAN, _SHARED, references=8, inside=2),
+    Attack("lira_offline", lira_offline, f"{_LIRA}, offline", _GAUSSIAN, _SHARED, references=8),
+    Attack("bavaria", _bavaria, "BaVarIA, arXiv 2603.11799", _T, _SHARED, references=4, inside=2),
+    Attack("rmia", rmia_online, _RMIA, _RATIO, _SHARED, references=2, population=100),
+    Attack("rmia_offline", rmia_offline, f"{_RMIA}, offline", _RATIO, _SHARED, references=2, population=100),
+    Attack("base", base, "BASE, arXiv 2505.24089", _RATIO, _SHARED, references=2),
+    Attack("informia", informia, "InfoRMIA, 2026", _RATIO, _SHARED, references=2, population=100),
+    Attack("attack_r", attack_r, f"{_YE}, Attack R", _GAUSSIAN, _SHARED, references=8),
+    Attack("attack_p", attack_p, f"{_YE}, Attack P", _ALONE, _FREE, population=100),
+    Attack("entropy", entropy, _SONG, "one threshold for each class", "one reference", reference_logits=True),
+    Attack("loss", loss, "Yeom et al. 2018, arXiv 1709.01604", _ALONE, _FREE),
+)
+# fmt: on
+
+ATTACKS: dict[str, Attack] = {attack.name: attack for attack in _ALL}
+"""Every attack by the name that policies use; strongest first."""

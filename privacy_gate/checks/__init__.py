@@ -5,6 +5,8 @@ from typing import Annotated
 from pydantic import Field
 
 from privacy_gate.checks.membership import Membership
+from privacy_gate.checks.power_law import PowerLaw
+from privacy_gate.checks.recipe import RecipeLeak
 from privacy_gate.checks.utility import Utility
 
-AnyCheck = Annotated[Membership | Utility, Field(discriminator="check")]
+AnyCheck = Annotated[Membership | PowerLaw | RecipeLeak | Utility, Field(discriminator="check")]

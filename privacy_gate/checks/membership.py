@@ -8,11 +8,12 @@ from pydantic import Field, field_validator
 
 from privacy_gate.attacks import ATTACKS
 from privacy_gate.checks.check import Check, Results, Subject
+from privacy_gate.checks.references import gather, reference_jobs
 from privacy_gate.documents import nearest
-from privacy_gate.evidence import Floats, MembershipEvidence, membership_evidence
-from privacy_gate.job import Job, Score, embed_jobs, train_reference
+from privacy_gate.evidence import Floats, MembershipEvidence
+from privacy_gate.job import Job
 from privacy_gate.metrics.membership import auc, balanced_accuracy, histogram, roc, tpr_at_fpr
-from privacy_gate.metrics.power_law import remedy
+from privacy_gate.metrics.power_law import published, remedy, shots_needed
 from privacy_gate.verdict import CheckResult, Exhibit, Limit, Measurement, Remedy, not_measured
 
 MembershipMetric = Literal["tpr_at_0.1_fpr", "tpr_at_0.01_fpr", "tpr_at_0.001_fpr", "auc", "balanced_accuracy"]
@@ -44,16 +45,11 @@ class Membership(Check):
 
     def jobs(self, subject: Subject) -> list[Job]:
         """Features, the candidate's logits, and every reference."""
-        data = subject.data
-        return [
-            *embed_jobs(subject.recipe, data.digest, data.rows),
-            Score(subject.artifact, subject.recipe, data.digest),
-            *(train_reference(subject.recipe, data.digest, index) for index in range(self.references)),
-        ]
+        return reference_jobs(subject, self.references)
 
     def measure(self, subject: Subject, results: Results, confidence: float) -> CheckResult:
         """Every metric for every attack, their pictures, and what would help."""
-        evidence = self._evidence(subject, results)
+        evidence = gather(subject, self.references, results)
         measurements: list[Measurement] = []
         exhibits: list[Exhibit] = []
         for name in self.attacks:
@@ -67,19 +63,7 @@ class Membership(Check):
         return CheckResult(
             measurements=tuple(measurements),
             exhibits=tuple(exhibits),
-            remedies=tuple(_remedies(measurements, self.bounds, evidence)),
-        )
-
-    def _evidence(self, subject: Subject, results: Results) -> MembershipEvidence:
-        data = subject.data
-        stored = [results(train_reference(subject.recipe, data.digest, index)) for index in range(self.references)]
-        return membership_evidence(
-            data,
-            logits=results(Score(subject.artifact, subject.recipe, data.digest))["logits"],
-            reference=np.stack([arrays["confidence"] for arrays in stored]),
-            included=np.stack([arrays["included"] for arrays in stored]),
-            reference_logits=stored[0]["logits"],
-            residual=np.stack([arrays["residual"] for arrays in stored]),
+            remedies=tuple(_remedy(measurements, self.bounds, evidence)),
         )
 
 
@@ -91,14 +75,15 @@ def _measure(member: Floats, holdout: Floats, confidence: float, attack: str) ->
     ]
 
 
-def _remedies(
+def _remedy(
     measurements: Iterable[Measurement], limits: Mapping[str, Limit], evidence: MembershipEvidence
 ) -> list[Remedy]:
-    """For each violated limit on a TPR, how many examples per class would meet it."""
+    """How many examples per class would meet the violated limits: the law that asks for the most of them."""
     counts = np.unique(evidence.label[evidence.member], return_counts=True)[1]
-    found = []
+    asked: list[tuple[float, Remedy]] = []
     for metric, limit in limits.items():
         values = [m.value for m in measurements if m.metric == metric and m.value is not None]
         if metric in FPRS and limit.max is not None and values and max(values) > limit.max:
-            found.append(remedy(max(values), FPRS[metric], float(np.median(counts)), limit.max))
-    return found
+            law = published(max(values), FPRS[metric], float(np.median(counts)))
+            asked.append((shots_needed(law, limit.max) or 0.0, remedy(law, limit.max)))
+    return [max(asked, key=lambda pair: pair[0])[1]] if asked else []

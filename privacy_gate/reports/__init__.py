@@ -1,1 +1,23 @@
-"""Report formats: views of the one JSON report."""
+"""Report formats: views of the one JSON report. A new format is one file with a `render` and one line in FORMATS."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from privacy_gate.report import Report
+from privacy_gate.reports import html, json, markdown, text
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a report is written, and the name of its file; no name where it is only shown."""
+
+    render: Callable[[Report], str]
+    file_name: str | None = None
+
+
+FORMATS: dict[str, Format] = {
+    "json": Format(json.render, "report.json"),
+    "markdown": Format(markdown.render, "report.md"),
+    "html": Format(html.render, "report.html"),
+    "text": Format(text.render),
+}

@@ -1,0 +1,98 @@
+"""LiRA on every model in turn, with all the others as its references: the protocol of arXiv 2402.06674.
+
+M models and N rows cost O(M N), not O(M^2 N): each row's moments over all models are taken once, and
+each model is taken out of them again.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from privacy_gate.attacks.lira import ENOUGH, LEAST_VARIANCE, Variance, log_ratio
+from privacy_gate.attacks.moments import Moments, block_moments, row_blocks
+from privacy_gate.errors import EvidenceError
+from privacy_gate.evidence import Bools, Floats, MembershipEvidence
+
+
+def all_models(evidence: MembershipEvidence) -> tuple[Floats, Bools]:
+    """phi and training sets of the candidate (first) and its M references on the audited rows: (M + 1, N)."""
+    pool = evidence.pool
+    phi = np.concatenate([evidence.target[None, pool], evidence.reference[:, pool]])
+    return phi, np.concatenate([evidence.member[None, pool], evidence.included[:, pool]])
+
+
+def lira_every_model(
+    phi: Floats, included: Bools, *, online: bool = True, variance: Variance | Literal["auto"] = "auto"
+) -> Floats:
+    """Score of every row under every model as target, the other M - 1 as references: (M, N) float64.
+
+    phi, included (M, N): logit-scaled confidences (nats) and training sets of audited rows. Equal to
+    `lira_online` or `lira_offline` on each model; NaN where a row then lacks a side that is needed.
+    """
+    scores = np.empty(phi.shape)
+    for rows, block in lira_blocks(phi, included, online=online, variance=variance):
+        scores[:, rows] = block
+    return scores
+
+
+def lira_blocks(
+    phi: Floats, included: Bools, *, online: bool = True, variance: Variance | Literal["auto"] = "auto"
+) -> Iterator[tuple[slice, Floats]]:
+    """`lira_every_model` in consecutive blocks of rows: the slice and its scores (M, rows).
+
+    Reads phi twice and keeps one block in memory, so that phi may be a memory-mapped file.
+    Raises EvidenceError where a pooled variance has no row with two models on a side.
+    """
+    inside, outside = _survey(phi, included)
+    sides = (inside, outside) if online else (outside,)
+    own = np.full(len(phi), variance == "per_example")
+    if variance == "auto":
+        own = np.min([side.least for side in sides], axis=0) >= ENOUGH
+    if not own.all() and min(side.freedom[~own].min() for side in sides) == 0:
+        raise EvidenceError("no audited row has two models on the same side: use more references")
+    for rows in row_blocks(*phi.shape):
+        block, chosen = phi[:, rows].astype(np.float64), included[:, rows]
+        out = block_moments(block, ~chosen).without(block, ~chosen)
+        out_variance = _variances(out, outside, own)
+        if online:
+            within = block_moments(block, chosen).without(block, chosen)
+            yield rows, log_ratio(block, within.mean, _variances(within, inside, own), out.mean, out_variance)
+        else:
+            yield rows, (block - out.mean) / np.sqrt(out_variance)
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One side of all rows, with each of the models left out in turn; arrays (M,).
+
+    squares, freedom  squared deviations from rows' means, summed over rows, and what to divide them by
+    least             models left on the row that has fewest
+    """
+
+    squares: Floats
+    freedom: Floats
+    least: Floats
+
+
+def _survey(phi: Floats, included: Bools) -> tuple[_Side, _Side]:
+    """The first reading: what the second must know of all rows at once; (inside, outside)."""
+    total = np.zeros((2, 2, len(phi)))
+    least = np.full((2, len(phi)), np.inf)
+    for rows in row_blocks(*phi.shape):
+        block = phi[:, rows].astype(np.float64)
+        for side, chosen in enumerate((included[:, rows], ~included[:, rows])):
+            left = block_moments(block, chosen).without(block, chosen)
+            total[side, 0] += left.squares.sum(axis=1)
+            total[side, 1] += np.maximum(left.count - 1, 0.0).sum(axis=1)
+            least[side] = np.minimum(least[side], left.count.min(axis=1))
+    inside, outside = (_Side(total[side, 0], total[side, 1], least[side]) for side in (0, 1))
+    return inside, outside
+
+
+def _variances(left: Moments, side: _Side, own: Bools) -> Floats:
+    """Variance of phi (M, rows), squared nats: the row's own where `own` (M,), else pooled over all rows."""
+    pooled = np.divide(side.squares, side.freedom, out=np.zeros_like(side.squares), where=side.freedom > 0)
+    each = np.divide(left.squares, left.count, out=np.zeros_like(left.squares), where=left.count > 0)
+    return np.maximum(np.where(own[:, None], each, pooled[:, None]), LEAST_VARIANCE)

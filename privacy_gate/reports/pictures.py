@@ -1,0 +1,272 @@
+"""Geometry of the report's pictures: exhibits in, SVG paths and ticks out. Lengths are SVG user units."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from privacy_gate.reports.words import amount, metric, number, percent, plain
+from privacy_gate.verdict import Finding, Histogram, LawPlot, Limit, Measurement, Roc
+
+COLOURS = 8
+DASHES = 4
+RESOLVED = 10
+"""Holdout rows expected above a threshold below which its false positive rate is not resolved."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Data range [low, high] on [start, end] user units; start > end where values grow upwards."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    def at(self, value: float) -> float:
+        """Where the value stands; values beyond the range stand at its ends."""
+        value = min(max(value, self.low), self.high)
+        low, high = self._scale(self.low), self._scale(self.high)
+        return self.start + (self._scale(value) - low) / (high - low) * (self.end - self.start)
+
+    def _scale(self, value: float) -> float:
+        return math.log10(value) if self.log else value
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A mark on an axis."""
+
+    at: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """One drawn series: its path, and the numbers of its colour and its dashes."""
+
+    name: str
+    path: str
+    colour: int
+    dash: int
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A point with words, for instance a limit."""
+
+    x: str
+    y: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Lines between two axes. `resolved`: x below which the data say little, or None."""
+
+    left: int
+    right: int
+    top: int
+    bottom: int
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    lines: tuple[Line, ...]
+    marks: tuple[Mark, ...] = ()
+    chance: str = ""
+    resolved: str | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Two groups' shares per bin: members as an area, holdout as an outline."""
+
+    attack: str
+    member: str
+    holdout: str
+    x_ticks: tuple[Tick, ...]
+    top: str
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An interval bar on [0, BAR] user units; None where nothing was measured. Chance and limit are always marked."""
+
+    limit: str
+    good: tuple[str, str]
+    chance: str | None
+    low: str | None = None
+    value: str | None = None
+    high: str | None = None
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The axis that all interval bars of one limit share."""
+
+    low: str
+    high: str
+    axis: Axis
+
+
+BAR = 200
+PAD = 4
+
+
+def styled(index: int) -> tuple[int, int]:
+    """Colour and dash of series `index`: no two of the first 32 share both, and neighbours share neither."""
+    return index % COLOURS, (index + index // COLOURS) % DASHES
+
+
+def roc_chart(curves: Sequence[Roc], holdout: int, findings: Iterable[Finding]) -> Chart:
+    """The curves on logarithmic axes from 1/holdout to 1, with the chance line and the limits on tpr.
+
+    Rates below RESOLVED/holdout rest on too few rows to be measured: `resolved` is where they end.
+    """
+    least = 1 / max(holdout, 20)
+    x, y = Axis(least, 1, 64, 504, log=True), Axis(least, 1, 424, 16, log=True)
+    lines = tuple(Line(plain(roc.attack), _curve(roc, x, y), *styled(i)) for i, roc in enumerate(curves))
+    marks = {
+        (finding.measurement.metric, finding.limit.max): _limit_mark(finding, x, y)
+        for finding in findings
+        if finding.limit.max and finding.measurement.metric.startswith("tpr_at_")
+    }
+    resolved = RESOLVED * least
+    return Chart(
+        *(64, 504, 16, 424),
+        x_ticks=_rate_ticks(x),
+        y_ticks=_rate_ticks(y),
+        lines=lines,
+        marks=tuple(mark for mark in marks.values() if mark),
+        chance=f"M{_n(x.start)} {_n(y.start)}L{_n(x.end)} {_n(y.end)}",
+        resolved=_n(x.at(resolved)),
+        note=f"below {percent(float(f'{resolved:.2g}'))}: too few of {holdout:,} holdout examples",
+    )
+
+
+def _curve(roc: Roc, x: Axis, y: Axis) -> str:
+    """The curve within the axes; at their left end it begins with what it reaches there."""
+    points = list(zip(roc.fpr, roc.tpr, strict=True))
+    begun = max((tpr for fpr, tpr in points if fpr <= x.low), default=0.0)
+    inner = [(fpr, tpr) for fpr, tpr in points if fpr > x.low and tpr >= y.low]
+    start = [(x.low, begun)] if begun >= y.low else []
+    return _path([(x.at(fpr), y.at(tpr)) for fpr, tpr in start + inner])
+
+
+def _limit_mark(finding: Finding, x: Axis, y: Axis) -> Mark | None:
+    rate, limit = metric(finding.measurement.metric).chance, finding.limit.max
+    if rate is None or limit is None or not (x.low <= rate <= x.high and y.low <= limit <= y.high):
+        return None
+    return Mark(_n(x.at(rate)), _n(y.at(limit)), f"limit {percent(limit)}")
+
+
+def law_chart(plots: Sequence[LawPlot]) -> Chart:
+    """Excess of the tpr over the fpr against examples per class, points and fitted lines, both axes logarithmic."""
+    shots = [value for plot in plots for value in plot.shots]
+    ends = [_law(plot, value) for plot in plots for value in (min(plot.shots), max(plot.shots))]
+    excess = [value for plot in plots for value in plot.excess] + ends
+    x, y = Axis(*_around(shots), 64, 504, log=True), Axis(*_around(excess), 304, 16, log=True)
+    lines, marks = [], []
+    for index, plot in enumerate(plots):
+        drawn = [(x.at(value), y.at(_law(plot, value))) for value in (min(plot.shots), max(plot.shots))]
+        lines.append(Line(percent(plot.fpr), _path(drawn), *styled(index)))
+        places = zip(plot.shots, plot.excess, strict=True)
+        marks += [Mark(_n(x.at(s)), _n(y.at(e)), str(styled(index)[0])) for s, e in places]
+    x_ticks = tuple(Tick(_n(x.at(v)), number(v)) for v in _log_ticks(x.low, x.high))
+    y_ticks = _rate_ticks(y)
+    return Chart(64, 504, 16, 304, x_ticks=x_ticks, y_ticks=y_ticks, lines=tuple(lines), marks=tuple(marks))
+
+
+def _law(plot: LawPlot, shots: float) -> float:
+    return float(10 ** (plot.intercept + plot.slope * math.log10(shots)))
+
+
+def _around(values: Sequence[float]) -> tuple[float, float]:
+    """The values' range, a little wider on a logarithmic axis."""
+    return min(values) / 1.5, max(values) * 1.5
+
+
+def bars(histogram: Histogram, width: int, height: int) -> Bars:
+    """Shares of either group in every bin, as steps over a width x height field that the highest bin fills."""
+    groups = [histogram.member, histogram.holdout]
+    shares = [[count / max(sum(counts), 1) for count in counts] for counts in groups]
+    top = max(max(share) for share in shares) or 1.0
+    x = Axis(histogram.edges[0], histogram.edges[-1], 0, width)
+    y = Axis(0, top, height, 0)
+    member, holdout = (_steps(histogram.edges, share, x, y) for share in shares)
+    ticks = tuple(Tick(_n(x.at(v)), number(v)) for v in _ticks(x.low, x.high, max(2, width // 80)))
+    return Bars(plain(histogram.attack), member, holdout, ticks, percent(float(f"{top:.2g}")))
+
+
+def _steps(edges: Sequence[float], shares: Sequence[float], x: Axis, y: Axis) -> str:
+    path = [f"M{_n(x.start)} {_n(y.start)}"]
+    path += [f"V{_n(y.at(share))}H{_n(x.at(edge))}" for share, edge in zip(shares, edges[1:], strict=True)]
+    return "".join(path) + f"V{_n(y.start)}"
+
+
+def shared_scale(findings: Sequence[Finding]) -> Scale:
+    """An axis on which every interval of these findings of one limit fits, and the limit, and chance."""
+    name, limit = findings[0].measurement.metric, findings[0].limit
+    known = metric(name)
+    ends = [end for f in findings for end in (f.measurement.low, f.measurement.high) if end is not None]
+    ends += [edge for edge in (limit.max, limit.min, known.chance) if edge is not None]
+    low, high = min(ends), max(ends)
+    room = 0.08 * (high - low) or max(abs(high), 1.0) * 0.5
+    low, high = low - room, high + room
+    if known.percent or known.chance is not None:
+        low, high = max(low, 0.0), min(high, 1.0)
+        low = 0.0 if limit.max is not None and known.chance != 0.5 else low
+    axis = Axis(low, high, PAD, BAR - PAD)
+    places = 2 if high - low < 10 else 3
+    return Scale(*(amount(name, float(f"{end:.{places}g}")) for end in (low, high)), axis)
+
+
+def interval(measurement: Measurement, limit: Limit, axis: Axis) -> Interval:
+    """The measurement's bar against its limit."""
+    edge = limit.max if limit.max is not None else limit.min or 0.0
+    limit_at, chance = axis.at(edge), metric(measurement.metric).chance
+    good = (axis.start, limit_at) if limit.max is not None else (limit_at, axis.end)
+    ends = (measurement.low, measurement.value, measurement.high)
+    low, value, high = (None if end is None else _n(axis.at(end)) for end in ends)
+    return Interval(
+        limit=_n(limit_at),
+        good=(_n(good[0]), _n(good[1] - good[0])),
+        chance=None if chance is None else _n(axis.at(chance)),
+        low=low,
+        value=value,
+        high=high,
+    )
+
+
+def _rate_ticks(axis: Axis) -> tuple[Tick, ...]:
+    return tuple(Tick(_n(axis.at(v)), percent(v)) for v in _log_ticks(axis.low, axis.high))
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Powers of ten in the range; with 2 and 5 times them where they are few."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    few = math.log10(high / low) < 2
+    steps = (1, 2, 5) if few else (1,)
+    every = [float(f"{step}e{power}") for power in range(first, last + 1) for step in steps]
+    return [value for value in every if low <= value <= high * (1 + 1e-9)]
+
+
+def _ticks(low: float, high: float, most: int) -> list[float]:
+    """Round numbers in the range, at most `most` and one more."""
+    rough = (high - low) / most
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * (1 - 1e-9))
+    first = math.ceil(low / step - 1e-9)
+    count = math.floor(high / step + 1e-9) - first + 1
+    return [float(f"{(first + i) * step:.10g}") for i in range(count)]
+
+
+def _path(points: Sequence[tuple[float, float]]) -> str:
+    """Straight lines through the points; those that would stand on each other once."""
+    placed = list(dict.fromkeys(f"{_n(x)} {_n(y)}" for x, y in points))
+    return f"M{'L'.join(placed)}" if placed else ""
+
+
+def _n(value: float) -> str:
+    """A length with one decimal, the shortest way."""
+    return f"{value + 0.0:.1f}".removesuffix(".0")

@@ -1,0 +1,30 @@
+"""A few lines for a terminal: the verdict, why, what would help, what was not tested."""
+
+from collections import Counter
+
+from privacy_gate.report import Report
+from privacy_gate.reports.story import next_step, reasons, why
+from privacy_gate.reports.words import STATUS, plain
+from privacy_gate.verdict import Status
+
+
+def render(report: Report) -> str:
+    """The report in lines of plain text; the last one ends with a line break."""
+    candidate, policy = report.candidate, report.policy
+    lines = [
+        f"{report.verdict.upper()}: {plain(candidate.name)}, version {plain(candidate.version)}"
+        f" (sha256 {plain(candidate.digest)[:12]}), by policy {plain(policy.name)} version {policy.version}",
+        why(report),
+        *(f"  - {reason}" for reason in reasons(report)),
+        f"next: {next_step(report)}",
+        f"findings: {_tally(report)}",
+        *(f"note: {plain(note)}" for note in report.notes),
+    ]
+    if report.not_tested:
+        lines.append(f"not tested: {'; '.join(plain(line) for line in report.not_tested)}")
+    return "\n".join(lines) + "\n"
+
+
+def _tally(report: Report) -> str:
+    count = Counter(finding.status for finding in report.findings)
+    return ", ".join(f"{count[status]} {STATUS[status]}" for status in Status)

@@ -1,0 +1,189 @@
+"""The reports' own words: what metrics and checks are called, and how figures are written.
+
+Figures are written so that rounding never contradicts a judgement: the ends of an interval are rounded
+outward, and with as many digits as it takes to stand on their side of the limit.
+"""
+
+import math
+import re
+import unicodedata
+from dataclasses import dataclass
+from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
+
+from privacy_gate.verdict import Finding, Limit, Measurement, Status
+
+SCOPE = (
+    "This report is evidence for, or against, resistance to the attacks listed, under the stated attacker model and "
+    "sample. It says nothing of other attacks and settles no question of law."
+)
+
+STATUS = {
+    Status.MET: "limit met",
+    Status.VIOLATED: "limit violated",
+    Status.NOT_MEASURED: "not measured",
+    Status.WAIVED: "violated, waived",
+}
+
+CHECKS = {
+    "membership": "Membership inference on this candidate",
+    "recipe": "Membership inference on this recipe",
+    "power_law": "The leak as classes grow",
+    "utility": "Utility",
+}
+"""What each check is called; one that is missing here goes by its own name."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is spoken of; `chance` is what guessing reaches, on the metric's own scale."""
+
+    title: str
+    percent: bool = False
+    chance: float | None = None
+
+
+_METRICS = {
+    "auc": Metric("area under the ROC curve", chance=0.5),
+    "balanced_accuracy": Metric("balanced accuracy of the best threshold", percent=True, chance=0.5),
+    "holdout_accuracy": Metric("accuracy on held-out examples", percent=True),
+    "member_accuracy": Metric("accuracy on members", percent=True),
+}
+
+_AT_FPR = {
+    "tpr": "members found at {} false alarms",
+    "recipe_tpr": "members found at {} false alarms, over all models of the recipe",
+    "calibrated_tpr": "members found at {} false alarms, each example with its own threshold",
+    "slope": "slope of the power law at {} false alarms",
+}
+
+_RATE = re.compile(r"(.+)_at_(0\.\d+|\d+e-\d+)_fpr\Z")
+
+_MOST_PLACES = 17
+"""Decimals beyond which two different float64 in [0, 1] cannot look alike."""
+
+_UNSEEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+"""Unicode categories that steer a terminal or the direction of text instead of being read."""
+
+
+def metric(name: str) -> Metric:
+    """How the metric is spoken of; one that is not known by its own name, with spaces.
+
+    >>> metric("tpr_at_0.01_fpr").title
+    'members found at 1 % false alarms'
+    """
+    found = _RATE.match(name)
+    if found and found[1] in _AT_FPR:
+        rate = float(found[2])
+        is_rate = found[1] != "slope"
+        title = _AT_FPR[found[1]].format(percent(rate))
+        return Metric(title, percent=is_rate, chance=rate if is_rate else None)
+    return _METRICS.get(name, Metric(name.replace("_", " ")))
+
+
+def check_title(name: str) -> str:
+    """What the check is called."""
+    return CHECKS.get(name, name.replace("_", " ").capitalize())
+
+
+def plain(text: object) -> str:
+    """Text from strangers on one line: no line breaks, control characters or changes of direction.
+
+    >>> plain("a\\nb\\u202ec")
+    'a b\\ufffdc'
+    """
+    line = " ".join(str(text).split())
+    return "".join("\ufffd" if unicodedata.category(letter) in _UNSEEN else letter for letter in line)
+
+
+def percent(rate: float) -> str:
+    """A share as written by people, exactly.
+
+    >>> percent(0.001), percent(0.05)
+    ('0.1 %', '5 %')
+    """
+    return f"{number(Decimal(repr(rate)).scaleb(2))} %"
+
+
+def number(value: float | Decimal) -> str:
+    """A number without trailing zeros, with thousands separated and a true minus.
+
+    >>> number(1280.0), number(-0.5)
+    ('1,280', '−0.5')
+    """
+    exact = value if isinstance(value, Decimal) else Decimal(repr(value))
+    if exact and not -9 < exact.adjusted() < 15:
+        return f"{exact:.3e}".replace("-", "−")
+    text = f"{exact:,f}"
+    text = text.rstrip("0").rstrip(".") if "." in text else text
+    return text.replace("-", "−")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A measured figure as text: value, low, high, each with its unit."""
+
+    value: str
+    low: str
+    high: str
+
+    def __str__(self) -> str:
+        return f"{self.value} [{self.low}, {self.high}]"
+
+
+def shown(measurement: Measurement, limit: Limit | None = None) -> Shown | None:
+    """The figure as text, its ends rounded outward; None where there is none.
+
+    >>> figure = Measurement(metric="tpr_at_0.01_fpr", value=0.031, low=0.0221, high=0.0436, confidence=0.95)
+    >>> str(shown(figure))
+    '3.1 % [2.2 %, 4.4 %]'
+    """
+    if measurement.value is None or measurement.low is None or measurement.high is None:
+        return None
+    in_percent = metric(measurement.metric).percent
+    ends = [Decimal(repr(end)).scaleb(2 * in_percent) for end in (measurement.low, measurement.value, measurement.high)]
+    unit = " %" if in_percent else ""
+    if max(abs(end) for end in ends) >= 10**9:
+        low, value, high = (f"{end:.6e}{unit}".replace("-", "−") for end in ends)
+        return Shown(value, low, high)
+    low, value, high = (text + unit for text in _round(ends, in_percent, limit))
+    return Shown(value, low, high)
+
+
+def _round(ends: list[Decimal], in_percent: bool, limit: Limit | None) -> list[str]:
+    """low, value, high with equally many decimals, two digits of their distance at least."""
+    low, value, high = ends
+    width = float(high - low)
+    least = 1 if in_percent else 3
+    places = least if width <= 0 else min(max(least, 1 - math.floor(math.log10(width))), 6)
+    while True:
+        step = Decimal(1).scaleb(-places)
+        rounded = [low.quantize(step, ROUND_FLOOR), value.quantize(step, ROUND_HALF_EVEN)]
+        rounded.append(high.quantize(step, ROUND_CEILING))
+        if places >= _MOST_PLACES or _same_side(ends, rounded, in_percent, limit):
+            return [f"{abs(end) if not end else end:,.{places}f}".replace("-", "−") for end in rounded]
+        places += 1
+
+
+def _same_side(ends: list[Decimal], rounded: list[Decimal], in_percent: bool, limit: Limit | None) -> bool:
+    """Whether the rounded interval stands to the limit as the interval does."""
+    if limit is None:
+        return True
+    if limit.max is not None:
+        bound = Decimal(repr(limit.max)).scaleb(2 * in_percent)
+        return (rounded[2] <= bound) == (ends[2] <= bound)
+    bound = Decimal(repr(limit.min)).scaleb(2 * in_percent)
+    return (rounded[0] >= bound) == (ends[0] >= bound)
+
+
+def bound(finding: Finding) -> str:
+    """The limit as text, for instance "≤ 5 %"."""
+    limit = finding.limit
+    edge = limit.max if limit.max is not None else limit.min
+    if edge is None:
+        return "none"
+    return f"{'≤' if limit.max is not None else '≥'} {amount(finding.measurement.metric, edge)}"
+
+
+def amount(name: str, value: float) -> str:
+    """A bare value of the metric as text."""
+    return percent(value) if metric(name).percent else number(value)

@@ -1,0 +1,125 @@
+"""The command: quick help, one clear error, the right exit code."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from privacy_gate.cli import app
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = [
+    ["check"], ["prepare"], ["audit"], ["report"], ["promote"], ["demo"], ["attacks"],
+    ["dossier"], ["dossier", "lint"], ["policy"], ["policy", "lint"],
+]  # fmt: skip
+
+
+def invoke(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, list(arguments))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.output
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_has_help_with_an_example(command: list[str]) -> None:
+    code, text = invoke(*command, "--help")
+    assert code == 0
+    if command not in (["dossier"], ["policy"]):
+        assert f"Example: privacy-gate {' '.join(command)}" in " ".join(text.split())
+
+
+def test_help_imports_neither_torch_nor_mlflow_and_is_quick() -> None:
+    script = (
+        "import sys, time; begun = time.perf_counter()\n"
+        "from privacy_gate.cli import app\n"
+        "try: app(['check', '--help'])\n"
+        "except SystemExit: pass\n"
+        "print(time.perf_counter() - begun, [m for m in ('torch', 'mlflow', 'numpy') if m in sys.modules], "
+        "file=sys.stderr)"
+    )
+    seconds = []
+    for _ in range(5):
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+        took, loaded = done.stderr.split(" ", 1)
+        assert loaded.strip() == "[]"
+        seconds.append(float(took))
+    assert min(seconds) < 0.5
+
+
+def test_policy_lint_says_what_the_holdout_cannot_resolve() -> None:
+    code, text = invoke("policy", "lint", str(ROOT / "policies" / "strict.yaml"), "--holdout", "2000")
+    assert code == 0
+    assert "tpr_at_0.001_fpr needs at least 10,000 holdout rows to be measured: with your 2,000 the verdict" in text
+
+
+def test_policy_lint_audit_and_report_do_not_import_torch() -> None:
+    script = (
+        "import sys\n"
+        "from privacy_gate import lint, reports, audit\n"
+        "print([m for m in ('torch', 'mlflow', 'timm') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "expected"),
+    [
+        (["policy", "lint", "absent.yaml"], 2, "absent.yaml: No such file or directory; name a policy file"),
+        (["report", "absent.json"], 2, "absent.json: No such file or directory; name a report.json"),
+        (["check", "models:/x/1", "--policy", "absent.yaml"], 2, "absent.yaml: No such file or directory"),
+        (["check", "models:/x/1"], 2, "Missing option '--policy'"),
+        (["prepare", "models:/x/1", "--policy", "p", "--shard", "0/2"], 2, "1 <= i <= n"),
+        (["prepare", "models:/x/1", "--policy", "p", "--shard", "two"], 2, "write i/n, for instance 2/4"),
+        (["dossier", "lint", "absent"], 2, "absent/recipe.yaml: No such file or directory"),
+        (["nonsense"], 2, "No such command 'nonsense'"),
+    ],
+)
+def test_wrong_usage_is_one_message_and_exit_code_2(
+    arguments: list[str], code: int, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found, text = invoke(*arguments)
+    assert found == code
+    assert expected in " ".join(text.replace("│", " ").split())
+    assert "Traceback" not in text
+
+
+def test_a_report_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps({"verdict": "approved"}))
+    code, text = invoke("report", str(path))
+    assert code == 2
+    assert "not a sound report" in text
+
+
+def test_an_unknown_format_names_the_nearest(tmp_path: Path) -> None:
+    code, text = invoke("report", str(tmp_path / "report.json"), "--format", "htm")
+    assert code == 2
+    assert "did you mean 'html'?" in text
+
+
+def test_an_interrupt_exits_with_130(tmp_path: Path) -> None:
+    policy = tmp_path / "policy.yaml"
+    os.mkfifo(policy)  # reading it waits for a writer
+    script = "import sys; from privacy_gate.cli import main; sys.argv[0] = 'privacy-gate'; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, "policy", "lint", str(policy)], stderr=subprocess.PIPE, text=True
+    )
+    for _ in range(600):
+        try:
+            writer = os.open(policy, os.O_WRONLY | os.O_NONBLOCK)
+            break
+        except OSError:  # nobody reads yet
+            time.sleep(0.05)
+    process.send_signal(2)
+    _, complaint = process.communicate(timeout=20)
+    os.close(writer)
+    assert process.returncode == 130
+    assert "run the same command to go on" in complaint

@@ -1,0 +1,113 @@
+"""Policies: what stands in policies/ loads, what is wrong is placed, waivers excuse only what they name."""
+
+import datetime
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from privacy_gate.errors import ConfigurationError
+from privacy_gate.policy import Policy, load_policy
+from privacy_gate.verdict import Measurement, Status
+
+POLICIES = Path(__file__).parents[1] / "policies"
+TODAY = datetime.date(2030, 6, 1)
+
+POLICY = """\
+name: house
+version: 1
+release_context: api
+checks:
+  - check: membership
+    attacks: [loss]
+    limits:
+      tpr_at_0.01_fpr: {max: 0.05}
+waivers:
+  - {model: digits, check: membership, metric: tpr_at_0.01_fpr, owner: dpo, reason: pilot, expires: "2030-06-01"}
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "policy.yaml"
+    path.write_text(text)
+    return path
+
+
+def complaint(folder: Path, text: str) -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        load_policy(write(folder, text))
+    return str(caught.value).replace(str(folder) + "/", "")
+
+
+@pytest.mark.parametrize("path", sorted(POLICIES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_ready_policy_loads_and_justifies_its_numbers(path: Path) -> None:
+    policy, sha256 = load_policy(path)
+    assert policy.name == path.stem
+    assert sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    lines = path.read_text().splitlines()
+    for number, line in enumerate(lines):
+        if "max:" in line or "min:" in line:
+            above = next(previous for previous in reversed(lines[:number]) if not previous.lstrip().startswith("- "))
+            assert "#" in line or "#" in above, f"{path.name}:{number + 1} has a limit without a reason"
+
+
+def test_the_three_ready_policies_are_there() -> None:
+    assert {path.stem for path in POLICIES.glob("*.yaml")} >= {"baseline", "strict", "report-only"}
+
+
+def test_report_only_never_blocks_and_promotes_nothing() -> None:
+    policy, _ = load_policy(POLICIES / "report-only.yaml")
+    assert policy.promotion is None
+    assert {limit.severity for check in policy.checks for limit in check.bounds.values()} == {"warn"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("tpr_at_0.01_fpr: {max", "tpr_at_0.01_fp: {max", "policy.yaml:8:7: checks.0.limits.tpr_at_0.01_fp: unknown "
+         "key; did you mean 'tpr_at_0.01_fpr'?"),
+        ("{max: 0.05}", "{max: '0.05'}", "policy.yaml:8:30: checks.0.limits.tpr_at_0.01_fpr.max: Input should be"),
+        ("{max: 0.05}", "{max: .nan}", "policy.yaml:8:30: '.nan' is not a finite number"),
+        ("{max: 0.05}", "{max: 0.05, min: 0.01}", "policy.yaml:8:24: checks.0.limits.tpr_at_0.01_fpr: a limit has"),
+        ("{max: 0.05}", "{maxx: 0.05}", "policy.yaml:8:25: checks.0.limits.tpr_at_0.01_fpr.maxx: unknown key; "
+         "did you mean 'max'?"),
+        ("attacks: [loss]", "attacks: [lyra]", "policy.yaml:6:14: checks.0.attacks: no attack is called 'lyra'; "
+         "did you mean 'lira'?"),
+        ("attacks: [loss]", "attacks: []", "policy.yaml:6:14: checks.0.attacks: Tuple should have at least 1 item"),
+        ("attacks: [loss]", "attack: [loss]", "policy.yaml:6:5: checks.0.attack: unknown key; did you mean 'attacks'?"),
+        ("check: membership\n", "check: memberships\n", "policy.yaml:5:5: checks.0: Input tag 'memberships'"),
+        ("version: 1", "version: 1\nversion: 2", "policy.yaml:3:1: key 'version' is repeated (first on line 2)"),
+        ("release_context: api", "release_context: public", "policy.yaml:3:18: release_context: Input should be"),
+        ("metric: tpr", "metric: tqr", "no limit on 'tqr_at_0.01_fpr'; did you mean 'tpr_at_0.01_fpr'?"),
+        ('"2030-06-01"', '"2030-06-31"', "2030-06-31 is no date"),
+        ("waivers:", "promotion: {alias: latest}\nwaivers:", "alias 'latest' is reserved"),
+    ],
+)  # fmt: skip
+def test_every_mistake_is_placed_with_the_nearest_word(tmp_path: Path, old: str, new: str, expected: str) -> None:
+    assert expected in complaint(tmp_path, POLICY.replace(old, new, 1))
+
+
+def test_a_missing_file_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="No such file"):
+        load_policy(tmp_path / "absent.yaml")
+
+
+def findings_of(policy: Policy, model: str, today: datetime.date) -> list[Status]:
+    leak = Measurement(
+        metric="tpr_at_0.01_fpr", subject="loss", value=0.3, low=0.2, high=0.4, confidence=0.95, method="by hand"
+    )
+    return [finding.status for finding in policy.judge(model, policy.checks[0], [leak], today)]
+
+
+def test_a_waiver_covers_its_model_until_its_last_day(tmp_path: Path) -> None:
+    policy, _ = load_policy(write(tmp_path, POLICY))
+    assert findings_of(policy, "digits", TODAY) == [Status.WAIVED]
+    assert findings_of(policy, "digits", TODAY + datetime.timedelta(days=1)) == [Status.VIOLATED]
+    assert findings_of(policy, "other", TODAY) == [Status.VIOLATED]
+
+
+def test_idle_and_expired_waivers_are_reported(tmp_path: Path) -> None:
+    policy, _ = load_policy(write(tmp_path, POLICY))
+    assert "excused nothing" in policy.idle_waivers("digits", [], TODAY)[0]
+    assert "has expired" in policy.idle_waivers("digits", [], TODAY + datetime.timedelta(days=1))[0]
+    assert policy.idle_waivers("other", [], TODAY) == []
