@@ -30,7 +30,7 @@ class Membership(Check):
 
     check: Literal["membership"] = "membership"
     references: Annotated[int, Field(ge=2, le=10_000)] = 64
-    attacks: Annotated[tuple[str, ...], Field(min_length=1)] = ("lira", "rmia", "loss")
+    attacks: Annotated[tuple[str, ...], Field(min_length=1)] = ("lira", "bavaria", "rmia", "loss")
     limits: Mapping[MembershipMetric, Limit] = Field(default_factory=dict)
 
     @field_validator("attacks")

@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 
 from privacy_gate.candidate import Recipe
 from privacy_gate.compute.machine import Machine
-from privacy_gate.compute.optimizers import STATE
-from privacy_gate.compute.stack import Stack, train_block
+from privacy_gate.compute.stack import bytes_per_head, padded, train_block
 from privacy_gate.compute.subsets import Subset
 from privacy_gate.errors import DatasetError
 from privacy_gate.progress import Progress, silent
@@ -58,21 +57,21 @@ def train_heads(
     features (N, D); label (N,), 0 <= label < C; subsets: rows of each reference, in any number.
     A head equals the one a plain loop over torch.nn.Linear, torch.optim and cross_entropy trains on the
     same batches, up to rounding; so it depends on its index and rows, not on its block, the
-    threads or the device. Memory beside the features: `machine.block` heads with optimiser state and
-    batch, per thread. On a CPU every thread trains its own block with single-threaded kernels: threads that
-    meet at no barrier lose nothing where the machine is shared. `progress` counts references and
-    is called from those threads, one at a time.
+    threads or the device. On a CPU every thread trains its own block with single-threaded kernels:
+    threads that meet at no barrier lose nothing where the machine is shared. Memory: a copy of the
+    features on the device, and per thread `machine.block` heads with optimiser state and batch.
+    `progress` counts references and is called from those threads, one at a time.
     Raises DatasetError for a label, row or feature that cannot be trained on.
     """
     device = machine.torch_device()
     _refuse_wrong(np.asarray(label), recipe.classes, subsets, len(features))
-    x = _tensor(features, device, dtype)
+    x = padded(_tensor(features), device, dtype)
     if not torch.isfinite(x).all():
         raise DatasetError("features hold values that are not finite numbers, expected none: check the backbone")
     y = torch.as_tensor(np.asarray(label), device=device)
     threads = machine.cpu_threads() if device.type == "cpu" else 1
     blocks = _blocks(subsets, recipe, x, machine.block, threads)
-    return _train(x, y, recipe, blocks, threads, _Course(len(subsets), recipe.epochs, progress))
+    return _train(x, y, features.shape[1], recipe, blocks, threads, _Course(len(subsets), recipe.epochs, progress))
 
 
 def confidences(
@@ -93,7 +92,7 @@ def confidences(
     weight = torch.stack([head.weight for head in heads]).to(device)
     bias = torch.stack([head.bias for head in heads]).to(device)
     models, classes, width = weight.shape
-    x = _tensor(features, device, weight.dtype)
+    x = _tensor(features).to(device, weight.dtype)
     y = torch.as_tensor(np.asarray(label), device=device)
     phi = torch.empty(models, len(x), dtype=torch.float32)
     residual = torch.empty_like(phi)
@@ -115,13 +114,13 @@ def head_logits(features: Features, head: TrainedHead, machine: Machine) -> NDAr
     """The logits of one head on every row, (N, C) float32."""
     device = machine.torch_device()
     weight, bias = head.weight.to(device), head.bias.to(device)
-    return torch.addmm(bias, _tensor(features, device, weight.dtype), weight.T).float().cpu().numpy()
+    return torch.addmm(bias, _tensor(features).to(device, weight.dtype), weight.T).float().cpu().numpy()
 
 
-def _tensor(features: Features, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    if isinstance(features, np.ndarray):  # torch warns of arrays it could not write to
-        features = torch.from_numpy(np.require(features, requirements=["C", "W"]))
-    return features.to(device=device, dtype=dtype)
+def _tensor(features: Features) -> torch.Tensor:
+    if isinstance(features, torch.Tensor):
+        return features
+    return torch.from_numpy(np.require(features, requirements=["C", "W"]))  # torch warns of what it could not write
 
 
 def _refuse_wrong(label: NDArray[np.int64], classes: int, subsets: Sequence[Subset], rows: int) -> None:
@@ -160,15 +159,11 @@ def _blocks(
 
 def _largest_block(recipe: Recipe, x: torch.Tensor, size: int) -> int:
     """How many references a step can hold: in the caches of a CPU, in a quarter of a GPU's free memory."""
-    width = x.shape[1]
-    state = recipe.classes * (width + 1) * (2 + STATE[recipe.optimizer.name])
-    batch = min(recipe.batch_size, size) * (width + 3 * recipe.classes)
-    each = (state + batch) * x.element_size()
+    each, room = bytes_per_head(x, recipe, size), CACHE_BYTES
     if x.device.type == "cuda":
-        orders = 2 * size * 8
-        free, _ = torch.cuda.mem_get_info(x.device)
-        return int(max(1, free // 4 // (each + orders)))
-    return int(max(1, CACHE_BYTES // each))
+        each += 2 * 8 * size  # an epoch's order of rows and their labels
+        room = torch.cuda.mem_get_info(x.device)[0] // 4
+    return max(1, room // each)
 
 
 class _Course:
@@ -192,17 +187,22 @@ class _Course:
 
 
 def _train(
-    x: torch.Tensor, y: torch.Tensor, recipe: Recipe, blocks: list[Sequence[Subset]], threads: int, course: _Course
+    x: torch.Tensor,
+    y: torch.Tensor,
+    width: int,
+    recipe: Recipe,
+    blocks: list[Sequence[Subset]],
+    threads: int,
+    course: _Course,
 ) -> Generator[TrainedHead, None, None]:
     with _single_threaded_kernels(x.device), ThreadPoolExecutor(threads) as workers:
-        running: deque[Future[Stack]] = deque(
-            workers.submit(train_block, x, y, recipe, block, course.advance) for block in blocks
+        running: deque[Future[torch.Tensor]] = deque(
+            workers.submit(train_block, x, y, width, recipe, block, course.advance) for block in blocks
         )
         try:
             for block in blocks:
-                stack = running.popleft().result()
-                for (index, _), weight, bias in zip(block, stack.weight, stack.bias, strict=True):
-                    yield TrainedHead(index, weight, bias)
+                for (index, _), head in zip(block, running.popleft().result(), strict=True):
+                    yield TrainedHead(index, head[:, :width], head[:, width])
         finally:
             course.abandoned.set()
             for future in running:

@@ -3,7 +3,7 @@
 All heads share the features and differ in their rows, so one step of M heads is one gather, two batched
 matrix products and one optimiser update, with the gradient in closed form: (p - target) x'. Each head keeps
 its own mini-batches, exactly those it would have alone. Logits are laid out (M, C, batch), with weights
-(M, C, D): then both products read and write rows in order, several times faster where C is small.
+(M, C, W): then both products read and write rows in order, several times faster where C is small.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,28 +12,64 @@ import numpy as np
 import torch
 
 from privacy_gate.candidate import Recipe
-from privacy_gate.compute.optimizers import optimizer, set_learning_rate
+from privacy_gate.compute.optimizers import STATE, stepper
 from privacy_gate.compute.subsets import Subset, batch_order, initial_head
+
+CACHE_LINE = 64
+"""Bytes."""
+
+
+def padded(features: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """The features as a stack reads them, (N, W): x, then 1 so that the bias is a weight, then zeros.
+
+    W is the least that makes a row an odd number of cache lines: rows that lie a power of two apart, as
+    most backbones' would, compete for the same few places of a cache.
+    """
+    width = features.shape[1]
+    line = CACHE_LINE // dtype.itemsize
+    lines = (width + 1 + line - 1) // line
+    x = torch.zeros(len(features), (lines | 1) * line, device=device, dtype=dtype)
+    x[:, :width] = features
+    x[:, width] = 1
+    return x
+
+
+def bytes_per_head(x: torch.Tensor, recipe: Recipe, size: int) -> int:
+    """What a head trained on `size` rows touches in a step: parameters, their state, its batch, its logits."""
+    width = x.shape[1]
+    parameters = recipe.classes * width * (2 + STATE[recipe.optimizer.name])
+    batch = min(recipe.batch_size, size) * (width + 2 * recipe.classes)
+    return (parameters + batch) * x.element_size()
 
 
 @torch.no_grad()
 def train_block(
-    x: torch.Tensor, y: torch.Tensor, recipe: Recipe, block: Sequence[Subset], advance: Callable[[int], None]
-) -> "Stack":
-    """Trains the block's references as the recipe says, stacked in the order of `block`.
+    x: torch.Tensor,
+    y: torch.Tensor,
+    width: int,
+    recipe: Recipe,
+    block: Sequence[Subset],
+    advance: Callable[[int], None],
+) -> torch.Tensor:
+    """Trains the block's references as the recipe says: weights and biases (M, C, D + 1), in the block's order.
 
-    x (N, D) and y (N,) on the device that computes; all subsets make the same number of batches
-    an epoch. `advance` is called with the number of references after every epoch.
+    x (N, W) as `padded` makes it of D = width features, y (N,), on the device that computes; all subsets
+    make the same number of batches an epoch. `advance` is called with M after every epoch.
     """
-    stack = Stack(x, recipe, [index for index, _ in block])
-    steps = optimizer(stack.parameters, recipe.optimizer)
+    stack = Stack(x, recipe, len(block))
+    if recipe.head.initial == "uniform":
+        for place, (index, _) in enumerate(block):
+            weight, bias = initial_head(index, recipe.classes, width)
+            stack.parameters[place, :, :width] = torch.from_numpy(weight)
+            stack.parameters[place, :, width] = torch.from_numpy(bias)
+    step = stepper(stack.parameters, stack.gradient, recipe.optimizer)
     for epoch in range(recipe.epochs):
-        set_learning_rate(steps, recipe.optimizer.lr * recipe.schedule.factor(epoch, recipe.epochs))
+        lr = recipe.optimizer.lr * recipe.schedule.factor(epoch, recipe.epochs)
         for rows, truth, share in _batches(block, epoch, recipe.batch_size, y):
             stack.differentiate(rows, truth, share)
-            steps.step()
+            step(lr)
         advance(len(block))
-    return stack
+    return stack.parameters[:, :, : width + 1]
 
 
 def _batches(
@@ -59,28 +95,15 @@ def _batches(
 
 
 class Stack:
-    """The parameters of M heads as one flat tensor, with their gradient beside it."""
+    """The parameters of M heads, (M, C, W), with their gradient beside them."""
 
-    def __init__(self, x: torch.Tensor, recipe: Recipe, indices: Sequence[int]) -> None:
+    def __init__(self, x: torch.Tensor, recipe: Recipe, models: int) -> None:
+        width = x.shape[1]
         self._x, self._smoothing = x, recipe.label_smoothing
-        models, width = len(indices), x.shape[1]
-        self._shape = (models, recipe.classes, width)
-        self.parameters = x.new_zeros(models * recipe.classes * (width + 1))
-        self.parameters.grad = torch.zeros_like(self.parameters)
-        self.weight, self.bias = self._views(self.parameters)
-        self._weight_gradient, self._bias_gradient = self._views(self.parameters.grad)
-        self._minus_target = x.new_tensor(self._smoothing - 1)
         self._gathered = x.new_empty(models * recipe.batch_size, width)
-        if recipe.head.initial == "uniform":
-            for place, index in enumerate(indices):
-                weight, bias = initial_head(index, recipe.classes, width)
-                self.weight[place] = torch.from_numpy(weight)
-                self.bias[place] = torch.from_numpy(bias)
-
-    def _views(self, flat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        models, classes, width = self._shape
-        weights = models * classes * width
-        return flat[:weights].view(self._shape), flat[weights:].view(models, classes)
+        self._minus_target = x.new_tensor(self._smoothing - 1)
+        self.parameters = x.new_zeros(models, recipe.classes, width)
+        self.gradient = torch.zeros_like(self.parameters)
 
     def differentiate(self, rows: torch.Tensor, label: torch.Tensor, share: torch.Tensor | float) -> None:
         """Sets the gradient of every head's mean cross-entropy over its batch.
@@ -89,16 +112,14 @@ class Stack:
         1 - s + s/C for the true class and s/C for the others, s = label smoothing, as in
         torch.nn.functional.cross_entropy.
         """
-        models, classes, width = self._shape
-        size = rows.shape[1]
+        models, size = rows.shape
         x = self._gathered[: models * size]
         torch.index_select(self._x, 0, rows.view(-1), out=x)
-        x = x.view(models, size, width)
-        error = torch.baddbmm(self.bias[:, :, None], self.weight, x.transpose(1, 2)).softmax(1)
+        x = x.view(models, size, -1)
+        error = torch.bmm(self.parameters, x.transpose(1, 2)).softmax(1)
         if self._smoothing:
-            error -= self._smoothing / classes
+            error -= self._smoothing / error.shape[1]
         truth = label.unsqueeze(1)
         error.scatter_add_(1, truth, self._minus_target.expand(truth.shape))
         error *= share
-        torch.bmm(error, x, out=self._weight_gradient)
-        torch.sum(error, 2, out=self._bias_gradient)
+        torch.bmm(error, x, out=self.gradient)

@@ -110,7 +110,7 @@ def _group(findings: list[Finding]) -> Group:
     rows = tuple(
         Row(
             finding=finding,
-            who=story.who(finding),
+            who=words.plain(finding.measurement.subject) or "all",
             shown=words.shown(finding.measurement, finding.limit),
             interval=pictures.interval(finding.measurement, finding.limit, scale.axis),
             status=words.STATUS[finding.status],

@@ -62,7 +62,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines between two axes. `resolved`: x below which the data say little, or None."""
+    """Lines between two axes. `resolved`: x below which the data say little."""
 
     left: int
     right: int
@@ -73,15 +73,22 @@ class Chart:
     lines: tuple[Line, ...]
     marks: tuple[Mark, ...] = ()
     chance: str = ""
-    resolved: str | None = None
+    resolved: float = 0.0
     note: str = ""
+
+    @property
+    def slope(self) -> float:
+        """Angle of the diagonal from the lower left to the upper right, in degrees; below 0 is upwards."""
+        return math.degrees(math.atan2(self.top - self.bottom, self.right - self.left))
 
 
 @dataclass(frozen=True)
 class Bars:
-    """Two groups' shares per bin: members as an area, holdout as an outline."""
+    """Two groups' shares per bin on a width x height field: members as an area, holdout as an outline."""
 
     attack: str
+    width: int
+    height: int
     member: str
     holdout: str
     x_ticks: tuple[Tick, ...]
@@ -139,8 +146,8 @@ def roc_chart(curves: Sequence[Roc], holdout: int, findings: Iterable[Finding]) 
         lines=lines,
         marks=tuple(mark for mark in marks.values() if mark),
         chance=f"M{_n(x.start)} {_n(y.start)}L{_n(x.end)} {_n(y.end)}",
-        resolved=_n(x.at(resolved)),
-        note=f"below {percent(float(f'{resolved:.2g}'))}: too few of {holdout:,} holdout examples",
+        resolved=round(x.at(resolved), 1),
+        note=f"Grey: below {percent(float(f'{resolved:.2g}'))} false alarms {holdout:,} holdout examples are too few to measure.",
     )
 
 
@@ -195,7 +202,7 @@ def bars(histogram: Histogram, width: int, height: int) -> Bars:
     y = Axis(0, top, height, 0)
     member, holdout = (_steps(histogram.edges, share, x, y) for share in shares)
     ticks = tuple(Tick(_n(x.at(v)), number(v)) for v in _ticks(x.low, x.high, max(2, width // 80)))
-    return Bars(plain(histogram.attack), member, holdout, ticks, percent(float(f"{top:.2g}")))
+    return Bars(plain(histogram.attack), width, height, member, holdout, ticks, percent(float(f"{top:.2g}")))
 
 
 def _steps(edges: Sequence[float], shares: Sequence[float], x: Axis, y: Axis) -> str:

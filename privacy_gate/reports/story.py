@@ -1,5 +1,6 @@
 """What every view of a report tells, in the same order: the verdict, why, what would help, what was not looked at."""
 
+import json
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from importlib import resources
 
 from privacy_gate.documents import Record
 from privacy_gate.report import CheckRecord, Report
-from privacy_gate.reports.words import bound, check_title, metric, plain, shown
+from privacy_gate.reports.words import bound, check_title, level, metric, percent, plain, shown
 from privacy_gate.verdict import Finding, Measurement, Remedy, Severity, Status, Verdict
 
 
@@ -99,20 +100,19 @@ def grouped(report: Report) -> list[list[Finding]]:
     return list(groups.values())
 
 
-def who(finding: Finding) -> str:
-    """What a finding speaks of: its subject (an attack, a split, a group), or its check."""
-    return plain(finding.measurement.subject) or check_title(finding.check).lower()
-
-
 def sentence(finding: Finding) -> str:
-    """One finding in words, for instance "lira: members found at 1 % false alarms 31.0 % [25.1 %, 37.2 %], limit ≤ 5 %"."""
+    """One finding in words.
+
+    For instance "members found at 1 % false alarms (lira): 31.0 % [25.1 %, 37.2 %], limit ≤ 5 %".
+    """
     measurement = finding.measurement
-    head = f"{who(finding)}: {metric(measurement.metric).title}"
+    subject = f" ({plain(measurement.subject)})" if measurement.subject else ""
+    head = metric(measurement.metric).title + subject
     figure = shown(measurement, finding.limit)
     if figure is None:
-        return f"{head} not measured ({plain(measurement.reason)}), limit {bound(finding)}"
+        return f"{head}: not measured ({plain(measurement.reason)}), limit {bound(finding)}"
     tail = "; the estimate meets the limit, its interval does not: more audited examples would tell"
-    return f"{head} {figure}, limit {bound(finding)}" + (tail if finding.uncertain else "")
+    return f"{head}: {figure}, limit {bound(finding)}" + (tail if finding.uncertain else "")
 
 
 def reasons(report: Report) -> list[str]:
@@ -129,35 +129,37 @@ def reasons(report: Report) -> list[str]:
 
 def why(report: Report) -> str:
     """The verdict's ground in one sentence."""
-    decisive, against = binding(report), unmet(report)
-    level = f"{report.policy.confidence * 100:g} %"
+    against, every = unmet(report), len(binding(report))
     if report.verdict is Verdict.APPROVED:
-        return _why_approved(report, decisive, level)
-    if report.verdict is Verdict.BLOCKED:
-        violated = [finding for finding in against if finding.status is Status.VIOLATED]
-        return f"{_count(violated, decisive)} violated; the gravest: {sentence(violated[0])}."
+        return _why_approved(report)
     first = reasons(report)[0]
+    if report.verdict is Verdict.BLOCKED:
+        violated = sum(finding.status is Status.VIOLATED for finding in against)
+        return f"{violated} of {every} blocking findings violate their limit; the gravest: {first}."
     if any(not control.held for control in report.controls):
         return f"A control of the audit itself failed, so its figures decide nothing: {first.partition(': ')[2]}."
     if not against:
         return f"Nothing was decided: {first}."
-    return f"{_count(against, decisive)} not measured, and what was not measured is never a pass: {first}."
+    return (
+        f"{len(against)} of {every} blocking findings could not be measured, and what was not measured is never a limit "
+        f"met: {first}."
+    )
 
 
-def _why_approved(report: Report, decisive: list[Finding], level: str) -> str:
-    warned = sum(finding.status not in (Status.MET, Status.WAIVED) for finding in report.findings)
+def _why_approved(report: Report) -> str:
+    decisive = binding(report)
+    warned = sum(finding.status in (Status.VIOLATED, Status.NOT_MEASURED) for finding in report.findings)
     waived = sum(finding.status is Status.WAIVED for finding in decisive)
     if not decisive:
-        text = f"No limit of this policy blocks; {len(report.findings) - warned} of {len(report.findings)} warnings are met"
-        return text + "."
-    met = len(decisive) - waived
-    text = f"{met} of {len(decisive)} blocking limits are met, each at the unfavourable end of its {level} interval"
-    text += f"; {waived} violated and waived by a named owner" if waived else ""
-    return text + (f"; {warned} further as warnings not met" if warned else "") + "."
-
-
-def _count(some: list[Finding], every: list[Finding]) -> str:
-    return f"{len(some)} of {len(every)} blocking limits {'is' if len(some) == 1 else 'are'}"
+        return f"This policy has no blocking limit; {warned} of {len(report.findings)} warnings apply."
+    level = percent(report.policy.confidence)
+    parts = [
+        f"{len(decisive) - waived} of {len(decisive)} blocking findings meet their limit at the unfavourable end of "
+        f"their {level} interval"
+    ]
+    parts += [f"{waived} violated and waived by a named owner"] if waived else []
+    parts += [f"{warned} as a warning not met"] if warned else []
+    return "; ".join(parts) + "."
 
 
 def remedies(report: Report) -> list[Remedy]:
@@ -226,10 +228,35 @@ def _ids(classes: Iterable[AttackClass]) -> str:
     return ", ".join(dict.fromkeys(every))
 
 
-def measured_rows(check: CheckRecord) -> list[Measurement]:
-    """The check's measurements, those of one metric together."""
-    order = {name: place for place, name in enumerate(dict.fromkeys(m.metric for m in check.result.measurements))}
-    return sorted(check.result.measurements, key=lambda m: order[m.metric])
+@dataclass(frozen=True)
+class Measured:
+    """One metric of a check: its measurements, and how they were made where that is the same for all."""
+
+    title: str
+    metric: str
+    how: str
+    measurements: tuple[Measurement, ...]
+
+
+def measured(check: CheckRecord) -> list[Measured]:
+    """The check's measurements by metric, in their own order."""
+    by_metric: dict[str, list[Measurement]] = {}
+    for measurement in check.result.measurements:
+        by_metric.setdefault(measurement.metric, []).append(measurement)
+    found = []
+    for name, group in by_metric.items():
+        ways = {how(m) for m in group if m.measured}
+        title = metric(name).title
+        same = ways.pop() if len(ways) == 1 else ""
+        found.append(Measured(title[:1].upper() + title[1:], name, same, tuple(group)))
+    return found
+
+
+def how(measurement: Measurement) -> str:
+    """How a figure's interval was made, and from what."""
+    parts = [f"{level(measurement.confidence)} interval" if measurement.confidence else ""]
+    parts += [plain(measurement.method), plain(measurement.samples)]
+    return "; ".join(part for part in parts if part)
 
 
 def rerun(report: Report) -> list[str]:
@@ -242,3 +269,51 @@ def rerun(report: Report) -> list[str]:
         shlex.join(["sha256sum", plain(report.policy.source)]) + f"  # expect {plain(report.policy.sha256)}",
         shlex.join(["privacy-gate", "check", uri, "--policy", plain(report.policy.source), "--no-promote"]),
     ]
+
+
+def notes(report: Report) -> list[str]:
+    """What the report and its checks remark."""
+    return [*report.notes, *(note for check in report.checks for note in check.result.notes)]
+
+
+def recipe_facts(report: Report) -> list[tuple[str, str]]:
+    """How the candidate says it was trained, as name and value."""
+    recipe = report.recipe
+    facts = [("Backbone", plain(recipe.backbone.name))]
+    if recipe.backbone.weights:
+        facts += [("Its weights", plain(recipe.backbone.weights.uri)), ("Their sha256", recipe.backbone.weights.sha256)]
+    if recipe.input:
+        facts.append(("Input", f"{recipe.input.size} pixels, {recipe.input.interpolation}, crop {recipe.input.crop:g}"))
+    facts += [
+        ("Adaptation", f"{recipe.adaptation}, {recipe.classes:,} classes"),
+        ("Optimiser", _settings(recipe.optimizer)),
+        ("Schedule", _settings(recipe.schedule)),
+        ("Training", f"{recipe.epochs:,} epochs, batches of {recipe.batch_size:,}, seed {recipe.seed}"),
+        ("Label smoothing", f"{recipe.label_smoothing:g}"),
+    ]
+    return facts
+
+
+def _settings(record: Record) -> str:
+    values = record.model_dump(mode="json")
+    name = values.pop("name")
+    rest = ", ".join(f"{key} {json.dumps(value)}" for key, value in values.items())
+    return f"{name}: {rest}" if rest else str(name)
+
+
+def data_facts(report: Report) -> list[tuple[str, str]]:
+    """What the audit looked at, as name and value."""
+    data = report.data
+    facts = [
+        ("sha256", plain(data.sha256)),
+        ("Members", f"{data.members:,} examples the model was trained on"),
+        ("Holdout", f"{data.holdout:,} examples it never saw, audited"),
+        ("Population", f"{data.population:,} further examples, for calibration only"),
+        ("Classes", f"{data.classes:,}"),
+        ("Per class", f"{data.fewest_members_per_class:,} members at least, {data.median_members_per_class:g} in the median"),
+    ]
+    if data.groups is not None:
+        facts.append(("Groups", ", ".join(f"{plain(name)} {size:,}" for name, size in sorted(data.groups.items()))))
+    if data.clients is not None:
+        facts.append(("Clients", f"{data.clients:,}"))
+    return facts

@@ -4,6 +4,7 @@ Figures are written so that rounding never contradicts a judgement: the ends of 
 outward, and with as many digits as it takes to stand on their side of the limit.
 """
 
+import datetime
 import math
 import re
 import unicodedata
@@ -102,6 +103,26 @@ def percent(rate: float) -> str:
     ('0.1 %', '5 %')
     """
     return f"{number(Decimal(repr(rate)).scaleb(2))} %"
+
+
+def moment(text: str) -> str:
+    """A time as the report records it, for people; what is no time as it stands.
+
+    >>> moment("2026-11-23T09:41:27+00:00")
+    '2026-11-23 09:41:27 UTC'
+    """
+    try:
+        when = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        return plain(text)
+    if when.tzinfo is None:
+        return f"{when:%Y-%m-%d %H:%M:%S}"
+    return f"{when.astimezone(datetime.UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def level(confidence: float | None) -> str:
+    """A level of confidence, for instance "95 %"."""
+    return percent(confidence) if confidence is not None else ""
 
 
 def number(value: float | Decimal) -> str:

@@ -1,0 +1,228 @@
+"""The whole pass on planted truths: what leaks is blocked, what does not is not, what changed is noticed."""
+
+import datetime
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from privacy_gate import gate, registry
+from privacy_gate.audit import Shard
+from privacy_gate.compute.machine import Machine
+from privacy_gate.errors import ConfigurationError, ConflictError, StoreError
+from privacy_gate.progress import silent
+from privacy_gate.report import Report
+from privacy_gate.verdict import Status, Verdict
+
+NOW = datetime.datetime(2030, 1, 1, 12, 0, tzinfo=datetime.UTC)
+MACHINE = Machine(threads=1)
+
+POLICY = """\
+name: test
+version: 1
+release_context: api
+checks:
+  - check: membership
+    references: 16
+    attacks: [lira, loss]
+    limits:
+      tpr_at_0.01_fpr: {max: 0.1}
+promotion: {alias: champion}
+"""
+
+
+@pytest.fixture
+def policy(tmp_path: Path) -> Path:
+    path = tmp_path / "policy.yaml"
+    path.write_text(POLICY)
+    return path
+
+
+def check(uri: str, policy: Path, tracking: str, folder: Path) -> Report:
+    report, _ = gate.check(
+        uri,
+        policy,
+        store=str(folder / "store"),
+        output=folder / "report",
+        tracking_uri=tracking,
+        machine=MACHINE,
+        now=NOW,
+        progress=silent,
+    )
+    return report
+
+
+def decide(report: Report, tracking: str, folder: Path, **options: Any) -> list[str]:
+    settings = {"expect_current": None, "dry_run": False, **options}
+    return gate.decide(report, folder / "report", tracking_uri=tracking, **settings)
+
+
+def register(scene: Any, name: str, tracking: str, rows: np.ndarray | None = None) -> str:  # type: ignore[type-arg]
+    model = scene.train(scene.member_rows if rows is None else rows)
+    return registry.register(
+        model,
+        name,
+        scene.recipe,
+        scene.manifest,
+        {"holdout_accuracy": scene.accuracy(model, scene.holdout_rows)},
+        tracking,
+    )
+
+
+def aliases(name: str, tracking: str) -> dict[str, str]:
+    return dict(registry.client_of(tracking).get_registered_model(name).aliases)
+
+
+def test_a_model_that_memorised_is_blocked_far_from_the_limit_and_moves_no_alias(
+    scene: Any, policy: Path, tracking: str, tmp_path: Path
+) -> None:
+    uri = register(scene, "memoriser", tracking)
+    report = check(uri, policy, tracking, tmp_path)
+    assert report.verdict is Verdict.BLOCKED
+    assert report.exit_code == 3
+    (lira,) = [finding for finding in report.findings if finding.measurement.subject == "lira"]
+    assert lira.status is Status.VIOLATED
+    assert lira.measurement.low is not None
+    assert lira.measurement.low > 0.15
+    assert report.checks[0].result.remedies
+    decide(report, tracking, tmp_path)
+    assert aliases("memoriser", tracking) == {}
+    entry = registry.client_of(tracking).get_model_version("memoriser", "1")
+    assert entry.tags["privacy_gate.verdict"] == "blocked"
+    metrics = registry.client_of(tracking).get_run(entry.run_id).data.metrics
+    assert metrics["privacy_gate/membership.lira.tpr_at_0.01_fpr"] == pytest.approx(lira.measurement.value)
+
+
+@pytest.fixture
+def careful(scenes: Callable[..., Any], tmp_path: Path) -> Any:
+    return scenes(tmp_path, members=1000, features=16, epochs=1, lr=0.01)
+
+
+def test_a_model_that_learnt_little_of_each_example_is_approved_and_promoted(
+    careful: Any, policy: Path, tracking: str, tmp_path: Path
+) -> None:
+    uri = register(careful, "careful", tracking)
+    report = check(uri, policy, tracking, tmp_path)
+    assert report.verdict is Verdict.APPROVED, report.reasons
+    dry = decide(report, tracking, tmp_path, dry_run=True)
+    assert aliases("careful", tracking) == {}
+    assert all(line.startswith("would write:") for line in dry)
+    assert "alias champion: none -> 1" in decide(report, tracking, tmp_path)[-1]
+    assert aliases("careful", tracking) == {"champion": "1"}
+    decide(report, tracking, tmp_path)  # again: nothing to change, no error
+    judged = check("models:/careful@champion", policy, tracking, tmp_path)
+    assert judged.candidate.version == "1"
+    written = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert written["candidate"]["alias"] == "champion"
+
+
+def test_promotion_refuses_changed_bytes_a_moved_alias_and_a_blocked_report(
+    careful: Any, policy: Path, tracking: str, tmp_path: Path
+) -> None:
+    uri = register(careful, "moving", tracking)
+    report = check(uri, policy, tracking, tmp_path)
+    with pytest.raises(ConflictError, match="alias champion is at none, expected 4"):
+        decide(report, tracking, tmp_path, expect_current="4")
+    client = registry.client_of(tracking)
+    client.set_registered_model_alias("moving", "candidate", "1")
+    judged = check("models:/moving@candidate", policy, tracking, tmp_path)
+    register(careful, "moving", tracking)
+    client.set_registered_model_alias("moving", "candidate", "2")
+    with pytest.raises(ConflictError, match="was judged at version 1 and is now at 2"):
+        decide(judged, tracking, tmp_path)
+    (tmp_path / "note.txt").write_text("one more byte")
+    model_id = registry.model_id_of(client.get_model_version("moving", "1"))
+    assert model_id is not None
+    client.log_model_artifact(model_id, str(tmp_path / "note.txt"))
+    with pytest.raises(ConflictError, match="its bytes changed"):
+        decide(report, tracking, tmp_path)
+    assert aliases("moving", tracking) == {"candidate": "2"}
+
+
+def test_a_dossier_that_names_the_wrong_members_is_not_approved_as_private(
+    scene: Any, policy: Path, tracking: str, tmp_path: Path
+) -> None:
+    others = np.arange(scene.members, 2 * scene.members)  # trained on holdout rows instead
+    report = check(register(scene, "liar", tracking, others), policy, tracking, tmp_path)
+    assert report.verdict is not Verdict.APPROVED
+
+
+def test_steps_alone_and_in_shards_give_the_report_of_the_whole_pass(
+    scene: Any, policy: Path, tracking: str, tmp_path: Path
+) -> None:
+    uri = register(scene, "sharded", tracking)
+    whole = check(uri, policy, tracking, tmp_path)
+    store = str(tmp_path / "parts")
+
+    def opened() -> Any:
+        return gate.open_case(uri, policy, store=store, tracking_uri=tracking, now=NOW)
+
+    with opened() as case, pytest.raises(StoreError, match="run `prepare` first"):
+        case.audit(NOW, silent)
+    with opened() as case:
+        for index in (2, 1):
+            gate.prepare(case, MACHINE, Shard(index, 2), silent)
+        assert gate.prepare(case, MACHINE, Shard(), silent)[0] == 0
+    with opened() as case:
+        parts = case.audit(NOW, silent)
+    assert parts == whole
+
+
+def test_a_retrained_candidate_and_another_policy_train_no_reference_again(
+    scene: Any, policy: Path, tracking: str, tmp_path: Path
+) -> None:
+    check(register(scene, "retrained", tracking), policy, tracking, tmp_path)
+    again = register(scene, "retrained", tracking, scene.member_rows[::-1].copy())
+    more = tmp_path / "more.yaml"
+    more.write_text(POLICY.replace("references: 16", "references: 20").replace("[lira, loss]", "[rmia]"))
+    for path, computed in ((policy, 1), (more, 4)):
+        with gate.open_case(again, path, store=str(tmp_path / "store"), tracking_uri=tracking, now=NOW) as case:
+            assert gate.prepare(case, MACHINE, Shard(), silent)[0] == computed
+
+
+def test_a_damaged_result_is_named_and_a_deleted_one_computed_again(
+    scene: Any, policy: Path, tracking: str, tmp_path: Path
+) -> None:
+    uri = register(scene, "damaged", tracking)
+    before = check(uri, policy, tracking, tmp_path)
+    path = sorted((tmp_path / "store").rglob("*.safetensors"))[0]
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(StoreError, match="delete it and run `prepare` again"):
+        check(uri, policy, tracking, tmp_path)
+    path.unlink()
+    after = check(uri, policy, tracking, tmp_path)
+    assert after.verdict is before.verdict
+    shutil.rmtree(tmp_path / "store")
+    assert check(uri, policy, tracking, tmp_path).findings == before.findings
+
+
+def test_too_few_holdout_rows_leave_the_verdict_undecided(
+    scenes: Callable[..., Any], policy: Path, tracking: str, tmp_path: Path
+) -> None:
+    few = scenes(tmp_path, holdout=300)
+    report = check(register(few, "few", tracking), policy, tracking, tmp_path)
+    assert report.verdict is Verdict.UNDECIDED
+    assert report.exit_code == 4
+    assert any("needs n >= 1,000 holdout rows, found 300" in reason for reason in report.reasons)
+
+
+def test_the_policy_is_recorded_before_anything_is_measured(
+    scene: Any, policy: Path, tracking: str, tmp_path: Path
+) -> None:
+    uri = register(scene, "recorded", tracking)
+    with gate.open_case(uri, policy, store=str(tmp_path / "store"), tracking_uri=tracking, now=NOW) as case:
+        gate.prepare(case, MACHINE, Shard(), silent)
+    later = NOW + datetime.timedelta(days=1)
+    with gate.open_case(uri, policy, store=str(tmp_path / "store"), tracking_uri=tracking, now=later) as case:
+        report = case.audit(later, silent)
+    assert (report.policy.recorded, report.created) == (NOW.isoformat(), later.isoformat())
+
+
+def test_an_output_that_cannot_be_written_is_a_configuration_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigurationError, match="name a folder that can be written"):
+        gate.write(None, tmp_path / "file" / "report")  # type: ignore[arg-type]
