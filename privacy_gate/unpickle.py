@@ -9,7 +9,7 @@ that no opcode can change one for the next.
 import io
 import pickle
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import torch
 
@@ -17,6 +17,12 @@ from privacy_gate.errors import CandidateError
 
 MAX_PICKLE = 64 << 20
 """Bytes of the pickle itself; tensors lie beside it. That of a model with 10,000 tensors has about one."""
+
+MAX_STORAGE = 16 << 30
+"""Bytes of one storage."""
+
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+"""The first pickle of a file of torch before 1.6."""
 
 _DTYPES = {
     "FloatStorage": torch.float32,
@@ -88,10 +94,40 @@ def read_pickle(payload: bytes) -> Any:
     """The object in `payload`: plain containers, StoredTensor and Inert. Raises CandidateError for a broken pickle."""
     if len(payload) > MAX_PICKLE:
         raise CandidateError(f"its pickle has {len(payload):,} bytes, expected at most {MAX_PICKLE:,}")
+    return _load(_Reader(io.BytesIO(payload)))
+
+
+def read_legacy(file: BinaryIO) -> tuple[Any, dict[str, bytes]]:
+    """The object in a file of torch before 1.6, and its storages by key.
+
+    Such a file is five pickles (magic number, version, machine, object, storage keys), then for each key
+    the number of elements (int64) and their bytes. Raises CandidateError for anything else.
+    """
+    if _load(_Reader(file)) != LEGACY_MAGIC:
+        raise CandidateError("not a file of torch.save")
+    _load(_Reader(file))
+    machine = _load(_Reader(file))
+    if not isinstance(machine, dict) or machine.get("little_endian") is not True:
+        raise CandidateError("its byte order is not little-endian: save it again on such a machine")
+    reader = _Reader(file)
+    found = _load(reader)
+    keys = _load(_Reader(file))
+    if not isinstance(keys, list) or not all(isinstance(key, str) and key in reader.storages for key in keys):
+        raise CandidateError("its list of storages is broken")
+    records = {}
+    for key in keys:
+        size = int.from_bytes(file.read(8), "little") * reader.storages[key].itemsize
+        records[key] = file.read(min(size, MAX_STORAGE))
+        if len(records[key]) != size:
+            raise CandidateError("it ends before its tensors do")
+    return found, records
+
+
+def _load(reader: "_Reader") -> Any:
     try:
-        return _Reader(io.BytesIO(payload)).load()
+        return reader.load()
     except _BROKEN as error:
-        reason = f"{type(error).__name__}: {error}"[:200]
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise CandidateError(f"its pickle is broken: {reason}") from error
 
 
@@ -114,8 +150,9 @@ _BROKEN = (
 class _Reader(pickle.Unpickler):
     """An unpickler that resolves names to stand-ins of its own."""
 
-    def __init__(self, file: io.BytesIO) -> None:
+    def __init__(self, file: BinaryIO) -> None:
         super().__init__(file, encoding="latin-1")
+        self.storages: dict[str, torch.dtype] = {}
         self._known: dict[tuple[str, str], Any] = {}
 
     def find_class(self, module: str, name: str) -> Any:
@@ -124,11 +161,14 @@ class _Reader(pickle.Unpickler):
             self._known[module, name] = _stand_in(module, name)
         return self._known[module, name]
 
-    def persistent_load(self, pid: Any) -> _Storage:
-        """torch's ("storage", type, key, location, elements)."""
+    def persistent_load(self, pid: Any) -> Any:
+        """torch's ("storage", type, key, location, elements); before 1.6 also ("module", class, source...)."""
         kind, dtype, key = pid[0], pid[1], pid[2]
+        if kind == "module" and isinstance(dtype, type) and issubclass(dtype, Inert):
+            return dtype
         if kind != "storage" or not isinstance(dtype, _StorageType) or not isinstance(key, str):
             raise pickle.UnpicklingError("a persistent id that is no storage")
+        self.storages[key] = dtype.dtype
         return _Storage(key, dtype.dtype)
 
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from privacy_gate.errors import CandidateError
-from privacy_gate.unpickle import Inert, StoredTensor, read_pickle
+from privacy_gate.unpickle import Inert, StoredTensor, read_legacy, read_pickle
 
 MAX_FILES = 100_000
 MAX_BYTES = 64 << 30
@@ -178,19 +178,21 @@ Lookup = Callable[[str], bytes]
 def _pickled(path: Path) -> Tensors:
     """A state dict, a checkpoint that wraps one, or a whole module, as torch.save writes them."""
     with path.open("rb") as file:
-        if not zipfile.is_zipfile(file):
-            raise CandidateError("not a torch archive (or one older than torch 1.6): save it again with torch.save")
-    with _archive(path) as (archive, records):
-        if "data.pkl" not in records:
+        if file.read(4) != b"PK\x03\x04":
+            file.seek(0)
+            found, records = read_legacy(file)
+            return _filled(_named(found), lambda key: records[key])
+    with _archive(path) as (archive, entries):
+        if "data.pkl" not in entries:
             raise CandidateError("no data.pkl is inside: not a file of torch.save")
-        if "byteorder" in records and archive.read(records["byteorder"]) != b"little":
+        if "byteorder" in entries and archive.read(entries["byteorder"]) != b"little":
             raise CandidateError("its byte order is not little-endian: save it again on such a machine")
-        stored = _named(read_pickle(archive.read(records["data.pkl"])))
+        stored = _named(read_pickle(archive.read(entries["data.pkl"])))
 
         def lookup(key: str) -> bytes:
-            if f"data/{key}" not in records:
+            if f"data/{key}" not in entries:
                 raise CandidateError(f"record data/{key} is missing")
-            return archive.read(records[f"data/{key}"])
+            return archive.read(entries[f"data/{key}"])
 
         return _filled(stored, lookup)
 

@@ -71,11 +71,11 @@ class Scene:
 def make_scene(
     folder: Path,
     *,
-    members: int = 200,
+    members: int = 100,
     holdout: int = 1000,
     population: int = 200,
-    features: int = 64,
-    epochs: int = 60,
+    features: int = 256,
+    epochs: int = 40,
     lr: float = 0.05,
     seed: int = 0,
 ) -> Scene:

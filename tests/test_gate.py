@@ -74,7 +74,8 @@ def register(scene: Any, name: str, tracking: str, rows: np.ndarray | None = Non
 
 
 def aliases(name: str, tracking: str) -> dict[str, str]:
-    return dict(registry.client_of(tracking).get_registered_model(name).aliases)
+    found = registry.client_of(tracking).get_registered_model(name).aliases
+    return {alias: str(version) for alias, version in found.items()}
 
 
 def test_a_model_that_memorised_is_blocked_far_from_the_limit_and_moves_no_alias(

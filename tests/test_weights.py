@@ -68,6 +68,16 @@ def test_torch_files_are_read_bit_for_bit(net: Net, wrap: Callable[[Net], Any], 
     assert same(read_weights_file(tmp_path / "model.pth"), net.state_dict())
 
 
+def test_files_of_torch_before_1_6_are_read_bit_for_bit(net: Net, tmp_path: Path) -> None:
+    for name, content in {"state": net.state_dict(), "module": net}.items():
+        path = tmp_path / f"{name}.pth"
+        torch.save(content, path, _use_new_zipfile_serialization=False)
+        assert same(read_weights_file(path), net.state_dict())
+        path.write_bytes(path.read_bytes()[:-1])
+        with pytest.raises(CandidateError, match="it ends before its tensors do"):
+            read_weights_file(path)
+
+
 def test_exported_and_safetensors_files_are_read_bit_for_bit(net: Net, tmp_path: Path) -> None:
     plain = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     save_file(plain, tmp_path / "model.safetensors")
@@ -265,9 +275,10 @@ def test_an_exported_tensor_of_impossible_layout_is_refused(net: Net, tmp_path: 
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (b"", "not a torch archive"),
-        (b"PK\x05\x06" + bytes(18), "not a file of torch.save"),
-        (pickle.dumps({}), "not a torch"),
+        (b"", "its pickle is broken"),
+        (b"PK\x05\x06" + bytes(18), "its pickle is broken"),
+        (b"PK\x03\x04" + bytes(18), "not a sound archive"),
+        (pickle.dumps({}), r"not a file of torch\.save"),
     ],
 )
 def test_what_is_no_archive_is_refused(content: bytes, expected: str, tmp_path: Path) -> None:

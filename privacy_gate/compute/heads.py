@@ -23,9 +23,9 @@ from privacy_gate.compute.subsets import Subset
 from privacy_gate.errors import DatasetError
 from privacy_gate.progress import Progress, silent
 
-CACHE_BYTES = 10 << 20
-"""What a block of references touches in one step on a CPU: small enough for a core's share of the last
-cache, large enough that calling torch costs little (measured: flat from 6 to 12 MB, slower beyond)."""
+CACHE_BYTES = 5 << 20
+"""What a block of references touches in one step on a CPU: small enough for a core's share of the last cache
+even where neighbours use it too, large enough that calling torch costs little beside the work."""
 
 OUTPUT_BYTES = 64 << 20
 """What the logits of a few rows, and copies made of them, may take while confidences are computed."""

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from privacy_gate.report import Report
-from privacy_gate.reports import html, json, markdown, text
+from privacy_gate.reports import html_page, json_text, markdown, text
 
 
 @dataclass(frozen=True)
@@ -16,8 +16,8 @@ class Format:
 
 
 FORMATS: dict[str, Format] = {
-    "json": Format(json.render, "report.json"),
+    "json": Format(json_text.render, "report.json"),
     "markdown": Format(markdown.render, "report.md"),
-    "html": Format(html.render, "report.html"),
+    "html": Format(html_page.render, "report.html"),
     "text": Format(text.render),
 }

@@ -1,1 +1,214 @@
-def render(report): return ""
+"""For step summaries and pull requests: verdict first, tables, the rest folded; never larger than they accept.
+
+Whatever comes from the report is written in character references where Markdown or HTML could read it
+as markup, a link or a mention: a reference is always literal text.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+
+from privacy_gate.report import CheckRecord, Report
+from privacy_gate.reports import story, words
+from privacy_gate.verdict import Finding, Severity, Status, Verdict
+
+LIMIT = 1_000_000
+"""Bytes; GitHub drops a step summary above 1 MiB without a word."""
+
+LONGEST = 300
+"""Letters of one text from the report; what is cut is in the JSON report."""
+
+MOST = 200
+"""Rows of one table and items of one list."""
+
+SIGNS = {Verdict.APPROVED: "✅", Verdict.BLOCKED: "⛔", Verdict.UNDECIDED: "❔"}
+STATUS_SIGNS = {Status.MET: "✅", Status.VIOLATED: "⛔", Status.NOT_MEASURED: "❔", Status.WAIVED: "⚠️"}
+
+SHOWN_REASONS = 5
+"""Reasons above the table of findings, which has them all."""
+
+_PUNCTUATION = re.compile(
+    r"""(?P<harmless>
+        (?<!^)[-+=] | [,;?%/()'"]           # bullets and underlines stand at the beginning
+      | (?<=\d)\.(?=\d) | (?<=[^\d\s])\.(?=\s|\Z)  # neither a list's number nor a host name
+      | :(?=\s|\Z)                          # no scheme of a link
+      | (?<=[A-Za-z0-9])_(?=[A-Za-z0-9])    # no emphasis within a word
+      | \[(?=[\d−]) | (?<=[\d%])\](?![\[(:])  # an interval, not a link
+    ) | [!-/:-@\[-`{-~]""",
+    re.VERBOSE,
+)
+
+
+def prose(text: object) -> str:
+    """Text from the report as words in a sentence or cell; a mention or an issue's number stays text.
+
+    >>> prose("a|b <i> @team")
+    'a&#124;b &#60;i&#62; &#64;&#8203;team'
+    >>> prose("tpr_at_0.1_fpr: 3.1 % [2.2 %, 4.4 %].")
+    'tpr_at_0.1_fpr: 3.1 % [2.2 %, 4.4 %].'
+    """
+    return re.sub(r"(&#(?:64|35);)", r"\1&#8203;", _literal(text))
+
+
+def code(text: object) -> str:
+    """Text from the report set as code, to be copied.
+
+    >>> code("models:/a@b")
+    '<code>models&#58;/a&#64;b</code>'
+    """
+    return f"<code>{_literal(text)}</code>"
+
+
+def _literal(text: object) -> str:
+    line = words.plain(text)
+    line = line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"
+    return _PUNCTUATION.sub(lambda found: found["harmless"] or f"&#{ord(found[0])};", line)
+
+
+def render(report: Report) -> str:
+    """The report as GitHub-flavoured Markdown, at most LIMIT bytes: what does not fit is left out from the end."""
+    blocks = [
+        _head(report),
+        _reasons(report),
+        _list("What would help", [f"{remedy.action} ({remedy.basis})" for remedy in story.remedies(report)]),
+        _findings(report),
+        _controls(report),
+        _list("Notes", story.notes(report)),
+        _coverage(report),
+        *(_measurements(check) for check in report.checks),
+        _identity(report),
+        _rerun(report),
+    ]
+    text, room = "", LIMIT - 200
+    for block in filter(None, blocks):
+        if len((text + block).encode()) > room:
+            return text + "The rest is left out here: this view has a largest size. The JSON report holds everything.\n"
+        text += block + "\n"
+    return text
+
+
+def _head(report: Report) -> str:
+    candidate, policy = report.candidate, report.policy
+    label = "Next" if report.verdict is Verdict.APPROVED else "What would help most"
+    return "\n".join(
+        [
+            f"## {SIGNS[report.verdict]} {report.verdict.capitalize()}: {prose(candidate.name)}, "
+            f"version {prose(candidate.version)}\n",
+            f"{prose(story.why(report))}\n",
+            f"**{label}:** {prose(story.next_step(report))}\n",
+            f"Policy {prose(policy.name)}, version {policy.version}; release context {prose(policy.release_context)}, "
+            f"declared by the operator. {words.SCOPE}\n",
+        ]
+    )
+
+
+def _reasons(report: Report) -> str:
+    reasons = story.reasons(report)
+    rest = len(reasons) - SHOWN_REASONS
+    more = f"- and {rest:,} more among the findings below\n" if rest > 0 else ""
+    return _list("Reasons, gravest first", reasons[:SHOWN_REASONS]) + more
+
+
+def _findings(report: Report) -> str:
+    rows = [_finding(finding) for group in story.grouped(report) for finding in group]
+    if not rows:
+        return "### Findings\n\nThe policy held no limit against any figure.\n"
+    return "### Findings\n\n" + _table(("Outcome", "What", "Subject", "Figure", "Limit"), rows)
+
+
+def _finding(finding: Finding) -> Sequence[str]:
+    figure = words.shown(finding.measurement, finding.limit)
+    outcome = f"{STATUS_SIGNS[finding.status]} {words.STATUS[finding.status]}"
+    if finding.limit.severity is Severity.WARN:
+        outcome += " (warning only)"
+    if finding.uncertain:
+        outcome += ": the estimate meets it, its interval does not"
+    if note := finding.waiver:
+        outcome += f" by {prose(note.owner)} until {prose(note.expires)}: {prose(note.reason)}"
+    return (
+        outcome,
+        words.capital(prose(words.metric(finding.measurement.metric).title)),
+        code(finding.measurement.subject) if finding.measurement.subject else "all",
+        str(figure) if figure else f"not measured: {prose(finding.measurement.reason)}",
+        words.bound(finding),
+    )
+
+
+def _controls(report: Report) -> str:
+    rows = [
+        ("✅ held" if control.held else "⛔ failed", prose(control.name), prose(control.detail))
+        for control in report.controls
+    ]
+    return "### Controls of the audit\n\n" + _table(("Outcome", "Control", "Detail"), rows) if rows else ""
+
+
+def _coverage(report: Report) -> str:
+    rows = [
+        (prose(line.what), ("✅ " if line.tested else "❔ ") + prose(line.outcome), prose(line.ids or "none"))
+        for line in story.coverage(report)
+    ]
+    table = _table(("Class of attack or question", "Outcome", "NIST AI 100-2, MITRE ATLAS"), rows)
+    text = "### What was tested, and what was not\n\n" + table
+    return text + ("\n" + _list("The attacker assumed", report.threat_model) if report.threat_model else "")
+
+
+def _measurements(check: CheckRecord) -> str:
+    rows = [
+        (
+            words.capital(prose(group.title)),
+            code(row.who) if row.who else "all",
+            str(row.shown) if row.shown else f"not measured: {prose(row.reason)}",
+            prose(group.how or row.how),
+        )
+        for group in story.measured(check)
+        for row in group.rows
+    ]
+    title = f"Measurements: {words.check_title(check.check).lower()}"
+    return _folded(title, _table(("What", "Subject", "Figure", "How"), rows))
+
+
+def _identity(report: Report) -> str:
+    candidate, policy = report.candidate, report.policy
+    rows = [
+        ("**Candidate**", code(candidate.uri)),
+        ("sha256 of its files", code(candidate.digest)),
+        ("judged", prose(words.moment(report.created))),
+        ("**Policy**", code(policy.source)),
+        ("sha256", code(policy.sha256)),
+        ("recorded, before measuring", prose(words.moment(policy.recorded))),
+        ("**Audit data**", ""),
+        *((name, prose(value)) for name, value in story.data_facts(report)),
+        ("**Recipe**", ""),
+        *((name, prose(value)) for name, value in story.recipe_facts(report)),
+        ("**Tool**", prose(report.tool)),
+        *((prose(name), prose(version)) for name, version in sorted(report.versions.items())),
+    ]
+    return _folded("What was judged, by what", _table(("", ""), rows))
+
+
+def _rerun(report: Report) -> str:
+    lines = "\n".join(_literal(line) for line in story.rerun(report))
+    return f"### How to repeat it\n\n<pre><code>{lines}</code></pre>\n"
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [_row(heads), _row(["---"] * len(heads)), *(_row(row) for row in rows[:MOST])]
+    return "\n".join(lines) + "\n" + _more(rows)
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _list(title: str, lines: Sequence[str]) -> str:
+    if not lines:
+        return ""
+    return f"### {title}\n\n" + "\n".join(f"- {prose(line)}" for line in lines[:MOST]) + "\n" + _more(lines)
+
+
+def _more(items: Sequence[object]) -> str:
+    rest = len(items) - MOST
+    return f"\nand {rest:,} more in the JSON report\n" if rest > 0 else ""
+
+
+def _folded(title: str, body: str) -> str:
+    return f"<details><summary>{_literal(title)}</summary>\n\n{body}\n</details>\n"

@@ -147,7 +147,8 @@ def roc_chart(curves: Sequence[Roc], holdout: int, findings: Iterable[Finding]) 
         marks=tuple(mark for mark in marks.values() if mark),
         chance=f"M{_n(x.start)} {_n(y.start)}L{_n(x.end)} {_n(y.end)}",
         resolved=round(x.at(resolved), 1),
-        note=f"Grey: below {percent(float(f'{resolved:.2g}'))} false alarms {holdout:,} holdout examples are too few to measure.",
+        note=f"Grey: below {percent(float(f'{resolved:.2g}'))} false alarms, {holdout:,} holdout examples are too few "
+        "to measure.",
     )
 
 

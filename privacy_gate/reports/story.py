@@ -9,7 +9,7 @@ from importlib import resources
 
 from privacy_gate.documents import Record
 from privacy_gate.report import CheckRecord, Report
-from privacy_gate.reports.words import bound, check_title, level, metric, percent, plain, shown
+from privacy_gate.reports.words import Shown, bound, capital, check_title, level, metric, percent, plain, shown
 from privacy_gate.verdict import Finding, Measurement, Remedy, Severity, Status, Verdict
 
 
@@ -124,7 +124,9 @@ def reasons(report: Report) -> list[str]:
     ]
     if report.verdict is Verdict.APPROVED:
         return []
-    return failed + [sentence(finding) for finding in unmet(report)] or ["no limit of the policy was held against a figure"]
+    return failed + [sentence(finding) for finding in unmet(report)] or [
+        "no limit of the policy was held against a figure"
+    ]
 
 
 def why(report: Report) -> str:
@@ -141,8 +143,8 @@ def why(report: Report) -> str:
     if not against:
         return f"Nothing was decided: {first}."
     return (
-        f"{len(against)} of {every} blocking findings could not be measured, and what was not measured is never a limit "
-        f"met: {first}."
+        f"{len(against)} of {every} blocking findings could not be measured, and what was not measured is never a "
+        f"limit met: {first}."
     )
 
 
@@ -175,16 +177,20 @@ def next_step(report: Report) -> str:
     """The most useful thing to do now, in one sentence."""
     alias = plain(report.policy.alias) if report.policy.alias else ""
     if report.verdict is Verdict.APPROVED:
-        return f"Promotion may move the alias {alias} to this version." if alias else "The policy names no alias to move."
+        return (
+            f"Promotion may move the alias {alias} to this version." if alias else "The policy names no alias to move."
+        )
     if any(not control.held for control in report.controls):
-        return "Find out why the control failed: attach a dossier that describes this model and this data, then audit again."
+        return (
+            "Find out why the control failed: attach a dossier that describes this model and this data, then audit "
+            "again."
+        )
     missing = [finding for finding in unmet(report) if finding.status is Status.NOT_MEASURED]
     if report.verdict is Verdict.UNDECIDED and missing:
         return f"Give the audit what it lacked ({plain(missing[0].measurement.reason)}), then audit again."
     known = remedies(report)
     if known:
-        action = plain(known[0].action)
-        return f"{action[:1].upper()}{action[1:]}."
+        return f"{capital(plain(known[0].action))}."
     return "No remedy was measured for these limits."
 
 
@@ -195,7 +201,7 @@ def coverage(report: Report) -> list[Coverage]:
         checks = [check for check in report.checks if check.check in known.checks]
         if checks:
             tested = any(m.measured for check in checks for m in check.result.measurements)
-            lines.append(Coverage(known.name, _tested_by(checks), tested, _ids([known])))
+            lines.append(Coverage(capital(known.name), _tested_by(checks), tested, _ids([known])))
     mapped = {name for known in references().attacks for name in known.checks}
     for check in report.checks:
         if check.check not in mapped:
@@ -203,7 +209,7 @@ def coverage(report: Report) -> list[Coverage]:
             lines.append(Coverage(check_title(check.check), _tested_by([check]), tested, ""))
     for line in report.not_tested:
         named = [known for known in references().attacks if any(word in line.lower() for word in known.words)]
-        lines.append(Coverage(plain(line), "not tested", False, _ids(named)))
+        lines.append(Coverage(capital(plain(line)), "not tested", False, _ids(named)))
     return lines
 
 
@@ -229,26 +235,41 @@ def _ids(classes: Iterable[AttackClass]) -> str:
 
 
 @dataclass(frozen=True)
+class MeasuredRow:
+    """One figure, or a reason that several subjects share; `how` where the metric's others were made otherwise."""
+
+    who: str
+    shown: Shown | None
+    reason: str = ""
+    how: str = ""
+
+
+@dataclass(frozen=True)
 class Measured:
-    """One metric of a check: its measurements, and how they were made where that is the same for all."""
+    """One metric of a check, and how its figures were made where that is the same for all."""
 
     title: str
     metric: str
     how: str
-    measurements: tuple[Measurement, ...]
+    rows: tuple[MeasuredRow, ...]
 
 
 def measured(check: CheckRecord) -> list[Measured]:
-    """The check's measurements by metric, in their own order."""
+    """The check's measurements by metric, in their own order; those missing for one reason together, last."""
     by_metric: dict[str, list[Measurement]] = {}
     for measurement in check.result.measurements:
         by_metric.setdefault(measurement.metric, []).append(measurement)
     found = []
     for name, group in by_metric.items():
         ways = {how(m) for m in group if m.measured}
+        common = next(iter(ways)) if len(ways) == 1 else ""
+        rows = [MeasuredRow(plain(m.subject), shown(m), how="" if common else how(m)) for m in group if m.measured]
+        reasons = dict.fromkeys(plain(m.reason) for m in group if not m.measured)
+        for reason in reasons:
+            missing = [plain(m.subject) for m in group if not m.measured and plain(m.reason) == reason]
+            rows.append(MeasuredRow(", ".join(filter(None, missing)), None, reason))
         title = metric(name).title
-        same = ways.pop() if len(ways) == 1 else ""
-        found.append(Measured(title[:1].upper() + title[1:], name, same, tuple(group)))
+        found.append(Measured(capital(title), name, common, tuple(rows)))
     return found
 
 
@@ -310,7 +331,10 @@ def data_facts(report: Report) -> list[tuple[str, str]]:
         ("Holdout", f"{data.holdout:,} examples it never saw, audited"),
         ("Population", f"{data.population:,} further examples, for calibration only"),
         ("Classes", f"{data.classes:,}"),
-        ("Per class", f"{data.fewest_members_per_class:,} members at least, {data.median_members_per_class:g} in the median"),
+        (
+            "Per class",
+            f"{data.fewest_members_per_class:,} members at least, {data.median_members_per_class:g} in the median",
+        ),
     ]
     if data.groups is not None:
         facts.append(("Groups", ", ".join(f"{plain(name)} {size:,}" for name, size in sorted(data.groups.items()))))

@@ -83,7 +83,16 @@ def metric(name: str) -> Metric:
 
 def check_title(name: str) -> str:
     """What the check is called."""
-    return CHECKS.get(name, name.replace("_", " ").capitalize())
+    return CHECKS.get(name, capital(name.replace("_", " ")))
+
+
+def capital(text: str) -> str:
+    """The text with a capital first letter, the rest as it is.
+
+    >>> capital("area under the ROC curve")
+    'Area under the ROC curve'
+    """
+    return text[:1].upper() + text[1:]
 
 
 def plain(text: object) -> str:
@@ -181,7 +190,7 @@ def _round(ends: list[Decimal], in_percent: bool, limit: Limit | None) -> list[s
         rounded = [low.quantize(step, ROUND_FLOOR), value.quantize(step, ROUND_HALF_EVEN)]
         rounded.append(high.quantize(step, ROUND_CEILING))
         if places >= _MOST_PLACES or _same_side(ends, rounded, in_percent, limit):
-            return [f"{abs(end) if not end else end:,.{places}f}".replace("-", "−") for end in rounded]
+            return [f"{end if end else abs(end):,.{places}f}".replace("-", "−") for end in rounded]
         places += 1
 
 

@@ -1,4 +1,4 @@
-"""Sample reports: simulated Gaussian scores, judged for real. Figures are rounded, so that they are the same anywhere."""
+"""Sample reports: simulated Gaussian scores, judged for real; rounded, to be the same anywhere."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -69,7 +69,7 @@ def wilson(share: float, count: float) -> tuple[float, float, float]:
 
 def figure(metric: str, share: float, count: float, subject: str = "", samples: str = "") -> Measurement:
     low, value, high = wilson(share, count)
-    method = METHOD.get(metric.split("_")[0], "Clopper-Pearson")
+    method = METHOD.get(metric.partition("_")[0], "Clopper-Pearson")
     ends = {"value": value, "low": low, "high": high, "confidence": 0.95}
     return Measurement(metric=metric, subject=subject, method=method, samples=samples, **ends)
 

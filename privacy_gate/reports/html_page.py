@@ -50,8 +50,8 @@ class Legend:
     """One curve's line in the key: what the attack reaches at the fpr that `Gallery.rate` names, and its area."""
 
     line: pictures.Line
-    reached: str
-    area: str
+    reached: words.Shown | None
+    area: words.Shown | None
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def render(report: Report) -> str:
 
 @cache
 def _environment() -> Environment:
-    environment = Environment(
+    return Environment(
         loader=PackageLoader("privacy_gate", "reports"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -94,7 +94,6 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
         finalize=_finalize,
     )
-    return environment
 
 
 def _finalize(value: object) -> object:
@@ -120,7 +119,7 @@ def _group(findings: list[Finding]) -> Group:
     )
     title = words.metric(first.measurement.metric).title
     return Group(
-        title=title[:1].upper() + title[1:],
+        title=words.capital(title),
         metric=first.measurement.metric,
         check=words.check_title(first.check),
         bound=words.bound(first),
@@ -172,6 +171,5 @@ def _by_strength(
     return {name: (-(value or 0.0), i) for i, (name, value) in enumerate(zip(names, reached, strict=True))}
 
 
-def _figure(measurement: Measurement | None) -> str:
-    found = words.shown(measurement) if measurement else None
-    return str(found) if found else "not measured"
+def _figure(measurement: Measurement | None) -> words.Shown | None:
+    return words.shown(measurement) if measurement else None

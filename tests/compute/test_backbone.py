@@ -1,0 +1,223 @@
+"""Features and heads: the same whatever the batch; honest about unreadable images; strict about the candidate."""
+
+import hashlib
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from pyarrow import parquet
+from safetensors.torch import save_file
+
+from privacy_gate.candidate import Backbone, Input, Recipe
+from privacy_gate.compute import backbone as subject
+from privacy_gate.compute.machine import Machine
+from privacy_gate.dataset import AuditData, Columns, describe_table, read_data
+from privacy_gate.documents import parse
+from privacy_gate.errors import CandidateError, DatasetError, UndecidedError
+from privacy_gate.job import Embed, embed_jobs
+
+timm = subject.timm  # importable beside a CPU build of torch only after the gate's own imports
+NAME = "test_resnet"
+ROWS = 21
+
+
+@pytest.fixture(scope="module")
+def public(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of a small timm model, random but for batch statistics that make its features differ."""
+    torch.manual_seed(0)
+    model = timm.create_model(NAME, num_classes=7).train()
+    model(torch.randn(16, 3, 64, 64))
+    path = tmp_path_factory.mktemp("public") / "weights.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
+    return path
+
+
+@pytest.fixture
+def recipe(public: Path) -> Recipe:
+    return parse(
+        {
+            "backbone": {
+                "name": NAME,
+                "weights": {"uri": str(public), "sha256": hashlib.sha256(public.read_bytes()).hexdigest()},
+            },
+            "input": {"size": 32, "mean": [0.5] * 3, "std": [0.5] * 3},
+            "classes": 3,
+            "optimizer": {"name": "adam", "lr": 0.1},
+            "epochs": 1,
+            "batch_size": 4,
+        },
+        Recipe,
+        "recipe",
+    )
+
+
+def encode(pixels: NDArray[Any], mode: str = "RGB", form: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(file, form)
+    return file.getvalue()
+
+
+def photographs() -> list[bytes]:
+    pixels = np.random.default_rng(0).integers(0, 256, (ROWS, 40, 50, 3), dtype=np.uint8)
+    return [encode(image) for image in pixels]
+
+
+def audit_data(folder: Path, images: list[bytes]) -> AuditData:
+    rows = len(images)
+    table = {
+        "id": [f"p{row}" for row in range(rows)],
+        "label": [row % 3 for row in range(rows)],
+        "split": ["member", "holdout"] * (rows // 2) + ["population"] * (rows % 2),
+        "image": images,
+    }
+    parquet.write_table(pa.table(table), folder / "t.parquet")
+    return read_data(describe_table(str(folder / "t.parquet"), Columns(image="image")), 3)
+
+
+def features(recipe: Recipe, data: AuditData, machine: Machine, step: int = ROWS) -> NDArray[np.float32]:
+    shape = recipe.input
+    assert shape is not None
+    jobs = [
+        Embed(recipe.backbone, shape, data.digest, first, min(first + step, data.rows))
+        for first in range(0, data.rows, step)
+    ]
+    parts = list(subject.embed(jobs, data, machine))
+    assert [job for job, _, _ in parts] == jobs
+    return np.concatenate([part for _, part, _ in parts])
+
+
+def test_features_are_those_of_the_bare_timm_model(recipe: Recipe, public: Path, tmp_path: Path) -> None:
+    data = audit_data(tmp_path, photographs())
+    found = features(recipe, data, Machine(threads=1))
+    model = timm.create_model(NAME, num_classes=7, checkpoint_path=str(public)).eval()
+    model.reset_classifier(0)
+    transform = timm.data.create_transform(
+        input_size=(3, 32, 32), interpolation="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=1.0
+    )
+    images = torch.stack([transform(Image.open(io.BytesIO(image))) for image in photographs()])
+    with torch.inference_mode():
+        np.testing.assert_allclose(found, model(images).numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("batch", "workers", "step"), [(1, 1, ROWS), (5, 3, ROWS), (64, 0, 4), (3, 2, 7)])
+def test_features_depend_on_neither_batch_nor_workers_nor_blocks(
+    recipe: Recipe, tmp_path: Path, batch: int, workers: int, step: int
+) -> None:
+    data = audit_data(tmp_path, photographs())
+    expected = features(recipe, data, Machine(batch=16, threads=1))
+    found = features(recipe, data, Machine(batch=batch, workers=workers, threads=1), step)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_content_hash_is_that_of_the_encoded_image(recipe: Recipe, tmp_path: Path) -> None:
+    data = audit_data(tmp_path, photographs())
+    ((_, _, content),) = subject.embed(embed_jobs(recipe, data.digest, data.rows), data, Machine(threads=1))
+    assert [row.tobytes() for row in content] == [hashlib.sha256(image).digest() for image in photographs()]
+
+
+def test_unreadable_images_are_all_named_and_spoil_only_their_own_block(recipe: Recipe, tmp_path: Path) -> None:
+    images = photographs()
+    images[2], images[3], images[17] = b"no image", images[3][:100], b""
+    data = audit_data(tmp_path, images)
+    shape = recipe.input
+    assert shape is not None
+    jobs = [Embed(recipe.backbone, shape, data.digest, first, first + 7) for first in (0, 7, 14)]
+    parts = subject.embed(jobs, data, Machine(batch=4, threads=1))
+    assert next(parts)[0] == jobs[1]
+    with pytest.raises(DatasetError, match="3 images cannot be read: p2, p3, p17; repair or remove"):
+        next(parts)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1", "LA"])
+def test_every_image_mode_becomes_rgb(recipe: Recipe, mode: str, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    image = encode(pixels, mode, "TIFF" if mode == "CMYK" else "PNG")
+    data = audit_data(tmp_path, [image] * 4)
+    assert np.isfinite(features(recipe, data, Machine(threads=1))).all()
+
+
+def test_sixteen_bit_greys_keep_their_range(recipe: Recipe, tmp_path: Path) -> None:
+    deep = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    file = io.BytesIO()
+    Image.fromarray(deep).save(file, "PNG")
+    shallow = encode((deep // 257).astype(np.uint8), "L")
+    data = audit_data(tmp_path, [file.getvalue(), shallow] * 2)
+    found = features(recipe, data, Machine(threads=1))
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-4, atol=1e-5)
+
+
+def candidate(recipe: Recipe, folder: Path, change: str | None = None) -> tuple[Path, torch.Tensor, torch.Tensor]:
+    weight, bias = torch.randn(3, subject.public_body(recipe.backbone).num_features), torch.randn(3)  # type: ignore[arg-type]
+    model = subject.assemble(recipe, weight, bias)
+    if change:
+        model.state_dict()[change].add_(1)
+    torch.save(model.state_dict(), folder / "model.pth")
+    return folder, weight, bias
+
+
+def test_the_candidate_s_head_on_cached_features_is_the_whole_model(recipe: Recipe, tmp_path: Path) -> None:
+    folder, weight, bias = candidate(recipe, tmp_path)
+    head = subject.candidate_head(folder, recipe)
+    assert torch.equal(head.weight, weight)
+    assert torch.equal(head.bias, bias)
+    data = audit_data(tmp_path, photographs())
+    on_features = torch.from_numpy(features(recipe, data, Machine(threads=1))) @ weight.T + bias
+    transform = subject._transform(recipe.input)  # type: ignore[arg-type]
+    images = torch.stack([transform(Image.open(io.BytesIO(image))) for image in photographs()])
+    with torch.inference_mode():
+        whole = subject.assemble(recipe, weight, bias)(images)
+    torch.testing.assert_close(on_features, whole, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [("bn1.running_mean", "only BatchNorm statistics drifted"), ("conv1.0.weight", "more than the head was trained")],
+)
+def test_a_body_that_is_not_the_public_one_contradicts_the_recipe(
+    recipe: Recipe, change: str, expected: str, tmp_path: Path
+) -> None:
+    names = subject.build(recipe.backbone, 3).state_dict()
+    change = change if change in names else next(name for name in names if name.endswith(change.rpartition(".")[2]))
+    folder, _, _ = candidate(recipe, tmp_path, change)
+    with pytest.raises(UndecidedError, match=expected):
+        subject.candidate_head(folder, recipe)
+
+
+def test_public_weights_with_other_bytes_are_refused(recipe: Recipe, public: Path, tmp_path: Path) -> None:
+    assert recipe.backbone.weights is not None
+    wrong = recipe.backbone.weights.model_copy(update={"sha256": "0" * 64})
+    with pytest.raises(CandidateError, match="name the weights that the candidate was fine-tuned from"):
+        subject.public_body(recipe.backbone.model_copy(update={"weights": wrong}))
+
+
+def test_an_unknown_architecture_names_the_nearest() -> None:
+    with pytest.raises(CandidateError, match="did you mean 'resnet50"):
+        subject.build(Backbone.model_construct(name="resnet_50", weights=None), 3)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "expected"),
+    [
+        ({"weight": torch.zeros(2, 4)}, "expected 3 classes"),
+        ({"a": torch.zeros(3, 4), "b": torch.zeros(3, 4)}, "expected one linear layer"),
+        ({"weight": torch.zeros(3, 4), "bias": torch.zeros(2)}, "expected 3 classes"),
+        ({"weight": torch.zeros(3, 4, 1)}, "expected one linear layer"),
+    ],
+)
+def test_a_head_on_embeddings_is_one_linear_layer(
+    tensors: dict[str, torch.Tensor], expected: str, recipe: Recipe, tmp_path: Path
+) -> None:
+    save_file(tensors, tmp_path / "model.safetensors")
+    identity = recipe.model_copy(update={"backbone": Backbone(name="identity"), "input": None})
+    with pytest.raises(CandidateError, match=expected):
+        subject.candidate_head(tmp_path, identity)
+
+
+def test_the_input_of_a_recipe_is_read_by_name() -> None:
+    assert Input(size=32, mean=(0.5,) * 3, std=(0.5,) * 3).interpolation == "bicubic"
