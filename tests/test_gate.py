@@ -27,7 +27,7 @@ version: 1
 release_context: api
 checks:
   - check: membership
-    references: 16
+    references: 32
     attacks: [lira, loss]
     limits:
       tpr_at_0.01_fpr: {max: 0.1}
@@ -179,7 +179,7 @@ def test_a_retrained_candidate_and_another_policy_train_no_reference_again(
     check(register(scene, "retrained", tracking), policy, tracking, tmp_path)
     again = register(scene, "retrained", tracking, scene.member_rows[::-1].copy())
     more = tmp_path / "more.yaml"
-    more.write_text(POLICY.replace("references: 16", "references: 20").replace("[lira, loss]", "[rmia]"))
+    more.write_text(POLICY.replace("references: 32", "references: 36").replace("[lira, loss]", "[rmia]"))
     for path, computed in ((policy, 1), (more, 4)):
         with gate.open_case(again, path, store=str(tmp_path / "store"), tracking_uri=tracking, now=NOW) as case:
             assert gate.prepare(case, MACHINE, Shard(), silent)[0] == computed

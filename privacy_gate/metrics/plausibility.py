@@ -26,6 +26,10 @@ TESTS = 7
 LEAST_REFERENCES = 8
 """Fewer say too little of how far models of one recipe differ."""
 
+MOST_FREEDOM = 15
+"""Degrees of freedom of t, at most, and half the references less 1 below: references come in groups that share
+out the pool, and figures have longer tails than normal ones, whatever their number. By simulation."""
+
 LEAST_USABLE = 10
 """Rows of each side on which every model must have others to compare with."""
 
@@ -81,8 +85,7 @@ def plausibility(evidence: MembershipEvidence) -> list[Control]:
     found = behaviour(phi, included)
     if found.rows.min() < LEAST_USABLE:
         return []
-    # References are drawn in groups that share out the pool: counted as half as many.
-    freedom = references / 2 - 1
+    freedom = min(references / 2 - 1, MOST_FREEDOM)
     both_ways = float(stats.t.isf(LEVEL / TESTS / 2, freedom))
     upwards = float(stats.t.isf(LEVEL / TESTS, freedom))
     return [_level(found, both_ways), _spread(found, both_ways), _membership(found, upwards)]
@@ -91,6 +94,7 @@ def plausibility(evidence: MembershipEvidence) -> list[Control]:
 def behaviour(phi: Floats, included: Bools) -> Behaviour:
     """How every model behaves beside the others; phi (nats) and training sets (M + 1, N), candidate first."""
     others = unrelated(included).astype(np.float64)
+    others[1:, 0] = 0.0  # the candidate has no say in what it is measured by
     total = np.zeros((5, 2, len(phi)))
     for rows in _blocks(*phi.shape):
         z, ratio, usable = compare(phi[:, rows].astype(np.float64), included[:, rows], others)
@@ -110,7 +114,7 @@ def compare(phi: Floats, included: Bools, others: Floats) -> tuple[Floats, Float
     of the other side over it, nats; where both are defined. Both sides share a row's variance, so
     that a row in few training sets has one too; the error of a mean of n models adds 1/n of it.
     """
-    phi = phi - phi.mean(axis=0)
+    phi = phi - phi[1:].mean(axis=0)
     sides = []
     for chosen in (included.astype(np.float64), (~included).astype(np.float64)):
         count = others @ chosen
@@ -152,24 +156,35 @@ def surprise(figure: Floats) -> float:
     return gap / max(_deviation(figure), float(np.finfo(np.float64).tiny))
 
 
-def seen_from(found: Behaviour, limit: float) -> tuple[float, float, float]:
-    """Smallest shares of wrong declarations that are seen with probability POWER; inf: none is.
+@dataclass(frozen=True)
+class Suspicion:
+    """One way to look for wrong declarations: whose doubt, (M + 1,), and how it grows with their share.
 
-    Of members that were not trained on; of the holdout that was; of both, exchanged. The references
-    tell: declared the other way, their doubt is `exchanged`.
+    slope    what all members never trained on, all the holdout trained on, and both would add; 0: nothing
+    """
+
+    figure: Floats
+    slope: tuple[float, float, float]
+
+    def seen_from(self, limit: float) -> tuple[float, float, float]:
+        """Shares of each wrong that exceed `limit` with probability POWER; above 1: not even all of them."""
+        need = (limit + float(stats.norm.ppf(POWER))) * _deviation(self.figure)
+        never, hidden, both = (need / slope if slope > 0 else np.inf for slope in self.slope)
+        return never, hidden, both
+
+
+def suspicions(found: Behaviour) -> list[Suspicion]:
+    """Doubt about members, about the holdout, and about both.
+
+    The references tell how it grows: their rows of one side, declared to be on the other, are in `exchanged`.
     """
     doubt, exchanged = found.doubt[:, 1:].mean(axis=1), found.exchanged[:, 1:].mean(axis=1)
     members, others = exchanged[OTHERS] - doubt[MEMBERS], exchanged[MEMBERS] - doubt[OTHERS]
-    reach = limit + float(stats.norm.ppf(POWER))
-
-    def share(figure: Floats, shift: float) -> float:
-        return reach * _deviation(figure) / shift if shift > 0 else np.inf
-
-    either, both = found.doubt, found.doubt.mean(axis=0)
-    unseen = min(share(either[MEMBERS], members), share(both, members / 2))
-    hidden = min(share(either[OTHERS], others), share(both, others / 2))
-    swapped = min(share(either[MEMBERS], members), share(either[OTHERS], others), share(both, (members + others) / 2))
-    return unseen, hidden, swapped
+    return [
+        Suspicion(found.doubt[MEMBERS], (members, 0.0, members)),
+        Suspicion(found.doubt[OTHERS], (0.0, others, others)),
+        Suspicion(found.doubt.mean(axis=0), (members / 2, others / 2, (members + others) / 2)),
+    ]
 
 
 def _doubt(ratio: Floats) -> Floats:
@@ -201,19 +216,21 @@ def _spread(found: Behaviour, limit: float) -> Control:
 
 
 def _membership(found: Behaviour, limit: float) -> Control:
-    far = [surprise(figure) for figure in (*found.doubt, found.doubt.mean(axis=0))]
-    detail = (
-        f"doubt about members {far[0]:+.1f}, holdout {far[1]:+.1f}, both {far[2]:+.1f} {_UNIT} (limit +{limit:.1f})"
-    )
+    """Where the references hardly tell members from others, doubt is noise, and is not judged."""
+    name, able = "plausible membership", [way for way in suspicions(found) if min(way.seen_from(limit)) <= 1]
+    if not able:
+        return Control(name=name, held=True, detail=f"not even a list that is all wrong would be seen{_BLIND}")
+    far = [surprise(way.figure) for way in able]
+    shares = [min(each) for each in zip(*(way.seen_from(limit) for way in able), strict=True)]
     wrongs = ("of members never trained on", "of the holdout trained on", "of both exchanged")
-    seen = [f"{share:.0%} {wrong}" for share, wrong in zip(seen_from(found, limit), wrongs, strict=True) if share <= 1]
-    if seen:
-        detail += f"; {_OFTEN} {', '.join(seen)}"
-    else:
-        detail += "; no wrong list would be seen for certain: the references hardly tell members from others"
-    return _control("plausible membership", [max(value, 0.0) for value in far], limit, detail)
+    seen = ", ".join(f"{share:.0%} {wrong}" for share, wrong in zip(shares, wrongs, strict=True) if share <= 1)
+    detail = (
+        f"doubt about the declared members and holdout {max(far):+.1f} {_UNIT} (limit +{limit:.1f}); {_OFTEN} {seen}"
+    )
+    return _control(name, [max(value, 0.0) for value in far], limit, detail)
 
 
+_BLIND = ": the references hardly tell members from others, as they would not for a wrong list either"
 _UNIT = "deviations from the references'"
 _OFTEN = f"would be seen {POWER:.0%} of the time:"
 

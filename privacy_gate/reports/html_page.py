@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from privacy_gate.report import CheckRecord, Report
-from privacy_gate.reports import pictures, story, words
+from privacy_gate.reports import coverage, details, pictures, story, words
 from privacy_gate.verdict import Finding, Histogram, LawPlot, Measurement, Roc, Severity, Status
 
 SYMBOLS = {Status.MET: "met", Status.VIOLATED: "violated", Status.NOT_MEASURED: "missing", Status.WAIVED: "waived"}
@@ -77,9 +77,11 @@ def render(report: Report) -> str:
         css_digest=Markup(digest),  # noqa: S704 - base64
         groups=[_group(findings) for findings in story.grouped(report)],
         galleries=[gallery for check in report.checks if (gallery := _gallery(check, report))],
+        coverage=coverage,
+        details=details,
         story=story,
         words=words,
-        references=story.references(),
+        references=coverage.references(),
     )
 
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from privacy_gate.report import CheckRecord, Report
-from privacy_gate.reports import story, words
+from privacy_gate.reports import coverage, details, story, words
 from privacy_gate.verdict import Finding, Severity, Status, Verdict
 
 LIMIT = 1_000_000
@@ -144,7 +144,7 @@ def _controls(report: Report) -> str:
 def _coverage(report: Report) -> str:
     rows = [
         (prose(line.what), ("✅ " if line.tested else "❔ ") + prose(line.outcome), prose(line.ids or "none"))
-        for line in story.coverage(report)
+        for line in coverage.coverage(report)
     ]
     table = _table(("Class of attack or question", "Outcome", "NIST AI 100-2, MITRE ATLAS"), rows)
     text = "### What was tested, and what was not\n\n" + table
@@ -159,7 +159,7 @@ def _measurements(check: CheckRecord) -> str:
             str(row.shown) if row.shown else f"not measured: {prose(row.reason)}",
             prose(group.how or row.how),
         )
-        for group in story.measured(check)
+        for group in details.measured(check)
         for row in group.rows
     ]
     title = f"Measurements: {words.check_title(check.check).lower()}"
@@ -176,9 +176,9 @@ def _identity(report: Report) -> str:
         ("sha256", code(policy.sha256)),
         ("recorded, before measuring", prose(words.moment(policy.recorded))),
         ("**Audit data**", ""),
-        *((name, prose(value)) for name, value in story.data_facts(report)),
+        *((name, prose(value)) for name, value in details.data_facts(report)),
         ("**Recipe**", ""),
-        *((name, prose(value)) for name, value in story.recipe_facts(report)),
+        *((name, prose(value)) for name, value in details.recipe_facts(report)),
         ("**Tool**", prose(report.tool)),
         *((prose(name), prose(version)) for name, version in sorted(report.versions.items())),
     ]
@@ -186,7 +186,7 @@ def _identity(report: Report) -> str:
 
 
 def _rerun(report: Report) -> str:
-    lines = "\n".join(_literal(line) for line in story.rerun(report))
+    lines = "\n".join(_literal(line) for line in details.rerun(report))
     return f"### How to repeat it\n\n<pre><code>{lines}</code></pre>\n"
 
 

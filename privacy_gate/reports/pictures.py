@@ -1,7 +1,7 @@
 """Geometry of the report's pictures: exhibits in, SVG paths and ticks out. Lengths are SVG user units."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from privacy_gate.reports.words import amount, metric, number, percent, plain
@@ -224,9 +224,16 @@ def shared_scale(findings: Sequence[Finding]) -> Scale:
     if known.percent or known.chance is not None:
         low, high = max(low, 0.0), min(high, 1.0)
         low = 0.0 if limit.max is not None and known.chance != 0.5 else low
-    axis = Axis(low, high, PAD, BAR - PAD)
-    places = 2 if high - low < 10 else 3
-    return Scale(*(amount(name, float(f"{end:.{places}g}")) for end in (low, high)), axis)
+    low, high = _outward(low, math.floor), min(_outward(high, math.ceil), 1.0 if known.percent else math.inf)
+    return Scale(amount(name, low), amount(name, high), Axis(low, high, PAD, BAR - PAD))
+
+
+def _outward(value: float, side: Callable[[float], int]) -> float:
+    """The value with two digits, rounded to the side."""
+    if value == 0:
+        return 0.0
+    power = math.floor(math.log10(abs(value))) - 1
+    return float(f"{side(value / 10.0**power * (1 + 1e-12))}e{power}")
 
 
 def interval(measurement: Measurement, limit: Limit, axis: Axis) -> Interval:

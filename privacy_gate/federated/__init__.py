@@ -1,0 +1,1 @@
+"""Federated training under attack: aggregators, adversaries, partitions and a stacked simulator. Tensors in, tensors out."""

@@ -1,0 +1,165 @@
+"""How a server makes one update of many; the list of all rules, and how they are named and chained.
+
+To add one, write a function in a file here and a line in AGGREGATORS: the tests of the family run over it.
+"""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+
+from privacy_gate.errors import ConfigurationError
+from privacy_gate.federated.clipping import centered_clipping, clip, clip_adaptively, norm_clipping
+from privacy_gate.federated.geometry import finite_rows, norms, weighted_sum
+from privacy_gate.federated.known import NOTHING, Aggregate, Known, refuse_few, required
+from privacy_gate.federated.preaggregation import bucketing, nearest_neighbour_mixing
+from privacy_gate.federated.robust import (
+    bulyan,
+    geometric_median,
+    krum,
+    median,
+    meamed,
+    minimum_diameter,
+    multi_krum,
+    trimmed_mean,
+)
+
+
+def mean(updates: torch.Tensor, f: int, known: Known = NOTHING, *, cap: float | None = None) -> torch.Tensor:
+    """FedAvg: weighted by the examples that clients claim; McMahan et al. 2017 (arXiv 1602.05629).
+
+    cap: no claim counts for more than so many times the median claim; None: claims are believed. A mean, so one
+    byzantine update of any size moves it anywhere.
+    """
+    refuse_few(updates, f, 1, "mean")
+    if known.counts is None:
+        return updates.mean(-2)
+    counts = known.counts.double()
+    if cap is not None:
+        counts = torch.minimum(counts, cap * counts.median(-1, keepdim=True).values)
+    return weighted_sum(updates, counts / counts.sum(-1, keepdim=True))
+
+
+def capped_mean(updates: torch.Tensor, f: int, known: Known = NOTHING, *, cap: float = 2.0) -> torch.Tensor:
+    """FedAvg in which no claim counts for more than `cap` times the median claim."""
+    return mean(updates, f, known, cap=cap)
+
+
+def fltrust(updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch.Tensor:
+    """Updates of the server's own length, weighted by relu(cos(u_i, u_0)): Cao et al. 2021 (arXiv 2012.13995).
+
+    u_0 is known.root, the server's own update. 0 where no update points its way.
+    """
+    refuse_few(updates, f, 1, "fltrust")
+    root = required(known.root, "the server's own update", "fltrust")
+    clean, _ = finite_rows(updates)
+    tiny = torch.finfo(torch.float64).tiny
+    length, own = norms(clean).clamp_(min=tiny), norms(root).unsqueeze(-1)
+    inner = (clean @ root.unsqueeze(-1)).squeeze(-1).double()
+    trust = (inner / length / own.clamp(min=tiny)).clamp_(min=0)
+    return weighted_sum(clean, trust / trust.sum(-1, keepdim=True).clamp_(min=tiny) * own / length)
+
+
+def q_fedavg(updates: torch.Tensor, f: int, known: Known = NOTHING, *, q: float = 1.0) -> torch.Tensor:
+    """Clients with a larger loss count for more: Li et al. 2020 (arXiv 1905.10497), with L = 1 / known.lr.
+
+    - sum D_k / sum h_k, D_k = F_k^q L (w - w_k), h_k = q F_k^(q-1) |L (w - w_k)|^2 + L F_k^q. q = 0 is the plain mean.
+    """
+    refuse_few(updates, f, 1, "q_fedavg")
+    loss = required(known.losses, "the clients' losses", "q_fedavg").double().clamp(min=1e-10)
+    if known.lr is None:
+        raise ConfigurationError("q_fedavg needs the clients' learning rate, found none")
+    lipschitz = 1 / known.lr
+    square = (lipschitz * norms(updates)) ** 2
+    below = (q * loss ** (q - 1) * square + lipschitz * loss**q).sum(-1, keepdim=True)
+    return weighted_sum(updates, lipschitz * loss**q / below)
+
+
+AGGREGATORS: dict[str, Aggregate] = {
+    "mean": mean,
+    "capped_mean": capped_mean,
+    "median": median,
+    "trimmed_mean": trimmed_mean,
+    "krum": krum,
+    "multi_krum": multi_krum,
+    "bulyan": bulyan,
+    "geometric_median": geometric_median,
+    "centered_clipping": centered_clipping,
+    "minimum_diameter": minimum_diameter,
+    "meamed": meamed,
+    "norm_clipping": norm_clipping,
+    "fltrust": fltrust,
+    "q_fedavg": q_fedavg,
+}
+"""Every rule by the name that recipes use."""
+
+PREAGGREGATIONS: dict[str, Aggregate] = {
+    "nnm": nearest_neighbour_mixing,
+    "bucketing": bucketing,
+    "clip": clip,
+    "arc": clip_adaptively,
+}
+"""What may stand before a rule, by name."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One function of the two lists, with its parameters; refuses a name or a parameter that does not exist."""
+
+    name: str
+    parameters: tuple[tuple[str, float | None], ...] = ()
+
+    def __post_init__(self) -> None:
+        known = {**PREAGGREGATIONS, **AGGREGATORS}
+        if self.name not in known:
+            raise ConfigurationError(f"no aggregator is called {self.name!r}: choose of {', '.join(known)}")
+        signature = inspect.signature(known[self.name])
+        allowed = [name for name, each in signature.parameters.items() if each.kind is each.KEYWORD_ONLY]
+        for name, _ in self.parameters:
+            if name not in allowed:
+                raise ConfigurationError(
+                    f"{self.name} has no parameter {name!r}; it takes {', '.join(allowed) or 'none'}"
+                )
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule, and what is done to the updates before it, in this order."""
+
+    aggregator: Step = Step("mean")
+    before: tuple[Step, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.aggregator.name not in AGGREGATORS:
+            raise ConfigurationError(f"{self.aggregator.name} cannot come last: end with one of {', '.join(AGGREGATORS)}")
+        for step in self.before:
+            if step.name not in PREAGGREGATIONS:
+                raise ConfigurationError(f"{step.name} can only come last: put {', '.join(PREAGGREGATIONS)} before it")
+
+    def __call__(self, updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch.Tensor:
+        """Updates (..., n, d), at most f of them byzantine -> (..., d)."""
+        for step in self.before:
+            rows = updates.shape[-2]
+            updates = PREAGGREGATIONS[step.name](updates, f, known, **dict(step.parameters))
+            if updates.shape[-2] != rows:  # nobody has a claim or a loss for a bucket
+                known = replace(known, counts=None, losses=None)
+        return AGGREGATORS[self.aggregator.name](updates, f, known, **dict(self.aggregator.parameters))
+
+    def __str__(self) -> str:
+        return " + ".join(step.name for step in (*self.before, self.aggregator))
+
+
+def step(name: str, parameters: Mapping[str, float | None] | None = None) -> Step:
+    """A step with parameters by name."""
+    return Step(name, tuple(sorted((parameters or {}).items())))
+
+
+def rule(*names: str | Step) -> Rule:
+    """What comes before, then the rule itself.
+
+    >>> str(rule("nnm", step("centered_clipping", {"tau": 1.0})))
+    'nnm + centered_clipping'
+    """
+    steps = [name if isinstance(name, Step) else Step(name) for name in names]
+    return Rule(steps[-1], tuple(steps[:-1]))

@@ -1,0 +1,57 @@
+"""Rules that limit how far one update can pull: a bound on its length, before or instead of another rule."""
+
+import torch
+
+from privacy_gate.federated.geometry import finite_rows, norms
+from privacy_gate.federated.known import NOTHING, Known, refuse_few
+
+
+def clip(updates: torch.Tensor, f: int, known: Known = NOTHING, *, tau: float | None = None) -> torch.Tensor:
+    """Updates (..., n, d) shortened to norm tau; to the median of the norms where tau is None. inf and NaN become 0."""
+    clean, finite = finite_rows(updates)
+    return _shortened(clean, _reach(clean, finite, tau))
+
+
+def clip_adaptively(updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch.Tensor:
+    """The floor(2 f (n - f) / n) longest updates shortened to the next longest: Allouah et al. 2025, ARC."""
+    clean, finite = finite_rows(updates)
+    n = updates.shape[-2]
+    shortened = int(2 * f / n * (n - f))
+    length = norms(clean).masked_fill(~finite, torch.inf)
+    return _shortened(clean, length.sort(-1).values[..., n - shortened - 1].unsqueeze(-1))
+
+
+def norm_clipping(updates: torch.Tensor, f: int, known: Known = NOTHING, *, tau: float | None = None) -> torch.Tensor:
+    """The mean of clipped updates: Sun et al. 2019 (arXiv 1911.07963). tau as in `clip`."""
+    refuse_few(updates, f, 2 * f + 1, "norm_clipping")
+    return clip(updates, f, known, tau=tau).mean(-2)
+
+
+def centered_clipping(
+    updates: torch.Tensor, f: int, known: Known = NOTHING, *, tau: float | None = None, iterations: int = 1
+) -> torch.Tensor:
+    """v + the mean of clipped u_i - v, from v = known.previous, or 0: Karimireddy et al. 2021 (arXiv 2012.10333).
+
+    tau None: the median of the distances to v, so that f < n / 2 updates cannot set the bound.
+    """
+    refuse_few(updates, f, 2 * f + 1, "centered_clipping")
+    clean, finite = finite_rows(updates)
+    point = torch.zeros_like(clean[..., 0, :]) if known.previous is None else known.previous
+    for _ in range(iterations):
+        away = torch.where(finite.unsqueeze(-1), clean - point.unsqueeze(-2), 0)
+        point = point + _shortened(away, _reach(away, finite, tau)).mean(-2)
+    return point
+
+
+def _reach(updates: torch.Tensor, finite: torch.Tensor, tau: float | None) -> torch.Tensor:
+    """(..., 1) float64: tau, or the median norm, where rows that were not finite count as infinitely long."""
+    length = norms(updates)
+    if tau is not None:
+        return torch.full_like(length[..., :1], tau)
+    length = length.masked_fill(~finite, torch.inf).sort(-1).values
+    return length[..., (length.shape[-1] - 1) // 2].unsqueeze(-1)
+
+
+def _shortened(updates: torch.Tensor, reach: torch.Tensor) -> torch.Tensor:
+    factor = (reach / norms(updates).clamp_(min=torch.finfo(torch.float64).tiny)).clamp_(max=1)
+    return updates * factor.to(updates.dtype).unsqueeze(-1)

@@ -1,0 +1,104 @@
+"""Order and distance among updates, for any number of leading cells; a client that sends inf or NaN is far from all."""
+
+from functools import cache
+
+import torch
+
+
+def finite_rows(updates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Updates (..., n, d) with 0 in place of every row that holds inf or NaN, and which rows hold none, (..., n)."""
+    finite = torch.isfinite(updates).all(-1)
+    if bool(finite.all()):
+        return updates, finite
+    return torch.where(finite.unsqueeze(-1), updates, 0), finite
+
+
+def squared_distances(updates: torch.Tensor) -> torch.Tensor:
+    """Between all pairs of updates (..., n, d): (..., n, n) float64, >= 0, inf for a row that is not finite.
+
+    Through the Gram matrix, in float64: on float32 updates its rounding is below theirs.
+    """
+    known, finite = finite_rows(updates)
+    wide = known.contiguous().double()
+    gram = wide @ wide.transpose(-1, -2)
+    square = gram.diagonal(dim1=-2, dim2=-1)
+    found = (square.unsqueeze(-1) + square.unsqueeze(-2)).sub_(gram, alpha=2).clamp_(min=0)
+    apart = ~(finite.unsqueeze(-1) & finite.unsqueeze(-2)) | found.isnan()
+    found.masked_fill_(apart, torch.inf)
+    found.diagonal(dim1=-2, dim2=-1).zero_()
+    return found
+
+
+def norms(updates: torch.Tensor) -> torch.Tensor:
+    """Euclidean norms (...,) float64 of vectors (..., d), summed in float64."""
+    return torch.linalg.vector_norm(updates, dim=-1, dtype=torch.float64)
+
+
+def mean_of(updates: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """The mean (..., d) of the finite rows of (..., n, d) where `chosen` (..., n) is True; 0 where none is."""
+    known, finite = finite_rows(updates)
+    weight = (chosen & finite).to(updates.dtype)
+    weight /= weight.sum(-1, keepdim=True).clamp(min=1)
+    return weighted_sum(known, weight)
+
+
+def weighted_sum(updates: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Sum over rows of weight (..., n) times updates (..., n, d): (..., d)."""
+    return (weight.to(updates.dtype).unsqueeze(-2) @ updates).squeeze(-2)
+
+
+def smallest(scores: torch.Tensor, count: int) -> torch.Tensor:
+    """True for the `count` smallest of the last axis; the earlier of equal ones. Same shape as `scores`."""
+    order = scores.sort(dim=-1, stable=True).indices[..., :count]
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, order, True)
+
+
+def ordered(updates: torch.Tensor) -> list[torch.Tensor]:
+    """The n order statistics of each coordinate, ascending, n tensors (..., d); NaN counts as +inf.
+
+    By Batcher's merge exchange (Knuth, volume 3, algorithm 5.2.2 M): a fixed sequence of minima and maxima of
+    whole tensors, many times faster than sorting n values at a time.
+    """
+    rows = list(torch.where(updates.isnan(), torch.inf, updates).unbind(-2))
+    for low, high in _exchanges(len(rows)):
+        rows[low], rows[high] = torch.minimum(rows[low], rows[high]), torch.maximum(rows[low], rows[high])
+    return rows
+
+
+@cache
+def _exchanges(n: int) -> tuple[tuple[int, int], ...]:
+    """The pairs that sort n values when exchanged, where out of order, one after the other."""
+    pairs = []
+    top = p = 1 << max(0, (n - 1).bit_length() - 1)
+    while p > 0:
+        q, r, distance = top, 0, p
+        while distance > 0:
+            pairs += [(i, i + distance) for i in range(n - distance) if i & p == r]
+            distance, q, r = q - p, q >> 1, p
+        p >>= 1
+    return tuple(pairs)
+
+
+def middle(rows: list[torch.Tensor]) -> torch.Tensor:
+    """The median of order statistics: the mean of the two in the middle where their number is even."""
+    half = len(rows) // 2
+    return rows[half] if len(rows) % 2 else (rows[half - 1] + rows[half]) / 2
+
+
+def closest_to_middle(rows: list[torch.Tensor], keep: int) -> torch.Tensor:
+    """Coordinate by coordinate, the mean of the `keep` order statistics closest to the median.
+
+    They are consecutive: of all runs of so many, the one whose farther end is nearest.
+    """
+    centre = middle(rows)
+    best = reach = None
+    for first in range(len(rows) - keep + 1):
+        run = rows[first : first + keep]
+        far = torch.maximum(centre - run[0], run[-1] - centre)
+        mean = torch.stack(run).mean(0)
+        if best is None or reach is None:
+            best, reach = mean, far
+            continue
+        nearer = far < reach
+        best, reach = torch.where(nearer, mean, best), torch.where(nearer, far, reach)
+    return centre if best is None else best

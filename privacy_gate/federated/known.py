@@ -1,0 +1,54 @@
+"""What every aggregator is called with, and the test each makes before it starts.
+
+Axis letters here: n updates received in a round, of which at most f are byzantine; d coordinates of an update.
+An update is a client's weights after its local training minus the weights it was sent, never the weights.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from privacy_gate.errors import ConfigurationError
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """What the server knows of a round besides the updates; None where it does not.
+
+    counts    (..., n)  examples each client claims to have
+    previous  (..., d)  what the last round's aggregation gave; None in the first round
+    root      (..., d)  the server's own update, from data it trusts
+    losses    (..., n)  each client's loss before its local training, nats
+    order     (n,)      a random permutation of the updates
+    lr        the clients' learning rate
+    """
+
+    counts: torch.Tensor | None = None
+    previous: torch.Tensor | None = None
+    root: torch.Tensor | None = None
+    losses: torch.Tensor | None = None
+    order: torch.Tensor | None = None
+    lr: float | None = None
+
+
+NOTHING = Known()
+
+Aggregate = Callable[..., torch.Tensor]
+"""(updates (..., n, d), f, known, *, parameters) -> (..., d), of the updates' dtype; pre-aggregation -> (..., n', d)."""
+
+
+def refuse_few(updates: torch.Tensor, f: int, fewest: int, name: str) -> None:
+    """Raises ConfigurationError unless 0 <= f and there are at least `fewest` updates."""
+    if f < 0 or updates.shape[-2] < fewest:
+        raise ConfigurationError(
+            f"{name} with f = {f} needs f >= 0 and at least {fewest} updates a round, found {updates.shape[-2]}: "
+            "lower f, or let more clients take part"
+        )
+
+
+def required(value: torch.Tensor | None, what: str, name: str) -> torch.Tensor:
+    """`value`; raises ConfigurationError where the server does not know it."""
+    if value is None:
+        raise ConfigurationError(f"{name} needs {what}, and this federation has none: supply it or choose another rule")
+    return value

@@ -1,0 +1,30 @@
+"""What is done to updates before a rule: (..., n, d) -> (..., n', d). See known.py."""
+
+import torch
+
+from privacy_gate.federated.geometry import finite_rows, smallest, squared_distances
+from privacy_gate.federated.known import NOTHING, Known, refuse_few, required
+
+
+def nearest_neighbour_mixing(updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch.Tensor:
+    """Each update becomes the mean of its n - f nearest, itself included: Allouah et al. 2023 (arXiv 2302.01772).
+
+    One that is not finite has no neighbours and becomes inf, for the rule that follows to discard.
+    """
+    refuse_few(updates, f, 2 * f + 1, "nnm")
+    clean, finite = finite_rows(updates)
+    keep = updates.shape[-2] - f
+    near = smallest(squared_distances(updates), keep) & finite.unsqueeze(-2)
+    mixed = (near.to(clean.dtype) / near.sum(-1, keepdim=True).clamp(min=1)) @ clean
+    return mixed if bool(finite.all()) else mixed.masked_fill(~finite.unsqueeze(-1), torch.inf)
+
+
+def bucketing(updates: torch.Tensor, f: int, known: Known = NOTHING, *, size: int = 2) -> torch.Tensor:
+    """Means of `size` updates at a time, in random order: Karimireddy et al. 2022 (arXiv 2006.09365).
+
+    n' = ceil(n / size); up to f of them hold a byzantine update, so f stays f.
+    """
+    refuse_few(updates, f, size, "bucketing")
+    order = required(known.order, "a random order", "bucketing")
+    shuffled = updates.index_select(-2, order)
+    return torch.stack([bucket.mean(-2) for bucket in shuffled.split(size, -2)], -2)

@@ -1,0 +1,148 @@
+"""Rules that f arbitrary updates of n cannot lead astray: by order statistics, and by distances.
+
+Every rule takes updates (..., n, d), f and what the server knows, and gives (..., d); see known.py. Rows of inf
+or NaN count as infinitely far. No rule changes its input.
+"""
+
+from itertools import combinations
+
+import torch
+
+from privacy_gate.errors import ConfigurationError
+from privacy_gate.federated.geometry import (
+    closest_to_middle,
+    finite_rows,
+    mean_of,
+    middle,
+    norms,
+    ordered,
+    smallest,
+    squared_distances,
+    weighted_sum,
+)
+from privacy_gate.federated.known import NOTHING, Known, refuse_few
+
+SUBSETS = 5000
+"""Subsets of clients that the minimum diameter is looked for among, at most."""
+
+CHUNK = 256
+"""Subsets whose diameters are compared at once."""
+
+
+def median(updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch.Tensor:
+    """Coordinate-wise median: Yin et al. 2018 (arXiv 1803.01498)."""
+    refuse_few(updates, f, 2 * f + 1, "median")
+    return middle(ordered(updates))
+
+
+def trimmed_mean(updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch.Tensor:
+    """Coordinate-wise mean without the f smallest and the f largest: Yin et al. 2018 (arXiv 1803.01498)."""
+    refuse_few(updates, f, 2 * f + 1, "trimmed mean")
+    rows = ordered(updates) if f else list(updates.unbind(-2))
+    kept = rows[f : len(rows) - f]
+    total = kept[0].clone()
+    for row in kept[1:]:
+        total += row
+    return total / len(kept)
+
+
+def meamed(updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch.Tensor:
+    """Coordinate-wise mean of the n - f values closest to the median: Xie et al. 2018 (arXiv 1802.10116)."""
+    refuse_few(updates, f, 2 * f + 1, "meamed")
+    return closest_to_middle(ordered(updates), updates.shape[-2] - f)
+
+
+def krum_scores(distances: torch.Tensor, f: int) -> torch.Tensor:
+    """Sum of squared distances (..., n, n) from each update to the n - f - 2 nearest others: (..., n)."""
+    nearest = max(1, distances.shape[-1] - f - 2)
+    return distances.sort(dim=-1).values[..., 1 : 1 + nearest].sum(-1)
+
+
+def krum(updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch.Tensor:
+    """The update with the lowest score: Blanchard et al. 2017. ByzFL 0.0.11 counts n - f - 1 neighbours instead."""
+    refuse_few(updates, f, 2 * f + 3, "krum")
+    return mean_of(updates, smallest(krum_scores(squared_distances(updates), f), 1))
+
+
+def multi_krum(updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch.Tensor:
+    """The mean of the n - f updates with the lowest Krum scores: Blanchard et al. 2017."""
+    refuse_few(updates, f, 2 * f + 3, "multi_krum")
+    chosen = smallest(krum_scores(squared_distances(updates), f), updates.shape[-2] - f)
+    return mean_of(updates, chosen)
+
+
+def bulyan(updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch.Tensor:
+    """Krum chooses n - 2f, one after the other; of these the n - 4f values closest to the median, averaged.
+
+    El Mhamdi et al. 2018 (arXiv 1802.07927).
+    """
+    refuse_few(updates, f, 4 * f + 3, "bulyan")
+    n = updates.shape[-2]
+    clean, finite = finite_rows(updates)
+    distances, order = squared_distances(updates), []
+    gone = torch.zeros_like(finite)
+    for taken in range(n - 2 * f):
+        nearest = max(1, n - taken - f - 2)
+        scores = distances.sort(dim=-1).values[..., 1 : 1 + nearest].sum(-1)
+        # One that is merely far loses to all but those already taken.
+        pick = scores.clamp(max=torch.finfo(scores.dtype).max).masked_fill(gone, torch.inf).argmin(-1)
+        order.append(pick)
+        index = pick.unsqueeze(-1)
+        gone = gone.scatter(-1, index, True)
+        distances = distances.masked_fill(gone.unsqueeze(-2), torch.inf)
+        distances.diagonal(dim1=-2, dim2=-1).zero_()
+    picked = torch.stack(order, -1).unsqueeze(-1).expand(*updates.shape[:-2], n - 2 * f, updates.shape[-1])
+    return closest_to_middle(ordered(clean.gather(-2, picked)), n - 4 * f)
+
+
+def geometric_median(
+    updates: torch.Tensor, f: int, known: Known = NOTHING, *, nu: float = 0.1, iterations: int = 8
+) -> torch.Tensor:
+    """The point with the smallest sum of distances, smoothed below nu, by Weiszfeld's iteration from the median.
+
+    Pillutla et al. 2022 (arXiv 1912.13445). The coordinate-wise median is a start that f updates cannot move far.
+    """
+    refuse_few(updates, f, 2 * f + 1, "geometric median")
+    return weiszfeld(updates, middle(ordered(updates)), nu, iterations)
+
+
+def weiszfeld(updates: torch.Tensor, start: torch.Tensor, nu: float, iterations: int) -> torch.Tensor:
+    """So many smoothed steps from `start` (..., d): each the mean weighted by 1 / max(nu, distance)."""
+    clean, finite = finite_rows(updates)
+    point = start
+    for _ in range(iterations):
+        weight = finite / norms(clean - point.unsqueeze(-2)).clamp_(min=nu)
+        point = weighted_sum(clean, weight / weight.sum(-1, keepdim=True))
+    return point
+
+
+def minimum_diameter(updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch.Tensor:
+    """The mean of the n - f updates whose largest distance is smallest: El Mhamdi et al. 2018 (MDA).
+
+    Raises ConfigurationError where there are more than SUBSETS ways to choose them.
+    """
+    refuse_few(updates, f, 2 * f + 1, "minimum_diameter")
+    n = updates.shape[-2]
+    subsets = torch.tensor(_subsets(n, n - f), device=updates.device)
+    distances = squared_distances(updates)
+    best = torch.full(updates.shape[:-2], torch.inf, dtype=torch.float64, device=updates.device)
+    winner = torch.zeros(updates.shape[:-2], dtype=torch.int64, device=updates.device)
+    for first in range(0, len(subsets), CHUNK):
+        part = subsets[first : first + CHUNK]
+        diameter = distances[..., part.unsqueeze(-1), part.unsqueeze(-2)].amax((-1, -2))
+        value, index = diameter.min(-1)
+        winner = torch.where(value < best, index + first, winner)
+        best = torch.minimum(value, best)
+    chosen = torch.zeros(updates.shape[:-1], dtype=torch.bool, device=updates.device)
+    return mean_of(updates, chosen.scatter_(-1, subsets[winner], True))
+
+
+def _subsets(n: int, size: int) -> list[tuple[int, ...]]:
+    found = []
+    for subset in combinations(range(n), size):
+        found.append(subset)
+        if len(found) > SUBSETS:
+            raise ConfigurationError(
+                f"minimum diameter would compare more than {SUBSETS} subsets of {n} updates: use krum or nnm instead"
+            )
+    return found

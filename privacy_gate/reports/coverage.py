@@ -1,0 +1,100 @@
+"""What was tested and what was not, in the terms of public taxonomies, and the texts that ask for it."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+
+from privacy_gate.documents import Record
+from privacy_gate.report import CheckRecord, Report
+from privacy_gate.reports.words import capital, check_title, plain
+
+
+class Reference(Record):
+    """A text that asks for evidence, what it asks in short, and where a report has it."""
+
+    reference: str
+    asks: str
+    found: str
+
+
+class AttackClass(Record):
+    """A class of attacks in public taxonomies.
+
+    checks  the checks that test it
+    words   how lists of what was not tested speak of it
+    """
+
+    name: str
+    nist: tuple[str, ...] = ()
+    atlas: tuple[str, ...] = ()
+    checks: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
+
+
+class References(Record):
+    """The data file that maps reports to public texts; `as_of` is when the texts were read."""
+
+    as_of: str
+    texts: tuple[Reference, ...]
+    attacks: tuple[AttackClass, ...]
+
+
+@cache
+def references() -> References:
+    """The mapping that the package brings."""
+    text = resources.files("privacy_gate.reports").joinpath("references.json").read_text(encoding="utf-8")
+    return References.model_validate_json(text)
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """One line of what was and was not tested, with its taxonomy ids."""
+
+    what: str
+    outcome: str
+    tested: bool
+    ids: str
+
+
+def coverage(report: Report) -> list[Coverage]:
+    """What was tested, by which checks; then what was not, as the report lists it. Both with taxonomy ids."""
+    known = references().attacks
+    mapped = {name for attacks in known for name in attacks.checks}
+    lines = [
+        _tested(
+            capital(attacks.name), [check for check in report.checks if check.check in attacks.checks], _ids([attacks])
+        )
+        for attacks in known
+    ]
+    lines += [_tested(check_title(check.check), [check], "") for check in report.checks if check.check not in mapped]
+    for line in report.not_tested:
+        named = [attacks for attacks in known if any(word in line.lower() for word in attacks.words)]
+        lines.append(Coverage(capital(plain(line)), "not tested", False, _ids(named)))
+    return [line for line in lines if line.outcome]
+
+
+def _tested(what: str, checks: Sequence[CheckRecord], ids: str) -> Coverage:
+    tested = any(m.measured for check in checks for m in check.result.measurements)
+    return Coverage(plain(what), _outcome(checks), tested, ids)
+
+
+def _outcome(checks: Sequence[CheckRecord]) -> str:
+    """Which checks ran, on what, and which measured nothing."""
+    ran = [check for check in checks if any(m.measured for m in check.result.measurements)]
+    parts = ["tested by " + "; ".join(_ran(check) for check in ran)] if ran else []
+    parts += [f"{check.check} measured nothing" for check in checks if check not in ran]
+    return "; ".join(parts)
+
+
+def _ran(check: CheckRecord) -> str:
+    measured = {m.subject for m in check.result.measurements if m.measured}
+    subjects = [subject for subject in dict.fromkeys(m.subject for m in check.result.measurements) if subject]
+    named = ", ".join(plain(subject) for subject in subjects if subject in measured)
+    missing = ", ".join(plain(subject) for subject in subjects if subject not in measured)
+    return plain(check.check) + (f" ({named})" if named else "") + (f", but not {missing}" if missing else "")
+
+
+def _ids(classes: Iterable[AttackClass]) -> str:
+    every = [name for known in classes for name in (*known.nist, *known.atlas)]
+    return ", ".join(dict.fromkeys(every))

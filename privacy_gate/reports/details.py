@@ -1,0 +1,114 @@
+"""What every view of a report tells last: every figure, what was judged by what, and how to repeat it."""
+
+import json
+import shlex
+from dataclasses import dataclass
+
+from privacy_gate.documents import Record
+from privacy_gate.report import CheckRecord, Report
+from privacy_gate.reports.words import Shown, capital, level, metric, plain, shown
+from privacy_gate.verdict import Measurement
+
+
+@dataclass(frozen=True)
+class MeasuredRow:
+    """One figure, or a reason that several subjects share; `how` where the metric's others were made otherwise."""
+
+    who: str
+    shown: Shown | None
+    reason: str = ""
+    how: str = ""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One metric of a check, and how its figures were made where that is the same for all."""
+
+    title: str
+    metric: str
+    how: str
+    rows: tuple[MeasuredRow, ...]
+
+
+def measured(check: CheckRecord) -> list[Measured]:
+    """The check's measurements by metric, in their own order; those missing for one reason together, last."""
+    by_metric: dict[str, list[Measurement]] = {}
+    for measurement in check.result.measurements:
+        by_metric.setdefault(measurement.metric, []).append(measurement)
+    found = []
+    for name, group in by_metric.items():
+        ways = {how(m) for m in group if m.measured}
+        common = next(iter(ways)) if len(ways) == 1 else ""
+        rows = [MeasuredRow(plain(m.subject), shown(m), how="" if common else how(m)) for m in group if m.measured]
+        reasons = dict.fromkeys(plain(m.reason) for m in group if not m.measured)
+        for reason in reasons:
+            missing = [plain(m.subject) for m in group if not m.measured and plain(m.reason) == reason]
+            rows.append(MeasuredRow(", ".join(filter(None, missing)), None, reason))
+        title = metric(name).title
+        found.append(Measured(capital(title), name, common, tuple(rows)))
+    return found
+
+
+def how(measurement: Measurement) -> str:
+    """How a figure's interval was made, and from what."""
+    parts = [f"{level(measurement.confidence)} interval" if measurement.confidence else ""]
+    parts += [plain(measurement.method), plain(measurement.samples)]
+    return "; ".join(part for part in parts if part)
+
+
+def recipe_facts(report: Report) -> list[tuple[str, str]]:
+    """How the candidate says it was trained, as name and value."""
+    recipe = report.recipe
+    facts = [("Backbone", plain(recipe.backbone.name))]
+    if recipe.backbone.weights:
+        facts += [("Its weights", plain(recipe.backbone.weights.uri)), ("Their sha256", recipe.backbone.weights.sha256)]
+    if recipe.input:
+        facts.append(("Input", f"{recipe.input.size} pixels, {recipe.input.interpolation}, crop {recipe.input.crop:g}"))
+    facts += [
+        ("Adaptation", f"{recipe.adaptation}, {recipe.classes:,} classes"),
+        ("Optimiser", _settings(recipe.optimizer)),
+        ("Schedule", _settings(recipe.schedule)),
+        ("Training", f"{recipe.epochs:,} epochs, batches of {recipe.batch_size:,}, seed {recipe.seed}"),
+        ("Label smoothing", f"{recipe.label_smoothing:g}"),
+    ]
+    return facts
+
+
+def _settings(record: Record) -> str:
+    values = record.model_dump(mode="json")
+    name = values.pop("name")
+    rest = ", ".join(f"{key} {json.dumps(value)}" for key, value in values.items())
+    return f"{name}: {rest}" if rest else str(name)
+
+
+def data_facts(report: Report) -> list[tuple[str, str]]:
+    """What the audit looked at, as name and value."""
+    data = report.data
+    facts = [
+        ("sha256", plain(data.sha256)),
+        ("Members", f"{data.members:,} examples the model was trained on"),
+        ("Holdout", f"{data.holdout:,} examples it never saw, audited"),
+        ("Population", f"{data.population:,} further examples, for calibration only"),
+        ("Classes", f"{data.classes:,}"),
+        (
+            "Per class",
+            f"{data.fewest_members_per_class:,} members at least, {data.median_members_per_class:g} in the median",
+        ),
+    ]
+    if data.groups is not None:
+        facts.append(("Groups", ", ".join(f"{plain(name)} {size:,}" for name, size in sorted(data.groups.items()))))
+    if data.clients is not None:
+        facts.append(("Clients", f"{data.clients:,}"))
+    return facts
+
+
+def rerun(report: Report) -> list[str]:
+    """Shell commands that install the same version and repeat the pass on the same version of the model."""
+    tool, _, version = plain(report.tool).partition(" ")
+    uri = f"models:/{plain(report.candidate.name)}/{plain(report.candidate.version)}"
+    install = f"{tool}=={version}" if version else tool
+    return [
+        shlex.join(["pip", "install", install]),
+        shlex.join(["sha256sum", plain(report.policy.source)]) + f"  # expect {plain(report.policy.sha256)}",
+        shlex.join(["privacy-gate", "check", uri, "--policy", plain(report.policy.source), "--no-promote"]),
+    ]
