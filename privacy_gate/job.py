@@ -59,7 +59,19 @@ class TrainReference:
     divisor: int = 1
 
 
-Job = Embed | Score | TrainReference
+@dataclass(frozen=True)
+class TrainControl:
+    """The positive control: models that learn labels of dice by heart, on the audit's own features.
+
+    Result: see compute.control.train_control.
+    """
+
+    backbone: Backbone
+    input: Input | None
+    dataset: str
+
+
+Job = Embed | Score | TrainReference | TrainControl
 
 
 def train_reference(recipe: Recipe, dataset: str, index: int, divisor: int = 1) -> TrainReference:
@@ -67,13 +79,12 @@ def train_reference(recipe: Recipe, dataset: str, index: int, divisor: int = 1) 
     return TrainReference(recipe.model_copy(update={"seed": 0}), dataset, index, divisor)
 
 
-def embed_jobs(recipe: Recipe, dataset: str, rows: int) -> list[Embed]:
-    """The Embed jobs that cover `rows` rows, in row order; none for the identity backbone."""
-    if recipe.input is None:
+def embed_jobs(backbone: Backbone, shape: Input | None, dataset: str, rows: int) -> list[Embed]:
+    """The Embed jobs that cover `rows` rows, in row order; none for the identity backbone, which has no input."""
+    if shape is None:
         return []
     return [
-        Embed(recipe.backbone, recipe.input, dataset, first, min(first + EMBED_ROWS, rows))
-        for first in range(0, rows, EMBED_ROWS)
+        Embed(backbone, shape, dataset, first, min(first + EMBED_ROWS, rows)) for first in range(0, rows, EMBED_ROWS)
     ]
 
 

@@ -17,7 +17,7 @@ RECIPE = load(
     "recipe",
 )
 JOBS: list[Job] = [
-    *embed_jobs(RECIPE, "d" * 64, 1000),
+    *embed_jobs(RECIPE.backbone, RECIPE.input, "d" * 64, 1000),
     *(train_reference(RECIPE, "d" * 64, index) for index in range(100)),
 ]
 
@@ -40,5 +40,5 @@ def test_a_shard_outside_its_count_is_refused(index: int, count: int) -> None:
 
 
 def test_embed_jobs_cover_every_row_once() -> None:
-    jobs = embed_jobs(RECIPE, "d" * 64, 1000)
+    jobs = embed_jobs(RECIPE.backbone, RECIPE.input, "d" * 64, 1000)
     assert np.concatenate([np.arange(job.first, job.last) for job in jobs]).tolist() == list(range(1000))

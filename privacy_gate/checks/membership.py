@@ -8,13 +8,21 @@ from pydantic import Field, field_validator
 
 from privacy_gate.attacks import ATTACKS
 from privacy_gate.checks.check import Check, Results, Subject
-from privacy_gate.checks.references import gather, reference_jobs
+from privacy_gate.checks.references import contents, control_job, gather, reference_jobs
 from privacy_gate.documents import nearest
 from privacy_gate.evidence import Floats, MembershipEvidence
 from privacy_gate.job import Job
+from privacy_gate.metrics.controls import (
+    comparable,
+    control_evidence,
+    distinct,
+    negative_control,
+    positive_control,
+)
 from privacy_gate.metrics.membership import auc, balanced_accuracy, histogram, roc, tpr_at_fpr
+from privacy_gate.metrics.plausibility import plausibility
 from privacy_gate.metrics.power_law import published, remedy, shots_needed
-from privacy_gate.verdict import CheckResult, Exhibit, Limit, Measurement, Remedy, not_measured
+from privacy_gate.verdict import CheckResult, Control, Exhibit, Limit, Measurement, Remedy, not_measured
 
 MembershipMetric = Literal["tpr_at_0.1_fpr", "tpr_at_0.01_fpr", "tpr_at_0.001_fpr", "auc", "balanced_accuracy"]
 
@@ -44,27 +52,44 @@ class Membership(Check):
         return names
 
     def jobs(self, subject: Subject) -> list[Job]:
-        """Features, the candidate's logits, and every reference."""
-        return reference_jobs(subject, self.references)
+        """Features, the candidate's logits, every reference, and the positive control."""
+        return [*reference_jobs(subject, self.references), control_job(subject)]
 
     def measure(self, subject: Subject, results: Results, confidence: float) -> CheckResult:
         """Every metric for every attack, their pictures, and what would help."""
         evidence = gather(subject, self.references, results)
         measurements: list[Measurement] = []
         exhibits: list[Exhibit] = []
+        found: dict[str, Floats] = {}
         for name in self.attacks:
             if (reason := ATTACKS[name].unmet(evidence)) is not None:
                 measurements += [not_measured(metric, reason, name) for metric in get_args(MembershipMetric)]
                 continue
-            scores = ATTACKS[name].score(evidence)
-            member, holdout = scores[evidence.member], scores[evidence.holdout]
+            found[name] = ATTACKS[name].score(evidence)
+            member, holdout = found[name][evidence.member], found[name][evidence.holdout]
             measurements += _measure(member, holdout, confidence, name)
             exhibits += [roc(member, holdout, name), histogram(member, holdout, name)]
         return CheckResult(
             measurements=tuple(measurements),
             exhibits=tuple(exhibits),
+            controls=tuple(_controls(subject, results, evidence, found)),
             remedies=tuple(_remedy(measurements, self.bounds, evidence)),
         )
+
+
+def _controls(
+    subject: Subject, results: Results, evidence: MembershipEvidence, scores: Mapping[str, Floats]
+) -> list[Control]:
+    """Is the audit able to see a leak, and does the dossier describe this model? See metrics.controls."""
+    data, planted = subject.data, control_evidence(results(control_job(subject)))
+    seen = {name: ATTACKS[name].score(planted) for name in scores if ATTACKS[name].unmet(planted) is None}
+    return [
+        comparable(data.label, data.split, data.group),
+        distinct(contents(subject, results), data.split),
+        *plausibility(evidence),
+        *negative_control(evidence, scores),
+        positive_control(planted, seen),
+    ]
 
 
 def _measure(member: Floats, holdout: Floats, confidence: float, attack: str) -> list[Measurement]:

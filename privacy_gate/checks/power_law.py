@@ -47,7 +47,7 @@ class PowerLaw(Check):
         """Features, and the references of every size."""
         data = subject.data
         return [
-            *embed_jobs(subject.recipe, data.digest, data.rows),
+            *embed_jobs(subject.recipe.backbone, subject.recipe.input, data.digest, data.rows),
             *(
                 train_reference(subject.recipe, data.digest, index, divisor)
                 for divisor in self.divisors

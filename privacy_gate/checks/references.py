@@ -1,20 +1,38 @@
 """The evidence that checks on membership share: the candidate and its references, from stored results."""
 
+import hashlib
+
 import numpy as np
+from numpy.typing import NDArray
 
 from privacy_gate.checks.check import Results, Subject
 from privacy_gate.evidence import MembershipEvidence, membership_evidence
-from privacy_gate.job import Job, Score, embed_jobs, train_reference
+from privacy_gate.job import Job, Score, TrainControl, embed_jobs, train_reference
 
 
 def reference_jobs(subject: Subject, references: int) -> list[Job]:
     """Features, the candidate's logits, and so many references."""
     data = subject.data
     return [
-        *embed_jobs(subject.recipe, data.digest, data.rows),
+        *embed_jobs(subject.recipe.backbone, subject.recipe.input, data.digest, data.rows),
         Score(subject.artifact, subject.recipe, data.digest),
         *(train_reference(subject.recipe, data.digest, index) for index in range(references)),
     ]
+
+
+def control_job(subject: Subject) -> TrainControl:
+    """The positive control on the subject's features."""
+    return TrainControl(subject.recipe.backbone, subject.recipe.input, subject.data.digest)
+
+
+def contents(subject: Subject, results: Results) -> NDArray[np.uint8]:
+    """sha256 of what every row shows, (N, 32): its encoded image, or its embedding's bytes."""
+    data = subject.data
+    if data.embedding is not None:
+        hashes = (hashlib.sha256(np.ascontiguousarray(row).tobytes()).digest() for row in data.embedding)
+        return np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 32)
+    jobs = embed_jobs(subject.recipe.backbone, subject.recipe.input, data.digest, data.rows)
+    return np.concatenate([results(job)["content"] for job in jobs])
 
 
 def gather(subject: Subject, references: int, results: Results) -> MembershipEvidence:

@@ -28,7 +28,7 @@ class Utility(Check):
         """Features and the candidate's logits."""
         data = subject.data
         return [
-            *embed_jobs(subject.recipe, data.digest, data.rows),
+            *embed_jobs(subject.recipe.backbone, subject.recipe.input, data.digest, data.rows),
             Score(subject.artifact, subject.recipe, data.digest),
         ]
 

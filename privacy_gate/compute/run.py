@@ -10,13 +10,14 @@ from typing import Any, Protocol, assert_never
 import numpy as np
 from numpy.typing import NDArray
 
-from privacy_gate.candidate import Recipe
+from privacy_gate.candidate import Backbone, Input
 from privacy_gate.compute.backbone import candidate_head, embed
+from privacy_gate.compute.control import train_control
 from privacy_gate.compute.heads import TrainedHead, confidences, head_logits, train_heads
 from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.subsets import included, subpool
 from privacy_gate.dataset import AuditData, Split
-from privacy_gate.job import Embed, Job, Score, TrainReference, embed_jobs
+from privacy_gate.job import Embed, Job, Score, TrainControl, TrainReference, embed_jobs
 from privacy_gate.progress import Progress, silent
 from privacy_gate.store import Arrays
 
@@ -48,6 +49,7 @@ def run(jobs: Sequence[Job], inputs: Inputs, machine: Machine, results: Results,
     embeds: list[Embed] = []
     scores: list[Score] = []
     references: list[TrainReference] = []
+    controls: list[TrainControl] = []
     for job in jobs:
         match job:
             case Embed():
@@ -56,15 +58,20 @@ def run(jobs: Sequence[Job], inputs: Inputs, machine: Machine, results: Results,
                 scores.append(job)
             case TrainReference():
                 references.append(job)
+            case TrainControl():
+                controls.append(job)
             case _:
                 assert_never(job)
     _embed(embeds, inputs, machine, results, progress)
     for score in scores:
-        features = _features(score.recipe, inputs, machine, results, progress)
+        features = _features(score.recipe.backbone, score.recipe.input, inputs, machine, results, progress)
         head = candidate_head(inputs.candidate, score.recipe)
         results.put(score, {"logits": head_logits(features, head, machine)})
+    for control in controls:
+        features = _features(control.backbone, control.input, inputs, machine, results, progress)
+        results.put(control, train_control(features, inputs.data.split, machine))
     for recipe, alike in groupby(references, attrgetter("recipe")):
-        features = _features(recipe, inputs, machine, results, progress)
+        features = _features(recipe.backbone, recipe.input, inputs, machine, results, progress)
         for divisor, group in groupby(alike, attrgetter("divisor")):
             part = subpool(inputs.data.label, inputs.data.split != Split.POPULATION, divisor)
             _train(list(group), features, inputs.data, part, machine, results, progress)
@@ -76,11 +83,13 @@ def _embed(jobs: Sequence[Embed], inputs: Inputs, machine: Machine, results: Res
         results.put(job, {"features": features, "content": content})
 
 
-def _features(recipe: Recipe, inputs: Inputs, machine: Machine, results: Results, progress: Progress) -> Features:
+def _features(
+    backbone: Backbone, shape: Input | None, inputs: Inputs, machine: Machine, results: Results, progress: Progress
+) -> Features:
     """Features of every row, (N, D): the table's own, or put together from stored parts."""
     if inputs.data.embedding is not None:
         return inputs.data.embedding
-    parts = embed_jobs(recipe, inputs.data.digest, inputs.data.rows)
+    parts = embed_jobs(backbone, shape, inputs.data.digest, inputs.data.rows)
     _embed(parts, inputs, machine, results, progress)
     return np.concatenate([results.get(part)["features"] for part in parts])
 

@@ -132,7 +132,9 @@ class Rule:
 
     def __post_init__(self) -> None:
         if self.aggregator.name not in AGGREGATORS:
-            raise ConfigurationError(f"{self.aggregator.name} cannot come last: end with one of {', '.join(AGGREGATORS)}")
+            raise ConfigurationError(
+                f"{self.aggregator.name} cannot come last: end with one of {', '.join(AGGREGATORS)}"
+            )
         for step in self.before:
             if step.name not in PREAGGREGATIONS:
                 raise ConfigurationError(f"{step.name} can only come last: put {', '.join(PREAGGREGATIONS)} before it")

@@ -1,10 +1,12 @@
 """Which client holds which rows, and how differently their classes are spread.
 
-Every partition is a list of K arrays of row numbers, each ascending and none empty, that share no row. Axis letters
-as in evidence.py.
+A partition is a list of K arrays of row numbers, each ascending, that share no row; `with_minimum` leaves none of
+them empty. Axis letters as in evidence.py.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -46,9 +48,7 @@ def dirichlet_by_client(label: Ints, clients: int, rng: np.random.Generator, *, 
     for size in [len(part) for part in np.array_split(np.arange(len(label)), clients)]:
         take = _rows_of_each(_dirichlet(alpha, len(names), rng), left, size, rng)
         parts.append(
-            np.concatenate(
-                [pool[rest - count : rest] for pool, rest, count in zip(pools, left, take, strict=True)]
-            )
+            np.concatenate([pool[rest - count : rest] for pool, rest, count in zip(pools, left, take, strict=True)])
         )
         left = left - take
     return _ascending(parts)
@@ -95,7 +95,62 @@ PARTITIONS: dict[str, Partitioner] = {
     "shards": shards,
     "pathological": pathological,
 }
-"""Every partition by the name that recipes use; `by_column` needs no label and no luck."""
+"""Every partition by the name that recipes use, but COLUMN."""
+
+COLUMN = "column"
+"""The partition that the data itself names, by `by_column`."""
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A partition by name, its parameters, and the fewest rows a client holds; refuses what does not exist."""
+
+    name: str = "iid"
+    parameters: tuple[tuple[str, float], ...] = ()
+    minimum: int = 1
+
+    def __post_init__(self) -> None:
+        if self.name not in {*PARTITIONS, COLUMN}:
+            raise ConfigurationError(
+                f"no partition is called {self.name!r}: choose of {', '.join([*PARTITIONS, COLUMN])}"
+            )
+        known = {} if self.name == COLUMN else inspect.signature(PARTITIONS[self.name]).parameters
+        allowed = {name: each for name, each in known.items() if each.kind is each.KEYWORD_ONLY}
+        given = [name for name, _ in self.parameters]
+        if set(given) - set(allowed) or any(
+            each.default is each.empty and name not in given for name, each in allowed.items()
+        ):
+            raise ConfigurationError(
+                f"{self.name} is given {', '.join(given) or 'nothing'}, and takes {', '.join(allowed) or 'nothing'}"
+            )
+        if self.minimum < 1:
+            raise ConfigurationError(f"minimum is {self.minimum} rows a client, expected at least 1")
+
+    def rows(
+        self, label: Ints, clients: int, rng: np.random.Generator, client: NDArray[Any] | None = None
+    ) -> list[Rows]:
+        """The rows of each client; label (N,), and client (N,) names where the partition is by column.
+
+        A column is taken as it is, whatever the minimum: who holds what is a fact. Raises ConfigurationError where
+        its clients are not as many as expected.
+        """
+        if self.name != COLUMN:
+            return with_minimum(PARTITIONS[self.name](label, clients, rng, **dict(self.parameters)), self.minimum, rng)
+        if client is None:
+            raise ConfigurationError("a partition by column needs a client column, and the data has none")
+        parts = by_column(client)
+        if len(parts) != clients:
+            raise ConfigurationError(f"the client column names {len(parts)} clients, expected {clients}")
+        return parts
+
+
+def partition(name: str, *, minimum: int = 1, **parameters: float) -> Partition:
+    """A partition with parameters by name.
+
+    >>> partition("dirichlet_by_class", alpha=0.5).parameters
+    (('alpha', 0.5),)
+    """
+    return Partition(name, tuple(sorted(parameters.items())), minimum)
 
 
 def with_minimum(parts: Sequence[Rows], minimum: int, rng: np.random.Generator) -> list[Rows]:

@@ -117,7 +117,9 @@ def test_features_depend_on_neither_batch_nor_workers_nor_blocks(
 
 def test_the_content_hash_is_that_of_the_encoded_image(recipe: Recipe, tmp_path: Path) -> None:
     data = audit_data(tmp_path, photographs())
-    ((_, _, content),) = subject.embed(embed_jobs(recipe, data.digest, data.rows), data, Machine(threads=1))
+    ((_, _, content),) = subject.embed(
+        embed_jobs(recipe.backbone, recipe.input, data.digest, data.rows), data, Machine(threads=1)
+    )
     assert [row.tobytes() for row in content] == [hashlib.sha256(image).digest() for image in photographs()]
 
 

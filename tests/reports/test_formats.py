@@ -114,9 +114,7 @@ def rewritten(report: Report, text: str) -> tuple[Report, int]:
 
 
 @pytest.mark.parametrize("verdict", VERDICTS)
-def test_hostile_text_in_every_field_changes_the_structure_of_no_view(
-    samples: dict[str, Report], verdict: str
-) -> None:
+def test_hostile_text_in_every_field_changes_the_structure_of_no_view(samples: dict[str, Report], verdict: str) -> None:
     hostile, fields = rewritten(samples[verdict], HOSTILE)
     neutral, _ = rewritten(samples[verdict], "neutral")
     assert fields >= 25
@@ -188,7 +186,8 @@ def test_the_same_report_gives_the_same_bytes_and_so_does_its_own_json(
 
 
 @pytest.mark.parametrize(
-    "name", [f"{verdict}.{ending}" for verdict in VERDICTS for ending in ("md", "txt")] + ["undecided.json", "undecided.html"]
+    "name",
+    [f"{verdict}.{ending}" for verdict in VERDICTS for ending in ("md", "txt")] + ["undecided.json", "undecided.html"],
 )
 def test_views_are_as_they_were(samples: dict[str, Report], name: str) -> None:
     verdict, ending = name.split(".")
@@ -223,9 +222,7 @@ def test_views_take_less_than_a_second_and_a_megabyte_for_twelve_attacks(samples
     result = check.result.model_copy(
         update={"exhibits": (*check.result.exhibits, *extra), "measurements": (*found, *copies)}
     )
-    larger = report.model_copy(
-        update={"checks": (check.model_copy(update={"result": result}), *report.checks[1:])}
-    )
+    larger = report.model_copy(update={"checks": (check.model_copy(update={"result": result}), *report.checks[1:])})
     for form in FORMATS.values():
         begun = time.perf_counter()
         written = form.render(larger)

@@ -1,0 +1,162 @@
+"""One federated training among many: what it is made of, and the random draws that are its own."""
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from privacy_gate.errors import ConfigurationError
+from privacy_gate.federated.adversaries import ADVERSARIES, Adversary
+from privacy_gate.federated.aggregators import Rule
+from privacy_gate.federated.partitions import Partition, Rows
+from privacy_gate.federated.servers import Server
+
+
+@dataclass(frozen=True)
+class Training:
+    """How the clients of a federation train; cells that share it train in one batch.
+
+    steps   local steps a round, or None: whole epochs over the client's rows, so that large clients take more
+    batch   rows of one step, fewer where the client has fewer
+    lr      of local stochastic gradient descent; decay: added as decay * weights to each gradient
+    prox    FedProx: mu of the pull mu/2 |w - w_global|^2; Li et al. 2020 (arXiv 1812.06127)
+    participation  share of clients that take part in a round
+    """
+
+    clients: int = 10
+    rounds: int = 150
+    steps: int | None = 1
+    epochs: int = 1
+    batch: int = 32
+    lr: float = 0.1
+    decay: float = 0.0
+    prox: float = 0.0
+    participation: float = 1.0
+
+    def __post_init__(self) -> None:
+        counts = (self.clients, self.rounds, self.epochs, self.batch, 1 if self.steps is None else self.steps)
+        if min(counts) < 1 or not (self.lr > 0 and self.prox >= 0 and self.decay >= 0 and 0 < self.participation <= 1):
+            raise ConfigurationError(
+                f"{self} is out of range: expected counts of at least 1, lr > 0, prox and decay >= 0 and "
+                "0 < participation <= 1"
+            )
+
+    def participants(self, byzantine: int) -> tuple[int, int]:
+        """Honest and byzantine clients of a round: the byzantine's share of it rounded up, never everyone."""
+        most = max(1, round(self.participation * self.clients))
+        bad = min(byzantine, math.ceil(byzantine * most / self.clients))
+        return max(1, most - bad), bad
+
+    @property
+    def last(self) -> int:
+        """Rounds whose mean accuracy is the result: the last tenth. The best of all rounds would flatter."""
+        return math.ceil(self.rounds / 10)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One federated training.
+
+    f          byzantine clients, the last of all; they attack only where there is an adversary
+    tolerated  the f that the rule is told; None: f
+    """
+
+    rule: Rule = field(default_factory=Rule)
+    adversary: str | None = None
+    f: int = 0
+    tolerated: int | None = None
+    partition: Partition = field(default_factory=Partition)
+    seed: int = 0
+    training: Training = field(default_factory=Training)
+    server: Server = field(default_factory=Server)
+
+    def __post_init__(self) -> None:
+        if self.adversary is not None and self.adversary not in ADVERSARIES:
+            raise ConfigurationError(f"no adversary is called {self.adversary!r}: choose of {', '.join(ADVERSARIES)}")
+        if not 0 <= self.f < self.training.clients or (self.adversary is not None and self.f < 1):
+            raise ConfigurationError(
+                f"f is {self.f} with {self.training.clients} clients, expected 0 or more (1 with an adversary), and one honest"
+            )
+
+    @property
+    def byzantine(self) -> int:
+        """How many clients attack."""
+        return self.f if self.adversary is not None else 0
+
+    @property
+    def told(self) -> int:
+        """The f that the rule is called with."""
+        return self.f if self.tolerated is None else self.tolerated
+
+    @property
+    def attack(self) -> Adversary | None:
+        return None if self.adversary is None else ADVERSARIES[self.adversary]
+
+    @property
+    def poison(self) -> str | None:
+        """The adversary, where it changes what is trained on; else the data of the round is everyone's."""
+        attack = self.attack
+        return self.adversary if attack is not None and (attack.labels or attack.backdoor) else None
+
+
+class Draws:
+    """Everything random in a federation, each draw from a generator of its own, keyed by what it is for.
+
+    The key is (stream, check, seed, client, round), never the place in a batch, so results do not depend on how
+    cells are packed. Adversary and rule are not in it: cells that differ only in them see the same rows in the same
+    order, and their difference is not blurred by chance.
+    """
+
+    def __init__(self, check: str) -> None:
+        self._check = int.from_bytes(check.encode())
+        self._batches: dict[tuple[int, ...], tuple[Rows, NDArray[np.float32]]] = {}
+
+    def generator(self, stream: str, seed: int, *key: int) -> np.random.Generator:
+        """The generator of one draw."""
+        return np.random.default_rng([int.from_bytes(stream.encode()), self._check, seed, *key])
+
+    def participants(self, training: Training, byzantine: int, seed: int, turn: int) -> list[int]:
+        """The clients of round `turn`: honest ones ascending, then byzantine ones."""
+        honest, bad = training.participants(byzantine)
+        loyal = training.clients - byzantine
+        if honest == loyal and bad == byzantine:
+            return list(range(training.clients))
+        rng = self.generator("participants", seed, turn)
+        order = rng.permutation(training.clients)
+        chosen = [[int(client) for client in order if (client < loyal) == side] for side in (True, False)]
+        return sorted(chosen[0][:honest]) + sorted(chosen[1][:bad])
+
+    def batches(
+        self, training: Training, size: int, seed: int, client: int, turn: int
+    ) -> tuple[Rows, NDArray[np.float32]]:
+        """Which of its `size` rows a client trains on in a round, and their weights: both (steps, batch).
+
+        One shuffled pass after the other, cut into batches; the last of a pass may be shorter: its weights are
+        1 / rows, and 0 where there is no row.
+        """
+        key = (size, seed, client, turn, training.batch, training.epochs, training.steps or 0)
+        if key not in self._batches:
+            rng = self.generator("batches", seed, client, turn)
+            self._batches[key] = _cut(rng, size, training)
+        return self._batches[key]
+
+
+def steps_of(training: Training, size: int) -> int:
+    """Local steps of a client with so many rows."""
+    return training.steps if training.steps is not None else training.epochs * -(-size // training.batch)
+
+
+def _cut(rng: np.random.Generator, size: int, training: Training) -> tuple[Rows, NDArray[np.float32]]:
+    steps, width = steps_of(training, size), training.batch
+    chosen, weight = np.zeros((steps, width), dtype=np.int64), np.zeros((steps, width), dtype=np.float32)
+    done = 0
+    while done < steps:
+        order = rng.permutation(size)
+        for first in range(0, size, width):
+            if done == steps:
+                break
+            rows = order[first : first + width]
+            chosen[done, : len(rows)], weight[done, : len(rows)] = rows, 1 / len(rows)
+            done += 1
+    return chosen, weight
