@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
@@ -14,13 +15,16 @@ from pydantic import Field, model_validator
 
 from privacy_gate.documents import Record, nearest
 from privacy_gate.errors import ConfigurationError, DatasetError
-from privacy_gate.tables import RawTable, files_digest, open_table, read_bytes
+from privacy_gate.tables import FORMATS, open_table
+from privacy_gate.tables.files import open_file
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Format = Literal["parquet", "csv", "npz"]
 
 SHOWN = 5
 """Ids named in an error; the rest are counted."""
+
+_NUMBER = re.compile("0|-?[1-9][0-9]{0,17}")
 
 
 class Split(IntEnum):
@@ -67,11 +71,21 @@ class Columns(Record):
 
 
 class DataManifest(Record):
-    """What the candidate was made from; the table itself stays where it is."""
+    """What the candidate was made from; the table itself stays where it is.
+
+    class_names: the classes in the model's order, where labels are names.
+    """
 
     table: Table
     columns: Columns
     class_names: tuple[str, ...] | None = None
+
+    @model_validator(mode="after")
+    def _each_class_once(self) -> Self:
+        names = self.class_names or ()
+        if len(set(names)) < len(names):
+            raise ValueError("class_names has a name twice")
+        return self
 
 
 @dataclass(frozen=True)
@@ -105,58 +119,54 @@ class AuditData:
 def describe_table(uri: str, columns: Columns, class_names: tuple[str, ...] | None = None) -> DataManifest:
     """The manifest of a table: its format by its name, its digests by its bytes."""
     form = Path(uri).suffix.lstrip(".").lower()
-    if form not in ("parquet", "csv", "npz"):
+    if form not in FORMATS:
         raise ConfigurationError(f"{uri}: the name ends in .{form}, expected .parquet, .csv or .npz")
-    payload = read_bytes(uri)
-    raw = open_table(uri, form, payload, columns.plain.values(), columns.image)
-    table = Table(
-        uri=uri,
-        sha256=hashlib.sha256(payload).hexdigest(),
-        format=form,  # type: ignore[arg-type]
-        files_sha256=files_digest(_folder(uri), raw.paths) if raw.paths is not None else None,
-    )
+    file, sha256 = open_file(uri)
+    raw = open_table(uri, form, file, columns.plain.values(), columns.image)
+    table = Table(uri=uri, sha256=sha256, format=form, files_sha256=raw.files)  # type: ignore[arg-type]
     return DataManifest(table=table, columns=columns, class_names=class_names)
 
 
 def read_data(manifest: DataManifest, classes: int) -> AuditData:
-    """Reads and checks the table that the manifest describes.
+    """Reads and checks the table that the manifest describes; images stay where they are until asked for.
 
     Raises DatasetError (exit 5) for a table that is not what the manifest says, or no audit table;
     UnavailableError (exit 6) where it cannot be reached.
     """
     table, columns = manifest.table, manifest.columns
-    payload = read_bytes(table.uri)
-    found = hashlib.sha256(payload).hexdigest()
+    file, found = open_file(table.uri)
     if found != table.sha256:
         raise DatasetError(
             f"{table.uri}: sha256 is {found}, the manifest says {table.sha256}: the table changed "
             "since the dossier was written; restore it, or log a new dossier"
         )
-    raw = open_table(table.uri, table.format, payload, columns.plain.values(), columns.image)
-    _refuse_changed_files(table, raw)
+    raw = open_table(table.uri, table.format, file, columns.plain.values(), columns.image)
+    _refuse_changed_files(table, raw.files)
     parts = {part: raw.columns[name] for part, name in columns.plain.items()}
-    ids = np.array([str(value) for value in parts["id"]])
-    check = _Checks(table.uri, ids)
+    check = _Checks(table.uri, _text(table.uri, columns.id, parts["id"]))
     return AuditData(
         ids=check.unique_ids(),
         label=check.labels(parts["label"], classes, manifest.class_names),
         split=check.splits(parts["split"]),
         digest=_digest(manifest),
-        group=_text(parts.get("group")),
-        client=_text(parts.get("client")),
-        embedding=check.embedding(parts["embedding"]) if "embedding" in parts else None,
+        group=_text(table.uri, columns.group, parts["group"]) if columns.group else None,
+        client=_text(table.uri, columns.client, parts["client"]) if columns.client else None,
+        embedding=check.embedding(parts["embedding"]) if columns.embedding else None,
         image=raw.image,
     )
 
 
 def duplicates(data: AuditData) -> list[tuple[str, str]]:
     """Pairs of ids (member, holdout) whose images or embeddings are equal to the byte: they spoil membership."""
-    seen: dict[bytes, str] = {}
-    for row in np.flatnonzero(data.split == Split.MEMBER):
-        seen.setdefault(content_hash(data, int(row)), str(data.ids[row]))
-    held = np.flatnonzero(data.split == Split.HOLDOUT)
-    keys = ((content_hash(data, int(row)), str(data.ids[row])) for row in held)
-    return [(seen[key], name) for key, name in keys if key in seen]
+    members: dict[bytes, str] = {}
+    held: list[tuple[bytes, str]] = []
+    for row in np.flatnonzero(data.split != Split.POPULATION):  # in the table's order, in which images are read best
+        key, name = content_hash(data, int(row)), str(data.ids[row])
+        if data.split[row] == Split.MEMBER:
+            members.setdefault(key, name)
+        else:
+            held.append((key, name))
+    return [(members[key], name) for key, name in held if key in members]
 
 
 def content_hash(data: AuditData, row: int) -> bytes:
@@ -191,16 +201,13 @@ class _Checks:
         return self.ids
 
     def labels(self, values: NDArray[Any], classes: int, names: tuple[str, ...] | None) -> NDArray[np.int64]:
-        if values.dtype.kind in "US" or values.dtype == object:
-            if names is None:
-                raise DatasetError(f"{self.uri}: labels are text; list class_names in the manifest, in class order")
-            place = {name: index for index, name in enumerate(names)}
-            unknown = sorted({str(value) for value in values} - set(place))
-            if unknown:
-                raise DatasetError(
-                    f"{self.uri}: label '{unknown[0]}' is not in class_names; {nearest(unknown[0], names)}"
-                )
-            values = np.array([place[str(value)] for value in values])
+        """Whole numbers, or text: names of classes, or (CSV has only text) whole numbers written plainly."""
+        if names is not None and len(names) != classes:
+            raise DatasetError(
+                f"{self.uri}: class_names has {len(names)} names, the recipe {classes} classes; correct either"
+            )
+        if values.dtype.kind == "U" and values.ndim == 1:
+            values = self._numbered(values, names)
         if values.dtype.kind not in "iu" or values.ndim != 1:
             raise DatasetError(
                 f"{self.uri}: labels are of type {values.dtype}, expected integers from 0 or class names"
@@ -213,12 +220,30 @@ class _Checks:
             )
         return values.astype(np.int64)
 
+    def _numbered(self, values: NDArray[np.str_], names: tuple[str, ...] | None) -> NDArray[np.int64]:
+        words, inverse = np.unique(values, return_inverse=True)
+        place = {name: index for index, name in enumerate(names or ())}
+        unknown = next((word for word in words.tolist() if word not in place), None)
+        if unknown is None:
+            return np.array([place[word] for word in words.tolist()])[inverse]
+        if all(_NUMBER.fullmatch(word) for word in words.tolist()):
+            return words.astype(np.int64)[inverse]
+        where = _some(self.ids[values == unknown])
+        if names is None:
+            raise DatasetError(
+                f"{self.uri}: {where}: label '{unknown}' is text; list class_names in the manifest, in class order"
+            )
+        raise DatasetError(f"{self.uri}: {where}: label '{unknown}' is not in class_names; {nearest(unknown, names)}")
+
     def splits(self, values: NDArray[Any]) -> NDArray[np.int8]:
         words = {split.name.lower(): split for split in Split}
-        unknown = sorted({str(value) for value in values} - set(words))
-        if unknown:
-            raise DatasetError(f"{self.uri}: split '{unknown[0]}' is unknown; {nearest(unknown[0], words)}")
-        split = np.array([words[str(value)] for value in values], dtype=np.int8)
+        found = values.astype(np.str_)
+        wrong = ~np.isin(found, list(words))
+        if wrong.any():
+            unknown = str(found[wrong][0])
+            where = _some(self.ids[found == unknown])
+            raise DatasetError(f"{self.uri}: {where}: split '{unknown}' is unknown; {nearest(unknown, words)}")
+        split = np.array([words[word] for word in found.tolist()], dtype=np.int8)
         for needed in (Split.MEMBER, Split.HOLDOUT):
             if not (split == needed).any():
                 raise DatasetError(
@@ -231,10 +256,14 @@ class _Checks:
             raise DatasetError(
                 f"{self.uri}: embeddings have shape {values.shape} and type {values.dtype}, expected (N, D) of floats"
             )
-        wrong = ~np.isfinite(values).all(axis=1)
+        with np.errstate(over="ignore"):
+            narrow = values.astype(np.float32)
+        wrong = ~np.isfinite(narrow).all(axis=1)
         if wrong.any():
-            raise DatasetError(f"{self.uri}: {_some(self.ids[wrong])}: embeddings that are not finite numbers")
-        return values.astype(np.float32)
+            raise DatasetError(
+                f"{self.uri}: {_some(self.ids[wrong])}: embeddings that are not finite numbers of 32 bits"
+            )
+        return narrow
 
 
 def _some(ids: NDArray[np.str_]) -> str:
@@ -242,23 +271,21 @@ def _some(ids: NDArray[np.str_]) -> str:
     return f"rows {shown}" + (f" and {len(ids) - SHOWN:,} more" if len(ids) > SHOWN else "")
 
 
-def _text(values: NDArray[Any] | None) -> NDArray[np.str_] | None:
-    return None if values is None else np.array([str(value) for value in values])
+def _text(uri: str, column: str, values: NDArray[Any]) -> NDArray[np.str_]:
+    """Text, whole numbers or truth values as text; a fraction has more than one spelling."""
+    if values.dtype.kind not in "Uiub" or values.ndim != 1:
+        raise DatasetError(f"{uri}: column '{column}' is of type {values.dtype}, expected text or whole numbers")
+    return values.astype(np.str_)
 
 
-def _folder(uri: str) -> str:
-    return uri.rsplit("/", 1)[0] + "/" if "/" in uri else ""
-
-
-def _refuse_changed_files(table: Table, raw: RawTable) -> None:
+def _refuse_changed_files(table: Table, found: str | None) -> None:
     """Files that rows name are part of the data: the manifest must pin them too."""
-    if raw.paths is None:
+    if found is None:
         return
     if table.files_sha256 is None:
         raise DatasetError(
             f"{table.uri}: rows name image files; the manifest needs files_sha256 (describe_table makes it)"
         )
-    found = files_digest(_folder(table.uri), raw.paths)
     if found != table.files_sha256:
         raise DatasetError(
             f"{table.uri}: the image files' digest is {found}, the manifest says {table.files_sha256}: some changed "

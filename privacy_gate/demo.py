@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from privacy_gate import gate, registry
 from privacy_gate.candidate import Adam, Backbone, Input, PublicWeights, Recipe
-from privacy_gate.compute.backbone import assemble, embed_all
+from privacy_gate.compute.backbone import assemble
+from privacy_gate.compute.embed import embed_all
 from privacy_gate.compute.machine import Machine
 from privacy_gate.dataset import AuditData, Columns, DataManifest, Split, describe_table, read_data
 from privacy_gate.errors import ConfigurationError

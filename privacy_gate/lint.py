@@ -2,19 +2,14 @@
 
 from pathlib import Path
 
-import numpy as np
-from scipy import stats
-
 from privacy_gate.candidate import Recipe
 from privacy_gate.checks.membership import FPRS, Membership
 from privacy_gate.dataset import AuditData, DataManifest, Split, duplicates, read_data
 from privacy_gate.documents import load
 from privacy_gate.errors import ConfigurationError
+from privacy_gate.metrics.controls import LEVEL, same_mix
 from privacy_gate.metrics.membership import needed_holdout
 from privacy_gate.policy import load_policy
-
-MIX_LEVEL = 1e-3
-"""Members and holdout whose class mix differs at this level are not two halves of one population."""
 
 
 def lint_policy(path: Path, holdout: int | None) -> list[str]:
@@ -60,7 +55,7 @@ def lint_data(data: AuditData) -> list[str]:
         for metric, fpr in FPRS.items()
         if needed_holdout(fpr) > counts[Split.HOLDOUT]
     ]
-    if (chance := class_mix(data)) < MIX_LEVEL:
+    if (chance := same_mix(data.label, data.split)) < LEVEL:
         lines.append(
             f"  warning: classes are mixed differently among members and holdout (p = {chance:.1g}): attacks would "
             "measure that difference; draw both from one population at random"
@@ -71,17 +66,6 @@ def lint_data(data: AuditData) -> list[str]:
             f"  warning: {len(twins)} images stand among members and holdout both ({shown}): remove them from one"
         )
     return lines
-
-
-def class_mix(data: AuditData) -> float:
-    """p-value of the chi-square test that members and holdout have one class mix."""
-    members, holdout = (
-        np.bincount(data.label[data.split == split], minlength=int(data.label.max()) + 1)
-        for split in (Split.MEMBER, Split.HOLDOUT)
-    )
-    table = np.stack([members, holdout])
-    table = table[:, table.sum(axis=0) > 0]
-    return float(stats.chi2_contingency(table).pvalue) if table.shape[1] > 1 else 1.0
 
 
 def _text(path: Path) -> str:

@@ -18,7 +18,7 @@ from privacy_gate.registry import FOLDER, client_of, conversation, download
 from privacy_gate.report import Report
 from privacy_gate.verdict import Verdict
 
-_ALIAS = re.compile(r"[A-Za-z0-9_-]{1,255}\Z")
+_ALIAS = re.compile(r"(?!(?i:latest|v[0-9]+)\Z)[A-Za-z0-9_-]{1,255}\Z")
 NOT_SET = "none"
 """What --expect-current calls an alias that does not exist."""
 
@@ -49,11 +49,11 @@ def promote(
     if report.verdict is not Verdict.APPROVED:
         raise ConfigurationError(f"the verdict is {report.verdict}: only an approved report promotes")
     if not _ALIAS.match(alias):
-        raise ConfigurationError(f"alias {alias!r}: use letters, digits, _ and -, at most 255")
+        raise ConfigurationError(f"alias {alias!r}: use letters, digits, _ and -, at most 255; not latest or vN")
     name, version = report.candidate.name, report.candidate.version
     with conversation(f"promote version {version} of {name}"):
         client = client_of(tracking_uri)
-        aliases = client.get_registered_model(name).aliases
+        aliases = {key: str(value) for key, value in client.get_registered_model(name).aliases.items()}
         before = aliases.get(alias)
         _refuse_moved(report, aliases, alias, expect_current)
         entry = client.get_model_version(name, version)
@@ -83,13 +83,13 @@ def record(
 
 
 def _refuse_moved(report: Report, aliases: Mapping[str, str], alias: str, expect_current: str | None) -> None:
-    current = str(aliases[alias]) if alias in aliases else NOT_SET
+    current = aliases.get(alias, NOT_SET)
     if expect_current is not None and current not in (expect_current, report.candidate.version):
         raise ConflictError(
             f"alias {alias} is at {current}, expected {expect_current}: look who moved it, then decide again"
         )
     judged = report.candidate.alias
-    if judged and judged != alias and str(aliases.get(judged)) != report.candidate.version:
+    if judged and aliases.get(judged) != report.candidate.version:
         raise ConflictError(
             f"alias {judged} was judged at version {report.candidate.version} and is now at {aliases.get(judged)}: "
             "check it again"
@@ -98,7 +98,7 @@ def _refuse_moved(report: Report, aliases: Mapping[str, str], alias: str, expect
 
 def _refuse_changed(report: Report, entry: ModelVersion, tracking_uri: str | None) -> None:
     with TemporaryDirectory(prefix="privacy-gate-") as folder:
-        digest = download(entry, Path(folder) / "artifact", tracking_uri)
+        _, digest = download(entry, Path(folder) / "artifact", tracking_uri)
     if digest != report.candidate.digest:
         raise ConflictError(
             f"the artifact's digest is {digest}, the report judged {report.candidate.digest}: its bytes changed; "
@@ -107,7 +107,8 @@ def _refuse_changed(report: Report, entry: ModelVersion, tracking_uri: str | Non
 
 
 def _marked(steps: list[str], *, dry_run: bool) -> tuple[str, ...]:
-    return tuple(f"would write: {step}" if dry_run else f"wrote: {step}" for step in steps)
+    done = "would write" if dry_run else "wrote"
+    return tuple(f"{done}: {' '.join(step.split())}" for step in steps)
 
 
 def _describe(report: Report, artifacts: Mapping[str, bytes], entry: ModelVersion) -> list[str]:

@@ -1,48 +1,23 @@
-"""The frozen public backbone: built by timm, filled from pinned bytes, run over the audit images."""
+"""The frozen public backbone and the candidate's head on it: built by timm, filled from pinned bytes."""
 
 import hashlib
-import io
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
-from privacy_gate.candidate import Backbone, Input, Recipe
+from privacy_gate.candidate import Backbone, Recipe
 from privacy_gate.compute.heads import TrainedHead
-from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.vision import OPERATORS as _OPERATORS  # noqa: F401 - must come before timm
-from privacy_gate.dataset import AuditData
 from privacy_gate.documents import nearest
-from privacy_gate.errors import CandidateError, DatasetError, UndecidedError
-from privacy_gate.job import Embed
-from privacy_gate.progress import Progress, silent
-from privacy_gate.tables import read_bytes
+from privacy_gate.errors import CandidateError, UndecidedError
+from privacy_gate.tables.files import read_bytes
 from privacy_gate.weights import match_strict, read_weights, read_weights_file
 
 import timm  # isort: skip
-from timm.data.transforms_factory import create_transform  # isort: skip
-
-PREFETCH = 4
-"""Batches decoded ahead of the device."""
-
-SHOWN = 20
-"""Ids of unreadable images named in the error; the rest are counted."""
 
 Tensors = dict[str, torch.Tensor]
-
-
-class Decoded(NamedTuple):
-    """One image, ready for the backbone, with the sha256 of its encoded bytes; pixels None if unreadable."""
-
-    pixels: torch.Tensor | None
-    content: NDArray[np.uint8]
 
 
 def build(backbone: Backbone, classes: int) -> torch.nn.Module:
@@ -150,117 +125,3 @@ def assemble(recipe: Recipe, weight: torch.Tensor, bias: torch.Tensor) -> torch.
     names = head_names(model)
     model.load_state_dict({**public_tensors(recipe.backbone), names[0]: weight, names[1]: bias})
     return model
-
-
-def embed(
-    jobs: Sequence[Embed], data: AuditData, machine: Machine, progress: Progress = silent
-) -> Iterator[tuple[Embed, NDArray[np.float32], NDArray[np.uint8]]]:
-    """Features (rows, D) and content sha256 (rows, 32) of each job, as soon as it is done.
-
-    Images are decoded by `machine.workers` threads ahead of the device (decoding and resizing leave the
-    interpreter's lock). An unreadable image spoils its job alone; all of them are named, by id, in one
-    DatasetError at the end.
-    """
-    if not jobs:
-        return
-    device = machine.torch_device()
-    model: Any = public_body(jobs[0].backbone)
-    model = model.to(device, memory_format=torch.channels_last)
-    transform = _transform(jobs[0].input)
-    unreadable: list[int] = []
-    done, total = 0, sum(job.last - job.first for job in jobs)
-    with ThreadPoolExecutor(max(1, machine.workers)) as threads:
-        for job, batches in _ahead(jobs, data, transform, machine, threads):
-            features, content = [], []
-            for first, batch in batches:
-                rows = [future.result() for future in batch]
-                unreadable += [first + place for place, row in enumerate(rows) if row.pixels is None]
-                content += [row.content for row in rows]
-                pixels = [row.pixels for row in rows if row.pixels is not None]
-                if len(pixels) == len(rows):
-                    features.append(_forward(model, torch.stack(pixels), device))
-                done += len(rows)
-                progress("embed images", done, total)
-            if len(content) == sum(len(part) for part in features):
-                yield job, np.concatenate(features), np.stack(content)
-    if unreadable:
-        named = ", ".join(str(data.ids[row]) for row in unreadable[:SHOWN])
-        more = f" and {len(unreadable) - SHOWN:,} more" if len(unreadable) > SHOWN else ""
-        raise DatasetError(f"{len(unreadable):,} images cannot be read: {named}{more}; repair or remove these rows")
-
-
-def embed_all(recipe: Recipe, data: AuditData, machine: Machine, progress: Progress = silent) -> NDArray[np.float32]:
-    """Features of every row, (N, D), kept nowhere."""
-    if recipe.input is None:
-        raise DatasetError("the identity backbone has no images to embed")
-    job = Embed(recipe.backbone, recipe.input, data.digest, 0, data.rows)
-    return np.concatenate([features for _, features, _ in embed([job], data, machine, progress)])
-
-
-Batches = Iterator[tuple[int, list[Future[Decoded]]]]
-
-
-def _ahead(
-    jobs: Sequence[Embed], data: AuditData, transform: Any, machine: Machine, threads: ThreadPoolExecutor
-) -> Iterator[tuple[Embed, Batches]]:
-    """Each job with its batches, decoded PREFETCH batches ahead, across the jobs' borders."""
-    starts = deque(
-        (first, min(first + machine.batch, job.last))
-        for job in jobs
-        for first in range(job.first, job.last, machine.batch)
-    )
-    waiting: deque[tuple[int, list[Future[Decoded]]]] = deque()
-
-    def more() -> None:
-        while starts and len(waiting) <= PREFETCH:
-            first, last = starts.popleft()
-            waiting.append((first, [threads.submit(_decode, data, row, transform) for row in range(first, last)]))
-
-    def batches(job: Embed) -> Batches:
-        for _ in range(job.first, job.last, machine.batch):
-            more()
-            yield waiting.popleft()
-
-    for job in jobs:
-        yield job, batches(job)
-
-
-def _forward(model: torch.nn.Module, pixels: torch.Tensor, device: torch.device) -> NDArray[np.float32]:
-    with torch.inference_mode():
-        features = model(pixels.to(device, memory_format=torch.channels_last))
-    if features.ndim != 2:
-        raise CandidateError(f"recipe: the backbone gives features of shape {tuple(features.shape)}, expected (B, D)")
-    return np.asarray(features.float().cpu().numpy())
-
-
-def _transform(shape: Input) -> Any:
-    """timm's own evaluation transform."""
-    return create_transform(
-        input_size=(3, shape.size, shape.size),
-        is_training=False,
-        interpolation=shape.interpolation,
-        mean=shape.mean,
-        std=shape.std,
-        crop_pct=shape.crop,
-    )
-
-
-def _decode(data: AuditData, row: int, transform: Any) -> Decoded:
-    """The row's image as the backbone wants it. EXIF orientation is not applied, as in torchvision."""
-    if data.image is None:
-        raise DatasetError("the table holds embeddings; the recipe names an image backbone")
-    payload = data.image(row)
-    content = np.frombuffer(hashlib.sha256(payload).digest(), np.uint8)
-    try:
-        with Image.open(io.BytesIO(payload)) as image:
-            return Decoded(transform(_rgb(image)), content)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return Decoded(None, content)
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """Any mode as RGB; 16-bit greys are scaled to 8 bits, which PIL's own conversion would clip."""
-    if image.mode.startswith("I"):
-        grey = np.asarray(image, dtype=np.int64) // 257
-        return Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8)).convert("RGB")
-    return image.convert("RGB")

@@ -4,9 +4,8 @@ A head is softmax(W x + b) on features x (N, D) of a frozen backbone.
 """
 
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from threading import Event, Lock
@@ -17,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from privacy_gate.candidate import Recipe
-from privacy_gate.compute.machine import Machine
+from privacy_gate.compute.machine import Machine, single_threaded_kernels
 from privacy_gate.compute.stack import bytes_per_head, padded, train_block
 from privacy_gate.compute.subsets import Subset
 from privacy_gate.errors import DatasetError
@@ -195,7 +194,7 @@ def _train(
     threads: int,
     course: _Course,
 ) -> Generator[TrainedHead, None, None]:
-    with _single_threaded_kernels(x.device), ThreadPoolExecutor(threads) as workers:
+    with single_threaded_kernels(x.device), ThreadPoolExecutor(threads) as workers:
         running: deque[Future[torch.Tensor]] = deque(
             workers.submit(train_block, x, y, width, recipe, block, course.advance) for block in blocks
         )
@@ -207,17 +206,3 @@ def _train(
             course.abandoned.set()
             for future in running:
                 future.cancel()
-
-
-@contextmanager
-def _single_threaded_kernels(device: torch.device) -> Iterator[None]:
-    """On a CPU: one thread per kernel while several blocks are trained side by side."""
-    if device.type != "cpu":
-        yield
-        return
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -1,5 +1,7 @@
 """How fast, never what: nothing here changes a result, so nothing here is in a digest."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -46,3 +48,17 @@ class Machine:
     def cpu_threads(self) -> int:
         """How many CPU threads work may use."""
         return self.threads or torch.get_num_threads()
+
+
+@contextmanager
+def single_threaded_kernels(device: torch.device) -> Iterator[None]:
+    """On a CPU: one thread per kernel while several blocks are trained side by side."""
+    if device.type != "cpu":
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

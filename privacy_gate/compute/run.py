@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, Protocol, assert_never
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from privacy_gate.candidate import Backbone, Input
-from privacy_gate.compute.backbone import candidate_head, embed
+from privacy_gate.compute.backbone import candidate_head
 from privacy_gate.compute.control import train_control
+from privacy_gate.compute.embed import embed
 from privacy_gate.compute.heads import TrainedHead, confidences, head_logits, train_heads
 from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.subsets import included, subpool
@@ -109,12 +111,14 @@ def _train(
     by_index = {job.index: job for job in jobs}
     rows = {index: included(index, part, size) for index in by_index}
     subsets = [(index, np.flatnonzero(chosen)) for index, chosen in rows.items()]
-    for head in train_heads(features, data.label, jobs[0].recipe, subsets, machine, progress=progress):
-        results.put(by_index[head.index], _judge(head, features, data, rows[head.index], machine))
+    # Where the device is a GPU, features travel once.
+    shared = torch.from_numpy(features).to(machine.torch_device())
+    for head in train_heads(shared, data.label, jobs[0].recipe, subsets, machine, progress=progress):
+        results.put(by_index[head.index], _judge(head, shared, data, rows[head.index], machine))
 
 
 def _judge(
-    head: TrainedHead, features: Features, data: AuditData, chosen: NDArray[np.bool_], machine: Machine
+    head: TrainedHead, features: torch.Tensor, data: AuditData, chosen: NDArray[np.bool_], machine: Machine
 ) -> dict[str, NDArray[Any]]:
     """What is kept of a reference."""
     phi, residual = confidences(features, data.label, [head], machine)

@@ -19,7 +19,7 @@ from privacy_gate.federated.geometry import norms, squared_distances
 IPM_SEARCH = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 """Factors that inner-product manipulation tries."""
 
-ALIE_SEARCH = (0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0)
+ALIE_SEARCH = (0.25, 0.5, 1.0, 1.5, 2.5, 4.0)
 """Standard deviations that "a little is enough" tries."""
 
 
@@ -160,9 +160,9 @@ def free_rider(scene: Scene, *, scale: float = 0.1) -> torch.Tensor:
 
 
 def _spread(honest: torch.Tensor) -> torch.Tensor:
-    if honest.shape[-2] < 2:
-        return torch.zeros_like(honest[..., 0, :])
-    return honest.std(-2)
+    """Standard deviation (ddof 1) of each coordinate, (..., d); 0 where one client is honest. Faster than torch.std."""
+    away = honest - honest.mean(-2, keepdim=True)
+    return (away.square_().sum(-2) / max(1, honest.shape[-2] - 1)).sqrt_()
 
 
 def _own(scene: Scene) -> torch.Tensor:

@@ -2,9 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import TypeVar
 
 from privacy_gate.federated.cells import Cell, Training
 from privacy_gate.federated.partitions import Partition
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,8 @@ def blocks(cells: Sequence[Cell], most: int) -> list[Block]:
     return sorted(found, key=lambda block: -len(block.cells) * len(block.cells[0]))
 
 
-def _even[T](items: Sequence[T], most: int) -> list[tuple[T, ...]]:
+def _even(items: Sequence[Item], most: int) -> list[tuple[Item, ...]]:
     """`items` in as few runs of at most `most` as possible, about equally long."""
     count = -(-len(items) // most)
     edges = [number * len(items) // count for number in range(count + 1)]
-    return [tuple(items[first:last]) for first, last in zip(edges, edges[1:], strict=False)]
+    return [tuple(items[first:last]) for first, last in pairwise(edges)]

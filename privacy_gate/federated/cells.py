@@ -4,9 +4,9 @@ import math
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from privacy_gate.errors import ConfigurationError
+from privacy_gate.evidence import Floats
 from privacy_gate.federated.adversaries import ADVERSARIES, Adversary
 from privacy_gate.federated.aggregators import Rule
 from privacy_gate.federated.partitions import Partition, Rows
@@ -110,7 +110,7 @@ class Draws:
 
     def __init__(self, check: str) -> None:
         self._check = int.from_bytes(check.encode())
-        self._batches: dict[tuple[int, ...], tuple[Rows, NDArray[np.float32]]] = {}
+        self._batches: dict[tuple[int, ...], tuple[Rows, Floats]] = {}
 
     def generator(self, stream: str, seed: int, *key: int) -> np.random.Generator:
         """The generator of one draw."""
@@ -127,9 +127,7 @@ class Draws:
         chosen = [[int(client) for client in order if (client < loyal) == side] for side in (True, False)]
         return sorted(chosen[0][:honest]) + sorted(chosen[1][:bad])
 
-    def batches(
-        self, training: Training, size: int, seed: int, client: int, turn: int
-    ) -> tuple[Rows, NDArray[np.float32]]:
+    def batches(self, training: Training, size: int, seed: int, client: int, turn: int) -> tuple[Rows, Floats]:
         """Which of its `size` rows a client trains on in a round, and their weights: both (steps, batch).
 
         One shuffled pass after the other, cut into batches; the last of a pass may be shorter: its weights are
@@ -147,9 +145,9 @@ def steps_of(training: Training, size: int) -> int:
     return training.steps if training.steps is not None else training.epochs * -(-size // training.batch)
 
 
-def _cut(rng: np.random.Generator, size: int, training: Training) -> tuple[Rows, NDArray[np.float32]]:
+def _cut(rng: np.random.Generator, size: int, training: Training) -> tuple[Rows, Floats]:
     steps, width = steps_of(training, size), training.batch
-    chosen, weight = np.zeros((steps, width), dtype=np.int64), np.zeros((steps, width), dtype=np.float32)
+    chosen, weight = np.zeros((steps, width), dtype=np.int64), np.zeros((steps, width), dtype=np.float64)
     done = 0
     while done < steps:
         order = rng.permutation(size)

@@ -6,8 +6,11 @@ import torch
 
 
 def finite_rows(updates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Updates (..., n, d) with 0 in place of every row that holds inf or NaN, and which rows hold none, (..., n)."""
-    finite = torch.isfinite(updates).all(-1)
+    """Updates (..., n, d) with 0 in place of every row that holds inf or NaN, and which rows hold none, (..., n).
+
+    A row too large to be summed counts as one that holds inf.
+    """
+    finite = torch.isfinite(updates.sum(-1))
     if bool(finite.all()):
         return updates, finite
     return torch.where(finite.unsqueeze(-1), updates, 0), finite
@@ -22,7 +25,7 @@ def squared_distances(updates: torch.Tensor) -> torch.Tensor:
     wide = known.contiguous().double()
     gram = wide @ wide.transpose(-1, -2)
     square = gram.diagonal(dim1=-2, dim2=-1)
-    found = (square.unsqueeze(-1) + square.unsqueeze(-2)).sub_(gram, alpha=2).clamp_(min=0)
+    found: torch.Tensor = (square.unsqueeze(-1) + square.unsqueeze(-2)).sub_(gram, alpha=2).clamp_(min=0)
     apart = ~(finite.unsqueeze(-1) & finite.unsqueeze(-2)) | found.isnan()
     found.masked_fill_(apart, torch.inf)
     found.diagonal(dim1=-2, dim2=-1).zero_()
@@ -59,7 +62,9 @@ def ordered(updates: torch.Tensor) -> list[torch.Tensor]:
     By Batcher's merge exchange (Knuth, volume 3, algorithm 5.2.2 M): a fixed sequence of minima and maxima of
     whole tensors, many times faster than sorting n values at a time.
     """
-    rows = list(torch.where(updates.isnan(), torch.inf, updates).unbind(-2))
+    if bool(updates.sum().isnan()):  # inf - inf too, which changes nothing
+        updates = torch.where(updates.isnan(), torch.inf, updates)
+    rows = list(updates.unbind(-2))
     for low, high in _exchanges(len(rows)):
         rows[low], rows[high] = torch.minimum(rows[low], rows[high]), torch.maximum(rows[low], rows[high])
     return rows

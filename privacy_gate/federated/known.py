@@ -5,7 +5,8 @@ An update is a client's weights after its local training minus the weights it wa
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 
@@ -20,7 +21,7 @@ class Known:
     previous  (..., d)  what the last round's aggregation gave; None in the first round
     root      (..., d)  the server's own update, from data it trusts
     losses    (..., n)  each client's loss before its local training, nats
-    order     (n,)      a random permutation of the updates
+    order     (..., n)  a random permutation of the updates; (n,) serves all cells
     lr        the clients' learning rate
     """
 
@@ -30,6 +31,13 @@ class Known:
     losses: torch.Tensor | None = None
     order: torch.Tensor | None = None
     lr: float | None = None
+
+    def at(self, places: torch.Tensor) -> Self:
+        """What is known of some of the cells; of one leading axis."""
+        chosen: dict[str, Any] = {
+            name: value.index_select(0, places) for name, value in vars(self).items() if isinstance(value, torch.Tensor)
+        }
+        return replace(self, **chosen)
 
 
 NOTHING = Known()

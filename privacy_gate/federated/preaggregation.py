@@ -26,5 +26,5 @@ def bucketing(updates: torch.Tensor, f: int, known: Known = NOTHING, *, size: in
     """
     refuse_few(updates, f, size, "bucketing")
     order = required(known.order, "a random order", "bucketing")
-    shuffled = updates.index_select(-2, order)
+    shuffled = updates.gather(-2, order.unsqueeze(-1).expand(updates.shape))
     return torch.stack([bucket.mean(-2) for bucket in shuffled.split(size, -2)], -2)

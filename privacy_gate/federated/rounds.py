@@ -1,29 +1,35 @@
 """The rounds of one block of federations: local training, attack, aggregation, server step. Axis letters: local.py."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from privacy_gate.errors import ConfigurationError
-from privacy_gate.federated.adversaries import ADVERSARIES, Scene
-from privacy_gate.federated.blocks import Block, Source
-from privacy_gate.federated.cells import Cell, Draws
+from privacy_gate.federated.adversaries import ADVERSARIES, Adversary, Scene, trained
+from privacy_gate.federated.aggregators import Rule
+from privacy_gate.federated.blocks import Block
+from privacy_gate.federated.cells import Cell, Draws, steps_of
 from privacy_gate.federated.known import Known
 from privacy_gate.federated.local import Batches, local_updates
 from privacy_gate.federated.partitions import Rows
-from privacy_gate.federated.servers import ServerState
+
+Key = TypeVar("Key")
+Places = dict[Key, torch.Tensor]
+"""Where each key stands among cells."""
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
     """All rows that may be trained on: the clients', their triggered twins, the server's own.
 
-    features  (N', E) with a column of ones, on the device; label (N',)
+    features   (N', E)  with a column of ones, on the device
+    label      (N',)
     triggered  how far behind a row its triggered twin is; None without
-    root      the server's own rows; empty without
+    root       the server's own rows; empty without
     """
 
     features: torch.Tensor
@@ -34,68 +40,163 @@ class Table:
 
 
 class Federation:
-    """A block of cells in training: their heads, what their servers remember, and the next round.
-
-    heads  (G A, C E), from zero
-    """
+    """A block of cells in training: their heads (G A, C E) from zero, what their servers remember, and the next round."""
 
     def __init__(
         self, table: Table, cells: Sequence[Cell], block: Block, parts: Sequence[Sequence[Rows]], draws: Draws
     ) -> None:
         self._table, self._block, self._parts, self._draws = table, block, parts, draws
         self._cells = [cells[place] for places in block.cells for place in places]
-        count, width = len(self._cells), table.classes * table.features.shape[1]
-        self.heads = table.features.new_zeros(count, width)
-        self._previous: torch.Tensor | None = None
         self._turn = 0
+        self.heads = table.features.new_zeros(len(self._cells), table.classes * table.features.shape[1])
+        self._previous: torch.Tensor | None = None
         self._rules = self._places([(cell.rule, cell.told) for cell in self._cells])
-        self._adversaries = self._places([cell.adversary for cell in self._cells])
-        self._servers = self._places([cell.server for cell in self._cells])
-        self._states: dict[object, ServerState] = {
-            server: server.start(self.heads[places]) for server, places in self._servers.items()
+        self._adversaries = self._places([cell.adversary for cell in self._cells if cell.adversary])
+        self._searched = {
+            name: self._places([(self._cells[int(place)].rule, self._cells[int(place)].told) for place in places])
+            for name, places in self._adversaries.items()
         }
+        self._servers = self._places([cell.server for cell in self._cells])
+        self._states = {server: server.start(self.heads[places]) for server, places in self._servers.items()}
         named = {step.name for rule, _ in self._rules for step in (*rule.before, rule.aggregator)}
-        self._rooted, self._losses = "fltrust" in named, "q_fedavg" in named
-        self._ordered = "bucketing" in named
+        self._rooted, self._losses, self._shuffled = (name in named for name in ("fltrust", "q_fedavg", "bucketing"))
         if self._rooted and not len(table.root):
-            raise ConfigurationError("fltrust needs rows of the server's own: give root samples, or choose another rule")
+            raise ConfigurationError(
+                "fltrust needs rows of the server's own: give root samples, or choose another rule"
+            )
 
-    def _places[Key](self, keys: Sequence[Key]) -> dict[Key, torch.Tensor]:
-        """Where each key stands among the block's cells."""
+    def advance(self) -> None:
+        """One round of every cell."""
+        training, groups = self._block.training, len(self._block.sources)
+        present = [
+            self._draws.participants(training, self._block.byzantine, source.seed, self._turn)
+            for source in self._block.sources
+        ]
+        clients = len(present[0])
+        heads = self.heads.view(groups, -1, self._table.classes, self._table.features.shape[1])
+        batches = self._batches(present)
+        updates, losses = local_updates(self._table.features, heads, batches, training, self._losses)
+        updates = updates.flatten(0, 1)
+        known = Known(
+            counts=self._counts(present),
+            previous=self._previous,
+            root=updates[:, clients] if self._rooted else None,
+            losses=None if losses is None else losses.flatten(0, 1)[:, :clients],
+            order=self._order(clients) if self._shuffled else None,
+            lr=training.lr,
+        )
+        updates = updates[:, :clients]
+        self._attack(updates, known)
+        self._previous = _aggregate(self._rules, updates, known)
+        for server, places in self._servers.items():
+            step, self._states[server] = server.step(self._previous[places], self._states[server])
+            self.heads[places] += step
+        self._turn += 1
+
+    def _each(self, values: torch.Tensor) -> torch.Tensor:
+        """Values (G, ...) of the sources, for every cell: (G A, ...)."""
+        return values.repeat_interleave(len(self._block.cells[0]), 0)
+
+    def _on_device(self, values: NDArray[np.generic]) -> torch.Tensor:
+        return torch.from_numpy(values).to(self._table.features.device)
+
+    def _batches(self, present: list[list[int]]) -> Batches:
+        """What everyone trains on: (G, K, S, B), the server itself last where it trains."""
+        training, root = self._block.training, [self._block.training.clients] * self._rooted
+        held = [[*parts, self._table.root] for parts in self._parts]
+        steps = max(
+            steps_of(training, len(rows[client]))
+            for rows, chosen in zip(held, present, strict=True)
+            for client in chosen + root
+        )
+        shape = (len(present), len(present[0]) + self._rooted, steps, training.batch)
+        rows, weight = np.zeros(shape, dtype=np.int64), np.zeros(shape)
+        for group, (source, chosen) in enumerate(zip(self._block.sources, present, strict=True)):
+            for place, client in enumerate(chosen + root):
+                mine = held[group][client]
+                drawn, share = self._draws.batches(training, len(mine), source.seed, client, self._turn)
+                rows[group, place, : len(drawn)], weight[group, place, : len(drawn)] = mine[drawn], share
+        label = self._table.label[rows]
+        self._poison(rows, label, len(present[0]))
+        dtype = self._table.features.dtype
+        return Batches(self._on_device(rows), self._on_device(label), self._on_device(weight).to(dtype))
+
+    def _poison(self, rows: Rows, label: NDArray[np.int64], clients: int) -> None:
+        """Changes what byzantine clients train on, in place."""
+        bad = self._bad()
+        for group, source in enumerate(self._block.sources):
+            attack = ADVERSARIES[source.poison] if source.poison else None
+            mine = (group, slice(clients - bad, clients))
+            if attack and attack.labels:
+                label[mine] = attack.labels(self._table.classes)[label[mine]]
+            if attack and attack.backdoor:
+                if self._table.triggered is None:
+                    raise ConfigurationError("a backdoor needs features of triggered images, and the samples have none")
+                shown = (*mine, slice(None), slice(0, max(1, round(attack.backdoor.share * rows.shape[-1]))))
+                rows[shown] += self._table.triggered
+                label[shown] = attack.backdoor.target
+
+    def _bad(self) -> int:
+        return self._block.training.participants(self._block.byzantine)[1]
+
+    def _counts(self, present: list[list[int]]) -> torch.Tensor:
+        """Examples claimed, (G A, K)."""
+        sizes = [[len(parts[client]) for client in chosen] for parts, chosen in zip(self._parts, present, strict=True)]
+        counts = self._each(self._on_device(np.array(sizes, dtype=np.float64)))
+        for name, places in self._adversaries.items():
+            if (claim := ADVERSARIES[name].claim) is not None:
+                counts[places, counts.shape[1] - self._bad() :] = claim
+        return counts
+
+    def _order(self, clients: int) -> torch.Tensor:
+        """A shuffle of the updates of each cell, (G A, K)."""
+        drawn = [
+            self._draws.generator("order", source.seed, self._turn).permutation(clients)
+            for source in self._block.sources
+        ]
+        return self._each(self._on_device(np.array(drawn)))
+
+    def _attack(self, updates: torch.Tensor, known: Known) -> None:
+        """Puts what the byzantine clients send in the place of what they trained; updates (G A, K, C E), in place."""
+        honest = updates.shape[1] - self._bad()
+        for name, places in self._adversaries.items():
+            attack = ADVERSARIES[name]
+            if attack.craft is not trained:
+                scene = self._scene(attack, name, updates.index_select(0, places), honest, places, known)
+                updates[places, honest:] = attack.craft(scene)
+
+    def _scene(
+        self, attack: Adversary, name: str, updates: torch.Tensor, honest: int, places: torch.Tensor, known: Known
+    ) -> Scene:
+        some = known.at(places)
+        noise = self._each(self._noise(updates.shape[-1])).index_select(0, places) if attack.noise else None
+        loyal = updates[:, :honest]
+
+        def respond(sent: torch.Tensor) -> torch.Tensor:
+            return _aggregate(self._searched[name], torch.cat([loyal, sent], 1), some)
+
+        return Scene(loyal, self._bad(), updates[:, honest:], some.previous, noise, respond if attack.search else None)
+
+    def _noise(self, width: int) -> torch.Tensor:
+        """(G, f, C E), standard normal."""
+        drawn = [
+            self._draws.generator("noise", source.seed, self._turn).standard_normal((self._bad(), width))
+            for source in self._block.sources
+        ]
+        return self._on_device(np.array(drawn))
+
+    def _places(self, keys: Sequence[Key]) -> Places[Key]:
         found: dict[Key, list[int]] = {}
         for place, key in enumerate(keys):
             found.setdefault(key, []).append(place)
         return {key: torch.tensor(places, device=self._table.features.device) for key, places in found.items()}
 
-    def advance(self) -> None:
-        """One round of every cell."""
-        block, training = self._block, self._block.training
-        groups, each = len(block.sources), len(block.cells[0])
-        present = [
-            self._draws.participants(training, block.byzantine, source.seed, self._turn) for source in block.sources
-        ]
-        heads = self.heads.view(groups, each, self._table.classes, -1)
-        updates, losses = local_updates(
-            self._table.features, heads, self._batches(present), training, self._losses
-        )
-        updates = updates.flatten(0, 1)
-        root = updates[:, -1] if self._rooted else None
-        updates = updates[:, : len(present[0])]
-        if losses is not None:
-            losses = losses.permute(0, 2, 1) if losses.shape[1] != each else losses
-            losses = losses.flatten(0, 1)[:, : len(present[0])]
-        known = Known(
-            counts=self._counts(present),
-            previous=self._previous,
-            root=root,
-            losses=losses,
-            order=self._order(len(present[0])) if self._ordered else None,
-            lr=training.lr,
-        )
-        self._attack(updates, known, training.participants(block.byzantine)[1] if block.byzantine else 0)
-        aggregate = self._aggregate(updates, known, None)
-        self._previous = aggregate
-        for server, places in self._servers.items():
-            step, self._states[server] = server.step(aggregate[places], self._states[server])
-            self.heads[places] += step
-        self._turn += 1
+
+def _aggregate(rules: Places[tuple[Rule, int]], updates: torch.Tensor, known: Known) -> torch.Tensor:
+    """What each cell's own rule makes of its updates (cells, K, C E): (cells, C E)."""
+    found = updates.new_empty(updates.shape[0], updates.shape[-1])
+    for (rule, told), places in rules.items():
+        if len(places) == len(updates):
+            return rule(updates, told, known)
+        found[places] = rule(updates.index_select(0, places), told, known.at(places))
+    return found

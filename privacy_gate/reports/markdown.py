@@ -5,11 +5,14 @@ as markup, a link or a mention: a reference is always literal text.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 from privacy_gate.report import CheckRecord, Report
 from privacy_gate.reports import coverage, details, story, words
 from privacy_gate.verdict import Finding, Severity, Status, Verdict
+
+Item = TypeVar("Item")
 
 LIMIT = 1_000_000
 """Bytes; GitHub drops a step summary above 1 MiB without a word."""
@@ -109,13 +112,13 @@ def _reasons(report: Report) -> str:
 
 
 def _findings(report: Report) -> str:
-    rows = [_finding(finding) for group in story.grouped(report) for finding in group]
-    if not rows:
+    findings = [finding for group in story.grouped(report) for finding in group]
+    if not findings:
         return "### Findings\n\nThe policy held no limit against any figure.\n"
-    return "### Findings\n\n" + _table(("Outcome", "What", "Subject", "Figure", "Limit"), rows)
+    return "### Findings\n\n" + _table(("Outcome", "What", "Subject", "Figure", "Limit"), findings, _finding)
 
 
-def _finding(finding: Finding) -> Sequence[str]:
+def _finding(finding: Finding) -> tuple[str, ...]:
     figure = words.shown(finding.measurement, finding.limit)
     outcome = f"{STATUS_SIGNS[finding.status]} {words.STATUS[finding.status]}"
     if finding.limit.severity is Severity.WARN:
@@ -126,7 +129,7 @@ def _finding(finding: Finding) -> Sequence[str]:
         outcome += f" by {prose(note.owner)} until {prose(note.expires)}: {prose(note.reason)}"
     return (
         outcome,
-        words.capital(prose(words.metric(finding.measurement.metric).title)),
+        prose(words.capital(words.metric(finding.measurement.metric).title)),
         code(finding.measurement.subject) if finding.measurement.subject else "all",
         str(figure) if figure else f"not measured: {prose(finding.measurement.reason)}",
         words.bound(finding),
@@ -134,36 +137,41 @@ def _finding(finding: Finding) -> Sequence[str]:
 
 
 def _controls(report: Report) -> str:
-    rows = [
-        ("✅ held" if control.held else "⛔ failed", prose(control.name), prose(control.detail))
-        for control in report.controls
-    ]
-    return "### Controls of the audit\n\n" + _table(("Outcome", "Control", "Detail"), rows) if rows else ""
+    if not report.controls:
+        return ""
+    return "### Controls of the audit\n\n" + _table(
+        ("Outcome", "Control", "Detail"),
+        report.controls,
+        lambda control: ("✅ held" if control.held else "⛔ failed", prose(control.name), prose(control.detail)),
+    )
 
 
 def _coverage(report: Report) -> str:
-    rows = [
-        (prose(line.what), ("✅ " if line.tested else "❔ ") + prose(line.outcome), prose(line.ids or "none"))
-        for line in coverage.coverage(report)
-    ]
-    table = _table(("Class of attack or question", "Outcome", "NIST AI 100-2, MITRE ATLAS"), rows)
-    text = "### What was tested, and what was not\n\n" + table
-    return text + ("\n" + _list("The attacker assumed", report.threat_model) if report.threat_model else "")
+    table = _table(
+        ("Class of attack or question", "Outcome", "NIST AI 100-2, MITRE ATLAS"),
+        coverage.coverage(report),
+        lambda line: (
+            prose(line.what),
+            ("✅ " if line.tested else "❔ ") + prose(line.outcome),
+            prose(line.ids or "none"),
+        ),
+    )
+    attacker = "\n" + _list("The attacker assumed", report.threat_model) if report.threat_model else ""
+    return f"### What was tested, and what was not\n\n{table}{attacker}"
 
 
 def _measurements(check: CheckRecord) -> str:
-    rows = [
-        (
-            words.capital(prose(group.title)),
-            code(row.who) if row.who else "all",
-            str(row.shown) if row.shown else f"not measured: {prose(row.reason)}",
-            prose(group.how or row.how),
-        )
-        for group in details.measured(check)
-        for row in group.rows
-    ]
-    title = f"Measurements: {words.check_title(check.check).lower()}"
-    return _folded(title, _table(("What", "Subject", "Figure", "How"), rows))
+    table = _table(
+        ("What", "Subject", "Figure", "How"),
+        [(group, row) for group in details.measured(check) for row in group.rows],
+        lambda pair: (
+            prose(pair[0].title),
+            code(pair[1].who) if pair[1].who else "all",
+            str(pair[1].shown) if pair[1].shown else f"not measured: {prose(pair[1].reason)}",
+            prose(pair[0].how or pair[1].how),
+        ),
+    )
+    return _folded(f"Measurements: {words.check_title(check.check).lower()}", table)
 
 
 def _identity(report: Report) -> str:
@@ -182,7 +190,7 @@ def _identity(report: Report) -> str:
         ("**Tool**", prose(report.tool)),
         *((prose(name), prose(version)) for name, version in sorted(report.versions.items())),
     ]
-    return _folded("What was judged, by what", _table(("", ""), rows))
+    return _folded("What was judged, by what", _table(("", ""), rows, lambda row: row))
 
 
 def _rerun(report: Report) -> str:
@@ -190,9 +198,9 @@ def _rerun(report: Report) -> str:
     return f"### How to repeat it\n\n<pre><code>{lines}</code></pre>\n"
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [_row(heads), _row(["---"] * len(heads)), *(_row(row) for row in rows[:MOST])]
-    return "\n".join(lines) + "\n" + _more(rows)
+def _table(heads: Sequence[str], items: Sequence[Item], cells: Callable[[Item], Sequence[str]]) -> str:
+    lines = [_row(heads), _row(["---"] * len(heads)), *(_row(cells(item)) for item in items[:MOST])]
+    return "\n".join(lines) + "\n" + _more(items)
 
 
 def _row(cells: Iterable[str]) -> str:

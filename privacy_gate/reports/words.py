@@ -7,9 +7,8 @@ outward, and with as many digits as it takes to stand on their side of the limit
 import datetime
 import math
 import re
-import unicodedata
 from dataclasses import dataclass
-from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
+from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Context, Decimal
 
 from privacy_gate.verdict import Finding, Limit, Measurement, Status
 
@@ -59,11 +58,10 @@ _AT_FPR = {
 
 _RATE = re.compile(r"(.+)_at_(0\.\d+|\d+e-\d+)_fpr\Z")
 
-_MOST_PLACES = 17
-"""Decimals beyond which two different float64 in [0, 1] cannot look alike."""
+_EXACT = Context(prec=60)
 
-_UNSEEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
-"""Unicode categories that steer a terminal or the direction of text instead of being read."""
+_MOST_PLACES = 40
+"""Decimals of the longest figure; limits of a size that people write need half as many to be told apart."""
 
 
 def metric(name: str) -> Metric:
@@ -78,12 +76,12 @@ def metric(name: str) -> Metric:
         is_rate = found[1] != "slope"
         title = _AT_FPR[found[1]].format(percent(rate))
         return Metric(title, percent=is_rate, chance=rate if is_rate else None)
-    return _METRICS.get(name, Metric(name.replace("_", " ")))
+    return _METRICS.get(name, Metric(plain(name).replace("_", " ")))
 
 
 def check_title(name: str) -> str:
     """What the check is called."""
-    return CHECKS.get(name, capital(name.replace("_", " ")))
+    return CHECKS.get(name, capital(plain(name).replace("_", " ")))
 
 
 def capital(text: str) -> str:
@@ -102,7 +100,9 @@ def plain(text: object) -> str:
     'a b\\ufffdc'
     """
     line = " ".join(str(text).split())
-    return "".join("\ufffd" if unicodedata.category(letter) in _UNSEEN else letter for letter in line)
+    if line.isprintable():
+        return line
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in line)
 
 
 def percent(rate: float) -> str:
@@ -173,7 +173,7 @@ def shown(measurement: Measurement, limit: Limit | None = None) -> Shown | None:
     ends = [Decimal(repr(end)).scaleb(2 * in_percent) for end in (measurement.low, measurement.value, measurement.high)]
     unit = " %" if in_percent else ""
     if max(abs(end) for end in ends) >= 10**9:
-        low, value, high = (f"{end:.6e}{unit}".replace("-", "−") for end in ends)
+        low, value, high = (f"{float(end):.6e}{unit}".replace("-", "−") for end in ends)
         return Shown(value, low, high)
     low, value, high = (text + unit for text in _round(ends, in_percent, limit))
     return Shown(value, low, high)
@@ -187,8 +187,8 @@ def _round(ends: list[Decimal], in_percent: bool, limit: Limit | None) -> list[s
     places = least if width <= 0 else min(max(least, 1 - math.floor(math.log10(width))), 6)
     while True:
         step = Decimal(1).scaleb(-places)
-        rounded = [low.quantize(step, ROUND_FLOOR), value.quantize(step, ROUND_HALF_EVEN)]
-        rounded.append(high.quantize(step, ROUND_CEILING))
+        rounded = [low.quantize(step, ROUND_FLOOR, _EXACT), value.quantize(step, ROUND_HALF_EVEN, _EXACT)]
+        rounded.append(high.quantize(step, ROUND_CEILING, _EXACT))
         if places >= _MOST_PLACES or _same_side(ends, rounded, in_percent, limit):
             return [f"{end if end else abs(end):,.{places}f}".replace("-", "−") for end in rounded]
         places += 1

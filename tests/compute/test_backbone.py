@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from privacy_gate.candidate import Backbone, Input, Recipe
 from privacy_gate.compute import backbone as subject
+from privacy_gate.compute.embed import embed, transform_of
 from privacy_gate.compute.machine import Machine
 from privacy_gate.dataset import AuditData, Columns, describe_table, read_data
 from privacy_gate.documents import parse
@@ -87,7 +88,7 @@ def features(recipe: Recipe, data: AuditData, machine: Machine, step: int = ROWS
         Embed(recipe.backbone, shape, data.digest, first, min(first + step, data.rows))
         for first in range(0, data.rows, step)
     ]
-    parts = list(subject.embed(jobs, data, machine))
+    parts = list(embed(jobs, data, machine))
     assert [job for job, _, _ in parts] == jobs
     return np.concatenate([part for _, part, _ in parts])
 
@@ -117,7 +118,7 @@ def test_features_depend_on_neither_batch_nor_workers_nor_blocks(
 
 def test_the_content_hash_is_that_of_the_encoded_image(recipe: Recipe, tmp_path: Path) -> None:
     data = audit_data(tmp_path, photographs())
-    ((_, _, content),) = subject.embed(
+    ((_, _, content),) = embed(
         embed_jobs(recipe.backbone, recipe.input, data.digest, data.rows), data, Machine(threads=1)
     )
     assert [row.tobytes() for row in content] == [hashlib.sha256(image).digest() for image in photographs()]
@@ -130,7 +131,7 @@ def test_unreadable_images_are_all_named_and_spoil_only_their_own_block(recipe: 
     shape = recipe.input
     assert shape is not None
     jobs = [Embed(recipe.backbone, shape, data.digest, first, first + 7) for first in (0, 7, 14)]
-    parts = subject.embed(jobs, data, Machine(batch=4, threads=1))
+    parts = embed(jobs, data, Machine(batch=4, threads=1))
     assert next(parts)[0] == jobs[1]
     with pytest.raises(DatasetError, match="3 images cannot be read: p2, p3, p17; repair or remove"):
         next(parts)
@@ -170,7 +171,7 @@ def test_the_candidate_s_head_on_cached_features_is_the_whole_model(recipe: Reci
     assert torch.equal(head.bias, bias)
     data = audit_data(tmp_path, photographs())
     on_features = torch.from_numpy(features(recipe, data, Machine(threads=1))) @ weight.T + bias
-    transform = subject._transform(recipe.input)  # type: ignore[arg-type]
+    transform = transform_of(recipe.input)  # type: ignore[arg-type]
     images = torch.stack([transform(Image.open(io.BytesIO(image))) for image in photographs()])
     with torch.inference_mode():
         whole = subject.assemble(recipe, weight, bias)(images)

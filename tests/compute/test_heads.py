@@ -111,7 +111,7 @@ def test_stacked_equals_alone_with_many_classes_and_two(plain_loop: PlainLoop) -
     assert furthest_from_plain(plain_loop, two, recipe(classes=2), halves(90, 3)) < 1e-9
 
 
-def test_float32_confidences_agree_with_a_plain_float32_loop_within_a_thousandth(plain_loop: PlainLoop) -> None:
+def test_float32_confidences_agree_with_a_plain_float32_loop_to_four_digits(plain_loop: PlainLoop) -> None:
     data = problem(rows=400, width=256, classes=10)
     features, label = data[0].astype(np.float32), data[1]
     how, subsets = recipe(classes=10, epochs=20, optimizer={"name": "adam", "lr": 0.001}), halves(400, 4)
@@ -121,7 +121,7 @@ def test_float32_confidences_agree_with_a_plain_float32_loop_within_a_thousandth
         alone = plain_loop(torch.from_numpy(features), torch.from_numpy(label), how, index, rows)
         with torch.no_grad():
             expected = logit_scaled(alone(torch.from_numpy(features)).numpy(), label)
-        assert np.abs(found - expected).max() < 1e-3
+        assert np.abs(found - expected).max() < 1e-4
         assert expected.std() > 0.5
 
 

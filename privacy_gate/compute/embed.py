@@ -1,0 +1,163 @@
+"""Features of the audit images: decoded, run through the frozen backbone, and kept in the table's order."""
+
+import hashlib
+import io
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from privacy_gate.candidate import Input, Recipe
+from privacy_gate.compute.backbone import public_body
+from privacy_gate.compute.machine import Machine, single_threaded_kernels
+from privacy_gate.dataset import AuditData
+from privacy_gate.errors import CandidateError, DatasetError
+from privacy_gate.job import Embed
+from privacy_gate.progress import Progress, silent
+
+from timm.data.transforms_factory import create_transform  # isort: skip - after backbone, which readies torchvision
+
+PREFETCH = 4
+"""Batches made ready ahead of their turn, beside those under way."""
+
+SHOWN = 20
+"""Ids of unreadable images named in the error; the rest are counted."""
+
+Part = tuple[Embed, NDArray[np.float32], NDArray[np.uint8]]
+"""A job, its features (rows, D), and the sha256 of its encoded images (rows, 32)."""
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Consecutive rows: content hashes, and features; or which rows cannot be read, and no features."""
+
+    content: list[NDArray[np.uint8]]
+    features: NDArray[np.float32] | None
+    unreadable: list[int]
+
+
+def embed(jobs: Sequence[Embed], data: AuditData, machine: Machine, progress: Progress = silent) -> Iterator[Part]:
+    """The parts, each as soon as it is done.
+
+    Threads take a batch each: they decode it (decoding and resizing leave the interpreter's lock) and, on a CPU,
+    run it with single-threaded kernels, since threads that never wait for each other lose nothing on a
+    shared machine; a GPU is fed by one of them at a time. An unreadable image spoils its job alone; all of them are
+    named, by id, in one DatasetError at the end.
+    """
+    if not jobs:
+        return
+    device = machine.torch_device()
+    threads = machine.cpu_threads() if device.type == "cpu" else max(1, machine.workers)
+    work = _Work(jobs[0], data, device)
+    unreadable: list[int] = []
+    done, total = 0, sum(job.last - job.first for job in jobs)
+    with single_threaded_kernels(device), ThreadPoolExecutor(threads) as pool:
+        for job, batches in _ahead(jobs, work, machine.batch, pool):
+            made = []
+            for batch in batches:
+                made.append(batch.result())
+                unreadable += made[-1].unreadable
+                done += len(made[-1].content)
+                progress("embed images", done, total)
+            features = [part.features for part in made if part.features is not None]
+            if len(features) == len(made):
+                yield job, np.concatenate(features), np.stack([row for part in made for row in part.content])
+    if unreadable:
+        named = ", ".join(str(data.ids[row]) for row in unreadable[:SHOWN])
+        more = f" and {len(unreadable) - SHOWN:,} more" if len(unreadable) > SHOWN else ""
+        raise DatasetError(f"{len(unreadable):,} images cannot be read: {named}{more}; repair or remove these rows")
+
+
+def embed_all(recipe: Recipe, data: AuditData, machine: Machine, progress: Progress = silent) -> NDArray[np.float32]:
+    """Features of every row, (N, D), kept nowhere."""
+    if recipe.input is None:
+        raise DatasetError("the identity backbone has no images to embed")
+    job = Embed(recipe.backbone, recipe.input, data.digest, 0, data.rows)
+    return np.concatenate([features for _, features, _ in embed([job], data, machine, progress)])
+
+
+def _ahead(
+    jobs: Sequence[Embed], work: "_Work", size: int, pool: ThreadPoolExecutor
+) -> Iterator[tuple[Embed, list[Future[_Batch]]]]:
+    """Each job with its batches, begun some batches ahead across the jobs' borders."""
+    begun: deque[tuple[Embed, list[Future[_Batch]]]] = deque()
+    waiting = deque(jobs)
+    while waiting or begun:
+        while waiting and sum(not batch.done() for _, batches in begun for batch in batches) <= PREFETCH:
+            job = waiting.popleft()
+            starts = range(job.first, job.last, size)
+            begun.append((job, [pool.submit(work.batch, first, min(first + size, job.last)) for first in starts]))
+        yield begun.popleft()
+
+
+class _Work:
+    """What every thread shares: the model, the transform and the table."""
+
+    def __init__(self, job: Embed, data: AuditData, device: torch.device) -> None:
+        model: Any = public_body(job.backbone)
+        self._model = model.to(device, memory_format=torch.channels_last)
+        self._transform = transform_of(job.input)
+        self._data, self._device = data, device
+
+    def batch(self, first: int, last: int) -> _Batch:
+        """Rows first <= i < last."""
+        content, pixels, unreadable = [], [], []
+        for row in range(first, last):
+            payload = self._payload(row)
+            content.append(np.frombuffer(hashlib.sha256(payload).digest(), np.uint8))
+            decoded = decode(payload, self._transform)
+            if decoded is None:
+                unreadable.append(row)
+            else:
+                pixels.append(decoded)
+        features = None if unreadable else self._forward(torch.stack(pixels))
+        return _Batch(content, features, unreadable)
+
+    def _payload(self, row: int) -> bytes:
+        if self._data.image is None:
+            raise DatasetError("the table holds embeddings; the recipe names an image backbone")
+        return self._data.image(row)
+
+    def _forward(self, pixels: torch.Tensor) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            features = self._model(pixels.to(self._device, memory_format=torch.channels_last))
+        if features.ndim != 2:
+            shape = tuple(features.shape)
+            raise CandidateError(f"recipe: the backbone gives features of shape {shape}, expected (B, D)")
+        return np.asarray(features.float().cpu().numpy())
+
+
+def transform_of(shape: Input) -> Any:
+    """timm's own evaluation transform: PIL image in, tensor (3, size, size) out."""
+    return create_transform(
+        input_size=(3, shape.size, shape.size),
+        is_training=False,
+        interpolation=shape.interpolation,
+        mean=shape.mean,
+        std=shape.std,
+        crop_pct=shape.crop,
+    )
+
+
+def decode(payload: bytes, transform: Any) -> torch.Tensor | None:
+    """The image as the backbone wants it; None if it cannot be read. EXIF orientation is not applied, as in timm."""
+    try:
+        with Image.open(io.BytesIO(payload)) as image:
+            pixels: torch.Tensor = transform(_rgb(image))
+            return pixels
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Any mode as RGB; 16-bit greys are scaled to 8 bits, which PIL's own conversion would clip."""
+    if image.mode.startswith("I"):
+        grey = np.asarray(image, dtype=np.int64) // 257
+        return Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8)).convert("RGB")
+    return image.convert("RGB")

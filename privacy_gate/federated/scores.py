@@ -1,0 +1,66 @@
+"""How often heads are right, by class and by client. Axis letters: evidence.py; cells are many trainings."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from privacy_gate.federated.samples import Samples, with_ones
+
+LOGITS = 8 << 20
+"""Numbers of logits that are looked at at once."""
+
+
+@dataclass(frozen=True, eq=False)
+class Exam:
+    """Rows that heads are tried on.
+
+    features  (T, E) with a column of ones; label (T,)
+    members   (Q, T) of 0 and 1: which rows count in each of Q averages
+    """
+
+    features: torch.Tensor
+    label: torch.Tensor
+    members: torch.Tensor
+
+    def rates(self, heads: torch.Tensor, classes: int) -> torch.Tensor:
+        """The share each head (cells, C E) has right in each average: (cells, Q) float64; NaN where no row counts.
+
+        A tie counts as one who breaks it at random gets it, so a head of zeros is right in 1 of C; a head that is not
+        finite is never right.
+        """
+        cells = len(heads)
+        weight = heads.view(cells, classes, -1).transpose(0, 1).reshape(classes * cells, -1)
+        hits = self.members.new_zeros(len(self.members), cells)
+        for part in torch.arange(len(self.label), device=heads.device).split(max(1, LOGITS // (classes * cells))):
+            logits = (self.features[part] @ weight.T).view(-1, classes, cells)
+            top = logits.amax(1)
+            ties = (logits == top.unsqueeze(1)).sum(1)
+            true = logits.gather(1, self.label[part].view(-1, 1, 1).expand(-1, 1, cells)).squeeze(1)
+            right = (true == top) / ties.clamp(min=1)
+            hits += self.members[:, part] @ right.double()
+        return (hits / self.members.sum(1, keepdim=True)).T
+
+
+def exam(samples: Samples, classes: int, device: torch.device, dtype: torch.dtype) -> Exam:
+    """Averages over each class (C of them), and each client (K) where the samples name them, in order of names."""
+    averages = [samples.label == name for name in range(classes)]
+    if samples.client is not None:
+        averages += [samples.client == name for name in np.unique(samples.client)]
+    return Exam(
+        torch.from_numpy(with_ones(samples.features)).to(device, dtype),
+        torch.from_numpy(np.asarray(samples.label, dtype=np.int64)).to(device),
+        torch.from_numpy(np.array(averages, dtype=np.float64)).to(device),
+    )
+
+
+def backdoor_exam(samples: Samples, target: int, device: torch.device, dtype: torch.dtype) -> Exam | None:
+    """Triggered rows of other classes, right where called `target`; None without them."""
+    others = samples.label != target
+    if samples.triggered is None or not others.any():
+        return None
+    return Exam(
+        torch.from_numpy(with_ones(samples.triggered[others])).to(device, dtype),
+        torch.full((int(others.sum()),), target, device=device),
+        torch.ones(1, int(others.sum()), dtype=torch.float64, device=device),
+    )

@@ -1,0 +1,207 @@
+"""Federated training of softmax heads on cached features: every cell of a study in few stacked batches."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from privacy_gate.errors import ConfigurationError
+from privacy_gate.evidence import Floats
+from privacy_gate.federated.adversaries import ADVERSARIES
+from privacy_gate.federated.blocks import Block, blocks
+from privacy_gate.federated.cells import Cell, Draws
+from privacy_gate.federated.partitions import COLUMN, Rows, class_shares, heterogeneity
+from privacy_gate.federated.rounds import Federation, Table
+from privacy_gate.federated.samples import Samples, with_ones
+from privacy_gate.federated.scores import Exam, backdoor_exam, exam
+
+CPU_BYTES = 24 << 20
+"""What the updates of one block may take on a CPU: larger blocks leave its caches."""
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What became of one cell; accuracies on the test samples, means over the last tenth of the rounds.
+
+    accuracy         of all rows
+    curve            (R',)  at each round in `rounds` (R',), counted from 1
+    class_accuracy   (C,)   NaN for a class without rows
+    client_accuracy  (K,)   of each client's own test rows where they name their clients, else with its classes' shares
+    backdoor         share of triggered rows of other classes that the last head calls the target; None without a backdoor
+    heterogeneity    mean total variation distance of the clients' classes from everyone's
+    sizes            (K,)   training rows of each client
+    head             (C, D + 1)  the last head, bias last
+    """
+
+    accuracy: float
+    curve: Floats
+    rounds: NDArray[np.int64]
+    class_accuracy: Floats
+    client_accuracy: Floats
+    backdoor: float | None
+    heterogeneity: float
+    sizes: NDArray[np.int64]
+    head: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """Data that cells are trained on and judged by, and where.
+
+    check    name of the check, part of the key of every random draw
+    root     the server's own samples, for rules that need them
+    device, dtype, threads, memory: how fast, not what; memory in bytes of updates in one block
+    """
+
+    train: Samples
+    test: Samples
+    check: str
+    root: Samples | None = None
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+    threads: int = 1
+    memory: int = CPU_BYTES
+
+    def __post_init__(self) -> None:
+        widths = {part.features.shape[1] for part in (self.train, self.test, self.root) if part is not None}
+        if len(widths) != 1:
+            raise ConfigurationError(f"samples have {sorted(widths)} features, expected as many in all")
+
+    @property
+    def classes(self) -> int:
+        """C: one more than the largest label anywhere."""
+        return 1 + max(int(part.label.max()) for part in (self.train, self.test, self.root) if part is not None)
+
+
+def simulate(study: Study, cells: Sequence[Cell], every: int = 0) -> list[Outcome]:
+    """Trains every cell; outcomes in the order of the cells.
+
+    every: also measure accuracy each so many rounds; the last tenth is always measured. A cell's outcome is its own, up
+    to rounding: it depends on no other cell, nor on threads, memory or device.
+    """
+    draws, table = Draws(study.check), _table(study)
+    largest = max((cell.training.clients for cell in cells), default=1) + 1
+    each = largest * table.classes * table.features.shape[1] * table.features.element_size()
+    work = blocks(cells, max(1, study.memory // each))
+    parts = {key: _parts(study, draws, cell) for key, cell in {_held(cell): cell for cell in cells}.items()}
+    test = exam(study.test, table.classes, torch.device(study.device), study.dtype)
+    run = partial(_run, study, table, cells, parts, draws, test, every)
+    outcomes: dict[int, Outcome] = {}
+    before = torch.get_num_threads()
+    if study.threads > 1:
+        torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(study.threads) as pool:
+            for found in pool.map(run, work):
+                outcomes.update(found)
+    finally:
+        torch.set_num_threads(before)
+    return [outcomes[place] for place in range(len(cells))]
+
+
+def _held(cell: Cell) -> tuple[object, int, int]:
+    """What decides who holds which rows."""
+    return cell.partition, cell.training.clients, cell.seed
+
+
+def _parts(study: Study, draws: Draws, cell: Cell) -> list[Rows]:
+    rng = draws.generator("partition", cell.seed)
+    return cell.partition.rows(study.train.label, cell.training.clients, rng, study.train.client)
+
+
+def _table(study: Study) -> Table:
+    train, root = study.train, study.root
+    pieces = [train.features] + [train.triggered] * (train.triggered is not None)
+    labels = [train.label] * len(pieces)
+    triggered = len(train.label) if train.triggered is not None else None
+    first = sum(map(len, labels))
+    if root is not None:
+        pieces, labels = [*pieces, root.features], [*labels, root.label]
+    features = torch.from_numpy(with_ones(np.concatenate([piece for piece in pieces if piece is not None])))
+    label = np.concatenate(labels).astype(np.int64)
+    return Table(features.to(study.device, study.dtype), label, study.classes, triggered, np.arange(first, len(label)))
+
+
+def _run(
+    study: Study,
+    table: Table,
+    cells: Sequence[Cell],
+    parts: dict[tuple[object, int, int], list[Rows]],
+    draws: Draws,
+    test: Exam,
+    every: int,
+    block: Block,
+) -> dict[int, Outcome]:
+    """The outcomes of one block, by place."""
+    held = [parts[_held(cells[places[0]])] for places in block.cells]
+    training, rounds, found = block.training, [], []
+    with torch.inference_mode():
+        federation = Federation(table, cells, block, held, draws)
+        for turn in range(1, training.rounds + 1):
+            federation.advance()
+            if turn > training.rounds - training.last or (every and turn % every == 0):
+                rounds.append(turn)
+                found.append(test.rates(federation.heads, table.classes).cpu().numpy())
+        heads = federation.heads
+        backdoor = [_backdoor(study, table.classes, source.poison, heads) for source in block.sources]
+        heads = heads.view(len(heads), table.classes, -1).cpu().numpy()
+    outcomes, each = {}, len(block.cells[0])
+    for index, place in enumerate(place for places in block.cells for place in places):
+        source = index // each
+        rates, success = np.array([rate[index] for rate in found]), backdoor[source]
+        outcomes[place] = _outcome(
+            study,
+            cells[place],
+            held[source],
+            np.array(rounds),
+            rates,
+            None if success is None else success[index],
+            heads[index],
+        )
+    return outcomes
+
+
+def _backdoor(study: Study, classes: int, poison: str | None, heads: torch.Tensor) -> Floats | None:
+    """How often each head calls triggered rows the target, (cells,)."""
+    planted = ADVERSARIES[poison].backdoor if poison else None
+    if planted is None:
+        return None
+    trial = backdoor_exam(study.test, planted.target, torch.device(study.device), study.dtype)
+    return None if trial is None else trial.rates(heads, classes)[:, 0].cpu().numpy()
+
+
+def _outcome(
+    study: Study,
+    cell: Cell,
+    held: list[Rows],
+    rounds: NDArray[np.int64],
+    rates: Floats,
+    backdoor: float | None,
+    head: Floats,
+) -> Outcome:
+    """rates (R', C + K): accuracy by class, then by client where the test samples name them."""
+    classes = study.classes
+    counts = np.bincount(study.test.label, minlength=classes)
+    seen = counts > 0
+    curve = rates[:, :classes][:, seen] @ (counts[seen] / counts.sum())
+    mean = rates[-cell.training.last :].mean(axis=0)
+    if cell.partition.name == COLUMN and study.test.client is not None:
+        by_client = mean[classes:]
+    else:
+        shares = class_shares(held, study.train.label, classes)[:, seen]
+        by_client = shares @ mean[:classes][seen] / shares.sum(axis=1)
+    return Outcome(
+        accuracy=float(curve[-cell.training.last :].mean()),
+        curve=curve,
+        rounds=rounds,
+        class_accuracy=mean[:classes],
+        client_accuracy=by_client,
+        backdoor=None if backdoor is None else float(backdoor),
+        heterogeneity=heterogeneity(held, study.train.label),
+        sizes=np.array([len(rows) for rows in held]),
+        head=head,
+    )

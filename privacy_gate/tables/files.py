@@ -1,0 +1,99 @@
+"""Bytes from a path or any fsspec URL, and the image files that a table's rows name."""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from privacy_gate.errors import DatasetError, UnavailableError
+
+CHUNK = 1 << 20
+"""Bytes read at a time."""
+
+
+@contextmanager
+def _reaching(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DatasetError(f"{uri}: no such file; correct the uri in the dossier") from error
+    except (OSError, ImportError, ValueError) as error:
+        raise UnavailableError(f"{uri}: cannot be read: {error}; try again where it can be reached") from error
+
+
+def read_bytes(uri: str) -> bytes:
+    """The file's bytes. Raises UnavailableError where it cannot be reached, DatasetError where it is not there."""
+    import fsspec  # noqa: PLC0415 - commands that read no table start without it
+
+    with _reaching(uri), fsspec.open(uri, "rb") as file:
+        return bytes(file.read())
+
+
+def open_file(uri: str) -> tuple[IO[bytes], str]:
+    """The file, open at its start, and the sha256 of its bytes. Raises as `read_bytes` does."""
+    import fsspec  # noqa: PLC0415
+
+    total = hashlib.sha256()
+    with _reaching(uri):
+        if path := _local(uri):
+            file: IO[bytes] = path.open("rb")
+            while block := file.read(CHUNK):
+                total.update(block)
+        else:
+            file = tempfile.TemporaryFile()  # noqa: SIM115 - open for as long as rows are read
+            with fsspec.open(uri, "rb") as source:
+                while block := source.read(CHUNK):
+                    total.update(block)
+                    file.write(block)
+        file.seek(0)
+    return file, total.hexdigest()
+
+
+def _local(uri: str) -> Path | None:
+    """The path of a file on this machine; None for any other."""
+    from fsspec.core import url_to_fs  # noqa: PLC0415
+    from fsspec.implementations.local import LocalFileSystem  # noqa: PLC0415
+
+    files, path = url_to_fs(uri)
+    return Path(path) if isinstance(files, LocalFileSystem) else None
+
+
+class Files:
+    """The image files that rows name, in or below the table's folder, pinned at birth.
+
+    digest  sha256 over the sorted (path, size, sha256) of the files, as JSON lines
+    """
+
+    def __init__(self, table_uri: str, column: str, paths: Sequence[str]) -> None:
+        folder, slash, _ = table_uri.rpartition("/")
+        self._folder, self._column, self._paths = folder + slash, column, paths
+        local = _local(table_uri)
+        self._root = local.parent.resolve() if local else None
+        self._pinned: dict[str, str] = {}
+        total = hashlib.sha256()
+        for path in sorted(set(paths)):
+            content = self._content(path)
+            self._pinned[path] = hashlib.sha256(content).hexdigest()
+            total.update(json.dumps([path, len(content), self._pinned[path]]).encode() + b"\n")
+        self.digest = total.hexdigest()
+
+    def read(self, row: int) -> bytes:
+        """The file of row i. Raises DatasetError where it is not what it was."""
+        path = self._paths[row]
+        content = self._content(path)
+        if hashlib.sha256(content).hexdigest() != self._pinned[path]:
+            raise DatasetError(f"{self._folder}{path}: the file changed while it was audited; start again")
+        return content
+
+    def _content(self, path: str) -> bytes:
+        parts = PurePosixPath(path.replace("\\", "/")).parts
+        outside = not parts or path.startswith(("/", "\\")) or ".." in parts or "://" in path or ":" in parts[0]
+        # A link inside the folder may still lead out of it.
+        if outside or (self._root and not (self._root / path).resolve().is_relative_to(self._root)):
+            raise DatasetError(
+                f"{self._folder}: column '{self._column}' names {path!r}, expected a path inside the table's folder"
+            )
+        return read_bytes(self._folder + path)

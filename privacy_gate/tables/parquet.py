@@ -1,0 +1,117 @@
+"""Audit tables as Parquet. Images are never all in memory: gigabytes of them cost what a few batches take."""
+
+from collections import deque
+from collections.abc import Iterator
+from threading import Lock
+from typing import IO, Any
+
+import numpy as np
+
+from privacy_gate.errors import DatasetError
+from privacy_gate.tables.files import CHUNK, Files
+from privacy_gate.tables.raw import RawTable, column, refuse_missing
+
+BATCH = 32
+"""Images read together."""
+
+KEPT = 4
+"""Batches kept, so that threads a little apart share them."""
+
+ENCODED = ("binary", "large_binary", "binary_view")
+PATHS = ("string", "large_string", "string_view")
+
+
+def read_parquet(uri: str, file: IO[bytes], wanted: list[str], image: str | None) -> RawTable:
+    """Images: encoded bytes; or paths from the table's folder; or the Hugging Face struct of `bytes` and `path`."""
+    import pyarrow as pa  # noqa: PLC0415 - commands that read no table start without it
+    from pyarrow import parquet  # noqa: PLC0415
+
+    try:
+        source = parquet.ParquetFile(file, buffer_size=CHUNK)
+        refuse_missing(uri, [*wanted, *([image] if image else [])], source.schema_arrow.names)
+        table = source.read(columns=wanted)
+        columns = {name: column(uri, name, table.column(name)) for name in wanted}
+        if image is None:
+            return RawTable(columns)
+        leaf, kind = _leaf(source, image)
+        if kind in ENCODED:
+            if empty := _nulls(source.metadata, leaf):
+                raise DatasetError(f"{uri}: column '{image}' has {empty:,} empty cells, expected an image in each")
+            return RawTable(columns, _Images(uri, source, leaf))
+        if kind in PATHS:
+            cells = source.read(columns=[leaf]).column(0).combine_chunks()
+            files = Files(uri, image, column(uri, image, _values(cells, leaf)).tolist())
+            return RawTable(columns, files.read, files.digest)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DatasetError(f"{uri}: not a sound parquet file: {error}") from error
+    raise DatasetError(f"{uri}: column '{image}' holds {kind}, expected image bytes, paths, or a struct of both")
+
+
+def _leaf(source: Any, image: str) -> tuple[str, str]:
+    """Which column holds the images, and its type: of a struct `bytes` if the first row fills it, else `path`."""
+    import pyarrow as pa  # noqa: PLC0415
+
+    kind = source.schema_arrow.field(image).type
+    if not pa.types.is_struct(kind):
+        return image, str(kind)
+    cells = next((batch.column(0) for batch in source.iter_batches(1, columns=[image])), None)
+    filled = (cells[0].as_py() or {}) if cells is not None and len(cells) else {}
+    fields = {field.name: str(field.type) for field in kind if filled.get(field.name) is not None}
+    name = next((name for name in ("bytes", "path") if name in fields), None)
+    return (f"{image}.{name}", fields[name]) if name else (image, str(kind))
+
+
+def _values(cells: Any, leaf: str) -> Any:
+    """The cells themselves, or a struct's field that `leaf` ends in."""
+    return cells.field(leaf.rpartition(".")[2]) if cells.type.num_fields else cells
+
+
+def _nulls(metadata: Any, leaf: str) -> int:
+    """Empty cells of a column, as far as the file counts them; others are found when they are read."""
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    parts = [group.column(place) for group in groups for place in range(group.num_columns)]
+    own = [part.statistics for part in parts if part.path_in_schema == leaf]
+    return sum(statistics.null_count or 0 for statistics in own if statistics is not None)
+
+
+class _Images:
+    """Reads images a few at a time, forward from the row group asked for.
+
+    Rows asked for in order, by threads a little apart, are read once; a step back reads a group again.
+    """
+
+    def __init__(self, uri: str, source: Any, leaf: str) -> None:
+        self._uri, self._source, self._leaf = uri, source, leaf
+        sizes = [source.metadata.row_group(number).num_rows for number in range(source.metadata.num_row_groups)]
+        self._starts = np.cumsum([0, *sizes])
+        self._coming: Iterator[Any] = iter(())
+        self._next = -1  # the row that the coming batch begins with
+        self._kept: deque[tuple[int, Any]] = deque(maxlen=KEPT)
+        self._lock = Lock()
+
+    def __call__(self, row: int) -> bytes:
+        """The encoded image of a row; nothing where its cell is empty."""
+        import pyarrow as pa  # noqa: PLC0415
+
+        try:
+            with self._lock:
+                first, cells = self._batch(row)
+        except (pa.ArrowException, OSError) as error:
+            raise DatasetError(f"{self._uri}: row {row:,} cannot be read: {error}; write the table anew") from error
+        return cells[row - first].as_py() or b""
+
+    def _batch(self, row: int) -> tuple[int, Any]:
+        """The row that the batch with `row` begins with, and its cells."""
+        for first, cells in self._kept:
+            if first <= row < first + len(cells):
+                return first, cells
+        group = int(np.searchsorted(self._starts, row, side="right")) - 1
+        if not self._starts[group] <= self._next <= row:
+            groups = range(group, len(self._starts) - 1)
+            self._coming = self._source.iter_batches(BATCH, row_groups=groups, columns=[self._leaf], use_threads=False)
+            self._next = int(self._starts[group])
+        while row >= self._next:
+            cells = _values(next(self._coming).column(0), self._leaf)
+            self._kept.append((self._next, cells))
+            self._next += len(cells)
+        return self._kept[-1]

@@ -1,0 +1,84 @@
+"""Every check measures exactly the metrics its limits can name, from the jobs it asks for and no others."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+
+from privacy_gate.checks import AnyCheck
+from privacy_gate.checks.check import Subject
+from privacy_gate.checks.membership import Membership
+from privacy_gate.checks.power_law import PowerLaw
+from privacy_gate.checks.recipe import RecipeLeak
+from privacy_gate.checks.utility import Utility
+from privacy_gate.compute.machine import Machine
+from privacy_gate.compute.run import Inputs, run
+from privacy_gate.dataset import read_data
+from privacy_gate.job import Job
+from privacy_gate.store import Store
+from privacy_gate.verdict import CheckResult
+
+CHECKS: list[AnyCheck] = [
+    Membership(references=32, attacks=("lira", "loss", "attack_p")),
+    RecipeLeak(references=64),
+    PowerLaw(references=16, divisors=(4, 2, 1), target={"tpr_at_0.1_fpr": 0.2}),
+    Utility(),
+]
+
+
+def measured(check: AnyCheck, scene: Any, folder: Path, logged: dict[str, float]) -> tuple[CheckResult, set[Job]]:
+    """The check's result, and the jobs whose results it looked at."""
+    torch.save(scene.train(scene.member_rows), folder / "model.pth")
+    data = read_data(scene.manifest, scene.recipe.classes)
+    subject = Subject(scene.recipe, "a" * 64, data, logged)
+    store, looked = Store(str(folder / "store")), set()
+    run(check.jobs(subject), Inputs(data, folder), Machine(threads=1), store)
+
+    def results(job: Job) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+        looked.add(job)
+        return store.get(job)
+
+    return check.measure(subject, results, 0.95), looked - set(check.jobs(subject))
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
+def test_a_check_measures_what_its_limits_can_name_from_its_own_jobs(
+    check: AnyCheck, scene: Any, tmp_path: Path
+) -> None:
+    result, foreign = measured(check, scene, tmp_path, {})
+    named = type(check).model_fields["limits"].annotation
+    assert {m.metric for m in result.measurements} == set(get_args(get_args(named)[0]))
+    assert foreign == set()
+
+
+def test_the_recipe_s_leak_is_found_by_both_protocols(scene: Any, tmp_path: Path) -> None:
+    result, _ = measured(CHECKS[1], scene, tmp_path, {})
+    for measurement in result.measurements:
+        if measurement.metric.endswith("at_0.01_fpr"):
+            assert measurement.low is not None
+            assert measurement.low > 0.1
+
+
+def test_the_leak_falls_as_classes_grow_and_the_law_says_how_many_are_needed(
+    scenes: Callable[..., Any], tmp_path: Path
+) -> None:
+    grown = scenes(tmp_path, members=400, holdout=400, features=64, epochs=20)
+    result, _ = measured(CHECKS[2], grown, tmp_path, {})
+    slope = next(m for m in result.measurements if m.metric == "slope_at_0.1_fpr")
+    assert slope.high is not None
+    assert slope.high < 0
+    assert "examples per class" in result.remedies[0].action
+
+
+def test_an_accuracy_that_the_run_did_not_have_fails_the_control(scene: Any, tmp_path: Path) -> None:
+    model = scene.train(scene.member_rows)
+    honest = {"holdout_accuracy": scene.accuracy(model, scene.holdout_rows), "member_accuracy": 1.0}
+    result, _ = measured(Utility(), scene, tmp_path, honest)
+    assert all(control.held for control in result.controls)
+    (tmp_path / "other").mkdir()
+    result, _ = measured(Utility(), scene, tmp_path / "other", {"holdout_accuracy": 0.5})
+    assert [control.held for control in result.controls] == [False]
+    assert "the dossier does not describe this model" in result.controls[0].detail

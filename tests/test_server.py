@@ -1,0 +1,155 @@
+"""The whole pass against a real MLflow server: over HTTP, artifacts by the server's proxy."""
+
+import datetime
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from privacy_gate import gate, registry
+from privacy_gate.compute.machine import Machine
+from privacy_gate.errors import RegistryError
+from privacy_gate.progress import silent
+from privacy_gate.report import Report
+from privacy_gate.verdict import Verdict
+from privacy_gate.weights import artifact_digest
+
+pytestmark = pytest.mark.slow
+
+NOW = datetime.datetime(2030, 1, 1, 12, 0, tzinfo=datetime.UTC)
+POLICY = """\
+name: test
+version: 1
+release_context: api
+checks:
+  - check: membership
+    references: 16
+    attacks: [lira, loss]
+    limits:
+      tpr_at_0.01_fpr: {max: 0.1}
+promotion: {alias: champion}
+"""
+
+
+class Server:
+    """`mlflow server` on a free port of the loopback, in a process group of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{port}"
+        self.log = folder / "server.log"
+        command = [
+            *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
+            *("--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", f"{folder}/artifacts"),
+        ]
+        # The server's own jobs and telemetry would only share the cores with the test.
+        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "DO_NOT_TRACK": "true"}
+        with self.log.open("w") as log:
+            self._process = subprocess.Popen(
+                command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+
+    def wait(self, seconds: float = 90) -> None:
+        """Returns once /health answers."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and self._process.poll() is None:
+            try:
+                with urllib.request.urlopen(f"{self.uri}/health", timeout=5):
+                    return
+            except OSError:
+                time.sleep(0.3)
+        pytest.fail(f"the server did not start:\n{self.log.read_text()[-3000:]}")
+
+    def stop(self) -> None:
+        """Ends the whole group: the server's workers are children of it."""
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGTERM)
+            try:
+                self._process.wait(20)
+            except subprocess.TimeoutExpired:
+                os.killpg(self._process.pid, signal.SIGKILL)
+                self._process.wait(20)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    found = Server(tmp_path)
+    try:
+        found.wait()
+        yield found
+    finally:
+        found.stop()
+
+
+def test_a_server_serves_the_whole_pass_and_its_absence_is_exit_code_6(
+    server: Server, scenes: Callable[..., Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "policy.yaml").write_text(POLICY)
+    before = dict(os.environ)
+    client = registry.client_of(server.uri)
+
+    leaking = tmp_path / "leaking"
+    report = check(register(scenes(folder(leaking)), "leaking", server.uri), server.uri, tmp_path)
+    assert report.verdict is Verdict.BLOCKED
+    lines = gate.decide(report, leaking, tracking_uri=server.uri, expect_current=None, dry_run=False)
+    assert lines
+    entry = client.get_model_version("leaking", "1")
+    assert entry.tags["privacy_gate.verdict"] == "blocked"
+    assert client.get_registered_model("leaking").aliases == {}
+    assert "privacy_gate/membership.lira.tpr_at_0.01_fpr" in client.get_run(str(entry.run_id)).data.metrics
+    stored = list((tmp_path / "artifacts").glob(f"*/models/{report.candidate.model_id}/artifacts"))
+    assert [artifact_digest(path) for path in stored] == [report.candidate.digest]
+
+    careful = scenes(folder(tmp_path / "careful"), members=1000, features=16, epochs=1, lr=0.01)
+    report = check(register(careful, "careful", server.uri), server.uri, tmp_path)
+    assert report.verdict is Verdict.APPROVED, report.reasons
+    gate.decide(report, tmp_path / "report", tracking_uri=server.uri, expect_current="none", dry_run=False)
+    assert {alias: str(at) for alias, at in client.get_registered_model("careful").aliases.items()} == {"champion": "1"}
+    files = client.list_artifacts(str(report.candidate.run_id), f"privacy_gate/{report.candidate.digest[:12]}")
+    assert [Path(file.path).name for file in files] == ["report.html", "report.json", "report.md"]
+    pulled = registry.pull("models:/careful@champion", folder(tmp_path / "pulled"), server.uri)
+    assert (pulled.version, pulled.digest) == ("1", report.candidate.digest)
+    assert dict(os.environ) == before
+
+    server.stop()
+    begun = time.monotonic()
+    with pytest.raises(RegistryError, match="cannot promote version 1 of careful") as caught:
+        gate.decide(report, tmp_path / "report", tracking_uri=server.uri, expect_current=None, dry_run=False)
+    assert caught.value.exit_code == 6
+    assert time.monotonic() - begun < 20
+    assert capfd.readouterr() == ("", "")
+
+
+def folder(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+def register(scene: Any, name: str, tracking: str) -> str:
+    model = scene.train(scene.member_rows)
+    accuracy = scene.accuracy(model, scene.holdout_rows)
+    return registry.register(model, name, scene.recipe, scene.manifest, {"holdout_accuracy": accuracy}, tracking)
+
+
+def check(uri: str, tracking: str, folder: Path) -> Report:
+    report, _ = gate.check(
+        uri,
+        folder / "policy.yaml",
+        store=str(folder / "store"),
+        output=folder / "report",
+        tracking_uri=tracking,
+        machine=Machine(threads=1),
+        now=NOW,
+        progress=silent,
+    )
+    return report
