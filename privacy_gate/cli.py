@@ -28,7 +28,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"
 
 def _say(text: str, *, error: bool = False) -> None:
     """Prints text that may come from a registry: control characters, which could steer a terminal, are replaced."""
-    typer.echo(_CONTROL.sub("\N{REPLACEMENT CHARACTER}", text), err=error)
+    typer.echo(_CONTROL.sub("\N{REPLACEMENT CHARACTER}", text).rstrip("\n"), err=error)
 
 
 class _Gate(TyperGroup):

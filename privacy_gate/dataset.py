@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
@@ -13,18 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from privacy_gate.documents import Record, nearest
+from privacy_gate.documents import Record
 from privacy_gate.errors import ConfigurationError, DatasetError
 from privacy_gate.tables import FORMATS, open_table
+from privacy_gate.tables.checked import Rows, as_text
 from privacy_gate.tables.files import open_file
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Format = Literal["parquet", "csv", "npz"]
-
-SHOWN = 5
-"""Ids named in an error; the rest are counted."""
-
-_NUMBER = re.compile("0|-?[1-9][0-9]{0,17}")
 
 
 class Split(IntEnum):
@@ -33,6 +28,10 @@ class Split(IntEnum):
     MEMBER = 0
     HOLDOUT = 1
     POPULATION = 2
+
+
+_TEXT = ("id", "group", "client")
+_WORDS = {split.name.lower(): int(split) for split in Split}
 
 
 class Table(Record):
@@ -143,15 +142,20 @@ def read_data(manifest: DataManifest, classes: int) -> AuditData:
     raw = open_table(table.uri, table.format, file, columns.plain.values(), columns.image)
     _refuse_changed_files(table, raw.files)
     parts = {part: raw.columns[name] for part, name in columns.plain.items()}
-    check = _Checks(table.uri, _text(table.uri, columns.id, parts["id"]))
+    text = {part: as_text(table.uri, name, parts[part]) for part, name in columns.plain.items() if part in _TEXT}
+    rows = Rows(table.uri, text["id"])
+    split = rows.words(parts["split"], _WORDS)
+    for needed in (Split.MEMBER, Split.HOLDOUT):
+        if not (split == needed).any():
+            raise DatasetError(f"{table.uri}: no {needed.name.lower()} rows; the audit compares members with holdout")
     return AuditData(
-        ids=check.unique_ids(),
-        label=check.labels(parts["label"], classes, manifest.class_names),
-        split=check.splits(parts["split"]),
+        ids=rows.ids,
+        label=rows.labels(parts["label"], classes, manifest.class_names),
+        split=split,
         digest=_digest(manifest),
-        group=_text(table.uri, columns.group, parts["group"]) if columns.group else None,
-        client=_text(table.uri, columns.client, parts["client"]) if columns.client else None,
-        embedding=check.embedding(parts["embedding"]) if columns.embedding else None,
+        group=text.get("group"),
+        client=text.get("client"),
+        embedding=rows.embedding(parts["embedding"]) if columns.embedding else None,
         image=raw.image,
     )
 
@@ -181,101 +185,6 @@ def content_hash(data: AuditData, row: int) -> bytes:
 def hashed_ids(data: AuditData) -> list[str]:
     """What reports call the rows: 16 hex digits of sha256 over the data's digest and the id."""
     return [hashlib.sha256(f"{data.digest}:{name}".encode()).hexdigest()[:16] for name in data.ids]
-
-
-@dataclass(frozen=True)
-class _Checks:
-    """What a column must be; errors name the table and the first offending ids."""
-
-    uri: str
-    ids: NDArray[np.str_]
-
-    def unique_ids(self) -> NDArray[np.str_]:
-        values, counts = np.unique(self.ids, return_counts=True)
-        if not len(self.ids):
-            raise DatasetError(f"{self.uri}: the table has no rows")
-        if (counts > 1).any():
-            raise DatasetError(
-                f"{self.uri}: {_some(values[counts > 1])}: ids stand more than once, expected unique ones"
-            )
-        return self.ids
-
-    def labels(self, values: NDArray[Any], classes: int, names: tuple[str, ...] | None) -> NDArray[np.int64]:
-        """Whole numbers, or text: names of classes, or (CSV has only text) whole numbers written plainly."""
-        if names is not None and len(names) != classes:
-            raise DatasetError(
-                f"{self.uri}: class_names has {len(names)} names, the recipe {classes} classes; correct either"
-            )
-        if values.dtype.kind == "U" and values.ndim == 1:
-            values = self._numbered(values, names)
-        if values.dtype.kind not in "iu" or values.ndim != 1:
-            raise DatasetError(
-                f"{self.uri}: labels are of type {values.dtype}, expected integers from 0 or class names"
-            )
-        wrong = (values < 0) | (values >= classes)
-        if wrong.any():
-            raise DatasetError(
-                f"{self.uri}: {_some(self.ids[wrong])}: label outside 0 to {classes - 1}; the recipe "
-                f"has {classes} classes"
-            )
-        return values.astype(np.int64)
-
-    def _numbered(self, values: NDArray[np.str_], names: tuple[str, ...] | None) -> NDArray[np.int64]:
-        words, inverse = np.unique(values, return_inverse=True)
-        place = {name: index for index, name in enumerate(names or ())}
-        unknown = next((word for word in words.tolist() if word not in place), None)
-        if unknown is None:
-            return np.array([place[word] for word in words.tolist()])[inverse]
-        if all(_NUMBER.fullmatch(word) for word in words.tolist()):
-            return words.astype(np.int64)[inverse]
-        where = _some(self.ids[values == unknown])
-        if names is None:
-            raise DatasetError(
-                f"{self.uri}: {where}: label '{unknown}' is text; list class_names in the manifest, in class order"
-            )
-        raise DatasetError(f"{self.uri}: {where}: label '{unknown}' is not in class_names; {nearest(unknown, names)}")
-
-    def splits(self, values: NDArray[Any]) -> NDArray[np.int8]:
-        words = {split.name.lower(): split for split in Split}
-        found = values.astype(np.str_)
-        wrong = ~np.isin(found, list(words))
-        if wrong.any():
-            unknown = str(found[wrong][0])
-            where = _some(self.ids[found == unknown])
-            raise DatasetError(f"{self.uri}: {where}: split '{unknown}' is unknown; {nearest(unknown, words)}")
-        split = np.array([words[word] for word in found.tolist()], dtype=np.int8)
-        for needed in (Split.MEMBER, Split.HOLDOUT):
-            if not (split == needed).any():
-                raise DatasetError(
-                    f"{self.uri}: no {needed.name.lower()} rows; the audit compares members with holdout"
-                )
-        return split
-
-    def embedding(self, values: NDArray[Any]) -> NDArray[np.float32]:
-        if values.ndim != 2 or values.dtype.kind != "f":
-            raise DatasetError(
-                f"{self.uri}: embeddings have shape {values.shape} and type {values.dtype}, expected (N, D) of floats"
-            )
-        with np.errstate(over="ignore"):
-            narrow = values.astype(np.float32)
-        wrong = ~np.isfinite(narrow).all(axis=1)
-        if wrong.any():
-            raise DatasetError(
-                f"{self.uri}: {_some(self.ids[wrong])}: embeddings that are not finite numbers of 32 bits"
-            )
-        return narrow
-
-
-def _some(ids: NDArray[np.str_]) -> str:
-    shown = ", ".join(str(name) for name in ids[:SHOWN])
-    return f"rows {shown}" + (f" and {len(ids) - SHOWN:,} more" if len(ids) > SHOWN else "")
-
-
-def _text(uri: str, column: str, values: NDArray[Any]) -> NDArray[np.str_]:
-    """Text, whole numbers or truth values as text; a fraction has more than one spelling."""
-    if values.dtype.kind not in "Uiub" or values.ndim != 1:
-        raise DatasetError(f"{uri}: column '{column}' is of type {values.dtype}, expected text or whole numbers")
-    return values.astype(np.str_)
 
 
 def _refuse_changed_files(table: Table, found: str | None) -> None:

@@ -11,35 +11,40 @@ import torch
 from numpy.typing import NDArray
 
 from privacy_gate import gate, registry
-from privacy_gate.candidate import Adam, Backbone, Input, PublicWeights, Recipe
+from privacy_gate.candidate import Adam, Backbone, Input, PublicWeights, Recipe, Sgd
 from privacy_gate.compute.backbone import assemble
-from privacy_gate.compute.embed import embed_all
 from privacy_gate.compute.machine import Machine
+from privacy_gate.compute.run import Inputs, features_of
 from privacy_gate.dataset import AuditData, Columns, DataManifest, Split, describe_table, read_data
 from privacy_gate.errors import ConfigurationError
 from privacy_gate.packaged import lite0_weights, mnist_table, policy_path
 from privacy_gate.progress import Progress
 from privacy_gate.report import Report
+from privacy_gate.store import Store
 
-INPUT = Input(size=128, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+INPUT = Input(size=96, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
 @dataclass(frozen=True)
 class Story:
-    """One of the demo's models: how many images per class it is trained on, and how long."""
+    """One of the demo's models: how many images per class it is trained on, how, and how long."""
 
     name: str
     title: str
     members_per_class: int
     holdout: int
     population: int
+    optimizer: Adam | Sgd
     epochs: int
     batch_size: int
 
 
+HASTY = Adam(name="adam", lr=1e-3)
+CAREFUL = Sgd(name="sgd", lr=3e-3, momentum=0.9)
+
 STORIES = (
-    Story("digits-hasty", "ten images per class, a hundred epochs", 10, 1500, 500, epochs=100, batch_size=16),
-    Story("digits-careful", "250 images per class, one epoch", 250, 2000, 500, epochs=1, batch_size=64),
+    Story("digits-hasty", "ten images per class, a hundred epochs", 10, 1500, 500, HASTY, epochs=100, batch_size=16),
+    Story("digits-careful", "250 images per class, one epoch", 250, 2000, 500, CAREFUL, epochs=1, batch_size=32),
 )
 
 
@@ -65,43 +70,48 @@ def run_demo(folder: Path, now: datetime.datetime, progress: Progress) -> list[O
 
 def _gate(story: Story, backbone: Backbone, folder: Path, now: datetime.datetime, progress: Progress) -> Outcome:
     """Trains, registers and judges one model, as two teams would: the gate sees only the registry."""
-    tracking = f"sqlite:///{folder / 'mlflow.db'}"
     recipe = Recipe(
         backbone=backbone,
         input=INPUT,
         classes=10,
-        optimizer=Adam(name="adam", lr=1e-3),
+        optimizer=story.optimizer,
         epochs=story.epochs,
         batch_size=story.batch_size,
         seed=7,
     )
     table = mnist_table(folder / f"{story.name}.parquet", story.members_per_class, story.holdout, story.population)
     manifest = describe_table(str(table), Columns(image="image"))
-    uri = _produce(story, recipe, manifest, tracking, progress)
+    uri = _produce(story, recipe, manifest, folder, progress)
     output = folder / f"report-{story.name}"
     report, files = gate.check(
         uri,
         policy_path("baseline"),
         store=str(folder / "store"),
         output=output,
-        tracking_uri=tracking,
+        tracking_uri=_tracking(folder),
         machine=Machine(),
         now=now,
         progress=progress,
     )
-    lines = gate.decide(report, output, tracking_uri=tracking, expect_current=None, dry_run=False)
+    lines = gate.decide(report, output, tracking_uri=_tracking(folder), expect_current=None, dry_run=False)
     return Outcome(f"{story.name}: {story.title}", report, [*lines, *(f"report: {path}" for path in files)])
 
 
-def _produce(story: Story, recipe: Recipe, manifest: DataManifest, tracking: str, progress: Progress) -> str:
+def _tracking(folder: Path) -> str:
+    return f"sqlite:///{folder / 'mlflow.db'}"
+
+
+def _produce(story: Story, recipe: Recipe, manifest: DataManifest, folder: Path, progress: Progress) -> str:
     """What the model's own team does: train, log, attach the dossier. Returns the version's URI."""
     data = read_data(manifest, recipe.classes)
-    features = embed_all(recipe, data, Machine(), progress)
+    # Kept in the store, so that the demo runs each image through the backbone once.
+    inputs, machine = Inputs(data, folder), Machine()
+    features = features_of(recipe.backbone, recipe.input, inputs, machine, Store(str(folder / "store")), progress)
     weight, bias = _fit(features[data.split == Split.MEMBER], data.label[data.split == Split.MEMBER], recipe)
     model = assemble(recipe, weight, bias)
     metrics = {f"{split.name.lower()}_accuracy": _accuracy(features, data, split, weight, bias) for split in
                (Split.HOLDOUT, Split.MEMBER)}  # fmt: skip
-    return registry.register(model, story.name, recipe, manifest, metrics, tracking)
+    return registry.register(model, story.name, recipe, manifest, metrics, _tracking(folder))
 
 
 def _fit(features: NDArray[np.float32], label: NDArray[np.int64], recipe: Recipe) -> tuple[torch.Tensor, torch.Tensor]:
@@ -111,7 +121,9 @@ def _fit(features: NDArray[np.float32], label: NDArray[np.int64], recipe: Recipe
     head = torch.nn.Linear(x.shape[1], recipe.classes)
     torch.nn.init.zeros_(head.weight)
     torch.nn.init.zeros_(head.bias)
-    optimizer = torch.optim.Adam(head.parameters(), lr=recipe.optimizer.lr)
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+    settings = recipe.optimizer.model_dump(exclude={"name"})
+    optimizer = kinds[recipe.optimizer.name](head.parameters(), **settings)
     for _ in range(recipe.epochs):
         order = torch.randperm(len(x), generator=generator)
         for first in range(0, len(x), recipe.batch_size):

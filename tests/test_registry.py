@@ -318,8 +318,8 @@ def test_a_forged_report_prints_no_line_of_its_own(
     client: MlflowClient, registered: Callable[..., str], pull: Callable[[str], Candidate], tracking: str
 ) -> None:
     honest = report_on(pull(registered("honest"))).model_dump_json()
-    client.create_registered_model("two\nlines")
-    for name in ("two\nlines", "absent\n::error::\x1b[31m"):
+    client.create_registered_model("three\nlines")
+    for name in ("three\nlines", "absent\n::error::\x1b[31m"):
         Path("report.json").write_text(honest.replace('"name":"honest"', f'"name":{json.dumps(name)}'))
         done = CliRunner().invoke(app, ["promote", "report.json", "--dry-run", "--tracking-uri", tracking])
         assert (done.exit_code, done.stdout) == (2, "")

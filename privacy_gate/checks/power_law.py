@@ -100,11 +100,11 @@ class PowerLaw(Check):
 def _slope(law: Law, confidence: float) -> Measurement:
     return Measurement(
         metric=f"slope_at_{law.fpr:g}_fpr",
-        subject=f"R^2 {law.r_squared:.3f}",
         value=law.slope,
         low=law.slope_low,
         high=law.slope_high,
         confidence=confidence,
         method="weighted least squares, errors propagated",
-        samples=f"{len(law.shots)} sizes, {min(law.shots):g} to {max(law.shots):g} examples per class",
+        samples=f"{len(law.shots)} sizes, {min(law.shots):g} to {max(law.shots):g} examples per class, "
+        f"R^2 {law.r_squared:.3f}",
     )

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from privacy_gate.candidate import Input, Recipe
+from privacy_gate.candidate import Input
 from privacy_gate.compute.backbone import public_body
 from privacy_gate.compute.machine import Machine, single_threaded_kernels
 from privacy_gate.dataset import AuditData
@@ -72,14 +72,6 @@ def embed(jobs: Sequence[Embed], data: AuditData, machine: Machine, progress: Pr
         named = ", ".join(str(data.ids[row]) for row in unreadable[:SHOWN])
         more = f" and {len(unreadable) - SHOWN:,} more" if len(unreadable) > SHOWN else ""
         raise DatasetError(f"{len(unreadable):,} images cannot be read: {named}{more}; repair or remove these rows")
-
-
-def embed_all(recipe: Recipe, data: AuditData, machine: Machine, progress: Progress = silent) -> NDArray[np.float32]:
-    """Features of every row, (N, D), kept nowhere."""
-    if recipe.input is None:
-        raise DatasetError("the identity backbone has no images to embed")
-    job = Embed(recipe.backbone, recipe.input, data.digest, 0, data.rows)
-    return np.concatenate([features for _, features, _ in embed([job], data, machine, progress)])
 
 
 def _ahead(

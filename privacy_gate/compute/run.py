@@ -66,14 +66,14 @@ def run(jobs: Sequence[Job], inputs: Inputs, machine: Machine, results: Results,
                 assert_never(job)
     _embed(embeds, inputs, machine, results, progress)
     for score in scores:
-        features = _features(score.recipe.backbone, score.recipe.input, inputs, machine, results, progress)
+        features = features_of(score.recipe.backbone, score.recipe.input, inputs, machine, results, progress)
         head = candidate_head(inputs.candidate, score.recipe)
         results.put(score, {"logits": head_logits(features, head, machine)})
     for control in controls:
-        features = _features(control.backbone, control.input, inputs, machine, results, progress)
+        features = features_of(control.backbone, control.input, inputs, machine, results, progress)
         results.put(control, train_control(features, inputs.data.split, machine))
     for recipe, alike in groupby(references, attrgetter("recipe")):
-        features = _features(recipe.backbone, recipe.input, inputs, machine, results, progress)
+        features = features_of(recipe.backbone, recipe.input, inputs, machine, results, progress)
         for divisor, group in groupby(alike, attrgetter("divisor")):
             part = subpool(inputs.data.label, inputs.data.split != Split.POPULATION, divisor)
             _train(list(group), features, inputs.data, part, machine, results, progress)
@@ -85,7 +85,7 @@ def _embed(jobs: Sequence[Embed], inputs: Inputs, machine: Machine, results: Res
         results.put(job, {"features": features, "content": content})
 
 
-def _features(
+def features_of(
     backbone: Backbone, shape: Input | None, inputs: Inputs, machine: Machine, results: Results, progress: Progress
 ) -> Features:
     """Features of every row, (N, D): the table's own, or put together from stored parts."""

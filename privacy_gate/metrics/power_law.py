@@ -95,7 +95,7 @@ def published(tpr: float, fpr: float, shots: float) -> Law:
         r_squared=1.0,
         shots=(shots,),
         excess=(excess,),
-        fit="slope of arXiv 2402.06674",
+        fit="that of arXiv 2402.06674",
     )
 
 
@@ -117,8 +117,8 @@ def shots_needed(law: Law, limit: float, slope: float | None = None) -> float | 
 
 def remedy(law: Law, limit: float) -> Remedy:
     """What the law advises a team whose limit on tpr at its fpr is violated."""
-    measured = f"[{law.slope_low:.3f}, {law.slope_high:.3f}], R^2 {law.r_squared:.2f}, " if len(law.shots) > 1 else ""
-    basis = f"power law in the examples per class at fpr {law.fpr:g}: slope {law.slope:.3f} {measured}{law.fit}"
+    measured = f"[{law.slope_low:.3f}, {law.slope_high:.3f}], R^2 {law.r_squared:.2f} " if len(law.shots) > 1 else ""
+    basis = f"power law in the examples per class at fpr {law.fpr:g}: slope {law.slope:.3f} {measured}({law.fit})"
     needed, largest = shots_needed(law, limit), max(law.shots)
     if needed is None:
         return Remedy(

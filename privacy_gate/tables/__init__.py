@@ -24,4 +24,4 @@ def open_table(uri: str, form: str, file: IO[bytes], names: Iterable[str], image
 
     Raises DatasetError for what is no such table, or lacks a column.
     """
-    return FORMATS[form](uri, file, list(names), image)
+    return FORMATS[form](uri, file, list(dict.fromkeys(names)), image)

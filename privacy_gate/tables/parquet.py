@@ -14,8 +14,8 @@ from privacy_gate.tables.raw import RawTable, column, refuse_missing
 BATCH = 32
 """Images read together."""
 
-KEPT = 4
-"""Batches kept, so that threads a little apart share them."""
+KEPT = 12
+"""Batches kept: threads that decode images are a few hundred rows apart at most."""
 
 ENCODED = ("binary", "large_binary", "binary_view")
 PATHS = ("string", "large_string", "string_view")
@@ -27,7 +27,8 @@ def read_parquet(uri: str, file: IO[bytes], wanted: list[str], image: str | None
     from pyarrow import parquet  # noqa: PLC0415
 
     try:
-        source = parquet.ParquetFile(file, buffer_size=CHUNK)
+        # As a stream: pyarrow would fetch whole row groups ahead, and one may hold everything.
+        source = parquet.ParquetFile(file, buffer_size=CHUNK, pre_buffer=False)
         refuse_missing(uri, [*wanted, *([image] if image else [])], source.schema_arrow.names)
         table = source.read(columns=wanted)
         columns = {name: column(uri, name, table.column(name)) for name in wanted}

@@ -1,0 +1,64 @@
+"""The reference matrix: scikit-learn's digits, a softmax head, ten clients, seven rules, ten attacks."""
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+from sklearn.datasets import load_digits
+
+from privacy_gate.federated.aggregators import rule
+from privacy_gate.federated.cells import Cell, Training
+from privacy_gate.federated.partitions import Partition, partition
+from privacy_gate.federated.samples import Samples
+
+RULES = (
+    rule("mean"),
+    rule("median"),
+    rule("trimmed_mean"),
+    rule("geometric_median"),
+    rule("multi_krum"),
+    rule("centered_clipping"),
+    rule("nnm", "trimmed_mean"),
+)
+
+ATTACKS = (
+    "sign_flip",
+    "ipm_0.1",
+    "ipm_10",
+    "alie",
+    "alie_search",
+    "min_max",
+    "min_sum",
+    "mimic",
+    "gaussian",
+    "label_flip",
+)
+
+TRAINING = Training(clients=10, rounds=150, steps=1, batch=32, lr=0.5)
+
+
+def digits(share: float = 0.25, dtype: type = np.float32) -> tuple[Samples, Samples]:
+    """Pixels in 0 .. 1, and a random share held back for testing."""
+    x, y = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(x))
+    held = int(len(x) * share)
+    scaled = (x / 16).astype(dtype)
+    train, test = order[held:], order[:held]
+    return Samples(scaled[train], y[train]), Samples(scaled[test], y[test])
+
+
+def uneven(alpha: float) -> Partition:
+    """Clients of unequal classes."""
+    return partition("dirichlet_by_class", minimum=2, alpha=alpha)
+
+
+def cells(
+    partitions: Sequence[Partition], seeds: Sequence[int], byzantine: Sequence[int] = (1, 2), training: Training = TRAINING
+) -> list[Cell]:
+    """Every rule, told of two byzantine clients, without an attack; and under every attack of every number."""
+    found = []
+    for held, seed, each in itertools.product(partitions, seeds, RULES):
+        found.append(Cell(rule=each, f=2, partition=held, seed=seed, training=training))
+        for f, name in itertools.product(byzantine, ATTACKS):
+            found.append(Cell(rule=each, adversary=name, f=f, partition=held, seed=seed, training=training))
+    return found
