@@ -49,7 +49,7 @@ app = typer.Typer(
     cls=_Gate,
     no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode="rich",
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 approved, 1 bug, 2 usage or policy, 3 blocked, 4 undecided, 5 candidate refused, "
@@ -59,6 +59,24 @@ dossier_app = typer.Typer(no_args_is_help=True, help="What a producer attaches t
 policy_app = typer.Typer(no_args_is_help=True, help="Policies: the limits a model must meet.")
 app.add_typer(dossier_app, name="dossier")
 app.add_typer(policy_app, name="policy")
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        _say(f"privacy-gate {version('privacy-gate')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Audit fine-tuned image models in a registry, and promote or block them by a policy."""
+
 
 Uri = Annotated[str, typer.Argument(help="models:/NAME/VERSION or models:/NAME@ALIAS", show_default=False)]
 PolicyFile = Annotated[Path, typer.Option("--policy", "-p", help="The policy, a YAML file.", show_default=False)]
@@ -71,7 +89,7 @@ Tracking = Annotated[
     str | None, typer.Option("--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="The MLflow server or database.")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N. Changes speed, never a result.")]
-Workers = Annotated[int | None, typer.Option(min=0, help="Processes that decode images; default: by the machine.")]
+Workers = Annotated[int | None, typer.Option(min=0, help="Threads that feed a GPU with decoded images.")]
 Part = Annotated[str, typer.Option("--shard", help="i/n: do part i of n, for a CI matrix that shares one store.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be written to the registry; write nothing.")]
 Expect = Annotated[
@@ -83,7 +101,7 @@ STORE = "privacy-gate-store"
 OUTPUT = Path("privacy-gate-report")
 
 
-@app.command(epilog="Example: `privacy-gate check models:/digits@candidate --policy policies/baseline.yaml`")
+@app.command(epilog="Example: privacy-gate check models:/digits@candidate --policy policies/baseline.yaml")
 def check(
     uri: Uri,
     policy: PolicyFile,
@@ -117,7 +135,7 @@ def check(
     raise typer.Exit(report.exit_code)
 
 
-@app.command(epilog="Example: `privacy-gate prepare models:/digits/3 --policy policies/baseline.yaml --shard 2/4`")
+@app.command(epilog="Example: privacy-gate prepare models:/digits/3 --policy policies/baseline.yaml --shard 2/4")
 def prepare(
     uri: Uri,
     policy: PolicyFile,
@@ -138,7 +156,7 @@ def prepare(
     _say(f"{done} jobs computed, {stored} were stored already")
 
 
-@app.command(epilog="Example: `privacy-gate audit models:/digits/3 --policy policies/baseline.yaml`")
+@app.command(epilog="Example: privacy-gate audit models:/digits/3 --policy policies/baseline.yaml")
 def audit(
     uri: Uri,
     policy: PolicyFile,
@@ -161,7 +179,7 @@ def audit(
 ReportFile = Annotated[Path, typer.Argument(help="A report.json that audit or check wrote.", show_default=False)]
 
 
-@app.command(epilog="Example: `privacy-gate report privacy-gate-report/report.json --format markdown`")
+@app.command(epilog="Example: privacy-gate report privacy-gate-report/report.json --format markdown")
 def report(
     path: ReportFile,
     format: Annotated[str, typer.Option("--format", "-f", help="text, markdown, html or json.")] = "text",
@@ -183,7 +201,7 @@ def report(
         raise ConfigurationError(f"{output}: {error.strerror}; name a file that can be written") from error
 
 
-@app.command(epilog="Example: `privacy-gate promote privacy-gate-report/report.json --expect-current 2`")
+@app.command(epilog="Example: privacy-gate promote privacy-gate-report/report.json --expect-current 2")
 def promote(
     path: ReportFile,
     tracking_uri: Tracking = None,
@@ -196,7 +214,7 @@ def promote(
     raise typer.Exit(found.exit_code)
 
 
-@app.command(epilog="Example: `privacy-gate demo --folder demo`")
+@app.command(epilog="Example: privacy-gate demo --folder demo")
 def demo(
     folder: Annotated[Path, typer.Option(help="A fresh folder for the registry, the store and the reports.")] = Path(
         "demo"
@@ -215,7 +233,7 @@ def demo(
         raise GateError("the demo expects its first model blocked and its second approved: please report this run")
 
 
-@app.command(epilog="Example: `privacy-gate attacks`")
+@app.command(epilog="Example: privacy-gate attacks")
 def attacks() -> None:
     """List the membership attacks: what each needs, costs and assumes."""
     from rich.table import Table
@@ -230,7 +248,7 @@ def attacks() -> None:
     Console().print(table)
 
 
-@dossier_app.command("lint", epilog="Example: `privacy-gate dossier lint dossier/ --table`")
+@dossier_app.command("lint", epilog="Example: privacy-gate dossier lint dossier/ --table")
 def dossier_lint(
     path: Annotated[Path, typer.Argument(help="A folder with recipe.yaml and data.yaml.", show_default=False)],
     table: Annotated[bool, typer.Option("--table", help="Read the audit table too, and its images.")] = False,
@@ -241,7 +259,7 @@ def dossier_lint(
     _say("\n".join(lint_dossier(path, read_table=table)))
 
 
-@policy_app.command("lint", epilog="Example: `privacy-gate policy lint policies/baseline.yaml --holdout 1000`")
+@policy_app.command("lint", epilog="Example: privacy-gate policy lint policies/baseline.yaml --holdout 1000")
 def policy_lint(
     path: Annotated[Path, typer.Argument(help="A policy file.", show_default=False)],
     holdout: Annotated[int | None, typer.Option(min=0, help="Holdout examples you have.")] = None,

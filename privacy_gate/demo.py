@@ -49,6 +49,19 @@ STORIES = (
 
 
 @dataclass(frozen=True)
+class Home:
+    """Where everything of the demo lies: its folder, and the registry in it."""
+
+    folder: Path
+    tracking: str
+    experiment: str
+
+    @property
+    def store(self) -> str:
+        return str(self.folder / "store")
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What the gate said of one model, and where its report lies."""
 
@@ -65,10 +78,11 @@ def run_demo(folder: Path, now: datetime.datetime, progress: Progress) -> list[O
     weights = lite0_weights(folder)
     public = PublicWeights(uri=str(weights.resolve()), sha256=hashlib.sha256(weights.read_bytes()).hexdigest())
     backbone = Backbone(name="tf_efficientnet_lite0", weights=public)
-    return [_gate(story, backbone, folder.resolve(), now, progress) for story in STORIES]
+    home = Home(folder.resolve(), *registry.embedded(folder.resolve()))
+    return [_gate(story, backbone, home, now, progress) for story in STORIES]
 
 
-def _gate(story: Story, backbone: Backbone, folder: Path, now: datetime.datetime, progress: Progress) -> Outcome:
+def _gate(story: Story, backbone: Backbone, home: Home, now: datetime.datetime, progress: Progress) -> Outcome:
     """Trains, registers and judges one model, as two teams would: the gate sees only the registry."""
     recipe = Recipe(
         backbone=backbone,
@@ -79,39 +93,35 @@ def _gate(story: Story, backbone: Backbone, folder: Path, now: datetime.datetime
         batch_size=story.batch_size,
         seed=7,
     )
-    table = mnist_table(folder / f"{story.name}.parquet", story.members_per_class, story.holdout, story.population)
+    table = mnist_table(home.folder / f"{story.name}.parquet", story.members_per_class, story.holdout, story.population)
     manifest = describe_table(str(table), Columns(image="image"))
-    uri = _produce(story, recipe, manifest, folder, progress)
-    output = folder / f"report-{story.name}"
+    uri = _produce(story, recipe, manifest, home, progress)
+    output = home.folder / f"report-{story.name}"
     report, files = gate.check(
         uri,
         policy_path("baseline"),
-        store=str(folder / "store"),
+        store=home.store,
         output=output,
-        tracking_uri=_tracking(folder),
+        tracking_uri=home.tracking,
         machine=Machine(),
         now=now,
         progress=progress,
     )
-    lines = gate.decide(report, output, tracking_uri=_tracking(folder), expect_current=None, dry_run=False)
+    lines = gate.decide(report, output, tracking_uri=home.tracking, expect_current=None, dry_run=False)
     return Outcome(f"{story.name}: {story.title}", report, [*lines, *(f"report: {path}" for path in files)])
 
 
-def _tracking(folder: Path) -> str:
-    return f"sqlite:///{folder / 'mlflow.db'}"
-
-
-def _produce(story: Story, recipe: Recipe, manifest: DataManifest, folder: Path, progress: Progress) -> str:
+def _produce(story: Story, recipe: Recipe, manifest: DataManifest, home: Home, progress: Progress) -> str:
     """What the model's own team does: train, log, attach the dossier. Returns the version's URI."""
     data = read_data(manifest, recipe.classes)
     # Kept in the store, so that the demo runs each image through the backbone once.
-    inputs, machine = Inputs(data, folder), Machine()
-    features = features_of(recipe.backbone, recipe.input, inputs, machine, Store(str(folder / "store")), progress)
+    inputs, machine = Inputs(data, home.folder), Machine()
+    features = features_of(recipe.backbone, recipe.input, inputs, machine, Store(home.store), progress)
     weight, bias = _fit(features[data.split == Split.MEMBER], data.label[data.split == Split.MEMBER], recipe)
     model = assemble(recipe, weight, bias)
     metrics = {f"{split.name.lower()}_accuracy": _accuracy(features, data, split, weight, bias) for split in
                (Split.HOLDOUT, Split.MEMBER)}  # fmt: skip
-    return registry.register(model, story.name, recipe, manifest, metrics, _tracking(folder))
+    return registry.register(model, story.name, recipe, manifest, metrics, home.tracking, home.experiment)
 
 
 def _fit(features: NDArray[np.float32], label: NDArray[np.int64], recipe: Recipe) -> tuple[torch.Tensor, torch.Tensor]:

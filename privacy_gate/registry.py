@@ -16,6 +16,9 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+# MLflow asks once, on import, whether it may report its use; a gate before private models reports nothing.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
 import mlflow
 import mlflow.pytorch
 from mlflow import MlflowClient
@@ -277,6 +280,13 @@ def _version_place(entry: ModelVersion, client: MlflowClient) -> tuple[str | Non
     )
 
 
+def embedded(folder: Path) -> tuple[str, str]:
+    """A registry in one fresh folder, artifacts too: its tracking URI, and the id of an experiment in it."""
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    with conversation(f"make a registry in {folder}"):
+        return uri, str(client_of(uri).create_experiment("demo", artifact_location=(folder / "artifacts").as_uri()))
+
+
 def register(
     model: Any,
     name: str,
@@ -284,13 +294,17 @@ def register(
     data: DataManifest,
     metrics: Mapping[str, float],
     tracking_uri: str,
+    experiment: str | None = None,
 ) -> str:
-    """Logs a torch module in MLflow's pickle layout, with metrics and dossier; returns its version's URI."""
+    """Logs a torch module in MLflow's pickle layout, with metrics and dossier; returns its version's URI.
+
+    experiment: the id of the experiment that holds the run; None: MLflow's default.
+    """
     before = os.environ.get("MLFLOW_TRACKING_URI")  # set_tracking_uri sets it too; None unsets both
     with conversation(f"register {name}"):
         mlflow.set_tracking_uri(tracking_uri)
         try:
-            with mlflow.start_run():
+            with mlflow.start_run(experiment_id=experiment):
                 mlflow.log_metrics(dict(metrics))
                 # Inferring requirements would load the model in another process; the gate reads none.
                 info = mlflow.pytorch.log_model(

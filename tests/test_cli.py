@@ -36,20 +36,20 @@ def test_every_command_has_help_with_an_example(command: list[str]) -> None:
 
 def test_help_imports_neither_torch_nor_mlflow_and_is_quick() -> None:
     script = (
-        "import sys, time; begun = time.perf_counter()\n"
+        "import sys, time\n"
         "from privacy_gate.cli import app\n"
         "try: app(['check', '--help'])\n"
         "except SystemExit: pass\n"
-        "print(time.perf_counter() - begun, [m for m in ('torch', 'mlflow', 'numpy') if m in sys.modules], "
+        "print(time.process_time(), [m for m in ('torch', 'mlflow', 'numpy') if m in sys.modules], "
         "file=sys.stderr)"
     )
-    seconds = []
-    for _ in range(5):
+    best = float("inf")
+    for _ in range(5):  # the process's own seconds, so that a busy machine does not count
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
         took, loaded = done.stderr.split(" ", 1)
         assert loaded.strip() == "[]"
-        seconds.append(float(took))
-    assert min(seconds) < 0.5
+        best = min(best, float(took))
+    assert best < 0.5
 
 
 def test_policy_lint_says_what_the_holdout_cannot_resolve() -> None:

@@ -54,8 +54,10 @@ def public_tensors(backbone: Backbone) -> Tensors:
         path.write_bytes(payload)
         tensors = read_weights_file(path)
     body = build(backbone, 0).state_dict()
-    # A head for the classes of the public training set may stand beside the body.
-    return match_strict({name: tensors[name] for name in tensors if name in body}, body, backbone.weights.uri)
+    # A head for the classes of the public training set may stand beside the body, and nothing else.
+    head = set(build(backbone, 1).state_dict()) - set(body)
+    bare = {name: tensor for name, tensor in tensors.items() if name not in head}
+    return match_strict(bare, body, backbone.weights.uri)
 
 
 def public_body(backbone: Backbone) -> torch.nn.Module:
@@ -70,9 +72,9 @@ def head_names(model: torch.nn.Module) -> tuple[str, str]:
     find: Any = model.get_classifier
     last = find()
     for name, module in model.named_modules():
-        if module is last and isinstance(module, torch.nn.Linear):
+        if module is last and isinstance(module, torch.nn.Linear) and module.bias is not None:
             return f"{name}.weight", f"{name}.bias"
-    raise CandidateError("recipe: this architecture has no linear head; adaptation 'head' does not fit it")
+    raise CandidateError("recipe: this architecture has no linear head with a bias; adaptation 'head' does not fit it")
 
 
 def candidate_head(folder: Path, recipe: Recipe) -> TrainedHead:
@@ -89,6 +91,11 @@ def candidate_head(folder: Path, recipe: Recipe) -> TrainedHead:
     matched = match_strict(tensors, model.state_dict(), "the candidate")
     weight, bias = head_names(model)
     public = public_tensors(recipe.backbone)
+    if between := sorted(set(matched) - set(public) - {weight, bias}):
+        raise CandidateError(
+            f"recipe: {recipe.backbone.name} has {between[0]} between its features and its last layer; "
+            "adaptation 'head' does not fit it"
+        )
     changed = [name for name in public if not name.endswith("num_batches_tracked")
                and not torch.equal(public[name], matched[name])]  # fmt: skip
     if changed:

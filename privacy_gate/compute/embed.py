@@ -2,8 +2,9 @@
 
 import hashlib
 import io
+import struct
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -29,17 +30,36 @@ PREFETCH = 4
 SHOWN = 20
 """Ids of unreadable images named in the error; the rest are counted."""
 
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+"""Image formats that are read. PIL knows more, and starts other programs for some of them."""
+
+MAX_PIXELS = (1 << 30) // 12
+"""The largest picture decoded: 1 GiB at four bytes for each of three channels, where PIL too suspects a bomb."""
+
+# What PIL raises for damaged images, depending on their format.
+_BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    EOFError,
+    struct.error,
+    MemoryError,
+)
+
 Part = tuple[Embed, NDArray[np.float32], NDArray[np.uint8]]
 """A job, its features (rows, D), and the sha256 of its encoded images (rows, 32)."""
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """Consecutive rows: content hashes, and features; or which rows cannot be read, and no features."""
+    """Consecutive rows: content hashes, and features; or which rows cannot be read and why, and no features."""
 
     content: list[NDArray[np.uint8]]
     features: NDArray[np.float32] | None
-    unreadable: list[int]
+    unreadable: dict[int, str]
 
 
 def embed(jobs: Sequence[Embed], data: AuditData, machine: Machine, progress: Progress = silent) -> Iterator[Part]:
@@ -55,23 +75,28 @@ def embed(jobs: Sequence[Embed], data: AuditData, machine: Machine, progress: Pr
     device = machine.torch_device()
     threads = machine.cpu_threads() if device.type == "cpu" else max(1, machine.workers)
     work = _Work(jobs[0], data, device)
-    unreadable: list[int] = []
+    unreadable: dict[int, str] = {}
     done, total = 0, sum(job.last - job.first for job in jobs)
     with single_threaded_kernels(device), ThreadPoolExecutor(threads) as pool:
         for job, batches in _ahead(jobs, work, machine.batch, pool):
             made = []
             for batch in batches:
                 made.append(batch.result())
-                unreadable += made[-1].unreadable
+                unreadable |= made[-1].unreadable
                 done += len(made[-1].content)
                 progress("embed images", done, total)
             features = [part.features for part in made if part.features is not None]
             if len(features) == len(made):
                 yield job, np.concatenate(features), np.stack([row for part in made for row in part.content])
     if unreadable:
-        named = ", ".join(str(data.ids[row]) for row in unreadable[:SHOWN])
-        more = f" and {len(unreadable) - SHOWN:,} more" if len(unreadable) > SHOWN else ""
-        raise DatasetError(f"{len(unreadable):,} images cannot be read: {named}{more}; repair or remove these rows")
+        raise DatasetError(_all_named(unreadable, data))
+
+
+def _all_named(unreadable: Mapping[int, str], data: AuditData) -> str:
+    named = ", ".join(str(data.ids[row]) for row in list(unreadable)[:SHOWN])
+    more = f" and {len(unreadable) - SHOWN:,} more" if len(unreadable) > SHOWN else ""
+    first = next(iter(unreadable.values()))
+    return f"{len(unreadable):,} images cannot be read: {named}{more}; repair or remove them; the first is {first}"
 
 
 def _ahead(
@@ -99,15 +124,14 @@ class _Work:
 
     def batch(self, first: int, last: int) -> _Batch:
         """Rows first <= i < last."""
-        content, pixels, unreadable = [], [], []
+        content, pixels, unreadable = [], [], {}
         for row in range(first, last):
             payload = self._payload(row)
             content.append(np.frombuffer(hashlib.sha256(payload).digest(), np.uint8))
-            decoded = decode(payload, self._transform)
-            if decoded is None:
-                unreadable.append(row)
-            else:
-                pixels.append(decoded)
+            try:
+                pixels.append(decode(payload, self._transform))
+            except DatasetError as error:
+                unreadable[row] = str(error)
         features = None if unreadable else self._forward(torch.stack(pixels))
         return _Batch(content, features, unreadable)
 
@@ -137,14 +161,23 @@ def transform_of(shape: Input) -> Any:
     )
 
 
-def decode(payload: bytes, transform: Any) -> torch.Tensor | None:
-    """The image as the backbone wants it; None if it cannot be read. EXIF orientation is not applied, as in timm."""
+def decode(payload: bytes, transform: Any) -> torch.Tensor:
+    """The image as the backbone wants it. EXIF orientation is not applied, as in timm.
+
+    Raises DatasetError that says why it cannot be read.
+    """
     try:
-        with Image.open(io.BytesIO(payload)) as image:
+        with Image.open(io.BytesIO(payload), formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise DatasetError(f"larger than {MAX_PIXELS:,} pixels: {image.width:,} x {image.height:,}")
             pixels: torch.Tensor = transform(_rgb(image))
-            return pixels
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return None
+    except UnidentifiedImageError as error:
+        raise DatasetError(f"no image of a known format: {', '.join(FORMATS)}") from error
+    except Image.DecompressionBombError as error:
+        raise DatasetError(f"larger than {MAX_PIXELS:,} pixels") from error
+    except _BROKEN as error:
+        raise DatasetError(f"damaged: {error}") from error
+    return pixels
 
 
 def _rgb(image: Image.Image) -> Image.Image:

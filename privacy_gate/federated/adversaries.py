@@ -32,7 +32,7 @@ class Scene:
     own       (..., f, d)  what local training gave them, on data they may have poisoned
     previous  (..., d)     the last aggregate; None in the first round
     noise     (f, d) or (..., f, d), standard normal, for those who need it
-    respond   from their updates (..., f, d) to what the server would make of all, (..., d)
+    respond   from Z ways to attack (..., Z, f, d) to what the server would make of each, (..., Z, d)
     """
 
     honest: torch.Tensor
@@ -104,23 +104,23 @@ def min_max(scene: Scene) -> torch.Tensor:
 
     In closed form: g is the smallest of the positive roots of one quadratic for each honest client.
     """
-    centre, spread = scene.honest.mean(-2).double(), _spread(scene.honest).double()
-    away = centre.unsqueeze(-2) - scene.honest.double()
-    room = squared_distances(scene.honest).amax((-1, -2)).unsqueeze(-1) - (away**2).sum(-1)
-    along = (away @ spread.unsqueeze(-1)).squeeze(-1)
-    square = (spread**2).sum(-1, keepdim=True).clamp_(min=torch.finfo(torch.float64).tiny)
+    centre, spread = scene.honest.mean(-2), _spread(scene.honest)
+    away = centre.unsqueeze(-2) - scene.honest
+    room = squared_distances(scene.honest).amax((-1, -2)).unsqueeze(-1) - norms(away) ** 2
+    along = (away @ spread.unsqueeze(-1)).squeeze(-1).double()
+    square = (norms(spread) ** 2).unsqueeze(-1).clamp_(min=torch.finfo(torch.float64).tiny)
     root = (along + (along**2 + square * room.clamp_(min=0)).sqrt()) / square
-    return scene.alike((centre - root.amin(-1, keepdim=True) * spread).to(scene.honest.dtype))
+    return scene.alike(centre - root.amin(-1, keepdim=True).to(spread.dtype) * spread)
 
 
 def min_sum(scene: Scene) -> torch.Tensor:
     """mu - g s, g the largest with sum_i |m - u_i|^2 <= max_i sum_j |u_i - u_j|^2: Shejwalkar & Houmansadr 2021."""
-    centre, spread = scene.honest.mean(-2).double(), _spread(scene.honest).double()
-    away = centre.unsqueeze(-2) - scene.honest.double()
-    room = squared_distances(scene.honest).sum(-1).amax(-1) - (away**2).sum((-1, -2))
-    square = (spread**2).sum(-1).clamp_(min=torch.finfo(torch.float64).tiny) * scene.honest.shape[-2]
+    centre, spread = scene.honest.mean(-2), _spread(scene.honest)
+    away = norms(centre.unsqueeze(-2) - scene.honest)
+    room = squared_distances(scene.honest).sum(-1).amax(-1) - (away**2).sum(-1)
+    square = (norms(spread) ** 2).clamp_(min=torch.finfo(torch.float64).tiny) * scene.honest.shape[-2]
     factor = (room.clamp_(min=0) / square).sqrt().unsqueeze(-1)
-    return scene.alike((centre - factor * spread).to(scene.honest.dtype))
+    return scene.alike(centre - factor.to(spread.dtype) * spread)
 
 
 def mimic(scene: Scene, *, client: int = 0) -> torch.Tensor:
@@ -178,16 +178,14 @@ def _noise(scene: Scene) -> torch.Tensor:
 
 
 def _farthest(scene: Scene, centre: torch.Tensor, candidates: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Of candidates (..., d), cell by cell the one after which the aggregate is farthest from `centre`."""
+    """Of Z candidates (..., d), cell by cell the one after which the aggregate is farthest from `centre`."""
     if scene.respond is None:
         raise ConfigurationError("a line search needs to know the rule, and the scene has none")
-    best, reach = candidates[0], norms(scene.respond(scene.alike(candidates[0])) - centre)
-    for candidate in candidates[1:]:
-        far = norms(scene.respond(scene.alike(candidate)) - centre)
-        farther = far > reach
-        best = torch.where(farther.unsqueeze(-1), candidate, best)
-        reach = torch.where(farther, far, reach)
-    return scene.alike(best)
+    tried = torch.stack(list(candidates), -2)
+    sent = tried.unsqueeze(-2).expand(*tried.shape[:-1], scene.f, tried.shape[-1])
+    moved = norms(scene.respond(sent) - centre.unsqueeze(-2))
+    best = torch.nan_to_num(moved, nan=torch.inf).argmax(-1, keepdim=True).unsqueeze(-1)
+    return scene.alike(tried.gather(-2, best.expand(*tried.shape[:-2], 1, tried.shape[-1])).squeeze(-2))
 
 
 LabelMap = Callable[[int], NDArray[np.int64]]

@@ -52,29 +52,29 @@ def meamed(updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch.Tenso
     return closest_to_middle(ordered(updates), updates.shape[-2] - f)
 
 
-def krum_scores(distances: torch.Tensor, f: int) -> torch.Tensor:
-    """Sum of squared distances (..., n, n) from each update to the n - f - 2 nearest others: (..., n)."""
-    nearest = max(1, distances.shape[-1] - f - 2)
-    return distances.sort(dim=-1).values[..., 1 : 1 + nearest].sum(-1)
+def krum_scores(distances: torch.Tensor, nearest: int) -> torch.Tensor:
+    """Sum of squared distances (..., n, n) from each update to so many nearest others, at least one: (..., n)."""
+    return distances.sort(dim=-1).values[..., 1 : 1 + max(1, nearest)].sum(-1)
 
 
 def krum(updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch.Tensor:
     """The update with the lowest score: Blanchard et al. 2017. ByzFL 0.0.11 counts n - f - 1 neighbours instead."""
     refuse_few(updates, f, 2 * f + 3, "krum")
-    return mean_of(updates, smallest(krum_scores(squared_distances(updates), f), 1))
+    return mean_of(updates, smallest(krum_scores(squared_distances(updates), updates.shape[-2] - f - 2), 1))
 
 
 def multi_krum(updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch.Tensor:
     """The mean of the n - f updates with the lowest Krum scores: Blanchard et al. 2017."""
     refuse_few(updates, f, 2 * f + 3, "multi_krum")
-    chosen = smallest(krum_scores(squared_distances(updates), f), updates.shape[-2] - f)
+    chosen = smallest(krum_scores(squared_distances(updates), updates.shape[-2] - f - 2), updates.shape[-2] - f)
     return mean_of(updates, chosen)
 
 
 def bulyan(updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch.Tensor:
     """Krum chooses n - 2f, one after the other; of these the n - 4f values closest to the median, averaged.
 
-    El Mhamdi et al. 2018 (arXiv 1802.07927).
+    El Mhamdi et al. 2018 (arXiv 1802.07927). With f <= 2 the last choices count one neighbour, so two updates nearest
+    to each other tie, and the earlier is taken, as Flower does.
     """
     refuse_few(updates, f, 4 * f + 3, "bulyan")
     n = updates.shape[-2]
@@ -82,8 +82,7 @@ def bulyan(updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch.Tenso
     distances, order = squared_distances(updates), []
     gone = torch.zeros_like(finite)
     for taken in range(n - 2 * f):
-        nearest = max(1, n - taken - f - 2)
-        scores = distances.sort(dim=-1).values[..., 1 : 1 + nearest].sum(-1)
+        scores = krum_scores(distances, n - taken - f - 2)
         # One that is merely far loses to all but those already taken.
         pick = scores.clamp(max=torch.finfo(scores.dtype).max).masked_fill(gone, torch.inf).argmin(-1)
         order.append(pick)

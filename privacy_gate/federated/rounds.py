@@ -173,7 +173,8 @@ class Federation:
         loyal = updates[:, :honest]
 
         def respond(sent: torch.Tensor) -> torch.Tensor:
-            return _aggregate(self._searched[name], torch.cat([loyal, sent], 1), some)
+            others = loyal.unsqueeze(1).expand(-1, sent.shape[1], -1, -1)
+            return _aggregate(self._searched[name], torch.cat([others, sent], 2), some.for_each())
 
         return Scene(loyal, self._bad(), updates[:, honest:], some.previous, noise, respond if attack.search else None)
 
@@ -193,8 +194,8 @@ class Federation:
 
 
 def _aggregate(rules: Places[tuple[Rule, int]], updates: torch.Tensor, known: Known) -> torch.Tensor:
-    """What each cell's own rule makes of its updates (cells, K, C E): (cells, C E)."""
-    found = updates.new_empty(updates.shape[0], updates.shape[-1])
+    """What each cell's own rule makes of its updates (cells, ..., K, C E): (cells, ..., C E)."""
+    found = updates.new_empty(*updates.shape[:-2], updates.shape[-1])
     for (rule, told), places in rules.items():
         if len(places) == len(updates):
             return rule(updates, told, known)

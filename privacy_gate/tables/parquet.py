@@ -1,7 +1,7 @@
 """Audit tables as Parquet. Images are never all in memory: gigabytes of them cost what a few batches take."""
 
-from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 from threading import Lock
 from typing import IO, Any
 
@@ -14,8 +14,8 @@ from privacy_gate.tables.raw import RawTable, column, refuse_missing
 BATCH = 32
 """Images read together."""
 
-KEPT = 12
-"""Batches kept: threads that decode images are a few hundred rows apart at most."""
+KEPT = 512 << 20
+"""Bytes of images kept for threads that have not come to them yet."""
 
 ENCODED = ("binary", "large_binary", "binary_view")
 PATHS = ("string", "large_string", "string_view")
@@ -78,7 +78,8 @@ def _nulls(metadata: Any, leaf: str) -> int:
 class _Images:
     """Reads images a few at a time, forward from the row group asked for.
 
-    Rows asked for in order, by threads a little apart, are read once; a step back reads a group again.
+    A batch is kept until each of its rows was read, or KEPT is full. So rows asked for once and about in order,
+    by any number of threads, are read once; a step back reads a group again.
     """
 
     def __init__(self, uri: str, source: Any, leaf: str) -> None:
@@ -87,7 +88,7 @@ class _Images:
         self._starts = np.cumsum([0, *sizes])
         self._coming: Iterator[Any] = iter(())
         self._next = -1  # the row that the coming batch begins with
-        self._kept: deque[tuple[int, Any]] = deque(maxlen=KEPT)
+        self._kept: dict[int, _Batch] = {}  # by the row it begins with
         self._lock = Lock()
 
     def __call__(self, row: int) -> bytes:
@@ -96,23 +97,36 @@ class _Images:
 
         try:
             with self._lock:
-                first, cells = self._batch(row)
+                first, batch = self._find(row)
+                batch.unread -= 1
+                if batch.unread == 0:
+                    del self._kept[first]
         except (pa.ArrowException, OSError) as error:
             raise DatasetError(f"{self._uri}: row {row:,} cannot be read: {error}; write the table anew") from error
-        return cells[row - first].as_py() or b""
+        return batch.cells[row - first].as_py() or b""
 
-    def _batch(self, row: int) -> tuple[int, Any]:
-        """The row that the batch with `row` begins with, and its cells."""
-        for first, cells in self._kept:
-            if first <= row < first + len(cells):
-                return first, cells
+    def _find(self, row: int) -> tuple[int, "_Batch"]:
+        """The batch with the row, and the row it begins with."""
+        for first, batch in self._kept.items():
+            if first <= row < first + len(batch.cells):
+                return first, batch
         group = int(np.searchsorted(self._starts, row, side="right")) - 1
         if not self._starts[group] <= self._next <= row:
             groups = range(group, len(self._starts) - 1)
             self._coming = self._source.iter_batches(BATCH, row_groups=groups, columns=[self._leaf], use_threads=False)
             self._next = int(self._starts[group])
         while row >= self._next:
-            cells = _values(next(self._coming).column(0), self._leaf)
-            self._kept.append((self._next, cells))
+            first, cells = self._next, _values(next(self._coming).column(0), self._leaf)
+            self._kept[first] = _Batch(cells, len(cells))
             self._next += len(cells)
-        return self._kept[-1]
+            while len(self._kept) > 1 and sum(batch.cells.nbytes for batch in self._kept.values()) > KEPT:
+                del self._kept[next(iter(self._kept))]
+        return first, self._kept[first]
+
+
+@dataclass
+class _Batch:
+    """Consecutive cells, and how many of them nobody asked for yet."""
+
+    cells: Any
+    unread: int
