@@ -1,9 +1,13 @@
 """Audit tables: the same data however they are written, and one clear error for every way to be wrong."""
 
 import io
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -21,6 +25,7 @@ from privacy_gate.dataset import (
     read_data,
 )
 from privacy_gate.errors import CandidateError, ConfigurationError, DatasetError, UnavailableError
+from privacy_gate.tables.parquet import read_parquet
 
 ROWS = 6
 SPLIT = ["member", "member", "holdout", "holdout", "population", "population"]
@@ -84,13 +89,41 @@ def as_csv(folder: Path) -> Path:
     return folder / "table.csv"
 
 
+def as_parquet_struct_paths(folder: Path) -> Path:
+    as_parquet_paths(folder)
+    return write(folder, image=[{"bytes": None, "path": f"images/{row}.png"} for row in range(ROWS)])
+
+
+def as_parquet_categories(folder: Path) -> Path:
+    words = {"split": SPLIT, "sex": list("ffmmfm")}
+    return write(folder, **{name: pa.array(values).dictionary_encode() for name, values in words.items()})
+
+
+def as_npz_encoded(folder: Path) -> Path:
+    columns = {name: np.array(value) for name, value in table().items()}
+    np.savez_compressed(folder / "table.npz", **{**columns, "split": columns["split"].astype("S")})
+    return folder / "table.npz"
+
+
 def as_npz(folder: Path) -> Path:
     columns = {name: np.array(value) for name, value in table(image=None).items()}
     np.savez(folder / "table.npz", image=pixels(), **columns)
     return folder / "table.npz"
 
 
-@pytest.mark.parametrize("form", [as_parquet_bytes, as_parquet_structs, as_parquet_paths, as_csv, as_npz])
+FORMS = [
+    as_parquet_bytes,
+    as_parquet_structs,
+    as_parquet_struct_paths,
+    as_parquet_paths,
+    as_parquet_categories,
+    as_csv,
+    as_npz,
+    as_npz_encoded,
+]
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_every_format_holds_the_same_data(form: Any, tmp_path: Path) -> None:
     data = read(form(tmp_path), group="sex")
     assert data.ids.tolist() == [f"p{row}" for row in range(ROWS)]
@@ -132,11 +165,18 @@ def test_class_names_give_text_labels_their_order(tmp_path: Path) -> None:
     ("changes", "expected"),
     [
         ({"id": ["a", "a", "b", "c", "d", "e"]}, "rows a: ids stand more than once"),
-        ({"id": ["a", None, "b", "c", "d", "e"]}, "column 'id' has 1 empty cells"),
+        (
+            {"id": ["a", None, "b", "c", "d", "e"]},
+            "column 'id' has 1 empty cells, expected none; counted from 0, the first are in rows 1",
+        ),
         ({"label": [0, 1, 3, 0, 1, -1]}, r"rows p2, p5: label outside 0 to 2; the recipe has 3 classes"),
         ({"label": [0.0, 1, 2, 0, 1, 2]}, "labels are of type float64"),
         ({"label": [True] * 6}, "labels are of type bool"),
-        ({"split": ["member", "held"] * 3}, "split 'held' is unknown; known here: holdout, member, population"),
+        ({"label": ["0", "1", "2", "0", "1", "1.0"]}, "rows p5: label '1.0' is text; list class_names"),
+        ({"id": [0.5, 1, 2, 3, 4, 5]}, "column 'id' is of type float64, expected text or whole numbers"),
+        ({"sex": [0.5] * 6}, "column 'sex' is of type float64"),
+        ({"sex": [["f"]] * 6}, "column 'sex' is of type"),
+        ({"split": ["member", "held"] * 3}, "rows p1, p3, p5: split 'held' is unknown; known here: holdout, m"),
         ({"split": ["members"] * 6}, "split 'members' is unknown; did you mean 'member'"),
         ({"split": ["member"] * 6}, "no holdout rows"),
         ({"split": ["holdout"] * 6}, "no member rows"),
@@ -152,7 +192,7 @@ def test_class_names_give_text_labels_their_order(tmp_path: Path) -> None:
 )
 def test_a_wrong_column_is_one_error_that_names_rows(changes: dict[str, Any], expected: str, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=expected) as caught:
-        read(write(tmp_path, **changes))
+        read(write(tmp_path, **changes), group="sex")
     assert caught.value.exit_code == 5
 
 
@@ -161,6 +201,8 @@ def test_a_wrong_column_is_one_error_that_names_rows(changes: dict[str, Any], ex
     [
         ([[1.0, 2.0]] * 5 + [[1.0]], "rows of different lengths"),
         ([[1.0, float("nan")]] + [[1.0, 2.0]] * 5, "rows p0: embeddings that are not finite"),
+        ([[1.0, 2.0]] * 5 + [[1.0, 1e300]], "rows p5: embeddings that are not finite numbers of 32 bits"),
+        ([[1.0, None]] + [[1.0, 2.0]] * 5, "rows p0: embeddings that are not finite"),
         ([[1, 2]] * 6, "expected .N, D. of floats"),
         ([1.0] * 6, "expected .N, D. of floats"),
     ],
@@ -168,6 +210,119 @@ def test_a_wrong_column_is_one_error_that_names_rows(changes: dict[str, Any], ex
 def test_wrong_embeddings_are_refused(values: Any, expected: str, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=expected):
         read(write(tmp_path, image=None, e=values), image=None, embedding="e")
+
+
+def test_text_of_a_csv_stays_as_written(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"A")
+    lines = ["id,label,split,image,sex", "007,0,member,a.png,NA", "7,1,holdout,a.png,nan"]
+    (tmp_path / "table.csv").write_text("\n".join(lines))
+    data = read(tmp_path / "table.csv", group="sex")
+    assert data.ids.tolist() == ["007", "7"]
+    assert data.label.tolist() == [0, 1]
+    assert data.group is not None
+    assert data.group.tolist() == ["NA", "nan"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (["id,label,split,image", "a,,member,a.png"], "column 'label' has 1 empty cells"),
+        (["id,label,split,image,label", "a,0,member,a.png,1"], "2 columns are called 'label'"),
+        (["id,label,split,image", "a,0,member"], "not a sound csv file"),
+    ],
+)
+def test_a_wrong_csv_is_refused(lines: list[str], expected: str, tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text("\n".join(lines))
+    with pytest.raises(DatasetError, match=expected):
+        read(tmp_path / "table.csv")
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"label": np.arange(5) % 3}, "label .5,., .*expected as many rows in each"),
+        ({"label": np.array(1)}, "label .., .*expected as many rows in each"),
+        ({"image": np.zeros((ROWS, 8, 8), np.float32)}, "type float32, expected .N, H, W. or"),
+        ({"image": np.zeros((ROWS, 8, 8, 2), np.uint8)}, "expected .N, H, W. or"),
+    ],
+)
+def test_a_wrong_npz_is_refused(changes: dict[str, Any], expected: str, tmp_path: Path) -> None:
+    columns = {name: np.array(value) for name, value in table(**{"image": pixels(), **changes}).items()}
+    np.savez(tmp_path / "table.npz", **columns)
+    with pytest.raises(DatasetError, match=expected):
+        read(tmp_path / "table.npz")
+
+
+def test_class_names_fit_the_recipe_and_stand_once(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    manifest = describe_table(str(path), Columns(image="image"), class_names=("ant", "cat"))
+    with pytest.raises(DatasetError, match="class_names has 2 names, the recipe 3 classes"):
+        read_data(manifest, 3)
+    with pytest.raises(ValueError, match="class_names has a name twice"):
+        describe_table(str(path), Columns(image="image"), class_names=("ant", "cat", "ant"))
+
+
+def test_importing_the_module_imports_no_heavy_library() -> None:
+    heavy = "('pyarrow', 'fsspec', 'PIL', 'torch')"
+    code = f"import sys, privacy_gate.dataset; sys.exit(any(name in sys.modules for name in {heavy}))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+class Counting(io.FileIO):
+    """A file that counts what is read of it."""
+
+    total = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        got = super().read(-1 if size is None else size)
+        self.total += len(got)
+        return got
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    """16 MB of images in row groups of 400."""
+    rng = np.random.default_rng(0)
+    images = [row.to_bytes(4, "big") + rng.bytes(16_000) for row in range(1000)]
+    parquet.write_table(pa.table({"id": range(1000), "image": images}), tmp_path / "large.parquet", row_group_size=400)
+    return tmp_path / "large.parquet"
+
+
+def test_labels_are_read_without_the_images(large: Path) -> None:
+    with Counting(large) as file:
+        raw = read_parquet("t", file, ["id"], "image")
+        assert raw.columns["id"].tolist() == list(range(1000))
+        assert file.total < large.stat().st_size / 20
+
+
+@pytest.mark.parametrize("threads", [1, 8])
+def test_images_read_in_order_are_read_once_whatever_the_threads(large: Path, threads: int) -> None:
+    with Counting(large) as file, ThreadPoolExecutor(threads) as pool:
+        image = read_parquet("t", file, ["id"], "image").image
+        assert image is not None
+        parts = pool.map(lambda first: [image(row)[:4] for row in range(first, first + 50)], range(0, 1000, 50))
+        rows = [int.from_bytes(head, "big") for part in parts for head in part]
+        assert rows == list(range(1000))
+        assert file.total < large.stat().st_size * 1.1
+
+
+def test_images_can_be_read_in_any_order_and_again(large: Path) -> None:
+    with large.open("rb") as file:
+        image = read_parquet("t", file, ["id"], "image").image
+        assert image is not None
+        for row in [999, 0, 0, 400, 399, 401, 31, 32, 0, *np.random.default_rng(1).integers(0, 1000, 20).tolist()]:
+            assert int.from_bytes(image(row)[:4], "big") == row
+
+
+def test_a_table_elsewhere_is_read_like_one_here(tmp_path: Path) -> None:
+    files = fsspec.filesystem("memory")
+    path = as_parquet_paths(tmp_path)
+    for file in [path, *(tmp_path / "images").iterdir()]:
+        files.pipe(f"/audit/{file.relative_to(tmp_path)}", file.read_bytes())
+    manifest = describe_table("memory://audit/table.parquet", Columns(image="image"))
+    data, here = read_data(manifest, 3), read(path)
+    assert data.digest == here.digest
+    np.testing.assert_array_equal(decoded(data, 4), pixels()[4])
 
 
 def manifest_of(path: Path) -> DataManifest:
@@ -186,6 +341,25 @@ def test_a_changed_image_file_is_noticed(tmp_path: Path) -> None:
     (tmp_path / "images" / "3.png").write_bytes(b"other")
     with pytest.raises(DatasetError, match="some changed since the dossier was written"):
         read_data(manifest, 3)
+
+
+def test_an_image_file_that_changes_under_way_is_noticed(tmp_path: Path) -> None:
+    data = read(as_csv(tmp_path))
+    assert data.image is not None
+    (tmp_path / "images" / "3.png").write_bytes(b"other")
+    data.image(2)
+    with pytest.raises(DatasetError, match=r"3\.png: the file changed while it was audited"):
+        data.image(3)
+
+
+def test_a_link_out_of_the_table_s_folder_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "audit"
+    folder.mkdir()
+    path = as_parquet_paths(folder)
+    (folder / "images" / "3.png").rename(tmp_path / "secret.png")
+    (folder / "images" / "3.png").symlink_to(tmp_path / "secret.png")
+    with pytest.raises(DatasetError, match=r"names 'images/3.png', expected a path inside the table's folder"):
+        read(path)
 
 
 def test_a_manifest_without_the_files_digest_is_refused(tmp_path: Path) -> None:
@@ -241,3 +415,13 @@ def test_the_same_image_among_members_and_holdout_is_found(tmp_path: Path) -> No
     images[5] = images[1]  # population: no harm
     assert duplicates(read(write(tmp_path, image=images))) == [("p0", "p3")]
     assert duplicates(read(write(tmp_path))) == []
+
+
+def test_equal_raw_pixels_and_equal_embeddings_are_found_too(tmp_path: Path) -> None:
+    columns = {name: np.array(value) for name, value in table(image=None).items()}
+    values = np.arange(ROWS * 4, dtype=np.float32).reshape(ROWS, 4)
+    grey = pixels()[..., 0]
+    values[3], grey[3] = values[0], grey[0]
+    np.savez(tmp_path / "t.npz", image=grey, e=values, **columns)
+    assert duplicates(read(tmp_path / "t.npz")) == [("p0", "p3")]
+    assert duplicates(read(tmp_path / "t.npz", image=None, embedding="e")) == [("p0", "p3")]

@@ -37,7 +37,7 @@ class Membership(Check):
     """
 
     check: Literal["membership"] = "membership"
-    references: Annotated[int, Field(ge=2, le=10_000)] = 64
+    references: Annotated[int, Field(ge=8, le=10_000)] = 64
     attacks: Annotated[tuple[str, ...], Field(min_length=1)] = ("lira", "bavaria", "rmia", "loss")
     limits: Mapping[MembershipMetric, Limit] = Field(default_factory=dict)
 
@@ -83,10 +83,18 @@ def _controls(
     """Is the audit able to see a leak, and does the dossier describe this model? See metrics.controls."""
     data, planted = subject.data, control_evidence(results(control_job(subject)))
     seen = {name: ATTACKS[name].score(planted) for name in scores if ATTACKS[name].unmet(planted) is None}
+    described = plausibility(evidence) or [
+        Control(
+            name="plausible",
+            held=False,
+            detail=f"{len(evidence.reference)} references are too few, for rows as seldom inside their training sets, "
+            "to say whether the dossier describes this model: use more",
+        )
+    ]
     return [
         comparable(data.label, data.split, data.group),
         distinct(contents(subject, results), data.split),
-        *plausibility(evidence),
+        *described,
         *negative_control(evidence, scores),
         positive_control(planted, seen),
     ]

@@ -16,10 +16,11 @@ from privacy_gate.errors import EvidenceError
 from privacy_gate.store import Arrays
 
 TWINS = 16
-"""The target and 15 references: five groups of three, so that every row is in five of them."""
+"""The target and 15 references; of these about five learn a row, at least four."""
 
-SIDES = 10
-"""Of the dice: with two, half of all rows would be guessed right, and look like members to simple attacks."""
+SIDES = 20
+"""Of the dice: one row in so many is guessed right, and looks like a member to simple attacks; with ten sides
+that is as many as the false positives allowed."""
 
 FEWEST, MOST = 16, 64
 """Examples that each twin learns: as many as features, since a linear head learns so many by heart."""

@@ -121,6 +121,7 @@ class _Work:
         self._model = model.to(device, memory_format=torch.channels_last)
         self._transform = transform_of(job.input)
         self._data, self._device = data, device
+        self._try(job)
 
     def batch(self, first: int, last: int) -> _Batch:
         """Rows first <= i < last."""
@@ -143,10 +144,19 @@ class _Work:
     def _forward(self, pixels: torch.Tensor) -> NDArray[np.float32]:
         with torch.inference_mode():
             features = self._model(pixels.to(self._device, memory_format=torch.channels_last))
-        if features.ndim != 2:
-            shape = tuple(features.shape)
-            raise CandidateError(f"recipe: the backbone gives features of shape {shape}, expected (B, D)")
         return np.asarray(features.float().cpu().numpy())
+
+    def _try(self, job: Embed) -> None:
+        """Raises CandidateError for a backbone that does not turn images of the recipe's size into vectors."""
+        name, size = job.backbone.name, job.input.size
+        try:
+            shape = self._forward(torch.zeros(1, 3, size, size)).shape
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise CandidateError(
+                f"recipe: {name} does not take images of {size} x {size} pixels: {error}; correct input.size"
+            ) from error
+        if len(shape) != 2:
+            raise CandidateError(f"recipe: {name} gives features of shape {shape}, expected (1, D)")
 
 
 def transform_of(shape: Input) -> Any:

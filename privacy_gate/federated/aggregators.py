@@ -41,6 +41,12 @@ def mean(updates: torch.Tensor, f: int, known: Known = NOTHING, *, cap: float | 
     return weighted_sum(updates, counts / counts.sum(-1, keepdim=True))
 
 
+def uniform_mean(updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch.Tensor:
+    """Every client counts the same, whatever it claims."""
+    refuse_few(updates, f, 1, "uniform_mean")
+    return updates.mean(-2)
+
+
 def capped_mean(updates: torch.Tensor, f: int, known: Known = NOTHING, *, cap: float = 2.0) -> torch.Tensor:
     """FedAvg in which no claim counts for more than `cap` times the median claim."""
     return mean(updates, f, known, cap=cap)
@@ -78,6 +84,7 @@ def q_fedavg(updates: torch.Tensor, f: int, known: Known = NOTHING, *, q: float 
 
 AGGREGATORS: dict[str, Aggregate] = {
     "mean": mean,
+    "uniform_mean": uniform_mean,
     "capped_mean": capped_mean,
     "median": median,
     "trimmed_mean": trimmed_mean,

@@ -34,10 +34,17 @@ class Known:
 
     def at(self, places: torch.Tensor) -> Self:
         """What is known of some of the cells; of one leading axis."""
-        chosen: dict[str, Any] = {
-            name: value.index_select(0, places) for name, value in vars(self).items() if isinstance(value, torch.Tensor)
+        return self._with(lambda value: value.index_select(0, places))
+
+    def for_each(self) -> Self:
+        """The same, for several ways on that each cell may take: a second axis, of length 1."""
+        return self._with(lambda value: value.unsqueeze(1))
+
+    def _with(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Self:
+        changed: dict[str, Any] = {
+            name: change(value) for name, value in vars(self).items() if isinstance(value, torch.Tensor)
         }
-        return replace(self, **chosen)
+        return replace(self, **changed)
 
 
 NOTHING = Known()

@@ -14,12 +14,12 @@ from privacy_gate.evidence import Floats
 from privacy_gate.federated.adversaries import ADVERSARIES
 from privacy_gate.federated.blocks import Block, blocks
 from privacy_gate.federated.cells import Cell, Draws
-from privacy_gate.federated.partitions import COLUMN, Rows, class_shares, heterogeneity
+from privacy_gate.federated.partitions import COLUMN, Partition, Rows, class_shares, heterogeneity
 from privacy_gate.federated.rounds import Federation, Table
 from privacy_gate.federated.samples import Samples, with_ones
 from privacy_gate.federated.scores import Exam, backdoor_exam, exam
 
-CPU_BYTES = 24 << 20
+CPU_BYTES = 8 << 20
 """What the updates of one block may take on a CPU: larger blocks leave its caches."""
 
 
@@ -87,9 +87,9 @@ def simulate(study: Study, cells: Sequence[Cell], every: int = 0) -> list[Outcom
     largest = max((cell.training.clients for cell in cells), default=1) + 1
     each = largest * table.classes * table.features.shape[1] * table.features.element_size()
     work = blocks(cells, max(1, study.memory // each))
-    parts = {key: _parts(study, draws, cell) for key, cell in {_held(cell): cell for cell in cells}.items()}
+    held = {key: _hold(study, draws, key) for key in set(map(_key, cells))}
     test = exam(study.test, table.classes, torch.device(study.device), study.dtype)
-    run = partial(_run, study, table, cells, parts, draws, test, every)
+    run = partial(_run, study, table, cells, held, draws, test, every)
     outcomes: dict[int, Outcome] = {}
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # blocks run side by side: threads that meet at no barrier lose nothing
@@ -102,14 +102,28 @@ def simulate(study: Study, cells: Sequence[Cell], every: int = 0) -> list[Outcom
     return [outcomes[place] for place in range(len(cells))]
 
 
-def _held(cell: Cell) -> tuple[object, int, int]:
-    """What decides who holds which rows."""
+@dataclass(frozen=True, eq=False)
+class _Held:
+    """Who holds what: rows of each client, the shares of its classes (K, C), and how much they differ."""
+
+    rows: list[Rows]
+    shares: Floats
+    heterogeneity: float
+
+
+_Key = tuple[Partition, int, int]
+
+
+def _key(cell: Cell) -> _Key:
+    """What decides who holds what."""
     return cell.partition, cell.training.clients, cell.seed
 
 
-def _parts(study: Study, draws: Draws, cell: Cell) -> list[Rows]:
-    rng = draws.generator("partition", cell.seed)
-    return cell.partition.rows(study.train.label, cell.training.clients, rng, study.train.client)
+def _hold(study: Study, draws: Draws, key: _Key) -> _Held:
+    partition, clients, seed = key
+    label = study.train.label
+    rows = partition.rows(label, clients, draws.generator("partition", seed), study.train.client)
+    return _Held(rows, class_shares(rows, label, study.classes), heterogeneity(rows, label))
 
 
 def _table(study: Study) -> Table:
@@ -129,25 +143,24 @@ def _run(
     study: Study,
     table: Table,
     cells: Sequence[Cell],
-    parts: dict[tuple[object, int, int], list[Rows]],
+    everyone: dict[_Key, _Held],
     draws: Draws,
     test: Exam,
     every: int,
     block: Block,
 ) -> dict[int, Outcome]:
     """The outcomes of one block, by place."""
-    held = [parts[_held(cells[places[0]])] for places in block.cells]
+    held = [everyone[_key(cells[places[0]])] for places in block.cells]
     training, rounds, found = block.training, [], []
     with torch.inference_mode():
-        federation = Federation(table, cells, block, held, draws)
+        federation = Federation(table, cells, block, [each.rows for each in held], draws)
         for turn in range(1, training.rounds + 1):
             federation.advance()
             if turn > training.rounds - training.last or (every and turn % every == 0):
                 rounds.append(turn)
                 found.append(test.rates(federation.heads, table.classes).cpu().numpy())
-        heads = federation.heads
-        backdoor = [_backdoor(study, table.classes, source.poison, heads) for source in block.sources]
-        heads = heads.view(len(heads), table.classes, -1).cpu().numpy()
+        backdoor = [_backdoor(study, table.classes, source.poison, federation.heads) for source in block.sources]
+    heads = federation.heads.view(len(federation.heads), table.classes, -1).cpu().numpy()
     outcomes, each = {}, len(block.cells[0])
     for index, place in enumerate(place for places in block.cells for place in places):
         source = index // each
@@ -176,7 +189,7 @@ def _backdoor(study: Study, classes: int, poison: str | None, heads: torch.Tenso
 def _outcome(
     study: Study,
     cell: Cell,
-    held: list[Rows],
+    held: _Held,
     rounds: NDArray[np.int64],
     rates: Floats,
     backdoor: float | None,
@@ -191,7 +204,7 @@ def _outcome(
     if cell.partition.name == COLUMN and study.test.client is not None:
         by_client = mean[classes:]
     else:
-        shares = class_shares(held, study.train.label, classes)[:, seen]
+        shares = held.shares[:, seen]
         by_client = shares @ mean[:classes][seen] / shares.sum(axis=1)
     return Outcome(
         accuracy=float(curve[-cell.training.last :].mean()),
@@ -200,7 +213,7 @@ def _outcome(
         class_accuracy=mean[:classes],
         client_accuracy=by_client,
         backdoor=None if backdoor is None else float(backdoor),
-        heterogeneity=heterogeneity(held, study.train.label),
-        sizes=np.array([len(rows) for rows in held]),
+        heterogeneity=held.heterogeneity,
+        sizes=np.array([len(rows) for rows in held.rows]),
         head=head,
     )

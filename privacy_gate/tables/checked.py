@@ -72,11 +72,12 @@ class Rows:
         found, inverse = np.unique(values, return_inverse=True)
         words = found.tolist()
         place = {name: index for index, name in enumerate(names or ())}
-        unknown = next((word for word in words if word not in place), None)
-        if unknown is None:
+        strange = [word for word in words if word not in place]
+        if not strange:
             return np.array([place[word] for word in words])[inverse]
         if all(_NUMBER.fullmatch(word) for word in words):
             return found.astype(np.int64)[inverse]
+        unknown = next((word for word in strange if not _NUMBER.fullmatch(word)), strange[0])
         where = _some(self.ids[values == unknown])
         if names is None:
             raise DatasetError(

@@ -14,6 +14,9 @@ from privacy_gate.tables.raw import RawTable, column, refuse_missing
 BATCH = 32
 """Images read together."""
 
+GAP = 2048
+"""Rows that are read over rather than skipped: another thread is about to ask for them."""
+
 KEPT = 512 << 20
 """Bytes of images kept for threads that have not come to them yet."""
 
@@ -87,7 +90,7 @@ class _Images:
         sizes = [source.metadata.row_group(number).num_rows for number in range(source.metadata.num_row_groups)]
         self._starts = np.cumsum([0, *sizes])
         self._coming: Iterator[Any] = iter(())
-        self._next = -1  # the row that the coming batch begins with
+        self._next = -GAP - 1  # the row that the coming batch begins with; at first, far from any
         self._kept: dict[int, _Batch] = {}  # by the row it begins with
         self._lock = Lock()
 
@@ -110,8 +113,8 @@ class _Images:
         for first, batch in self._kept.items():
             if first <= row < first + len(batch.cells):
                 return first, batch
-        group = int(np.searchsorted(self._starts, row, side="right")) - 1
-        if not self._starts[group] <= self._next <= row:
+        if not row - GAP <= self._next <= row:
+            group = int(np.searchsorted(self._starts, row, side="right")) - 1
             groups = range(group, len(self._starts) - 1)
             self._coming = self._source.iter_batches(BATCH, row_groups=groups, columns=[self._leaf], use_threads=False)
             self._next = int(self._starts[group])

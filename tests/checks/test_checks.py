@@ -31,11 +31,12 @@ CHECKS: list[AnyCheck] = [
 
 def measured(check: AnyCheck, scene: Any, folder: Path, logged: dict[str, float]) -> tuple[CheckResult, set[Job]]:
     """The check's result, and the jobs whose results it looked at."""
-    torch.save(scene.train(scene.member_rows), folder / "model.pth")
+    (folder / "candidate").mkdir()
+    torch.save(scene.train(scene.member_rows), folder / "candidate" / "model.pth")
     data = read_data(scene.manifest, scene.recipe.classes)
     subject = Subject(scene.recipe, "a" * 64, data, logged)
     store, looked = Store(str(folder / "store")), set()
-    run(check.jobs(subject), Inputs(data, folder), Machine(threads=1), store)
+    run(check.jobs(subject), Inputs(data, folder / "candidate"), Machine(threads=1), store)
 
     def results(job: Job) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
         looked.add(job)

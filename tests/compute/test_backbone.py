@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from pyarrow import parquet
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from privacy_gate.candidate import Backbone, Input, Recipe
+from privacy_gate.candidate import Backbone, Input, PublicWeights, Recipe
 from privacy_gate.compute import backbone as subject
-from privacy_gate.compute.embed import embed, transform_of
+from privacy_gate.compute.embed import decode, embed, transform_of
 from privacy_gate.compute.machine import Machine
 from privacy_gate.dataset import AuditData, Columns, describe_table, read_data
 from privacy_gate.documents import parse
@@ -137,6 +137,42 @@ def test_unreadable_images_are_all_named_and_spoil_only_their_own_block(recipe: 
         next(parts)
 
 
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", "no image of a known format"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg' width='8' height='8'/>", "no image of a known format"),
+        (b"P6 10000 9000 255\n" + bytes(100), r"larger than 89,478,485 pixels: 10,000 x 9,000"),
+        (b"P6 1000000 1000000 255\n" + bytes(100), "larger than 89,478,485 pixels"),
+        (b"P6 100 100 255\n" + bytes(100), "damaged"),
+    ],
+)
+def test_what_could_run_a_program_or_fill_the_memory_is_not_decoded(
+    recipe: Recipe, image: bytes, expected: str
+) -> None:
+    assert recipe.input is not None
+    with pytest.raises(DatasetError, match=expected):
+        decode(image, transform_of(recipe.input))
+
+
+def test_more_unreadable_images_than_fit_a_message_are_counted(recipe: Recipe, tmp_path: Path) -> None:
+    data = audit_data(tmp_path, [b"no image"] * 24)
+    with pytest.raises(DatasetError, match=r"24 images cannot be read: p0, .*, p19 and 4 more; repair"):
+        features(recipe, data, Machine(threads=1))
+
+
+def test_the_orientation_note_of_a_camera_is_not_obeyed(recipe: Recipe, tmp_path: Path) -> None:
+    image = Image.open(io.BytesIO(photographs()[0]))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    files = [io.BytesIO(), io.BytesIO()]
+    image.save(files[0], "PNG")
+    image.save(files[1], "PNG", exif=turned)
+    data = audit_data(tmp_path, [file.getvalue() for file in files] * 2)
+    found = features(recipe, data, Machine(threads=1))
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1", "LA"])
 def test_every_image_mode_becomes_rgb(recipe: Recipe, mode: str, tmp_path: Path) -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (8, 8, 3), dtype=np.uint8)
@@ -197,6 +233,41 @@ def test_public_weights_with_other_bytes_are_refused(recipe: Recipe, public: Pat
     wrong = recipe.backbone.weights.model_copy(update={"sha256": "0" * 64})
     with pytest.raises(CandidateError, match="name the weights that the candidate was fine-tuned from"):
         subject.public_body(recipe.backbone.model_copy(update={"weights": wrong}))
+
+
+def test_public_weights_with_tensors_of_another_model_are_refused(public: Path, tmp_path: Path) -> None:
+    tensors = {**load_file(public), "layer9.weight": torch.zeros(3)}
+    save_file(tensors, tmp_path / "more.safetensors")
+    sha256 = hashlib.sha256((tmp_path / "more.safetensors").read_bytes()).hexdigest()
+    weights = PublicWeights(uri=str(tmp_path / "more.safetensors"), sha256=sha256)
+    with pytest.raises(CandidateError, match=r"1 unexpected \(layer9.weight\)"):
+        subject.public_tensors(Backbone(name=NAME, weights=weights))
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_convnext", "test_efficientnet_gn", "test_nfnet"])
+def test_features_and_head_together_are_the_whole_model_in_every_family(name: str) -> None:
+    backbone = Backbone.model_construct(name=name, weights=None)
+    model, body = subject.build(backbone, 3), subject.build(backbone, 0)
+    weight, bias = (model.get_parameter(part) for part in subject.head_names(model))
+    body.load_state_dict({part: model.state_dict()[part] for part in body.state_dict()})
+    image = torch.randn(2, 3, 160, 160)
+    with torch.inference_mode():
+        torch.testing.assert_close(body(image) @ weight.T + bias, model(image))
+
+
+def test_an_architecture_without_one_linear_head_is_refused() -> None:
+    model = subject.build(Backbone.model_construct(name="levit_128s", weights=None), 3)
+    with pytest.raises(CandidateError, match="no linear head with a bias"):
+        subject.head_names(model)
+
+
+def test_an_input_size_that_the_backbone_does_not_take_is_refused(recipe: Recipe, tmp_path: Path) -> None:
+    path = tmp_path / "vit.safetensors"
+    save_file(timm.create_model("test_vit3", num_classes=0).state_dict(), path)
+    weights = PublicWeights(uri=str(path), sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    vit = recipe.model_copy(update={"backbone": Backbone(name="test_vit3", weights=weights)})
+    with pytest.raises(CandidateError, match=r"test_vit3 does not take images of 32 x 32 pixels: .*correct input.size"):
+        features(vit, audit_data(tmp_path, photographs()), Machine(threads=1))
 
 
 def test_an_unknown_architecture_names_the_nearest() -> None:

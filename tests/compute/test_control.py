@@ -72,13 +72,13 @@ def test_twins_share_out_audited_rows_and_leave_the_population_alone() -> None:
     assert np.count_nonzero(audited) == PARTS * size
     assert not arrays["included"][:, ~audited].any()
     assert (arrays["included"].sum(axis=1) == size).all()
-    assert (arrays["included"][1:, audited].sum(axis=0) >= 5 - 1).all()
+    assert (arrays["included"][1:, audited].sum(axis=0) >= 4).all()
     assert len(np.unique(arrays["rows"])) == len(arrays["rows"])
 
 
 def test_the_features_scale_and_origin_do_not_matter() -> None:
     features, split = digits()[0], split_of(2)
-    plain, moved = (train_control(x.astype(np.float32), split, MACHINE) for x in (features, features * 1e-2 + 0.5))
+    plain, moved = (train_control(x.astype(np.float32), split, MACHINE) for x in (features, features * 32 - 2))
     np.testing.assert_allclose(moved["confidence"], plain["confidence"], rtol=1e-2, atol=2e-2)
 
 

@@ -1,0 +1,22 @@
+"""Files of safetensors, whose own library checks the layout and runs nothing."""
+
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from privacy_gate.errors import CandidateError
+from privacy_gate.unpickle import DTYPES
+from privacy_gate.weights.layout import Tensors, one_line
+
+
+def read_safetensors(path: Path) -> Tensors:
+    """The tensors of the file."""
+    try:
+        tensors = dict(load_file(path))
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise CandidateError(f"not a sound safetensors file: {one_line(error)}") from error
+    for name, tensor in tensors.items():
+        if tensor.dtype not in DTYPES:
+            raise CandidateError(f"tensor {name[:80]!r} has type {tensor.dtype}, which is not read: save it as float32")
+    return tensors
