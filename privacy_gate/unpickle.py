@@ -21,7 +21,7 @@ from privacy_gate.errors import CandidateError
 MAX_PICKLE = 64 << 20
 """Bytes of the pickle itself; tensors lie beside it. That of a model with 10,000 tensors has about one."""
 
-MAX_OPCODES = 5_000_000
+MAX_OPCODES = 2_000_000
 """Of one pickle, and entries that it copies. A module of 100 tensors takes 10,000."""
 
 MAX_AXES = 64

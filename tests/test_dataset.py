@@ -405,8 +405,16 @@ def test_an_unknown_ending_and_an_unknown_place_say_what_to_do(tmp_path: Path) -
     with pytest.raises(DatasetError, match="no such file"):
         describe_table(str(tmp_path / "table.csv"), Columns(image="image"))
     with pytest.raises(UnavailableError) as caught:
-        describe_table("nosuch://bucket/table.csv", Columns(image="image"))
+        describe_table("s3://bucket/table.csv", Columns(image="image"))  # its package is not installed
     assert caught.value.exit_code == 6
+
+
+@pytest.mark.parametrize(
+    "uri", ["http://169.254.169.254/x.csv", "nosuch://a/t.csv", "zip://t.csv::s3://b/a.zip", "ssh://h/t.csv"]
+)
+def test_a_dossier_cannot_send_the_gate_to_foreign_places(uri: str) -> None:
+    with pytest.raises(DatasetError, match="not read from a dossier"):
+        describe_table(uri, Columns(image="image"))
 
 
 def test_the_same_image_among_members_and_holdout_is_found(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def embed(jobs: Sequence[Embed], data: AuditData, machine: Machine, progress: Pr
     unreadable: dict[int, str] = {}
     done, total = 0, sum(job.last - job.first for job in jobs)
     with single_threaded_kernels(device), ThreadPoolExecutor(threads) as pool:
-        for job, batches in _ahead(jobs, work, machine.batch, pool):
+        for job, batches in _ahead(jobs, work, machine.batch, threads + PREFETCH, pool):
             made = []
             for batch in batches:
                 made.append(batch.result())
@@ -100,13 +100,13 @@ def _all_named(unreadable: Mapping[int, str], data: AuditData) -> str:
 
 
 def _ahead(
-    jobs: Sequence[Embed], work: "_Work", size: int, pool: ThreadPoolExecutor
+    jobs: Sequence[Embed], work: "_Work", size: int, ahead: int, pool: ThreadPoolExecutor
 ) -> Iterator[tuple[Embed, list[Future[_Batch]]]]:
-    """Each job with its batches, begun some batches ahead across the jobs' borders."""
+    """Each job with its batches, begun `ahead` batches ahead across the jobs' borders."""
     begun: deque[tuple[Embed, list[Future[_Batch]]]] = deque()
     waiting = deque(jobs)
     while waiting or begun:
-        while waiting and sum(not batch.done() for _, batches in begun for batch in batches) <= PREFETCH:
+        while waiting and sum(not batch.done() for _, batches in begun for batch in batches) <= ahead:
             job = waiting.popleft()
             starts = range(job.first, job.last, size)
             begun.append((job, [pool.submit(work.batch, first, min(first + size, job.last)) for first in starts]))

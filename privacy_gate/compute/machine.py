@@ -14,7 +14,7 @@ class Machine:
     """What work runs on.
 
     device   "auto" (a CUDA GPU if there is one, else the CPU), or a torch device: "cpu", "cuda:1"
-    workers  processes that decode images while the device computes; 0: none beside this one
+    workers  threads that decode images and feed them to a GPU; on a CPU its own threads decode
     batch    images per forward pass of the backbone
     block    references trained stacked in one go; None: as many as suit the caches or the GPU
     threads  CPU threads; None: as many as torch would use (all cores, or OMP_NUM_THREADS)
@@ -24,7 +24,7 @@ class Machine:
 
     device: str = "auto"
     workers: int = 2
-    batch: int = 64
+    batch: int = 32
     block: int | None = None
     threads: int | None = None
 

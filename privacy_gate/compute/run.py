@@ -19,6 +19,7 @@ from privacy_gate.compute.heads import TrainedHead, confidences, head_logits, tr
 from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.subsets import included, subpool
 from privacy_gate.dataset import AuditData, Split
+from privacy_gate.errors import CandidateError
 from privacy_gate.job import Embed, Job, Score, TrainControl, TrainReference, embed_jobs
 from privacy_gate.progress import Progress, silent
 from privacy_gate.store import Arrays
@@ -68,6 +69,9 @@ def run(jobs: Sequence[Job], inputs: Inputs, machine: Machine, results: Results,
     for score in scores:
         features = features_of(score.recipe.backbone, score.recipe.input, inputs, machine, results, progress)
         head = candidate_head(inputs.candidate, score.recipe)
+        if head.weight.shape[1] != features.shape[1]:
+            found = head.weight.shape[1]
+            raise CandidateError(f"the candidate's head reads {found} features, the table has {features.shape[1]}")
         results.put(score, {"logits": head_logits(features, head, machine)})
     for control in controls:
         features = features_of(control.backbone, control.input, inputs, machine, results, progress)

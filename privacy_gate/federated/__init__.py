@@ -1,1 +1,1 @@
-"""Federated training under attack: aggregators, adversaries, partitions and a stacked simulator. Tensors in, tensors out."""
+"""Federated training under attack: aggregators, adversaries, partitions, a stacked simulator; tensors in and out."""

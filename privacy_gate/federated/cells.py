@@ -45,8 +45,8 @@ class Training:
     def participants(self, byzantine: int) -> tuple[int, int]:
         """Honest and byzantine clients of a round: the byzantine's share of it rounded up, never everyone."""
         most = max(1, round(self.participation * self.clients))
-        bad = min(byzantine, math.ceil(byzantine * most / self.clients))
-        return max(1, most - bad), bad
+        bad = min(math.ceil(byzantine * most / self.clients), most - 1)
+        return most - bad, bad
 
     @property
     def last(self) -> int:
@@ -76,7 +76,8 @@ class Cell:
             raise ConfigurationError(f"no adversary is called {self.adversary!r}: choose of {', '.join(ADVERSARIES)}")
         if not 0 <= self.f < self.training.clients or (self.adversary is not None and self.f < 1):
             raise ConfigurationError(
-                f"f is {self.f} with {self.training.clients} clients, expected 0 or more (1 with an adversary), and one honest"
+                f"f is {self.f} of {self.training.clients} clients, expected at least one honest client, and at "
+                "least one byzantine where there is an adversary"
             )
 
     @property

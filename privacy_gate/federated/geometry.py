@@ -25,7 +25,7 @@ def squared_distances(updates: torch.Tensor) -> torch.Tensor:
     wide = known.contiguous().double()
     gram = wide @ wide.transpose(-1, -2)
     square = gram.diagonal(dim1=-2, dim2=-1)
-    found: torch.Tensor = (square.unsqueeze(-1) + square.unsqueeze(-2)).sub_(gram, alpha=2).clamp_(min=0)
+    found = torch.clamp(square.unsqueeze(-1) + square.unsqueeze(-2) - 2 * gram, min=0)
     apart = ~(finite.unsqueeze(-1) & finite.unsqueeze(-2)) | found.isnan()
     found.masked_fill_(apart, torch.inf)
     found.diagonal(dim1=-2, dim2=-1).zero_()

@@ -50,7 +50,7 @@ class Known:
 NOTHING = Known()
 
 Aggregate = Callable[..., torch.Tensor]
-"""(updates (..., n, d), f, known, *, parameters) -> (..., d), of the updates' dtype; pre-aggregation -> (..., n', d)."""
+"""(updates (..., n, d), f, known, *, parameters) -> (..., d), of the updates' dtype; (..., n', d) before a rule."""
 
 
 def refuse_few(updates: torch.Tensor, f: int, fewest: int, name: str) -> None:

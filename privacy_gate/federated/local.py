@@ -84,5 +84,5 @@ def _stepped(
     pull = training.decay * local + training.prox * (local - origin) if training.prox or training.decay else None
     moved = torch.baddbmm(local, towards, x)
     if pull is not None:  # a client whose steps are over stays where it is
-        moved -= training.lr * (weight.sum(-1) > 0).view(-1, 1, 1) * pull
+        moved -= training.lr * pull * (weight.sum(-1) > 0).view(-1, 1, 1)
     return moved - origin if steps == 1 else moved

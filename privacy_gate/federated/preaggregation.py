@@ -27,4 +27,5 @@ def bucketing(updates: torch.Tensor, f: int, known: Known = NOTHING, *, size: in
     refuse_few(updates, f, size, "bucketing")
     order = required(known.order, "a random order", "bucketing")
     shuffled = updates.gather(-2, order.unsqueeze(-1).expand(updates.shape))
-    return torch.stack([bucket.mean(-2) for bucket in shuffled.split(size, -2)], -2)
+    buckets = [shuffled[..., first : first + size, :] for first in range(0, shuffled.shape[-2], size)]
+    return torch.stack([bucket.mean(-2) for bucket in buckets], -2)

@@ -95,7 +95,7 @@ def bulyan(updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch.Tenso
 
 
 def geometric_median(
-    updates: torch.Tensor, f: int, known: Known = NOTHING, *, nu: float = 0.1, iterations: int = 8
+    updates: torch.Tensor, f: int, known: Known = NOTHING, *, nu: float = 0.1, iterations: int = 5
 ) -> torch.Tensor:
     """The point with the smallest sum of distances, smoothed below nu, by Weiszfeld's iteration from the median.
 

@@ -40,7 +40,7 @@ class Table:
 
 
 class Federation:
-    """A block of cells in training: their heads (G A, C E) from zero, what their servers remember, and the next round."""
+    """A block of cells in training: heads (G A, C E) from zero, what their servers remember, and the next round."""
 
     def __init__(
         self, table: Table, cells: Sequence[Cell], block: Block, parts: Sequence[Sequence[Rows]], draws: Draws

@@ -1,5 +1,6 @@
 """How often heads are right, by class and by client. Axis letters: evidence.py; cells are many trainings."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,7 +33,9 @@ class Exam:
         cells = len(heads)
         weight = heads.view(cells, classes, -1).transpose(0, 1).reshape(classes * cells, -1)
         hits = self.members.new_zeros(len(self.members), cells)
-        for part in torch.arange(len(self.label), device=heads.device).split(max(1, LOGITS // (classes * cells))):
+        step = max(1, LOGITS // (classes * cells))
+        for first in range(0, len(self.label), step):
+            part = slice(first, first + step)
             logits = (self.features[part] @ weight.T).view(-1, classes, cells)
             top = logits.amax(1)
             ties = (logits == top.unsqueeze(1)).sum(1)
@@ -42,11 +45,13 @@ class Exam:
         return (hits / self.members.sum(1, keepdim=True)).T
 
 
-def exam(samples: Samples, classes: int, device: torch.device, dtype: torch.dtype) -> Exam:
-    """Averages over each class (C of them), and each client (K) where the samples name them, in order of names."""
+def exam(
+    samples: Samples, classes: int, clients: Sequence[object], device: torch.device, dtype: torch.dtype
+) -> Exam:
+    """Averages over each class (C of them), and each of the named clients (K) where the samples name theirs."""
     averages = [samples.label == name for name in range(classes)]
     if samples.client is not None:
-        averages += [samples.client == name for name in np.unique(samples.client)]
+        averages += [samples.client == name for name in clients]
     return Exam(
         torch.from_numpy(with_ones(samples.features)).to(device, dtype),
         torch.from_numpy(np.asarray(samples.label, dtype=np.int64)).to(device),

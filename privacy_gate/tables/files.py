@@ -14,8 +14,21 @@ CHUNK = 1 << 20
 """Bytes read at a time."""
 
 
+PROTOCOLS = {"file", "local", "memory", "s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "hdfs", "https"}
+"""What a URI may begin with. Dossiers come from strangers: their URIs must not open chains of wrappers, nor ask
+servers inside the gate's network over plain http."""
+
+
+def _refuse_foreign(uri: str) -> None:
+    protocol, found, _ = uri.partition("://")
+    if "::" in uri or (found and protocol.lower() not in PROTOCOLS):
+        known = ", ".join(sorted(PROTOCOLS))
+        raise DatasetError(f"{uri}: this kind of place is not read from a dossier; use a path or one of {known}")
+
+
 @contextmanager
 def _reaching(uri: str) -> Iterator[None]:
+    _refuse_foreign(uri)
     try:
         yield
     except FileNotFoundError as error:

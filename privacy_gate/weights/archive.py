@@ -1,5 +1,6 @@
 """Zips as torch writes them: records stored plainly in one folder, none over another, nothing before or between."""
 
+import io
 import struct
 import zipfile
 from collections.abc import Iterator
@@ -9,8 +10,11 @@ from pathlib import Path
 from privacy_gate.errors import CandidateError
 from privacy_gate.weights.layout import MAX_BYTES, one_line
 
-HEADER = 30
+_HEADER = 30
 """Bytes before each record, at least."""
+
+_END = b"PK\x05\x06" + bytes(18)
+"""The last bytes of an archive that has no records and no comment; torch writes no comments."""
 
 
 class Archive:
@@ -27,7 +31,7 @@ class Archive:
                 raise CandidateError(f"record {inner[:80]!r} stands twice")
             self._records[inner] = record
         begins = sorted(record.header_offset for record in self._records.values())
-        ends = sorted(record.header_offset + HEADER + record.file_size for record in self._records.values())
+        ends = sorted(record.header_offset + _HEADER + record.file_size for record in self._records.values())
         # What stands before the first record, or in two at once, another reader may read otherwise.
         if begins[:1] not in ([], [0]) or any(
             end > begin for end, begin in zip(ends, [*begins[1:], opened.start_dir], strict=False)
@@ -57,7 +61,8 @@ def _refuse_unlike_torch(record: zipfile.ZipInfo, folder: str) -> None:
     if not folder.strip(".") or not name.startswith(f"{folder}/") or ".." in name.split("/") or "\\" in name:
         raise CandidateError(f"record {name[:80]!r} has a name that leads out of the archive's one folder")
     if record.compress_type != zipfile.ZIP_STORED or record.flag_bits & 1:
-        raise CandidateError(f"record {name[:80]!r} is compressed or encrypted; torch stores records plainly")
+        # Zip bombs are compressed, and so is the code in TorchScript programs.
+        raise CandidateError(f"record {name[:80]!r} is compressed or encrypted: save the state dict with torch.save")
     if record.file_size != record.compress_size:
         raise CandidateError(f"record {name[:80]!r} claims other bytes than it has")
 
@@ -66,7 +71,11 @@ def _refuse_unlike_torch(record: zipfile.ZipInfo, folder: str) -> None:
 def open_archive(path: Path) -> Iterator[Archive]:
     """The archive, while it is open. Raises CandidateError for bytes that are none."""
     try:
-        with zipfile.ZipFile(path) as opened:
-            yield Archive(opened)
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, io.SEEK_END) - len(_END)))
+            if not file.read().startswith(_END[:4]):
+                raise CandidateError("not a sound archive: it is cut off, or goes on after its end")
+            with zipfile.ZipFile(file) as opened:
+                yield Archive(opened)
     except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, OverflowError, struct.error) as error:
         raise CandidateError(f"not a sound archive: {one_line(error)}") from error

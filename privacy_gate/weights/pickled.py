@@ -27,8 +27,6 @@ def read_pickled(path: Path) -> Tensors:
 
             return filled(_named(found), stored)
     with open_archive(path) as archive:
-        if "constants.pkl" in archive:
-            raise CandidateError("a TorchScript program: save the state dict of the module instead")
         if "data.pkl" not in archive:
             raise CandidateError("no data.pkl is inside: not a file of torch.save")
         found = read_pickle(archive.read("data.pkl", MAX_PICKLE))

@@ -12,7 +12,7 @@ from privacy_gate.federated.partitions import Partition, partition
 from privacy_gate.federated.samples import Samples
 
 RULES = (
-    rule("mean"),
+    rule("uniform_mean"),
     rule("median"),
     rule("trimmed_mean"),
     rule("geometric_median"),
@@ -34,7 +34,7 @@ ATTACKS = (
     "label_flip",
 )
 
-TRAINING = Training(clients=10, rounds=150, steps=1, batch=32, lr=0.5)
+TRAINING = Training(clients=10, rounds=150, steps=1, batch=32, lr=1.0)
 
 
 def digits(share: float = 0.25, dtype: type = np.float32) -> tuple[Samples, Samples]:

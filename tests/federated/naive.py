@@ -101,13 +101,15 @@ def aggregate(rule: str, u: Floats, f: int, counts: Floats, previous: Floats) ->
     match rule:
         case "mean":
             return (counts / counts.sum()) @ u
+        case "uniform_mean":
+            return u.mean(0)
         case "median":
             return np.median(u, axis=0)
         case "trimmed_mean":
             return np.sort(u, axis=0)[f : n - f].mean(0)
         case "geometric_median":
             z = np.median(u, axis=0)
-            for _ in range(8):
+            for _ in range(5):
                 w = 1 / np.maximum(0.1, np.linalg.norm(u - z, axis=1))
                 z = (w[:, None] * u).sum(0) / w.sum()
             return z

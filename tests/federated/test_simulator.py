@@ -1,0 +1,269 @@
+"""The stacked simulator is the plain loop, whatever is packed beside what; and no trap of well-known code is in it."""
+
+from dataclasses import replace
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from privacy_gate.errors import ConfigurationError, EvidenceError
+from privacy_gate.federated.aggregators import rule
+from privacy_gate.federated.blocks import blocks
+from privacy_gate.federated.cells import Cell, Draws, Training
+from privacy_gate.federated.partitions import Partition, partition
+from privacy_gate.federated.samples import Samples
+from privacy_gate.federated.scores import exam
+from privacy_gate.federated.servers import Server
+from privacy_gate.federated.simulator import Outcome, Study, simulate
+
+UNEVEN = partition("dirichlet_by_class", minimum=2, alpha=0.3)
+SHORT = Training(clients=8, rounds=6, lr=0.5, batch=16)
+
+
+def blobs(rows: int = 400, classes: int = 4, width: int = 6, seed: int = 0, extra: bool = False) -> Samples:
+    """Classes around their own centres, and where asked for clients and a trigger that moves the last feature."""
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, classes, rows)
+    centres = np.random.default_rng(99).normal(size=(classes, width)) * 1.5
+    centres[:, -1] = 0
+    features = centres[label] + rng.normal(size=(rows, width)) * 0.7
+    features[:, -1] = 0
+    shown = features.copy()
+    shown[:, -1] = 4
+    client = rng.integers(0, 8, rows) if extra else None
+    return Samples(features, label, client, shown if extra else None)
+
+
+def study(extra: bool = False, root: bool = False, **settings: object) -> Study:
+    known = {"dtype": torch.float64, **settings}
+    small = blobs(40, seed=2) if root else None
+    return Study(blobs(extra=extra), blobs(300, seed=1, extra=extra), "test", root=small, **known)  # type: ignore[arg-type]
+
+
+def same(one: Outcome, other: Outcome) -> None:
+    np.testing.assert_allclose(one.head, other.head, rtol=1e-9, atol=1e-11)
+    assert one.accuracy == pytest.approx(other.accuracy, abs=1e-9)
+    np.testing.assert_allclose(one.client_accuracy, other.client_accuracy, atol=1e-9)
+
+
+TWINS = [
+    Training(clients=10, rounds=4, lr=0.5, batch=32),
+    Training(clients=10, rounds=3, lr=0.3, steps=None, epochs=2, batch=20, prox=0.5),
+    Training(clients=10, rounds=3, lr=0.3, steps=4, batch=8, participation=0.8),
+]
+
+
+@pytest.mark.parametrize("training", TWINS, ids=["one step", "epochs and prox", "steps and participation"])
+def test_every_rule_under_every_attack_is_what_a_plain_loop_trains(
+    training: Training, naive: ModuleType, matrix: ModuleType
+) -> None:
+    train, test = matrix.digits(dtype=np.float64)
+    cells = matrix.cells([UNEVEN], [0], (1, 2), training)
+    # min-max stands exactly as far as the farthest pair: mixing then breaks a tie by the last bit.
+    cells = [cell for cell in cells if (cell.adversary, str(cell.rule)) != ("min_max", "nnm + trimmed_mean")]
+    draws = Draws("twin")
+    for cell, found in zip(cells, simulate(Study(train, test, "twin", dtype=torch.float64), cells), strict=True):
+        accuracy, head = naive.train(cell, train, test, draws)
+        np.testing.assert_allclose(found.head, head, rtol=1e-6, atol=1e-7, err_msg=str(cell))
+        assert found.accuracy == pytest.approx(accuracy, abs=0.003)
+
+
+def mixed() -> list[Cell]:
+    """Cells of many shapes, some of which share their data."""
+    chains = [rule("mean"), rule("median"), rule("bucketing", "trimmed_mean"), rule("nnm", "krum"), rule("q_fedavg"), rule("fltrust")]
+    attacks = [None, "sign_flip", "gaussian", "label_flip", "alie_search", "inflated_counts", "free_rider", "backdoor"]
+    cells = [
+        Cell(rule=each, adversary=name, f=1, partition=UNEVEN, seed=seed, training=SHORT)
+        for each in chains
+        for name in attacks
+        for seed in (0, 1)
+    ]
+    cells += [replace(cell, server=Server("adam", lr=0.1)) for cell in cells[:6]]
+    cells += [replace(cell, training=replace(SHORT, participation=0.6)) for cell in cells[:40:3]]
+    return cells + [replace(cell, partition=Partition("column")) for cell in cells[:20:3]]
+
+
+def test_a_cell_alone_equals_the_cell_among_others_in_any_order_on_any_number_of_threads() -> None:
+    cells = mixed()
+    plain = study(extra=True, root=True)
+    together = simulate(plain, cells)
+    order = np.random.default_rng(0).permutation(len(cells))
+    shuffled = simulate(replace(plain, threads=3, memory=3000), [cells[index] for index in order])
+    for place, index in enumerate(order):
+        same(shuffled[place], together[index])
+    for index in range(0, len(cells), 17):
+        same(simulate(plain, [cells[index]])[0], together[index])
+
+
+def test_every_cell_is_in_one_block_and_no_block_too_large() -> None:
+    cells = mixed()
+    found = blocks(cells, 7)
+    places = sorted(place for block in found for chosen in block.cells for place in chosen)
+    assert places == list(range(len(cells)))
+    for block in found:
+        assert len({len(chosen) for chosen in block.cells}) == 1
+        assert sum(map(len, block.cells)) <= 7
+
+
+def test_rule_and_attack_do_not_change_what_honest_clients_see_and_seed_and_check_do() -> None:
+    draws, other = Draws("a"), Draws("b")
+    first = draws.batches(SHORT, 50, 0, 3, 2)[0]
+    np.testing.assert_array_equal(first, Draws("a").batches(SHORT, 50, 0, 3, 2)[0])
+    for changed in (draws.batches(SHORT, 50, 1, 3, 2), draws.batches(SHORT, 50, 0, 4, 2), draws.batches(SHORT, 50, 0, 3, 1)):
+        assert not np.array_equal(first, changed[0])
+    assert not np.array_equal(first, other.batches(SHORT, 50, 0, 3, 2)[0])
+
+
+def test_an_epoch_visits_every_row_once_in_batches_whose_weights_sum_to_1() -> None:
+    rows, weight = Draws("a").batches(Training(steps=None, epochs=2, batch=16), 50, 0, 0, 0)
+    assert rows.shape == weight.shape == (8, 16)
+    np.testing.assert_allclose(weight.sum(1), 1)
+    for epoch in (slice(0, 4), slice(4, 8)):
+        assert sorted(rows[epoch][weight[epoch] > 0]) == list(range(50))
+
+
+def test_byzantine_clients_take_part_at_least_as_often_as_their_share() -> None:
+    training = Training(clients=10, participation=0.5)
+    draws = Draws("a")
+    seen = [draws.participants(training, 3, 0, turn) for turn in range(200)]
+    assert {len(chosen) for chosen in seen} == {5}
+    assert {sum(client >= 7 for client in chosen) for chosen in seen} == {2}
+    counts = np.bincount(np.concatenate(seen), minlength=10)
+    assert counts.min() > 50
+    assert draws.participants(training, 0, 0, 1) == Draws("a").participants(training, 0, 0, 1)
+    assert training.participants(9) == (1, 4)
+
+
+def test_the_result_is_the_mean_of_the_last_tenth_of_the_rounds_not_the_best() -> None:
+    training = replace(SHORT, rounds=25, lr=3.0)
+    found = simulate(study(), [Cell(rule=rule("median"), adversary="ipm_10", f=3, partition=UNEVEN, training=training)], every=1)[0]
+    np.testing.assert_array_equal(found.rounds, np.arange(1, 26))
+    assert found.accuracy == pytest.approx(found.curve[-3:].mean())
+    assert found.accuracy < found.curve.max()
+
+
+def test_updates_are_differences_and_are_added() -> None:
+    """Deltas written in as weights would forget each round the last: one round would do as well as thirty."""
+    short, long = (replace(SHORT, rounds=rounds, lr=0.02) for rounds in (1, 30))
+    one, many = simulate(study(), [Cell(training=short), Cell(training=long)])
+    assert np.linalg.norm(many.head) > 10 * np.linalg.norm(one.head)
+    # An attack on weights instead would scale with the model, not with the round's change.
+    flipped = simulate(study(), [Cell(training=short, adversary="sign_flip", f=1, rule=rule("uniform_mean"))])[0]
+    assert np.linalg.norm(flipped.head) < np.linalg.norm(one.head) * 1.2
+
+
+def test_one_client_with_whole_batches_is_gradient_descent() -> None:
+    data = blobs()
+    training = Training(clients=1, rounds=5, batch=len(data.label), lr=0.2, decay=0.1)
+    found = simulate(study(), [Cell(training=training)])[0]
+    x = torch.from_numpy(np.hstack([data.features, np.ones((len(data.label), 1))]))
+    head = torch.zeros(4, x.shape[1], dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.SGD([head], lr=0.2, weight_decay=0.1)
+    for _ in range(5):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(x @ head.T, torch.from_numpy(data.label)).backward()
+        optimizer.step()
+    np.testing.assert_allclose(found.head, head.detach().numpy(), rtol=1e-10)
+
+
+def test_a_strong_proximal_term_keeps_clients_at_home() -> None:
+    training = replace(SHORT, steps=8, lr=0.2)
+    free, tied = simulate(study(), [Cell(partition=UNEVEN, training=replace(training, rounds=1, prox=prox)) for prox in (0.0, 4.0)])
+    assert np.linalg.norm(tied.head) < 0.5 * np.linalg.norm(free.head)
+
+
+def test_two_byzantine_of_ten_break_the_mean_and_not_the_robust_rules() -> None:
+    training = Training(clients=10, rounds=30, lr=0.5)
+    chains = [rule("mean"), rule("trimmed_mean"), rule("multi_krum"), rule("geometric_median"), rule("centered_clipping")]
+    found = simulate(study(), [Cell(rule=each, adversary="ipm_10", f=2, training=training) for each in chains])
+    assert found[0].accuracy < 0.3
+    assert min(each.accuracy for each in found[1:]) > 0.85
+
+
+def test_a_claim_of_a_billion_examples_breaks_fedavg_and_not_capped_claims() -> None:
+    training = Training(clients=10, rounds=30, lr=0.5)
+    cells = [Cell(rule=rule(name), adversary="inflated_counts", f=1, training=training) for name in ("mean", "capped_mean")]
+    broken, kept = simulate(study(), cells)
+    assert broken.accuracy < 0.3
+    assert kept.accuracy > 0.85
+
+
+def test_a_planted_backdoor_is_learnt_by_the_mean_and_kept_out_by_a_median() -> None:
+    training = Training(clients=8, rounds=30, lr=0.5)
+    cells = [Cell(rule=rule(name), adversary="backdoor", f=2, training=training) for name in ("mean", "median")]
+    clean, planted, kept = simulate(study(extra=True), [Cell(training=training), *cells])
+    assert clean.backdoor is None
+    assert planted.backdoor is not None
+    assert kept.backdoor is not None
+    assert planted.backdoor > 0.9
+    assert kept.backdoor < 0.4
+    with pytest.raises(ConfigurationError, match="features of triggered images"):
+        simulate(study(), cells)
+
+
+def test_q_fedavg_serves_the_client_who_is_served_worst() -> None:
+    """One client of eight holds the only rows of a class: the larger q, the better it fares."""
+    data = blobs(800)
+    client = np.random.default_rng(5).integers(0, 7, 800)
+    client[data.label == 3] = 7
+    train = Samples(data.features, data.label, client)
+    held = Study(train, blobs(400, seed=1), "q", dtype=torch.float64)
+    training = Training(clients=8, rounds=20, lr=0.1, batch=16)
+    plain, fair = simulate(
+        held, [Cell(rule=rule(name), partition=Partition("column"), training=training) for name in ("uniform_mean", "q_fedavg")]
+    )
+    assert fair.client_accuracy[7] - fair.client_accuracy[:7].mean() > plain.client_accuracy[7] - plain.client_accuracy[:7].mean()
+
+
+def test_clients_are_judged_on_their_own_rows_or_by_their_own_classes() -> None:
+    data = study(extra=True)
+    column, uneven = simulate(data, [Cell(partition=Partition("column"), training=SHORT), Cell(partition=UNEVEN, training=SHORT)])
+    x = np.hstack([data.test.features, np.ones((300, 1))])
+    # The last tenth of six rounds is the last round.
+    right = (x @ column.head.T).argmax(1) == data.test.label
+    assert data.test.client is not None
+    np.testing.assert_allclose(column.client_accuracy, [right[data.test.client == k].mean() for k in range(8)])
+    assert column.accuracy == pytest.approx(right.mean())
+    absent = replace(data, test=replace(data.test, client=np.maximum(data.test.client, 1)))
+    assert np.isnan(simulate(absent, [Cell(partition=Partition("column"), training=SHORT)])[0].client_accuracy[0])
+    assert uneven.client_accuracy.min() >= uneven.class_accuracy.min() - 1e-9
+    assert uneven.heterogeneity > column.heterogeneity
+    assert uneven.sizes.sum() == 400
+
+
+def test_a_head_of_zeros_is_right_by_chance_and_one_that_is_not_finite_never() -> None:
+    trial = exam(blobs(), 4, (), torch.device("cpu"), torch.float64)
+    heads = torch.zeros(2, 4 * 7, dtype=torch.float64)
+    heads[1] = torch.nan
+    np.testing.assert_allclose(trial.rates(heads, 4), [[0.25] * 4, [0.0] * 4])
+
+
+def test_training_leaves_the_samples_the_threads_and_gradients_as_they_were() -> None:
+    data, fresh = study(extra=True), study(extra=True)
+    threads = torch.get_num_threads()
+    found = simulate(data, mixed()[:3])
+    np.testing.assert_array_equal(data.train.features, fresh.train.features)
+    assert torch.get_num_threads() == threads
+    assert torch.is_grad_enabled()
+    assert isinstance(found[0].head, np.ndarray)
+
+
+def test_what_cannot_be_trained_is_refused() -> None:
+    for wrong in (
+        lambda: Cell(adversary="sign_flop", f=1),
+        lambda: Cell(adversary="sign_flip", f=0),
+        lambda: Cell(f=10),
+        lambda: Training(lr=0.0),
+        lambda: Training(participation=1.5),
+        lambda: simulate(study(), [Cell(rule=rule("fltrust"))]),
+        lambda: Study(blobs(), blobs(width=5), "test"),
+    ):
+        with pytest.raises(ConfigurationError):
+            wrong()
+    with pytest.raises(EvidenceError, match="not finite"):
+        Samples(np.full((2, 2), np.nan), np.zeros(2, dtype=int))
+    with pytest.raises(EvidenceError, match="label has shape"):
+        Samples(np.zeros((2, 2)), np.zeros(3, dtype=int))
+    with pytest.raises(TypeError):
+        Cell(tolerted=1)  # type: ignore[call-arg]

@@ -1,0 +1,111 @@
+"""A small model with every kind of tensor that state dicts hold, and builders of hostile files."""
+
+import importlib
+import io
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+
+class Net(torch.nn.Module):
+    """Convolution, batch norm, a tied and a non-persistent tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU())
+        self.head = torch.nn.Linear(4, 2, dtype=torch.bfloat16)
+        self.tied = self.body[0].weight
+        self.register_buffer("steps", torch.arange(3))
+        self.register_buffer("passing", torch.ones(2), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(x).mean((2, 3)).bfloat16()).float() + self.tied.sum()
+
+
+@pytest.fixture
+def net() -> Net:
+    torch.manual_seed(0)
+    return Net().eval()
+
+
+@pytest.fixture(scope="session")
+def exported() -> bytes:
+    """The same model as torch.export.save writes it."""
+    torch.manual_seed(0)
+    file = io.BytesIO()
+    torch.export.save(torch.export.export(Net().eval(), (torch.randn(2, 3, 8, 8),)), file)
+    return file.getvalue()
+
+
+@pytest.fixture
+def pt2(exported: bytes, tmp_path: Path) -> Path:
+    path = tmp_path / "model.pt2"
+    path.write_bytes(exported)
+    return path
+
+
+Same = Callable[[dict[str, torch.Tensor], dict[str, torch.Tensor]], bool]
+
+
+@pytest.fixture(scope="session")
+def same() -> Same:
+    """Whether names, types, shapes and bits agree."""
+
+    def compare(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:
+        return found.keys() == expected.keys() and all(
+            found[name].dtype == tensor.dtype and torch.equal(found[name], tensor) for name, tensor in expected.items()
+        )
+
+    return compare
+
+
+class Hostile:
+    """Pickles as a call that leaves a mark where it runs."""
+
+    def __init__(self, call: Callable[..., Any], *arguments: Any) -> None:
+        self._reduced = (call, arguments)
+
+    def __reduce__(self) -> Any:
+        return self._reduced
+
+
+@pytest.fixture
+def mark(tmp_path: Path) -> Path:
+    """A file that exists once a hostile object has run."""
+    return tmp_path / "mark"
+
+
+@pytest.fixture
+def payloads(mark: Path) -> list[Hostile]:
+    return [
+        Hostile(os.system, f"touch {mark}"),
+        Hostile(eval, f"open({str(mark)!r}, 'w')"),
+        Hostile(exec, f"open({str(mark)!r}, 'w')"),
+        Hostile(open, str(mark), "w"),
+        Hostile(__import__, "antigravity"),
+        Hostile(importlib.import_module, "antigravity"),
+    ]
+
+
+Rewrite = Callable[..., None]
+
+
+@pytest.fixture(scope="session")
+def rewrite() -> Rewrite:
+    """Writes the same archive with other records; None drops one."""
+
+    def change(path: Path, changes: dict[str, bytes | None], *, compressed: bool = False) -> None:
+        with zipfile.ZipFile(path) as archive:
+            records = {info.filename: archive.read(info) for info in archive.infolist()}
+        records.update({name: content for name, content in changes.items() if content is not None})
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED) as archive:
+            for name, content in records.items():
+                if changes.get(name, b"") is not None:
+                    archive.writestr(name, content)
+
+    return change
