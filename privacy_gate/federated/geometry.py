@@ -34,7 +34,8 @@ def squared_distances(updates: torch.Tensor) -> torch.Tensor:
 
 def norms(updates: torch.Tensor) -> torch.Tensor:
     """Euclidean norms (...,) float64 of vectors (..., d), summed in float64."""
-    return torch.linalg.vector_norm(updates, dim=-1, dtype=torch.float64)
+    found: torch.Tensor = torch.linalg.vector_norm(updates, dim=-1, dtype=torch.float64)
+    return found
 
 
 def mean_of(updates: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,6 @@ from privacy_gate.federated.geometry import (
     finite_rows,
     mean_of,
     middle,
-    norms,
     ordered,
     smallest,
     squared_distances,
@@ -24,6 +23,9 @@ from privacy_gate.federated.known import NOTHING, Known, refuse_few
 
 SUBSETS = 5000
 """Subsets of clients that the minimum diameter is looked for among, at most."""
+
+FAR = 1e6
+"""Times the median distance beyond which an update's distance does not matter to the geometric median."""
 
 CHUNK = 256
 """Subsets whose diameters are compared at once."""
@@ -106,13 +108,28 @@ def geometric_median(
 
 
 def weiszfeld(updates: torch.Tensor, start: torch.Tensor, nu: float, iterations: int) -> torch.Tensor:
-    """So many smoothed steps from `start` (..., d): each the mean weighted by 1 / max(nu, distance)."""
+    """So many smoothed steps from `start` (..., d): each the mean weighted by 1 / max(nu, distance).
+
+    Every point on the way is start plus a mixture of the updates' ways from it, so distances follow from the inner
+    products of those, n x n. An update FAR away is drawn in: of it only the direction matters.
+    """
     clean, finite = finite_rows(updates)
-    point = start
+    away = clean - start.unsqueeze(-2)
+    wide = away.double()
+    gram = wide @ wide.transpose(-1, -2)
+    length = gram.diagonal(dim1=-2, dim2=-1).sqrt()
+    near = length.masked_fill(~finite, torch.inf).sort(-1).values[..., (length.shape[-1] - 1) // 2].unsqueeze(-1)
+    shrink = torch.where(length > FAR * near, FAR * near / length, 1.0)
+    gram = torch.nan_to_num(gram * shrink.unsqueeze(-1) * shrink.unsqueeze(-2), nan=0.0, posinf=0.0)
+    square = gram.diagonal(dim1=-2, dim2=-1)
+    distance = square.sqrt()
+    weight = torch.zeros_like(square)
     for _ in range(iterations):
-        weight = finite / norms(clean - point.unsqueeze(-2)).clamp_(min=nu)
-        point = weighted_sum(clean, weight / weight.sum(-1, keepdim=True))
-    return point
+        weight = finite / distance.clamp(min=nu)
+        weight = weight / weight.sum(-1, keepdim=True)
+        inner = (gram * weight.unsqueeze(-2)).sum(-1)
+        distance = (square - 2 * inner + (weight * inner).sum(-1, keepdim=True)).clamp_(min=0).sqrt_()
+    return start + weighted_sum(away, weight * shrink)
 
 
 def minimum_diameter(updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch.Tensor:

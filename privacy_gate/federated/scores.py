@@ -45,9 +45,7 @@ class Exam:
         return (hits / self.members.sum(1, keepdim=True)).T
 
 
-def exam(
-    samples: Samples, classes: int, clients: Sequence[object], device: torch.device, dtype: torch.dtype
-) -> Exam:
+def exam(samples: Samples, classes: int, clients: Sequence[object], device: torch.device, dtype: torch.dtype) -> Exam:
     """Averages over each class (C of them), and each of the named clients (K) where the samples name theirs."""
     averages = [samples.label == name for name in range(classes)]
     if samples.client is not None:

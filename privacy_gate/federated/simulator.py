@@ -31,7 +31,7 @@ class Outcome:
     curve            (R',)  at each round in `rounds` (R',), counted from 1
     class_accuracy   (C,)   NaN for a class without rows
     client_accuracy  (K,)   of each client's own test rows where they name their clients, else with its classes' shares
-    backdoor         share of triggered rows of other classes that the last head calls the target; None without a backdoor
+    backdoor         share of triggered rows of other classes that the last head calls the target; None without one
     heterogeneity    mean total variation distance of the clients' classes from everyone's
     sizes            (K,)   training rows of each client
     head             (C, D + 1)  the last head, bias last

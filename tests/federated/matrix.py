@@ -53,7 +53,10 @@ def uneven(alpha: float) -> Partition:
 
 
 def cells(
-    partitions: Sequence[Partition], seeds: Sequence[int], byzantine: Sequence[int] = (1, 2), training: Training = TRAINING
+    partitions: Sequence[Partition],
+    seeds: Sequence[int],
+    byzantine: Sequence[int] = (1, 2),
+    training: Training = TRAINING,
 ) -> list[Cell]:
     """Every rule, told of two byzantine clients, without an attack; and under every attack of every number."""
     found = []

@@ -1,4 +1,4 @@
-"""The slow twin of the simulator: plain NumPy, one cell at a time, every rule and attack written from its definition."""
+"""The slow twin of the simulator: plain NumPy, one cell at a time, every rule and attack from its definition."""
 
 import math
 

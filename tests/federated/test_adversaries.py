@@ -87,7 +87,15 @@ def test_attacks_agree_with_byzfl_which_adds_deviations_where_we_subtract(peers:
     np.testing.assert_allclose(mimic(seen)[0], theirs["mimic0"], atol=1e-6)
 
 
-Z = [(50, 3, 0.0267), (50, 5, 0.0837), (50, 8, 0.1800), (50, 10, 0.2533), (50, 12, 0.3360), (20, 4, 0.1573), (10, 2, 0.0)]
+Z = [
+    (50, 3, 0.0267),
+    (50, 5, 0.0837),
+    (50, 8, 0.1800),
+    (50, 10, 0.2533),
+    (50, 12, 0.3360),
+    (20, 4, 0.1573),
+    (10, 2, 0.0),
+]
 
 
 @pytest.mark.parametrize(("n", "f", "z"), Z)

@@ -18,7 +18,7 @@ from privacy_gate.federated.robust import krum, krum_scores, minimum_diameter, t
 
 N, F, D = 11, 2, 6
 ALL = sorted(AGGREGATORS)
-NOT_ROBUST = {"mean", "capped_mean", "q_fedavg"}
+NOT_ROBUST = {"mean", "uniform_mean", "capped_mean", "q_fedavg"}
 ROBUST = sorted(set(ALL) - NOT_ROBUST)
 MIXED = [rule(first, name) for first in ("nnm", "clip", "arc") for name in ("trimmed_mean", "krum", "geometric_median")]
 RULES = [rule(name) for name in ROBUST] + MIXED
@@ -105,7 +105,11 @@ def test_every_cell_of_a_batch_is_aggregated_as_if_alone(each: Rule) -> None:
     assert batch.shape == (3, 4, D)
     for a in range(3):
         for b in range(4):
-            alone = {name: value[a, b] for name, value in vars(facts).items() if getattr(value, "ndim", 0) > 2 or name in {"root", "previous", "counts", "losses"}}
+            alone = {
+                name: value[a, b]
+                for name, value in vars(facts).items()
+                if getattr(value, "ndim", 0) > 2 or name in {"root", "previous", "counts", "losses"}
+            }
             np.testing.assert_allclose(each(x[a, b], F, replace(facts, **alone)), batch[a, b], rtol=1e-10, atol=1e-12)
 
 
@@ -133,7 +137,19 @@ def test_the_order_of_clients_changes_nothing(each: Rule) -> None:
     np.testing.assert_allclose(each(x[order], 3, shuffled), each(x, 3, facts), rtol=1e-9, atol=1e-12)
 
 
-SHIFTED = ["mean", "capped_mean", "median", "trimmed_mean", "krum", "multi_krum", "bulyan", "meamed", "minimum_diameter", "geometric_median", "centered_clipping"]
+SHIFTED = [
+    "mean",
+    "capped_mean",
+    "median",
+    "trimmed_mean",
+    "krum",
+    "multi_krum",
+    "bulyan",
+    "meamed",
+    "minimum_diameter",
+    "geometric_median",
+    "centered_clipping",
+]
 
 
 @pytest.mark.parametrize("each", [rule(name) for name in SHIFTED] + [rule("nnm", name) for name in SHIFTED], ids=str)
@@ -145,7 +161,12 @@ def test_updates_shifted_together_shift_the_aggregate(each: Rule) -> None:
     np.testing.assert_allclose(moved, each(x, F, facts) + shift, atol=1e-9)
 
 
-SCALED = [rule(name) for name in ALL if name not in {"geometric_median", "fltrust", "q_fedavg"}] + MIXED[:2] + MIXED[3:5] + MIXED[6:8]
+SCALED = (
+    [rule(name) for name in ALL if name not in {"geometric_median", "fltrust", "q_fedavg"}]
+    + MIXED[:2]
+    + MIXED[3:5]
+    + MIXED[6:8]
+)
 
 
 @pytest.mark.parametrize("each", SCALED, ids=str)
@@ -195,7 +216,9 @@ def test_f_arbitrary_vectors_cannot_move_a_robust_rule_far(
 @settings(max_examples=25, deadline=None)
 def test_coordinates_stay_within_the_honest_ones(name: str, data: st.DataObject) -> None:
     x = updates(data.draw(st.integers(0, 1000)))
-    bad = data.draw(st.lists(st.sampled_from([1e3, -1e3, 1e30, -1e30, np.nan, np.inf, -np.inf]), min_size=F * D, max_size=F * D))
+    bad = data.draw(
+        st.lists(st.sampled_from([1e3, -1e3, 1e30, -1e30, np.nan, np.inf, -np.inf]), min_size=F * D, max_size=F * D)
+    )
     honest = x[F:].clone()
     x[:F] = torch.tensor(bad).view(F, D)
     found = AGGREGATORS[name](x, F)
@@ -303,7 +326,9 @@ def test_trimming_none_is_the_mean_and_trimming_most_the_median() -> None:
     np.testing.assert_allclose(trimmed_mean(x, 5), x.median(0).values)
 
 
-@pytest.mark.parametrize(("name", "n", "f"), [("krum", 6, 2), ("bulyan", 10, 2), ("median", 4, 2), ("trimmed_mean", 4, 2)])
+@pytest.mark.parametrize(
+    ("name", "n", "f"), [("krum", 6, 2), ("bulyan", 10, 2), ("median", 4, 2), ("trimmed_mean", 4, 2)]
+)
 def test_too_few_updates_for_f_are_refused(name: str, n: int, f: int) -> None:
     with pytest.raises(ConfigurationError, match=r"at least \d+ updates"):
         rule(name)(torch.zeros(n, 3), f)

@@ -71,7 +71,14 @@ def test_every_rule_under_every_attack_is_what_a_plain_loop_trains(
 
 def mixed() -> list[Cell]:
     """Cells of many shapes, some of which share their data."""
-    chains = [rule("mean"), rule("median"), rule("bucketing", "trimmed_mean"), rule("nnm", "krum"), rule("q_fedavg"), rule("fltrust")]
+    chains = [
+        rule("mean"),
+        rule("median"),
+        rule("bucketing", "trimmed_mean"),
+        rule("nnm", "krum"),
+        rule("q_fedavg"),
+        rule("fltrust"),
+    ]
     attacks = [None, "sign_flip", "gaussian", "label_flip", "alie_search", "inflated_counts", "free_rider", "backdoor"]
     cells = [
         Cell(rule=each, adversary=name, f=1, partition=UNEVEN, seed=seed, training=SHORT)
@@ -110,7 +117,11 @@ def test_rule_and_attack_do_not_change_what_honest_clients_see_and_seed_and_chec
     draws, other = Draws("a"), Draws("b")
     first = draws.batches(SHORT, 50, 0, 3, 2)[0]
     np.testing.assert_array_equal(first, Draws("a").batches(SHORT, 50, 0, 3, 2)[0])
-    for changed in (draws.batches(SHORT, 50, 1, 3, 2), draws.batches(SHORT, 50, 0, 4, 2), draws.batches(SHORT, 50, 0, 3, 1)):
+    for changed in (
+        draws.batches(SHORT, 50, 1, 3, 2),
+        draws.batches(SHORT, 50, 0, 4, 2),
+        draws.batches(SHORT, 50, 0, 3, 1),
+    ):
         assert not np.array_equal(first, changed[0])
     assert not np.array_equal(first, other.batches(SHORT, 50, 0, 3, 2)[0])
 
@@ -137,7 +148,9 @@ def test_byzantine_clients_take_part_at_least_as_often_as_their_share() -> None:
 
 def test_the_result_is_the_mean_of_the_last_tenth_of_the_rounds_not_the_best() -> None:
     training = replace(SHORT, rounds=25, lr=3.0)
-    found = simulate(study(), [Cell(rule=rule("median"), adversary="ipm_10", f=3, partition=UNEVEN, training=training)], every=1)[0]
+    found = simulate(
+        study(), [Cell(rule=rule("median"), adversary="ipm_10", f=3, partition=UNEVEN, training=training)], every=1
+    )[0]
     np.testing.assert_array_equal(found.rounds, np.arange(1, 26))
     assert found.accuracy == pytest.approx(found.curve[-3:].mean())
     assert found.accuracy < found.curve.max()
@@ -169,13 +182,21 @@ def test_one_client_with_whole_batches_is_gradient_descent() -> None:
 
 def test_a_strong_proximal_term_keeps_clients_at_home() -> None:
     training = replace(SHORT, steps=8, lr=0.2)
-    free, tied = simulate(study(), [Cell(partition=UNEVEN, training=replace(training, rounds=1, prox=prox)) for prox in (0.0, 4.0)])
+    free, tied = simulate(
+        study(), [Cell(partition=UNEVEN, training=replace(training, rounds=1, prox=prox)) for prox in (0.0, 4.0)]
+    )
     assert np.linalg.norm(tied.head) < 0.5 * np.linalg.norm(free.head)
 
 
 def test_two_byzantine_of_ten_break_the_mean_and_not_the_robust_rules() -> None:
     training = Training(clients=10, rounds=30, lr=0.5)
-    chains = [rule("mean"), rule("trimmed_mean"), rule("multi_krum"), rule("geometric_median"), rule("centered_clipping")]
+    chains = [
+        rule("mean"),
+        rule("trimmed_mean"),
+        rule("multi_krum"),
+        rule("geometric_median"),
+        rule("centered_clipping"),
+    ]
     found = simulate(study(), [Cell(rule=each, adversary="ipm_10", f=2, training=training) for each in chains])
     assert found[0].accuracy < 0.3
     assert min(each.accuracy for each in found[1:]) > 0.85
@@ -183,7 +204,9 @@ def test_two_byzantine_of_ten_break_the_mean_and_not_the_robust_rules() -> None:
 
 def test_a_claim_of_a_billion_examples_breaks_fedavg_and_not_capped_claims() -> None:
     training = Training(clients=10, rounds=30, lr=0.5)
-    cells = [Cell(rule=rule(name), adversary="inflated_counts", f=1, training=training) for name in ("mean", "capped_mean")]
+    cells = [
+        Cell(rule=rule(name), adversary="inflated_counts", f=1, training=training) for name in ("mean", "capped_mean")
+    ]
     broken, kept = simulate(study(), cells)
     assert broken.accuracy < 0.3
     assert kept.accuracy > 0.85
@@ -211,14 +234,23 @@ def test_q_fedavg_serves_the_client_who_is_served_worst() -> None:
     held = Study(train, blobs(400, seed=1), "q", dtype=torch.float64)
     training = Training(clients=8, rounds=20, lr=0.1, batch=16)
     plain, fair = simulate(
-        held, [Cell(rule=rule(name), partition=Partition("column"), training=training) for name in ("uniform_mean", "q_fedavg")]
+        held,
+        [
+            Cell(rule=rule(name), partition=Partition("column"), training=training)
+            for name in ("uniform_mean", "q_fedavg")
+        ],
     )
-    assert fair.client_accuracy[7] - fair.client_accuracy[:7].mean() > plain.client_accuracy[7] - plain.client_accuracy[:7].mean()
+    assert (
+        fair.client_accuracy[7] - fair.client_accuracy[:7].mean()
+        > plain.client_accuracy[7] - plain.client_accuracy[:7].mean()
+    )
 
 
 def test_clients_are_judged_on_their_own_rows_or_by_their_own_classes() -> None:
     data = study(extra=True)
-    column, uneven = simulate(data, [Cell(partition=Partition("column"), training=SHORT), Cell(partition=UNEVEN, training=SHORT)])
+    column, uneven = simulate(
+        data, [Cell(partition=Partition("column"), training=SHORT), Cell(partition=UNEVEN, training=SHORT)]
+    )
     x = np.hstack([data.test.features, np.ones((300, 1))])
     # The last tenth of six rounds is the last round.
     right = (x @ column.head.T).argmax(1) == data.test.label
