@@ -1,9 +1,10 @@
 """Federated trainings per second: the stacked simulator against a plain NumPy loop, one cell at a time.
 
-The cells are those of the reference matrix (digits, softmax head, ten clients, seven rules, ten attacks). Every round
-measures both one after the other, so that a neighbour's load meets both; the ratio is the median of the rounds'
-ratios. The loop trains a sample of the cells, every so-manieth; the simulator trains all of them. Beside elapsed seconds stand
-seconds of CPU time: an elapsed time well above CPU time / threads means that something else ran.
+The cells are those of the reference matrix (digits, softmax head, ten clients, seven rules, ten attacks). Every
+round measures both one after the other, so that a neighbour's load meets both; the ratio is the median of the
+rounds' ratios. The loop trains a sample of the cells, every n-th; the simulator trains all of them. Beside
+elapsed seconds stand seconds of CPU time: an elapsed time well above CPU time / threads means that something else
+ran.
 """
 
 import argparse

@@ -56,8 +56,35 @@ REFUSED = {
     "dict wrapped in itself": b"\x80\x02}q\x00X\x05\x00\x00\x00modelh\x00s.",
     "module in itself": b"\x80\x02cm\nM\n)Rq\x00}X\x08\x00\x00\x00_modules}X\x01\x00\x00\x00ah\x00ssb.",
     "name doubled without end": b"\x80\x04X\xff\x03\x00\x00" + b"a" * 1023 + b"2\x93.",
+    "one state set on all": b"\x80\x02cm\nM\nq\x000}q\x01("
+    + b"".join(b"X\x04\x00\x00\x00%04dN" % key for key in range(2000))
+    + b"u0"
+    + b"h\x00)Rh\x01b0" * 1100
+    + b"N.",
+    "view of a storage": TENSOR.removesuffix(b"tQ")
+    + b"X\x01\x00\x00\x00vK\x00K\x01\x87tQK\x00K\x01\x85K\x01\x85"
+    + END
+    + b".",
+    "storage of two types": b"("
+    + TENSOR
+    + b"K\x00))"
+    + END
+    + TENSOR.replace(b"Float", b"Int")
+    + b"K\x00))"
+    + END
+    + b"t.",
     "too many opcodes": b"\x80\x02" + b"N0" * 1_000_001 + b"N.",
 }
+
+
+REASONS = {
+    "module in itself": "or a module holds itself",
+    "one state set on all": "the same state is set on too many objects",
+    "view of a storage": "as torch before 0.4 wrote it",
+    "storage of two types": "storage '0' has two types",
+    "too many opcodes": "more than 2,000,000 opcodes",
+}
+"""What the error says, where another reason would be refused as well."""
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -70,6 +97,7 @@ def test_hand_made_opcodes_are_refused_in_one_line(name: str, net: Any, rewrite:
     assert str(caught.value).startswith("model.pth: ")
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400
+    assert REASONS.get(name, "") in str(caught.value)
     assert caught.value.exit_code == 5
 
 
