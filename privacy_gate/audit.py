@@ -124,15 +124,7 @@ def audit(
         created=now.isoformat(timespec="seconds"),
         tool=f"privacy-gate {metadata.version('privacy-gate')}",
         versions=_versions(),
-        candidate=CandidateRecord(
-            uri=candidate.uri,
-            name=candidate.name,
-            version=candidate.version,
-            alias=candidate.alias,
-            run_id=candidate.run_id,
-            model_id=candidate.model_id,
-            digest=candidate.digest,
-        ),
+        candidate=_identify(candidate),
         policy=PolicyRecord(
             name=policy.name,
             version=policy.version,
@@ -152,6 +144,18 @@ def audit(
         threat_model=THREAT_MODEL if any(isinstance(check, Membership) for check in checks) else (),
         not_tested=NOT_TESTED,
         notes=tuple(policy.idle_waivers(candidate.name, findings, now.date())),
+    )
+
+
+def _identify(candidate: Candidate) -> CandidateRecord:
+    return CandidateRecord(
+        uri=candidate.uri,
+        name=candidate.name,
+        version=candidate.version,
+        alias=candidate.alias,
+        run_id=candidate.run_id,
+        model_id=candidate.model_id,
+        digest=candidate.digest,
     )
 
 

@@ -69,7 +69,7 @@ def tpr_at_fpr(member: Floats, holdout: Floats, fpr: float, confidence: float, s
     low = _mixture_quantile(middle, m - middle + 1, weight, tail)
     high = _mixture_quantile(middle + 1, m - middle, weight, 1 - tail)
     method = "Clopper-Pearson mixed over the threshold's rank"
-    return _measurement(metric, subject, value, low, high, confidence, method, member, holdout)
+    return rate_measurement(metric, subject, (low, value, high), confidence, method, _samples(member, holdout))
 
 
 def _mixture_quantile(a: Floats, b: Floats, weight: Floats, level: float) -> float:
@@ -108,7 +108,8 @@ def auc(member: Floats, holdout: Floats, confidence: float, subject: str = "") -
     centre = (value + z2 / (2 * trials)) / (1 + z2 / trials)
     half = math.sqrt(z2 / trials * (value * (1 - value) + z2 / (4 * trials))) / (1 + z2 / trials)
     method = "Wilson with DeLong's effective sample"
-    return _measurement("auc", subject, value, centre - half, centre + half, confidence, method, member, holdout)
+    ends = (centre - half, value, centre + half)
+    return rate_measurement("auc", subject, ends, confidence, method, _samples(member, holdout))
 
 
 def balanced_accuracy(member: Floats, holdout: Floats, confidence: float, subject: str = "") -> Measurement:
@@ -130,9 +131,9 @@ def balanced_accuracy(member: Floats, holdout: Floats, confidence: float, subjec
     root = math.sqrt(max(gap**2 - (1 + c * uneven) * (gap**2 - c / 4), 0.0))
     high = (gap + root) / (1 + c * uneven)
     low = gap - math.sqrt(-math.log((1 - confidence) / 2) / 2 * spread)
-    ends = ((1 + max(low, 0.0)) / 2, (1 + min(high, 1.0)) / 2)
+    ends = ((1 + max(low, 0.0)) / 2, (1 + gap) / 2, (1 + min(high, 1.0)) / 2)
     method = "Smirnov below, Wilson's principle above"
-    return _measurement("balanced_accuracy", subject, (1 + gap) / 2, *ends, confidence, method, member, holdout)
+    return rate_measurement("balanced_accuracy", subject, ends, confidence, method, _samples(member, holdout))
 
 
 def precision_at(fpr: float, tpr: float, prior: float) -> float:
@@ -188,18 +189,11 @@ def histogram(member: Floats, holdout: Floats, attack: str) -> Histogram:
     return Histogram(attack=attack, edges=tuple(edges.tolist()), member=tuple(counts[0]), holdout=tuple(counts[1]))
 
 
-def _measurement(
-    metric: str,
-    subject: str,
-    value: float,
-    low: float,
-    high: float,
-    confidence: float,
-    method: str,
-    member: Floats,
-    holdout: Floats,
+def rate_measurement(
+    metric: str, subject: str, ends: tuple[float, float, float], confidence: float, method: str, samples: str
 ) -> Measurement:
-    """An interval within [0, 1] that holds its own estimate, to the last bit."""
+    """A figure with its interval, ends = (low, value, high), kept within [0, 1] and around its own estimate."""
+    low, value, high = ends
     return Measurement(
         metric=metric,
         subject=subject,
@@ -208,5 +202,9 @@ def _measurement(
         high=min(1.0, max(high, value)),
         confidence=confidence,
         method=method,
-        samples=f"{len(member):,} members, {len(holdout):,} holdout",
+        samples=samples,
     )
+
+
+def _samples(member: Floats, holdout: Floats) -> str:
+    return f"{len(member):,} members, {len(holdout):,} holdout"

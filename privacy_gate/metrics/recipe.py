@@ -13,7 +13,7 @@ from privacy_gate.attacks.leave_one_out import lira_every_model
 from privacy_gate.attacks.moments import Moments, block_moments, row_blocks
 from privacy_gate.errors import EvidenceError
 from privacy_gate.evidence import Bools, Floats
-from privacy_gate.metrics.membership import needed_holdout
+from privacy_gate.metrics.membership import needed_holdout, rate_measurement
 from privacy_gate.verdict import Measurement, not_measured
 
 NEIGHBOURHOOD = 0.5
@@ -57,8 +57,8 @@ def clustered_tpr(
     variance = max(float((weight.sum(axis=0) ** 2).sum() + (weight.sum(axis=1) ** 2).sum()) - cells, cells)
     trials = value * (1 - value) / variance if variance > 0 and 0 < value < 1 else float(rows)
     low, high = _wilson(value, trials, float(stdtrit(models - 1, (1 + confidence) / 2)))
-    return _measurement(
-        metric, subject, (low, value, high), confidence, "two-way clustered by models and rows", phi=scores
+    return rate_measurement(
+        metric, subject, (low, value, high), confidence, "two-way clustered by models and rows", _samples(scores)
     )
 
 
@@ -78,8 +78,13 @@ def calibrated_tpr(phi: Floats, included: Bools, fpr: float, confidence: float, 
     jackknife = float((models - 1) / models * ((without - without.mean()) ** 2).sum())
     error = math.sqrt(float(rates.var(ddof=1)) / len(rates) + jackknife)
     reach = float(stdtrit(models - 1, (1 + confidence) / 2)) * error
-    return _measurement(
-        metric, subject, (value - reach, value, value + reach), confidence, "rows and jackknife over models", phi=phi
+    return rate_measurement(
+        metric,
+        subject,
+        (value - reach, value, value + reach),
+        confidence,
+        "rows and jackknife over models",
+        _samples(phi),
     )
 
 
@@ -130,17 +135,5 @@ def _wilson(value: float, trials: float, z: float) -> tuple[float, float]:
     return centre - half, centre + half
 
 
-def _measurement(
-    metric: str, subject: str, ends: tuple[float, float, float], confidence: float, method: str, *, phi: Floats
-) -> Measurement:
-    low, value, high = ends
-    return Measurement(
-        metric=metric,
-        subject=subject,
-        value=value,
-        low=max(0.0, min(low, value)),
-        high=min(1.0, max(high, value)),
-        confidence=confidence,
-        method=method,
-        samples=f"{phi.shape[0]:,} models, {phi.shape[1]:,} rows",
-    )
+def _samples(phi: Floats) -> str:
+    return f"{phi.shape[0]:,} models, {phi.shape[1]:,} rows"
