@@ -53,6 +53,42 @@ class Input(Record):
     crop: Annotated[float, Field(gt=0, le=1)] = 1.0
 
 
+class View(Record):
+    """One way an image is shown: mirrored left to right or not, then moved down and right by so many pixels.
+
+    Pixels are those of the backbone's input; what moves in repeats the edge.
+    """
+
+    flip: bool = False
+    down: int = 0
+    right: int = 0
+
+
+class Augmentation(Record):
+    """Views that training shows: every example is seen in one of them, drawn afresh and evenly each epoch.
+
+    flip   mirrored images too
+    shift  images moved by so many pixels of the input up, down, left and right too
+    """
+
+    flip: bool = False
+    shift: Annotated[int, Field(ge=0, le=256)] = 0
+
+    @model_validator(mode="after")
+    def _shows_something_new(self) -> Self:
+        if not self.flip and not self.shift:
+            raise ValueError("augmentation needs flip: true or a shift above 0; without either remove it")
+        return self
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """All views, the image as it stands first."""
+        s = self.shift
+        moves = ((0, 0), (-s, 0), (s, 0), (0, -s), (0, s)) if s else ((0, 0),)
+        mirrored = (False, True) if self.flip else (False,)
+        return tuple(View(flip=flip, down=down, right=right) for flip in mirrored for down, right in moves)
+
+
 class Head(Record):
     """The last linear layer: how it starts."""
 
@@ -147,6 +183,7 @@ class Recipe(Record):
     epochs: Annotated[int, Field(ge=1, le=100_000)]
     batch_size: Annotated[int, Field(ge=1)]
     label_smoothing: Fraction = 0.0
+    augmentation: Augmentation | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
     @model_validator(mode="after")
@@ -155,7 +192,14 @@ class Recipe(Record):
             raise ValueError("backbone 'identity' reads embeddings, not images: remove input")
         if not self.backbone.is_identity and self.input is None:
             raise ValueError("input is missing: {size: ..., mean: [...], std: [...]}")
+        if self.augmentation and (self.input is None or self.augmentation.shift >= self.input.size):
+            raise ValueError("augmentation needs images, larger than its shift: correct it or remove it")
         return self
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """How training shows an image, and how attacks query the model; the image as it stands first."""
+        return self.augmentation.views if self.augmentation else (View(),)
 
 
 class Dossier(Record):

@@ -98,6 +98,8 @@ class AuditData:
     client     (N,)   text, or None
     embedding  (N, D) float32 where the table holds features, else None
     image      reads the encoded bytes of row i; None where the table holds features
+    canary     (N,)   bool, rows included by a fair coin; or None
+    trace      (N, E) loss after each of E epochs of the candidate's training, nats; or None
     digest     sha256 that stands for the whole content
     """
 
@@ -109,6 +111,8 @@ class AuditData:
     client: NDArray[np.str_] | None = None
     embedding: NDArray[np.float32] | None = None
     image: Callable[[int], bytes] | None = None
+    canary: NDArray[np.bool_] | None = None
+    trace: NDArray[np.float64] | None = None
 
     @property
     def rows(self) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from privacy_gate.dataset import AuditData, Split
+from privacy_gate.dataset import Split
 from privacy_gate.errors import EvidenceError
 
 Floats = NDArray[np.floating]
@@ -54,6 +54,10 @@ class MembershipEvidence:
     logits       (N, C)  the candidate's logits, nats up to a constant per row
     reference_logits (N, C)  those of reference 0; None without references
     residual     (M, N)  norm of p - onehot(y) of each reference; None where not kept
+    features     (N, D)  of the frozen backbone; None where more than a head was trained
+    trace        (N, E)  loss after each of E epochs of the candidate's training, nats; None where not logged
+    ridge        L2 coefficient r of the training loss, mean over members + r/2 |(W, b)|^2; None where it has
+                 another form
 
     Raises EvidenceError on a wrong shape, a value that is not finite, no member or no holdout
     row, a population row inside a training set, or an audited row that is in all or in none of
@@ -68,6 +72,9 @@ class MembershipEvidence:
     logits: Floats
     reference_logits: Floats | None = None
     residual: Floats | None = None
+    features: Floats | None = None
+    trace: Floats | None = None
+    ridge: float | None = None
 
     def __post_init__(self) -> None:
         rows, models = len(self.target), len(self.reference)
@@ -80,6 +87,8 @@ class MembershipEvidence:
             "logits": (rows, self.logits.shape[-1]),
             "reference_logits": (rows, self.logits.shape[-1]),
             "residual": (models, rows),
+            "features": (rows, *(() if self.features is None else self.features.shape[1:2])),
+            "trace": (rows, *(() if self.trace is None else self.trace.shape[1:2])),
         }
         for name, shape in expected.items():
             array = getattr(self, name)
@@ -127,24 +136,3 @@ class MembershipEvidence:
     def population(self) -> Bools:
         """(N,) True for the rows that only calibrate attacks."""
         return np.asarray(self.split == Split.POPULATION)
-
-
-def membership_evidence(
-    data: AuditData,
-    logits: Floats,
-    reference: Floats,
-    included: Bools,
-    reference_logits: Floats | None = None,
-    residual: Floats | None = None,
-) -> MembershipEvidence:
-    """The evidence from stored results: the candidate's logits (N, C) and M references."""
-    return MembershipEvidence(
-        target=logit_scaled(logits, data.label),
-        reference=reference,
-        included=included,
-        label=data.label,
-        split=data.split,
-        logits=logits,
-        reference_logits=reference_logits,
-        residual=residual,
-    )

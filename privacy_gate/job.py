@@ -2,12 +2,13 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from privacy_gate.candidate import Backbone, Input, Recipe
+from privacy_gate.candidate import Backbone, Input, Recipe, View
 
-FORMAT = 1
+FORMAT = 2
 """Part of every digest: raised when the meaning of a stored result changes."""
 
 EMBED_ROWS = 256
@@ -24,6 +25,7 @@ class Embed:
 
     backbone: Backbone
     input: Input
+    view: View
     dataset: str
     first: int
     last: int
@@ -31,9 +33,10 @@ class Embed:
 
 @dataclass(frozen=True)
 class Score:
-    """The candidate's logits on every row of the audit table.
+    """The candidate's output on every row of the audit table.
 
-    Result: logits (N, C) float32.
+    Result: logits (N, C) float32, of the image as it stands; confidence (N,) float32, log p_y - log(1 - p_y)
+    in nats, the mean over the recipe's views.
     """
 
     artifact: str
@@ -47,16 +50,19 @@ class TrainReference:
 
     The recipe's seed is the candidate's own and takes no part: see `train_reference`. A divisor
     above 1 shrinks the pool, class by class, to that part of its rows: the smaller pools are
-    nested in the larger, and the share that each reference is trained on stays.
-    Result: confidence (N,) float32, log p_y - log(1 - p_y) in nats, on every row;
-    residual (N,) float32, the norm of p - onehot(y); included (N,) bool, the rows it was
-    trained on; and for index 0 logits (N, C) float32.
+    nested in the larger, and the share that each reference is trained on stays. Rows of `without`,
+    ascending, are taken out of the pool first.
+    Result, on every row: confidence (N,) float32, log p_y - log(1 - p_y) in nats, the mean over the recipe's
+    views;
+    residual (N,) float32, the norm of p - onehot(y); correct (N,) bool, whether the largest logit is
+    the label's; included (N,) bool, the rows it was trained on; and for index 0 logits (N, C) float32.
     """
 
     recipe: Recipe
     dataset: str
     index: int
     divisor: int = 1
+    without: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,17 +80,26 @@ class TrainControl:
 Job = Embed | Score | TrainReference | TrainControl
 
 
-def train_reference(recipe: Recipe, dataset: str, index: int, divisor: int = 1) -> TrainReference:
+def train_reference(
+    recipe: Recipe, dataset: str, index: int, divisor: int = 1, without: tuple[int, ...] = ()
+) -> TrainReference:
     """The job of reference `index`; a candidate retrained with another seed has the same one."""
-    return TrainReference(recipe.model_copy(update={"seed": 0}), dataset, index, divisor)
+    return TrainReference(recipe.model_copy(update={"seed": 0}), dataset, index, divisor, without)
 
 
-def embed_jobs(backbone: Backbone, shape: Input | None, dataset: str, rows: int) -> list[Embed]:
-    """The Embed jobs that cover `rows` rows, in row order; none for the identity backbone, which has no input."""
+def embed_jobs(
+    backbone: Backbone, shape: Input | None, dataset: str, rows: int, views: Sequence[View] = (View(),)
+) -> list[Embed]:
+    """The Embed jobs that cover `rows` rows in every view: view by view, each in row order.
+
+    None for the identity backbone, which has no input.
+    """
     if shape is None:
         return []
     return [
-        Embed(backbone, shape, dataset, first, min(first + EMBED_ROWS, rows)) for first in range(0, rows, EMBED_ROWS)
+        Embed(backbone, shape, view, dataset, first, min(first + EMBED_ROWS, rows))
+        for view in views
+        for first in range(0, rows, EMBED_ROWS)
     ]
 
 

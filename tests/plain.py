@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
 from privacy_gate.candidate import Adam, AdamW, Optimizer, Recipe, Sgd
-from privacy_gate.compute.subsets import batch_order, initial_head
+from privacy_gate.compute.subsets import initial_head, shown
 
 
 def plain_loop(
@@ -14,8 +14,8 @@ def plain_loop(
 ) -> torch.nn.Linear:
     """Trains reference `index` on its rows alone, with the order of batches that is its own.
 
-    Everything stays on the device of `features` (N, D) and in its dtype; batches are taken by indexing
-    tensors, the fastest plain way there is.
+    Everything stays on the device of `features` (V * N, D), labels (V * N,), and in its dtype; batches are taken by
+    indexing tensors, the fastest plain way there is.
     """
     head = torch.nn.Linear(features.shape[1], recipe.classes, device=features.device, dtype=features.dtype)
     with torch.no_grad():
@@ -27,7 +27,8 @@ def plain_loop(
     for epoch in range(recipe.epochs):
         for group in optimizer.param_groups:
             group["lr"] = recipe.optimizer.lr * recipe.schedule.factor(epoch, recipe.epochs)
-        order = torch.from_numpy(rows[batch_order(index, epoch, len(rows))]).to(features.device)
+        seen = shown(index, epoch, rows, len(recipe.views), len(features) // len(recipe.views))
+        order = torch.from_numpy(seen).to(features.device)
         for batch in torch.split(order, recipe.batch_size):
             optimizer.zero_grad()
             loss = cross_entropy(head(features[batch]), label[batch], label_smoothing=recipe.label_smoothing)

@@ -7,10 +7,11 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from privacy_gate.checks.check import Check, Results, Subject
+from privacy_gate.checks.references import feature_jobs
 from privacy_gate.dataset import Split
 from privacy_gate.errors import EvidenceError
 from privacy_gate.evidence import Bools, Floats
-from privacy_gate.job import Job, embed_jobs, train_reference
+from privacy_gate.job import Job, train_reference
 from privacy_gate.metrics.power_law import Law, Point, fit, remedy
 from privacy_gate.metrics.recipe import recipe_tpr
 from privacy_gate.verdict import CheckResult, LawPlot, Limit, Measurement, Remedy, not_measured
@@ -47,7 +48,7 @@ class PowerLaw(Check):
         """Features, and the references of every size."""
         data = subject.data
         return [
-            *embed_jobs(subject.recipe.backbone, subject.recipe.input, data.digest, data.rows),
+            *feature_jobs(subject),
             *(
                 train_reference(subject.recipe, data.digest, index, divisor)
                 for divisor in self.divisors

@@ -5,16 +5,23 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
+from privacy_gate.candidate import Recipe
 from privacy_gate.checks.check import Results, Subject
-from privacy_gate.evidence import MembershipEvidence, membership_evidence
+from privacy_gate.evidence import Floats, MembershipEvidence
 from privacy_gate.job import Job, Score, TrainControl, embed_jobs, train_reference
+
+
+def feature_jobs(subject: Subject) -> list[Job]:
+    """Features of every row in every view of the recipe."""
+    recipe, data = subject.recipe, subject.data
+    return [*embed_jobs(recipe.backbone, recipe.input, data.digest, data.rows, recipe.views)]
 
 
 def reference_jobs(subject: Subject, references: int) -> list[Job]:
     """Features, the candidate's logits, and so many references."""
     data = subject.data
     return [
-        *embed_jobs(subject.recipe.backbone, subject.recipe.input, data.digest, data.rows),
+        *feature_jobs(subject),
         Score(subject.artifact, subject.recipe, data.digest),
         *(train_reference(subject.recipe, data.digest, index) for index in range(references)),
     ]
@@ -35,15 +42,37 @@ def contents(subject: Subject, results: Results) -> NDArray[np.uint8]:
     return np.concatenate([results(job)["content"] for job in jobs])
 
 
+def features(subject: Subject, results: Results) -> Floats:
+    """Features of every row as it stands, (N, D)."""
+    recipe, data = subject.recipe, subject.data
+    if data.embedding is not None:
+        return data.embedding
+    jobs = embed_jobs(recipe.backbone, recipe.input, data.digest, data.rows)
+    return np.concatenate([results(job)["features"] for job in jobs])
+
+
+def ridge(recipe: Recipe) -> float | None:
+    """L2 coefficient of the recipe's training loss; None where the loss has another form. See MembershipEvidence."""
+    if recipe.label_smoothing or recipe.augmentation or recipe.optimizer.name == "adamw":
+        return None
+    return recipe.optimizer.weight_decay
+
+
 def gather(subject: Subject, references: int, results: Results) -> MembershipEvidence:
     """The evidence from the results of `reference_jobs`. Raises EvidenceError, or StoreError where one is missing."""
     data = subject.data
     stored = [results(train_reference(subject.recipe, data.digest, index)) for index in range(references)]
-    return membership_evidence(
-        data,
-        logits=results(Score(subject.artifact, subject.recipe, data.digest))["logits"],
+    candidate = results(Score(subject.artifact, subject.recipe, data.digest))
+    return MembershipEvidence(
+        target=candidate["confidence"],
         reference=np.stack([arrays["confidence"] for arrays in stored]),
         included=np.stack([arrays["included"] for arrays in stored]),
+        label=data.label,
+        split=data.split,
+        logits=candidate["logits"],
         reference_logits=stored[0]["logits"],
         residual=np.stack([arrays["residual"] for arrays in stored]),
+        features=features(subject, results),
+        trace=data.trace,
+        ridge=ridge(subject.recipe),
     )

@@ -7,8 +7,9 @@ import numpy as np
 from pydantic import Field
 
 from privacy_gate.checks.check import Check, Results, Subject
+from privacy_gate.checks.references import feature_jobs
 from privacy_gate.dataset import Split
-from privacy_gate.job import Job, Score, embed_jobs
+from privacy_gate.job import Job, Score
 from privacy_gate.metrics.accuracy import accuracy
 from privacy_gate.verdict import CheckResult, Control, Limit
 
@@ -28,7 +29,7 @@ class Utility(Check):
         """Features and the candidate's logits."""
         data = subject.data
         return [
-            *embed_jobs(subject.recipe.backbone, subject.recipe.input, data.digest, data.rows),
+            *feature_jobs(subject),
             Score(subject.artifact, subject.recipe, data.digest),
         ]
 

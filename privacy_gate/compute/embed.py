@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from privacy_gate.candidate import Input
+from privacy_gate.candidate import Input, View
 from privacy_gate.compute.backbone import public_body
 from privacy_gate.compute.machine import Machine, single_threaded_kernels
 from privacy_gate.dataset import AuditData
@@ -109,7 +109,8 @@ def _ahead(
         while waiting and sum(not batch.done() for _, batches in begun for batch in batches) <= ahead:
             job = waiting.popleft()
             starts = range(job.first, job.last, size)
-            begun.append((job, [pool.submit(work.batch, first, min(first + size, job.last)) for first in starts]))
+            ends = ((first, min(first + size, job.last)) for first in starts)
+            begun.append((job, [pool.submit(work.batch, *end, job.view) for end in ends]))
         yield begun.popleft()
 
 
@@ -123,8 +124,8 @@ class _Work:
         self._data, self._device = data, device
         self._try(job)
 
-    def batch(self, first: int, last: int) -> _Batch:
-        """Rows first <= i < last."""
+    def batch(self, first: int, last: int, view: View) -> _Batch:
+        """Rows first <= i < last, seen so."""
         content, pixels, unreadable = [], [], {}
         for row in range(first, last):
             payload = self._payload(row)
@@ -133,7 +134,7 @@ class _Work:
                 pixels.append(decode(payload, self._transform))
             except DatasetError as error:
                 unreadable[row] = str(error)
-        features = None if unreadable else self._forward(torch.stack(pixels))
+        features = None if unreadable else self._forward(seen(torch.stack(pixels), view))
         return _Batch(content, features, unreadable)
 
     def _payload(self, row: int) -> bytes:
@@ -169,6 +170,18 @@ def transform_of(shape: Input) -> Any:
         std=shape.std,
         crop_pct=shape.crop,
     )
+
+
+def seen(pixels: torch.Tensor, view: View) -> torch.Tensor:
+    """Images (B, 3, H, W) in this view, of the same shape: mirrored first, then moved."""
+    if view.flip:
+        pixels = pixels.flip(3)
+    if not view.down and not view.right:
+        return pixels
+    margin = max(abs(view.down), abs(view.right))
+    top, left, (height, width) = margin - view.down, margin - view.right, pixels.shape[2:]
+    padded = torch.nn.functional.pad(pixels, [margin] * 4, mode="replicate")
+    return padded[:, :, top : top + height, left : left + width]
 
 
 def decode(payload: bytes, transform: Any) -> torch.Tensor:

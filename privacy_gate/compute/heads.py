@@ -53,7 +53,8 @@ def train_heads(
 ) -> Generator[TrainedHead, None, None]:
     """Trains one head per subset, as the recipe says; yields them block by block.
 
-    features (N, D); label (N,), 0 <= label < C; subsets: rows of each reference, in any number.
+    features (N, D), or (V, N, D) in each of the recipe's V views; label (N,), 0 <= label < C; subsets: rows of
+    each reference, in any number.
     A head equals the one a plain loop over torch.nn.Linear, torch.optim and cross_entropy trains on the
     same batches, up to rounding; so it depends on its index and rows, not on its block, the
     threads or the device. On a CPU every thread trains its own block with single-threaded kernels:
@@ -62,15 +63,15 @@ def train_heads(
     `progress` counts references and is called from those threads, one at a time.
     Raises DatasetError for a label, row or feature that cannot be trained on.
     """
-    device = machine.torch_device()
-    _refuse_wrong(np.asarray(label), recipe.classes, subsets, len(features))
-    x = padded(_tensor(features), device, dtype)
+    device, views, width = machine.torch_device(), len(recipe.views), features.shape[-1]
+    _refuse_wrong(np.asarray(label), recipe.classes, subsets, features.shape[-2])
+    x = padded(_tensor(features).reshape(-1, width), device, dtype)
     if not torch.isfinite(x).all():
         raise DatasetError("features hold values that are not finite numbers, expected none: check the backbone")
-    y = torch.as_tensor(np.asarray(label), device=device)
+    y = torch.as_tensor(np.asarray(label), device=device).repeat(views)
     threads = machine.cpu_threads() if device.type == "cpu" else 1
     blocks = _blocks(subsets, recipe, x, machine.block, threads)
-    return _train(x, y, features.shape[1], recipe, blocks, threads, _Course(len(subsets), recipe.epochs, progress))
+    return _train(x, y, width, recipe, blocks, threads, _Course(len(subsets), recipe.epochs, progress))
 
 
 def confidences(

@@ -13,7 +13,7 @@ import torch
 
 from privacy_gate.candidate import Recipe
 from privacy_gate.compute.optimizers import STATE, stepper
-from privacy_gate.compute.subsets import Subset, batch_order, initial_head
+from privacy_gate.compute.subsets import Subset, initial_head, shown
 
 CACHE_LINE = 64
 """Bytes."""
@@ -53,8 +53,9 @@ def train_block(
 ) -> torch.Tensor:
     """Trains the block's references as the recipe says: weights and biases (M, C, D + 1), in the block's order.
 
-    x (N, W) as `padded` makes it of D = width features, y (N,), on the device that computes; all subsets
-    make the same number of batches an epoch. `advance` is called with M after every epoch.
+    x (V * N, W) as `padded` makes it of D = width features in each of the recipe's V views, y (V * N,), on the
+    device that computes; all subsets make the same number of batches an epoch. `advance` is called with M after
+    every epoch.
     """
     stack = Stack(x, recipe, len(block))
     if recipe.head.initial == "uniform":
@@ -65,7 +66,7 @@ def train_block(
     step = stepper(stack.parameters, stack.gradient, recipe.optimizer)
     for epoch in range(recipe.epochs):
         lr = recipe.optimizer.lr * recipe.schedule.factor(epoch, recipe.epochs)
-        for rows, truth, share in _batches(block, epoch, recipe.batch_size, y):
+        for rows, truth, share in _batches(block, epoch, recipe.batch_size, y, len(recipe.views)):
             stack.differentiate(rows, truth, share)
             step(lr)
         advance(len(block))
@@ -73,7 +74,7 @@ def train_block(
 
 
 def _batches(
-    block: Sequence[Subset], epoch: int, batch: int, y: torch.Tensor
+    block: Sequence[Subset], epoch: int, batch: int, y: torch.Tensor, views: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor | float]]:
     """The steps of one epoch: rows and labels (M, B), and each example's share of its batch's mean loss.
 
@@ -82,7 +83,7 @@ def _batches(
     sizes = np.array([len(rows) for _, rows in block])
     order = np.zeros((len(block), sizes.max()), dtype=np.int64)
     for place, (index, rows) in enumerate(block):
-        order[place, : len(rows)] = rows[batch_order(index, epoch, len(rows))]
+        order[place, : len(rows)] = shown(index, epoch, rows, views, len(y) // views)
     last = (order.shape[1] - 1) // batch * batch
     full = order[:, :last].reshape(len(block), -1, batch).swapaxes(0, 1)
     rows_of_steps = torch.from_numpy(np.ascontiguousarray(full)).to(y.device)

@@ -16,6 +16,7 @@ Subset = tuple[int, NDArray[np.int64]]
 _ROWS = int.from_bytes(b"rows")
 _PART = int.from_bytes(b"part")
 _ORDER = int.from_bytes(b"order")
+_VIEW = int.from_bytes(b"view")
 _INITIAL = int.from_bytes(b"initial")
 
 
@@ -78,6 +79,18 @@ def batch_order(index: int, epoch: int, size: int) -> NDArray[np.int64]:
     the last one shorter, as DataLoader(shuffle=True, drop_last=False) makes them.
     """
     return np.random.default_rng([_ORDER, index, epoch]).permutation(size)
+
+
+def shown(index: int, epoch: int, rows: NDArray[np.int64], views: int, table: int) -> NDArray[np.int64]:
+    """What reference `index` sees in `epoch`, in order: its rows, each in one of the views, drawn evenly.
+
+    rows: those it is trained on, 0 <= row < table. Row r in view v is v * table + r of the features of all views,
+    one after the other; so with one view these are the rows themselves, in batch_order.
+    """
+    order = rows[batch_order(index, epoch, len(rows))]
+    if views == 1:
+        return order
+    return order + table * np.random.default_rng([_VIEW, index, epoch]).integers(views, size=len(rows))
 
 
 def initial_head(index: int, classes: int, width: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -70,15 +70,16 @@ def recipe_facts(report: Report) -> list[tuple[str, str]]:
         ("Schedule", _settings(recipe.schedule)),
         ("Training", f"{recipe.epochs:,} epochs, batches of {recipe.batch_size:,}, seed {recipe.seed}"),
         ("Label smoothing", f"{recipe.label_smoothing:g}"),
+        ("Views", f"{len(recipe.views)}" + (f": {_settings(recipe.augmentation)}" if recipe.augmentation else "")),
     ]
     return facts
 
 
 def _settings(record: Record) -> str:
     values = record.model_dump(mode="json")
-    name = values.pop("name")
+    name = values.pop("name", "")
     rest = ", ".join(f"{key} {json.dumps(value)}" for key, value in values.items())
-    return f"{name}: {rest}" if rest else str(name)
+    return ": ".join(filter(None, (name, rest)))
 
 
 def data_facts(report: Report) -> list[tuple[str, str]]:

@@ -14,9 +14,9 @@ from PIL import Image
 from pyarrow import parquet
 from safetensors.torch import load_file, save_file
 
-from privacy_gate.candidate import Backbone, Input, PublicWeights, Recipe
+from privacy_gate.candidate import Augmentation, Backbone, Input, PublicWeights, Recipe, View
 from privacy_gate.compute import backbone as subject
-from privacy_gate.compute.embed import decode, embed, transform_of
+from privacy_gate.compute.embed import decode, embed, seen, transform_of
 from privacy_gate.compute.machine import Machine
 from privacy_gate.dataset import AuditData, Columns, describe_table, read_data
 from privacy_gate.documents import parse
@@ -85,7 +85,7 @@ def features(recipe: Recipe, data: AuditData, machine: Machine, step: int = ROWS
     shape = recipe.input
     assert shape is not None
     jobs = [
-        Embed(recipe.backbone, shape, data.digest, first, min(first + step, data.rows))
+        Embed(recipe.backbone, shape, View(), data.digest, first, min(first + step, data.rows))
         for first in range(0, data.rows, step)
     ]
     parts = list(embed(jobs, data, machine))
@@ -104,6 +104,32 @@ def test_features_are_those_of_the_bare_timm_model(recipe: Recipe, public: Path,
     images = torch.stack([transform(Image.open(io.BytesIO(image))) for image in photographs()])
     with torch.inference_mode():
         np.testing.assert_allclose(found, model(images).numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_view_mirrors_then_moves_and_repeats_the_edge() -> None:
+    pixels = torch.arange(12.0).view(1, 1, 3, 4)
+    assert torch.equal(seen(pixels, View()), pixels)
+    assert seen(pixels, View(flip=True))[0, 0, 0].tolist() == [3, 2, 1, 0]
+    assert seen(pixels, View(down=1))[0, 0].tolist() == [[0, 1, 2, 3], [0, 1, 2, 3], [4, 5, 6, 7]]
+    assert seen(pixels, View(right=-1))[0, 0, 0].tolist() == [1, 2, 3, 3]
+    assert seen(pixels, View(flip=True, right=2))[0, 0, 0].tolist() == [3, 3, 3, 2]
+
+
+def test_views_are_each_once_and_the_plain_image_first() -> None:
+    views = Augmentation(flip=True, shift=4).views
+    assert views[0] == View()
+    assert len(set(views)) == len(views) == 10
+    assert Augmentation(flip=True).views == (View(), View(flip=True))
+
+
+def test_features_of_a_view_are_those_of_the_image_so_shown(recipe: Recipe, tmp_path: Path) -> None:
+    mirrored = [encode(np.asarray(Image.open(io.BytesIO(image)))[:, ::-1]) for image in photographs()]
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    plain, turned = audit_data(tmp_path / "a", photographs()), audit_data(tmp_path / "b", mirrored)
+    jobs = embed_jobs(recipe.backbone, recipe.input, plain.digest, plain.rows, [View(flip=True)])
+    ((_, found, _),) = embed(jobs, plain, Machine(threads=1))
+    np.testing.assert_allclose(found, features(recipe, turned, Machine(threads=1)), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(("batch", "workers", "step"), [(1, 1, ROWS), (5, 3, ROWS), (64, 0, 4), (3, 2, 7)])
@@ -130,7 +156,7 @@ def test_unreadable_images_are_all_named_and_spoil_only_their_own_block(recipe: 
     data = audit_data(tmp_path, images)
     shape = recipe.input
     assert shape is not None
-    jobs = [Embed(recipe.backbone, shape, data.digest, first, first + 7) for first in (0, 7, 14)]
+    jobs = [Embed(recipe.backbone, shape, View(), data.digest, first, first + 7) for first in (0, 7, 14)]
     parts = embed(jobs, data, Machine(batch=4, threads=1))
     assert next(parts)[0] == jobs[1]
     with pytest.raises(DatasetError, match="3 images cannot be read: p2, p3, p17; repair or remove"):

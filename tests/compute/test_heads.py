@@ -97,6 +97,27 @@ def test_stacked_equals_alone_for_every_setting(plain_loop: PlainLoop, changes: 
     assert furthest_from_plain(plain_loop, problem(), recipe(**changes), halves(90, 4)) < 1e-9
 
 
+def augmented(**changes: Any) -> Recipe:
+    """A recipe with ten views; what the backbone is does not matter to its head."""
+    image = {
+        "backbone": {"name": "any", "weights": {"uri": "any", "sha256": "0" * 64}},
+        "input": {"size": 32, "mean": [0.5] * 3, "std": [0.5] * 3},
+        "augmentation": {"flip": True, "shift": 4},
+    }
+    return recipe(**image, **changes)
+
+
+def test_stacked_equals_alone_where_every_epoch_shows_other_views(plain_loop: PlainLoop) -> None:
+    how, subsets = augmented(), halves(90, 3)
+    views = len(how.views)
+    features, label = problem(rows=90 * views)
+    label = label[:90]
+    stacked = trained((features.reshape(views, 90, -1), label), how, subsets)
+    for index, rows in subsets:
+        alone = plain_loop(torch.from_numpy(features), torch.from_numpy(np.tile(label, views)), how, index, rows)
+        assert (alone.weight - stacked[index].weight).abs().max().item() < 1e-9
+
+
 def test_stacked_equals_alone_where_subsets_differ_in_size(plain_loop: PlainLoop) -> None:
     rng = np.random.default_rng(1)
     subsets = [(index, np.sort(rng.permutation(90)[:size])) for index, size in enumerate([1, 16, 17, 31, 32, 33, 80])]

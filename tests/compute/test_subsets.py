@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from privacy_gate.compute.subsets import batch_order, group_size, included, initial_head
+from privacy_gate.compute.subsets import batch_order, group_size, included, initial_head, shown
 from privacy_gate.errors import EvidenceError
 
 sizes = st.integers(2, 60).flatmap(lambda pool: st.tuples(st.just(pool), st.integers(1, pool - 1)))
@@ -88,3 +88,18 @@ def test_the_untrained_head_is_uniform_within_the_bounds_of_a_linear_layer() -> 
 def test_no_holdout_or_no_member_is_refused(size: int) -> None:
     with pytest.raises(EvidenceError, match=f"{size} of 10"):
         included(0, np.ones(10, dtype=bool), size)
+
+
+def test_every_row_is_shown_once_an_epoch_in_views_drawn_evenly_and_afresh() -> None:
+    rows = np.arange(5, 4005, 2)
+    epochs = [shown(3, epoch, rows, 4, 5000) for epoch in range(2)]
+    for seen in epochs:
+        assert np.array_equal(np.sort(seen % 5000), rows)
+        assert (np.abs(np.bincount(seen // 5000, minlength=4) - len(rows) / 4) < 5 * np.sqrt(len(rows) * 3 / 16)).all()
+    views = [seen[np.argsort(seen % 5000)] // 5000 for seen in epochs]
+    assert 0.2 < (views[0] == views[1]).mean() < 0.3
+
+
+def test_one_view_is_the_order_of_batches_itself() -> None:
+    rows = np.arange(3, 100, 3)
+    assert np.array_equal(shown(1, 2, rows, 1, 100), rows[batch_order(1, 2, len(rows))])

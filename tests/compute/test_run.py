@@ -1,0 +1,108 @@
+"""Jobs in, stored arrays out: what is kept of candidates and references is what the models say."""
+
+import hashlib
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+from pyarrow import parquet
+from safetensors.torch import save_file
+
+from privacy_gate.candidate import Recipe
+from privacy_gate.compute import backbone as subject
+from privacy_gate.compute.machine import Machine
+from privacy_gate.compute.run import Inputs, all_views, run
+from privacy_gate.dataset import AuditData, Columns, describe_table, read_data
+from privacy_gate.documents import parse
+from privacy_gate.evidence import logit_scaled
+from privacy_gate.job import Score, train_reference
+from privacy_gate.store import Store
+
+NAME, ROWS, CLASSES = "test_resnet", 24, 3
+MACHINE = Machine(threads=1)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    """A small image model that is trained on mirrored and moved images too."""
+    torch.manual_seed(0)
+    model: Any = subject.timm.create_model(NAME, num_classes=7).train()
+    model(torch.randn(16, 3, 64, 64))
+    path = tmp_path / "weights.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
+    return parse(
+        {
+            "backbone": {
+                "name": NAME,
+                "weights": {"uri": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()},
+            },
+            "input": {"size": 32, "mean": [0.5] * 3, "std": [0.5] * 3},
+            "classes": CLASSES,
+            "optimizer": {"name": "adam", "lr": 0.1},
+            "epochs": 2,
+            "batch_size": 4,
+            "augmentation": {"flip": True, "shift": 3},
+        },
+        Recipe,
+        "recipe",
+    )
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> AuditData:
+    rng = np.random.default_rng(0)
+    images = []
+    for pixels in rng.integers(0, 256, (ROWS, 40, 40, 3), dtype=np.uint8):
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+        images.append(file.getvalue())
+    table = {
+        "id": [f"p{row}" for row in range(ROWS)],
+        "label": [row % CLASSES for row in range(ROWS)],
+        "split": ["member", "holdout", "population"] * (ROWS // 3),
+        "image": images,
+    }
+    parquet.write_table(pa.table(table), tmp_path / "t.parquet")
+    return read_data(describe_table(str(tmp_path / "t.parquet"), Columns(image="image")), CLASSES)
+
+
+def test_confidence_is_the_mean_over_the_views_that_training_shows(
+    recipe: Recipe, data: AuditData, tmp_path: Path
+) -> None:
+    store = Store(str(tmp_path / "store"))
+    weight, bias = torch.randn(CLASSES, 96), torch.randn(CLASSES)
+    model = subject.assemble(recipe, weight, bias)
+    (tmp_path / "candidate").mkdir()
+    save_file(
+        {name: tensor.contiguous() for name, tensor in model.state_dict().items()},
+        tmp_path / "candidate" / "model.safetensors",
+    )
+    inputs = Inputs(data, tmp_path / "candidate")
+    score, reference = Score("a" * 64, recipe, data.digest), train_reference(recipe, data.digest, 0)
+    run([score, reference], inputs, MACHINE, store)
+    features = all_views(recipe, inputs, MACHINE, store, lambda *_: None)
+    assert features.shape == (10, ROWS, 96)
+    logits = features @ weight.numpy().T + bias.numpy()
+    found = store.get(score)
+    np.testing.assert_allclose(found["logits"], logits[0], rtol=1e-3, atol=1e-3)
+    expected = np.mean([logit_scaled(view, data.label) for view in logits], axis=0)
+    np.testing.assert_allclose(found["confidence"], expected, rtol=1e-3, atol=1e-3)
+    kept = store.get(reference)
+    assert np.array_equal(kept["correct"], kept["logits"].argmax(axis=1) == data.label)
+    assert not np.allclose(kept["confidence"], logit_scaled(kept["logits"], data.label), atol=1e-2)
+
+
+def test_rows_taken_out_of_the_pool_are_in_no_training_set_and_the_share_stays(
+    recipe: Recipe, data: AuditData, tmp_path: Path
+) -> None:
+    store, gone = Store(str(tmp_path / "store")), (0, 1, 4, 6)
+    jobs = [train_reference(recipe, data.digest, index, without=gone) for index in range(4)]
+    run(jobs, Inputs(data, tmp_path), MACHINE, store)
+    included = np.stack([store.get(job)["included"] for job in jobs])
+    assert not included[:, list(gone)].any()
+    assert (included.sum(axis=1) == (ROWS * 2 // 3 - len(gone)) // 2).all()
