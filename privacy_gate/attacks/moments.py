@@ -37,6 +37,10 @@ class Moments:
         squares = np.maximum(self.squares - deviation**2 * (self.count / left), 0.0)
         return Moments(count, mean, np.where(count > 1, squares, 0.0))
 
+    def row(self, index: int) -> "Moments":
+        """One along the first axis."""
+        return Moments(self.count[index], self.mean[index], self.squares[index])
+
 
 def row_blocks(models: int, rows: int) -> Iterator[slice]:
     """Consecutive slices over `rows`, each of at most BLOCK_VALUES values or one row."""

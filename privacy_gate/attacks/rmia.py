@@ -10,8 +10,11 @@ from privacy_gate.attacks.moments import row_blocks
 from privacy_gate.attacks.ties import share_below
 from privacy_gate.evidence import Bools, Floats, MembershipEvidence, log_probability
 
+OFFLINE_SHARE = 0.3
+"""RMIA's `a`: how p of models without a row stands for p of models with it."""
 
-def rmia_online(evidence: MembershipEvidence, *, gamma: float = 1.0, a: float = 0.3) -> Floats:
+
+def rmia_online(evidence: MembershipEvidence, *, gamma: float = 1.0, a: float = OFFLINE_SHARE) -> Floats:
     """Share of the population whose ratio the row's beats by gamma, (N,): Zarifzadeh et al. 2024
     (arXiv 2312.03262).
 
@@ -24,7 +27,7 @@ def rmia_online(evidence: MembershipEvidence, *, gamma: float = 1.0, a: float = 
     return scores
 
 
-def rmia_offline(evidence: MembershipEvidence, *, gamma: float = 1.0, a: float = 0.3) -> Floats:
+def rmia_offline(evidence: MembershipEvidence, *, gamma: float = 1.0, a: float = OFFLINE_SHARE) -> Floats:
     """As `rmia_online`, from models trained without the row alone; scores population rows too.
 
     a: p of models with the row is taken to be a times p of models without it, plus 1 - a; 0 <= a <= 1.
@@ -39,10 +42,10 @@ def base(evidence: MembershipEvidence) -> Floats:
     NaN in population rows: their mean lacks the models trained on them.
     """
     mean = _mean_probability(evidence.reference, np.ones(evidence.included.shape, dtype=bool))
-    return np.where(evidence.pool, log_probability(evidence.target) - _log(mean), np.nan)
+    return np.where(evidence.pool, log_probability(evidence.target) - log_of(mean), np.nan)
 
 
-def informia(evidence: MembershipEvidence, *, a: float = 0.3) -> Floats:
+def informia(evidence: MembershipEvidence, *, a: float = OFFLINE_SHARE) -> Floats:
     """Log ratio minus the population's mean log ratio, (N,) nats: InfoRMIA (2026). No gamma, no ties.
 
     NaN in population rows.
@@ -57,7 +60,7 @@ def log_ratio_online(evidence: MembershipEvidence) -> Floats:
     Equal halves whatever share of the references was trained on x. NaN in population rows.
     """
     inside, outside = (_mean_probability(evidence.reference, side) for side in (evidence.included, ~evidence.included))
-    return log_probability(evidence.target) - _log((inside + outside) / 2)
+    return log_probability(evidence.target) - log_of((inside + outside) / 2)
 
 
 def log_ratio_offline(evidence: MembershipEvidence, a: float) -> Floats:
@@ -66,7 +69,7 @@ def log_ratio_offline(evidence: MembershipEvidence, a: float) -> Floats:
     return log_probability(evidence.target) - np.log(((1 + a) * outside + 1 - a) / 2)
 
 
-def _log(probability: Floats) -> Floats:
+def log_of(probability: Floats) -> Floats:
     """Logarithm that stays finite where every model's probability underflows."""
     return np.asarray(np.log(np.maximum(probability, np.finfo(np.float64).tiny)))
 

@@ -1,7 +1,7 @@
 """What every check is: settings and limits from the policy; jobs it needs; measurements it makes."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from privacy_gate.candidate import Recipe
 from privacy_gate.dataset import AuditData
-from privacy_gate.documents import Record
+from privacy_gate.documents import Record, nearest
 from privacy_gate.job import Job
 from privacy_gate.verdict import CheckResult, Limit
 
@@ -47,3 +47,14 @@ class Check(Record):
     @abstractmethod
     def measure(self, subject: Subject, results: Results, confidence: float) -> CheckResult:
         """Measurements of exactly the metrics that limits can name, measured or with the reason why not."""
+
+
+def distinct_names(names: tuple[str, ...], known: Iterable[str], kind: str) -> tuple[str, ...]:
+    """The names, where each is known and stands once; raises ValueError, for use in validators."""
+    known = list(known)
+    for name in names:
+        if name not in known:
+            raise ValueError(f"no {kind} is called '{name}'; {nearest(name, known)}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"an {kind} is listed twice")
+    return names

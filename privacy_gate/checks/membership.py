@@ -7,9 +7,8 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from privacy_gate.attacks import ATTACKS
-from privacy_gate.checks.check import Check, Results, Subject
+from privacy_gate.checks.check import Check, Results, Subject, distinct_names
 from privacy_gate.checks.references import contents, control_job, gather, reference_jobs
-from privacy_gate.documents import nearest
 from privacy_gate.evidence import Floats, MembershipEvidence
 from privacy_gate.job import Job
 from privacy_gate.metrics.controls import (
@@ -19,12 +18,23 @@ from privacy_gate.metrics.controls import (
     negative_control,
     positive_control,
 )
-from privacy_gate.metrics.membership import auc, balanced_accuracy, histogram, roc, tpr_at_fpr
+from privacy_gate.metrics.membership import auc, balanced_accuracy, histogram, precision, roc, tpr_at_fpr
 from privacy_gate.metrics.plausibility import plausibility
 from privacy_gate.metrics.power_law import published, remedy, shots_needed
 from privacy_gate.verdict import CheckResult, Control, Exhibit, Limit, Measurement, Remedy, not_measured
 
-MembershipMetric = Literal["tpr_at_0.1_fpr", "tpr_at_0.01_fpr", "tpr_at_0.001_fpr", "auc", "balanced_accuracy"]
+MembershipMetric = Literal[
+    "tpr_at_0.1_fpr",
+    "tpr_at_0.01_fpr",
+    "tpr_at_0.001_fpr",
+    "auc",
+    "balanced_accuracy",
+    "precision_at_0.5_prior",
+    "precision_at_0.1_prior",
+    "precision_at_0.01_prior",
+]
+
+PRIORS = (0.5, 0.1, 0.01)
 
 FPRS = {"tpr_at_0.1_fpr": 0.1, "tpr_at_0.01_fpr": 0.01, "tpr_at_0.001_fpr": 0.001}
 
@@ -44,12 +54,7 @@ class Membership(Check):
     @field_validator("attacks")
     @classmethod
     def _attacks_exist(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        for name in names:
-            if name not in ATTACKS:
-                raise ValueError(f"no attack is called '{name}'; {nearest(name, ATTACKS)}")
-        if len(set(names)) < len(names):
-            raise ValueError("an attack is listed twice")
-        return names
+        return distinct_names(names, ATTACKS, "attack")
 
     def jobs(self, subject: Subject) -> list[Job]:
         """Features, the candidate's logits, every reference, and the positive control."""
@@ -105,6 +110,7 @@ def _measure(member: Floats, holdout: Floats, confidence: float, attack: str) ->
         *(tpr_at_fpr(member, holdout, fpr, confidence, attack) for fpr in FPRS.values()),
         auc(member, holdout, confidence, attack),
         balanced_accuracy(member, holdout, confidence, attack),
+        *(precision(member, holdout, prior, confidence, attack) for prior in PRIORS),
     ]
 
 

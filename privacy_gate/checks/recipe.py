@@ -3,46 +3,74 @@
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field
+import numpy as np
+from pydantic import Field, field_validator
 
+from privacy_gate.attacks import ATTACKS
+from privacy_gate.attacks.every_model import EVERY_MODEL
 from privacy_gate.attacks.leave_one_out import all_models
-from privacy_gate.checks.check import Check, Results, Subject
+from privacy_gate.checks.check import Check, Results, Subject, distinct_names
 from privacy_gate.checks.references import gather, reference_jobs
+from privacy_gate.evidence import MembershipEvidence
 from privacy_gate.job import Job
-from privacy_gate.metrics.recipe import calibrated_tpr, recipe_tpr
-from privacy_gate.verdict import CheckResult, Limit
+from privacy_gate.metrics.recipe import calibrated_tpr, clustered_tpr, median_tpr
+from privacy_gate.verdict import CheckResult, Limit, Measurement, not_measured
 
 RecipeMetric = Literal[
     "recipe_tpr_at_0.1_fpr",
     "recipe_tpr_at_0.01_fpr",
     "recipe_tpr_at_0.001_fpr",
+    "median_tpr_at_0.1_fpr",
+    "median_tpr_at_0.01_fpr",
+    "median_tpr_at_0.001_fpr",
     "calibrated_tpr_at_0.1_fpr",
     "calibrated_tpr_at_0.01_fpr",
     "calibrated_tpr_at_0.001_fpr",
 ]
 
+FPRS = (0.1, 0.01, 0.001)
+
 
 class RecipeLeak(Check):
-    """The protocol of arXiv 2402.06674: candidate and references, each the target once, by LiRA.
+    """The protocol of arXiv 2402.06674: candidate and references, each the target once.
 
-    recipe_tpr pools the scores of all models and rows in one curve, as the paper does; calibrated_tpr
-    gives each row its own threshold. It shares the references of the membership check.
+    recipe_tpr pools the scores of all models and rows in one curve, as the paper does; median_tpr is the median
+    model's own; calibrated_tpr gives each row its own threshold (by LiRA). It shares the references of the
+    membership check.
     """
 
     check: Literal["recipe"] = "recipe"
     references: Annotated[int, Field(ge=4, le=10_000)] = 64
+    attacks: Annotated[tuple[str, ...], Field(min_length=1)] = ("lira",)
     limits: Mapping[RecipeMetric, Limit] = Field(default_factory=dict)
+
+    @field_validator("attacks")
+    @classmethod
+    def _attacks_exist(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return distinct_names(names, EVERY_MODEL, "attack")
 
     def jobs(self, subject: Subject) -> list[Job]:
         """Those of the membership check with as many references."""
         return reference_jobs(subject, self.references)
 
     def measure(self, subject: Subject, results: Results, confidence: float) -> CheckResult:
-        """Both rates at each false positive rate."""
-        phi, included = all_models(gather(subject, self.references, results))
-        measurements = [
-            measure(phi, included, fpr, confidence)
-            for measure in (recipe_tpr, calibrated_tpr)
-            for fpr in (0.1, 0.01, 0.001)
-        ]
+        """All three rates at each false positive rate."""
+        evidence = gather(subject, self.references, results)
+        measurements = [found for name in self.attacks for found in _pooled(name, evidence, confidence)]
+        phi, included = all_models(evidence)
+        measurements += [calibrated_tpr(phi, included, fpr, confidence) for fpr in FPRS]
         return CheckResult(measurements=tuple(measurements))
+
+
+def _pooled(name: str, evidence: MembershipEvidence, confidence: float) -> list[Measurement]:
+    """recipe_tpr and median_tpr of one attack."""
+    reason = ATTACKS[name].unmet(evidence)
+    if reason is None:
+        scores, (_, included) = EVERY_MODEL[name](evidence), all_models(evidence)
+        if np.isfinite(scores).all():
+            return [
+                *(clustered_tpr(scores, included, r, confidence, f"recipe_tpr_at_{r:g}_fpr", name) for r in FPRS),
+                *(median_tpr(scores, included, fpr, confidence, name) for fpr in FPRS),
+            ]
+        reason = "some row is in or out of too few models to leave one out"
+    return [not_measured(f"{kind}_tpr_at_{fpr:g}_fpr", reason, name) for kind in ("recipe", "median") for fpr in FPRS]

@@ -23,6 +23,9 @@ ROUNDING = 1e-9
 NEGLIGIBLE = 1e-12
 """Probability of threshold ranks that the interval leaves out."""
 
+PRECISION_FPR = 0.01
+"""The false positive rate at which an attacker's precision is told."""
+
 EXACT = 30
 """False positives up to which every step of the curve is kept."""
 
@@ -134,6 +137,19 @@ def balanced_accuracy(member: Floats, holdout: Floats, confidence: float, subjec
     ends = ((1 + max(low, 0.0)) / 2, (1 + gap) / 2, (1 + min(high, 1.0)) / 2)
     method = "Smirnov below, Wilson's principle above"
     return rate_measurement("balanced_accuracy", subject, ends, confidence, method, _samples(member, holdout))
+
+
+def precision(member: Floats, holdout: Floats, prior: float, confidence: float, subject: str = "") -> Measurement:
+    """Share of the accused who are members, at fpr PRECISION_FPR, where a share `prior` of those asked about are.
+
+    A real attacker's candidates are seldom half members (arXiv 2603.07567). Precision rises with the true
+    positive rate alone, so the interval is that of `tpr_at_fpr`, carried over.
+    """
+    metric, caught = f"precision_at_{prior:g}_prior", tpr_at_fpr(member, holdout, PRECISION_FPR, confidence)
+    if caught.low is None or caught.value is None or caught.high is None:
+        return not_measured(metric, caught.reason or "", subject)
+    low, value, high = (precision_at(PRECISION_FPR, tpr, prior) for tpr in (caught.low, caught.value, caught.high))
+    return rate_measurement(metric, subject, (low, value, high), confidence, caught.method, caught.samples)
 
 
 def precision_at(fpr: float, tpr: float, prior: float) -> float:

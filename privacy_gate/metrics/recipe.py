@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 from scipy.special import ndtr, ndtri, stdtrit
+from scipy.stats import binom
 
 from privacy_gate.attacks.leave_one_out import lira_every_model
 from privacy_gate.attacks.moments import Moments, block_moments, row_blocks
@@ -60,6 +61,33 @@ def clustered_tpr(
     return rate_measurement(
         metric, subject, (low, value, high), confidence, "two-way clustered by models and rows", _samples(scores)
     )
+
+
+def median_tpr(scores: Floats, included: Bools, fpr: float, confidence: float, subject: str) -> Measurement:
+    """The median model's true positive rate at `fpr`, each model held against its own threshold.
+
+    scores (M, N), larger = more likely a member, included (M, N). arXiv 2402.06674 reports medians over
+    repeated runs; here over models, whose smallest and largest rates are named too. Interval: order
+    statistics, for models as a sample. Not measured where a model's own rows left out cannot resolve fpr.
+    """
+    metric = f"median_tpr_at_{fpr:g}_fpr"
+    fewest = int((~included).sum(axis=1).min())
+    if fewest < needed_holdout(fpr):
+        reason = f"needs n >= {needed_holdout(fpr):,} rows outside each model's training set, found {fewest:,}"
+        return not_measured(metric, reason, subject)
+    models = len(scores)
+    rank = int(binom.ppf((1 - confidence) / 2, models, 0.5))
+    if binom.cdf(rank - 1, models, 0.5) > (1 - confidence) / 2 or rank < 1:
+        return not_measured(metric, f"needs more than {models} models for an interval of the median", subject)
+    rates = np.sort(
+        [
+            float((own[chosen] > _threshold(own[~chosen], fpr)).mean())
+            for own, chosen in zip(scores, included, strict=True)
+        ]
+    )
+    ends = (float(rates[rank - 1]), float(np.median(rates)), float(rates[models - rank]))
+    samples = f"{_samples(scores)}; models from {rates[0]:.3f} to {rates[-1]:.3f}"
+    return rate_measurement(metric, subject, ends, confidence, "order statistics of the models", samples)
 
 
 def calibrated_tpr(phi: Floats, included: Bools, fpr: float, confidence: float, subject: str = "lira") -> Measurement:

@@ -45,6 +45,14 @@ class Metric:
 _METRICS = {
     "auc": Metric("area under the ROC curve", chance=0.5),
     "balanced_accuracy": Metric("balanced accuracy of the best threshold", percent=True, chance=0.5),
+    **{
+        f"precision_at_{prior:g}_prior": Metric(
+            f"accused who are members, at 1 % false alarms, if {round(100 * prior)} % of those asked about are",
+            percent=True,
+            chance=prior,
+        )
+        for prior in (0.5, 0.1, 0.01)
+    },
     "holdout_accuracy": Metric("accuracy on held-out examples", percent=True),
     "member_accuracy": Metric("accuracy on members", percent=True),
 }
@@ -52,6 +60,7 @@ _METRICS = {
 _AT_FPR = {
     "tpr": "members found at {} false alarms",
     "recipe_tpr": "members found at {} false alarms, over all models of the recipe",
+    "median_tpr": "members found at {} false alarms, in the median model of the recipe",
     "calibrated_tpr": "members found at {} false alarms, each example with its own threshold",
     "slope": "slope of the power law at {} false alarms",
 }

@@ -15,6 +15,7 @@ from privacy_gate.metrics.membership import (
     auc,
     balanced_accuracy,
     needed_holdout,
+    precision,
     precision_at,
     tpr_at_fpr,
 )
@@ -265,3 +266,24 @@ def test_balanced_accuracy_interval_covers_the_choice_of_the_threshold(n: int, m
         times,
     )
     assert found <= binom.ppf(0.99, times, 0.06)
+
+
+def test_precision_is_bayes_rule_on_the_measured_rate_and_its_ends() -> None:
+    rng = np.random.default_rng(8)
+    member, holdout = rng.normal(1.5, 1, 2000), rng.normal(size=2000)
+    rate = tpr_at_fpr(member, holdout, 0.01, 0.95)
+    for prior in (0.5, 0.1, 0.01):
+        found = precision(member, holdout, prior, 0.95, "lira")
+        ends = [(found.low, rate.low), (found.value, rate.value), (found.high, rate.high)]
+        for shown, tpr in ends:
+            assert tpr is not None
+            assert shown == pytest.approx(prior * tpr / (prior * tpr + (1 - prior) * 0.01))
+
+
+def test_precision_is_the_prior_where_nothing_leaks_and_absent_where_the_holdout_is_small() -> None:
+    rng = np.random.default_rng(9)
+    found = precision(rng.normal(size=20_000), rng.normal(size=20_000), 0.1, 0.99)
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low <= 0.1 <= found.high
+    assert precision(rng.normal(size=50), rng.normal(size=999), 0.1, 0.95).reason is not None

@@ -5,7 +5,7 @@ import pytest
 from scipy.special import ndtr, ndtri
 
 from privacy_gate.evidence import Bools, Floats
-from privacy_gate.metrics.recipe import calibrated_tpr, clustered_tpr, recipe_tpr, row_rates
+from privacy_gate.metrics.recipe import calibrated_tpr, clustered_tpr, median_tpr, recipe_tpr, row_rates
 
 
 def models(rng: np.random.Generator, count: int, rows: int, shift: float, spread: float = 0.0) -> tuple[Floats, Bools]:
@@ -84,3 +84,33 @@ def test_too_few_rows_or_models_are_not_measured() -> None:
     assert "needs n >= 100" in str(recipe_tpr(phi, included, 0.1, 0.95).reason)
     phi, included = models(np.random.default_rng(6), 4, 200, shift=1.0)
     assert calibrated_tpr(phi, included, 0.1, 0.95).reason is not None
+
+
+def test_the_median_model_s_rate_is_that_of_a_naive_loop_and_its_interval_covers() -> None:
+    rng, held, runs = np.random.default_rng(5), 0, 100
+    for run in range(runs):
+        included = rng.random((41, 2400)) < 0.5
+        strength = rng.permutation(
+            np.linspace(0.5, 1.5, 41) + rng.normal(0, 0.1)
+        )  # models differ; the median is near 1
+        scores = rng.normal(size=included.shape) + strength[:, None] * included
+        found = median_tpr(scores, included, 0.1, 0.9, "lira")
+        assert found.low is not None
+        assert found.high is not None
+        held += found.low <= ndtr(ndtri(0.1) + 1.0) <= found.high
+        if run == 0:
+            rates = [
+                (own[chosen] > np.sort(own[~chosen])[::-1][int(0.1 * (~chosen).sum())]).mean()
+                for own, chosen in zip(scores, included, strict=True)
+            ]
+            assert found.value == pytest.approx(np.median(rates))
+    assert held >= 0.8 * runs
+
+
+def test_a_median_that_cannot_be_had_says_why() -> None:
+    rng = np.random.default_rng(6)
+    included = rng.random((5, 400)) < 0.5
+    few_models = median_tpr(rng.normal(size=included.shape), included, 0.1, 0.95, "lira")
+    assert few_models.reason == "needs more than 5 models for an interval of the median"
+    few_rows = median_tpr(rng.normal(size=included.shape), included, 0.01, 0.95, "lira")
+    assert "needs n >= 1,000 rows outside" in str(few_rows.reason)

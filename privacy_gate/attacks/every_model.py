@@ -1,0 +1,85 @@
+"""Attacks on every model in turn, all the others its references: each exact, in one pass over the models.
+
+For LiRA see leave_one_out.py. BaVarIA fits its prior anew for each target. RMIA's mean probabilities of the other
+models are sums of those before and of those after the target: no subtraction, so nothing cancels.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from privacy_gate.attacks.bavaria import log_predictive
+from privacy_gate.attacks.leave_one_out import all_models, lira_every_model
+from privacy_gate.attacks.moments import moments, row_blocks
+from privacy_gate.attacks.rmia import OFFLINE_SHARE, log_of
+from privacy_gate.attacks.ties import share_below
+from privacy_gate.evidence import Bools, Floats, MembershipEvidence, log_probability
+
+
+def bavaria_every_model(phi: Floats, included: Bools) -> Floats:
+    """`lira_online` with variance bavaria on each model as target, the other M - 1 as references: (M, N) nats.
+
+    phi, included (M, N) of audited rows. NaN where a row then lacks a side.
+    """
+    inside, outside = moments(phi, included), moments(phi, ~included)
+    every = np.ones(phi.shape[1], dtype=bool)
+    scores = np.empty(phi.shape)
+    for target in range(len(phi)):
+        own, chosen = phi[target, None].astype(np.float64), included[target, None]
+        sides = (inside.without(own, chosen).row(0), outside.without(own, ~chosen).row(0))
+        with_it, without_it = (log_predictive(own[0], side, every) for side in sides)
+        scores[target] = with_it - without_it
+    return scores
+
+
+def rmia_every_model(phi: Floats, included: Bools, population: Floats, *, a: float = OFFLINE_SHARE) -> Floats:
+    """`rmia_online` at gamma 1 on each model as target: (M, N).
+
+    phi, included (M, N) of audited rows; population (M, Z): phi of rows no model was trained on.
+    NaN where a row lacks a side once the target is left out.
+    """
+    calibration = log_probability(population) - np.log(((1 + a) * _mean_of_others(population) + 1 - a) / 2)
+    scores = np.empty(phi.shape)
+    for rows in row_blocks(*phi.shape):
+        block, chosen = phi[:, rows], included[:, rows]
+        expected = (_mean_of_others(block, chosen) + _mean_of_others(block, ~chosen)) / 2
+        scores[:, rows] = log_probability(block) - log_of(expected)
+    for target, ratio in enumerate(scores):
+        known = np.isfinite(ratio)
+        ratio[known] = share_below(ratio[known], calibration[target])
+    return scores
+
+
+def _mean_of_others(phi: Floats, chosen: Bools | None = None) -> Floats:
+    """Mean of p_y over the chosen models but the row's own, (M, N); NaN where there is none."""
+    chosen = np.ones(phi.shape, dtype=bool) if chosen is None else chosen
+    share = np.where(chosen, np.exp(log_probability(phi)), 0.0)
+    total = np.zeros(phi.shape)
+    total[1:] += np.cumsum(share[:-1], axis=0)
+    total[:-1] += np.cumsum(share[:0:-1], axis=0)[::-1]
+    count = np.count_nonzero(chosen, axis=0) - chosen
+    mean = np.full(phi.shape, np.nan)
+    np.divide(total, count, out=mean, where=count > 0)
+    return mean
+
+
+def _of_lira(evidence: MembershipEvidence) -> Floats:
+    return lira_every_model(*all_models(evidence))
+
+
+def _of_bavaria(evidence: MembershipEvidence) -> Floats:
+    return bavaria_every_model(*all_models(evidence))
+
+
+def _of_rmia(evidence: MembershipEvidence) -> Floats:
+    outside = evidence.population
+    population = np.concatenate([evidence.target[None, outside], evidence.reference[:, outside]])
+    return rmia_every_model(*all_models(evidence), population)
+
+
+EVERY_MODEL: dict[str, Callable[[MembershipEvidence], Floats]] = {
+    "lira": _of_lira,
+    "bavaria": _of_bavaria,
+    "rmia": _of_rmia,
+}
+"""Scores (M + 1, audited rows) of every model as target, the candidate first, by the attack's name in ATTACKS."""

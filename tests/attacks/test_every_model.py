@@ -1,0 +1,71 @@
+"""Every model as target by every attack that can: equal to the double loop."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from privacy_gate.attacks import ATTACKS
+from privacy_gate.attacks.every_model import EVERY_MODEL, bavaria_every_model, rmia_every_model
+from privacy_gate.dataset import Split
+from privacy_gate.evidence import Bools, Floats, MembershipEvidence
+
+Plant = Callable[..., MembershipEvidence]
+
+
+def alone(phi: Floats, included: Bools, population: Floats, target: int) -> MembershipEvidence:
+    """The evidence of one model as candidate, all others as its references; population rows come last."""
+    others = np.arange(len(phi)) != target
+    every, rows = np.concatenate([phi, population], axis=1), phi.shape[1] + population.shape[1]
+    seen = np.concatenate([included, np.zeros(population.shape, dtype=bool)], axis=1)
+    split = np.full(rows, Split.POPULATION, dtype=np.int8)
+    split[: phi.shape[1]] = np.where(included[target], Split.MEMBER, Split.HOLDOUT)
+    return MembershipEvidence(
+        target=every[target],
+        reference=every[others],
+        included=seen[others],
+        label=np.zeros(rows, dtype=np.int64),
+        split=split,
+        logits=np.zeros((rows, 2)),
+    )
+
+
+def pieces(evidence: MembershipEvidence) -> tuple[Floats, Bools, Floats]:
+    """phi and training sets of all models on audited rows, and phi on population rows."""
+    phi = np.concatenate([evidence.target[None], evidence.reference])
+    included = np.concatenate([evidence.member[None], evidence.included])
+    return phi[:, evidence.pool], included[:, evidence.pool], phi[:, evidence.population]
+
+
+@pytest.mark.parametrize("name", EVERY_MODEL)
+def test_it_equals_the_double_loop(name: str, plant: Plant) -> None:
+    evidence = plant(0, leak=1.0, references=23, pool=60, population=150, inclusion=0.5)
+    phi, included, population = pieces(evidence)
+    found = EVERY_MODEL[name](evidence)
+    assert found.shape == phi.shape
+    for target in range(len(phi)):
+        naive = ATTACKS[name].score(alone(phi, included, population, target))[: phi.shape[1]]
+        np.testing.assert_allclose(found[target], naive, rtol=1e-9, atol=1e-9)
+
+
+def test_probabilities_too_small_to_subtract_are_still_told_apart() -> None:
+    rng = np.random.default_rng(0)
+    included = rng.random((9, 30)) < 0.5
+    included[:4] = (np.arange(4)[:, None] + np.arange(30)) % 2
+    phi = rng.normal(-60, 3, included.shape)
+    phi[2] = 5.0  # beside it every other model's probability is lost in the last digit
+    population = rng.normal(-60, 3, (9, 200))
+    found = rmia_every_model(phi, included, population)
+    naive = ATTACKS["rmia"].score(alone(phi, included, population, 2))[:30]
+    np.testing.assert_allclose(found[2], naive, rtol=1e-9)
+
+
+def test_a_row_left_without_a_side_has_no_score_and_spoils_no_other(plant: Plant) -> None:
+    phi, included, population = pieces(plant(4, references=12, pool=40, population=100))
+    included[:, 0] = False
+    included[5, 0] = True
+    scored: list[Any] = [bavaria_every_model(phi, included), rmia_every_model(phi, included, population)]
+    for found in scored:
+        assert np.isnan(found[5, 0])
+        assert np.isfinite(found[:, 1:]).all()
