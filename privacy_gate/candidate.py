@@ -25,7 +25,7 @@ class PublicWeights(Record):
 
 
 class Backbone(Record):
-    """A timm architecture with public weights; or `identity`: the table holds its features."""
+    """A timm architecture with its public weights, if it has any; or `identity`: the table holds its features."""
 
     name: Annotated[str, Field(min_length=1, max_length=200)]
     weights: PublicWeights | None = None
@@ -38,8 +38,6 @@ class Backbone(Record):
     def _weights_match_name(self) -> Self:
         if self.is_identity and self.weights is not None:
             raise ValueError("backbone 'identity' has no weights: remove them")
-        if not self.is_identity and self.weights is None:
-            raise ValueError("backbone needs weights: {uri: ..., sha256: ...}")
         return self
 
 
@@ -87,6 +85,17 @@ class Augmentation(Record):
         moves = ((0, 0), (-s, 0), (s, 0), (0, -s), (0, s)) if s else ((0, 0),)
         mirrored = (False, True) if self.flip else (False,)
         return tuple(View(flip=flip, down=down, right=right) for flip in mirrored for down, right in moves)
+
+
+class Lora(Record):
+    """Low-rank updates of linear layers: W + alpha/rank * up down (Hu et al. 2021, arXiv 2106.09685).
+
+    targets  which linear layers of a transformer's blocks
+    """
+
+    rank: Annotated[int, Field(ge=1, le=1024)]
+    alpha: Positive = 1.0
+    targets: Annotated[tuple[Literal["attention", "mlp"], ...], Field(min_length=1)] = ("attention",)
 
 
 class Head(Record):
@@ -170,14 +179,20 @@ class Step(Record):
 Schedule = Annotated[Constant | Cosine | Step, Field(discriminator="name")]
 
 
+Adaptation = Literal["head", "film", "lora", "full", "scratch"]
+"""What is trained: the last layer; it and the norm layers' scales and shifts; it and low-rank updates; everything,
+from the public weights; everything, from random ones."""
+
+
 class Recipe(Record):
     """How the candidate was made; its references are made the same way."""
 
     backbone: Backbone
     input: Input | None = None
     classes: Annotated[int, Field(ge=2, le=100_000)]
-    adaptation: Literal["head"] = "head"
+    adaptation: Adaptation = "head"
     head: Head = Head()
+    lora: Lora | None = None
     optimizer: Optimizer
     schedule: Schedule = Constant()
     epochs: Annotated[int, Field(ge=1, le=100_000)]
@@ -190,8 +205,14 @@ class Recipe(Record):
     def _input_matches_backbone(self) -> Self:
         if self.backbone.is_identity and self.input is not None:
             raise ValueError("backbone 'identity' reads embeddings, not images: remove input")
+        if self.backbone.weights is None and not self.backbone.is_identity and self.adaptation != "scratch":
+            raise ValueError("backbone needs weights: {uri: ..., sha256: ...}; only scratch goes without")
         if not self.backbone.is_identity and self.input is None:
             raise ValueError("input is missing: {size: ..., mean: [...], std: [...]}")
+        if self.backbone.is_identity and self.adaptation != "head":
+            raise ValueError(f"adaptation '{self.adaptation}' trains a network; backbone 'identity' has none: use head")
+        if (self.adaptation == "lora") != (self.lora is not None):
+            raise ValueError("adaptation lora and its settings go together: lora: {rank: 8, targets: [attention]}")
         if self.augmentation and (self.input is None or self.augmentation.shift >= self.input.size):
             raise ValueError("augmentation needs images, larger than its shift: correct it or remove it")
         return self

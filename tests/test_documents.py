@@ -53,7 +53,7 @@ def test_exponents_without_a_point_are_numbers_and_on_is_text() -> None:
         (RECIPE.replace("1e-3", "-1"), "file.yaml:3:29: optimizer.lr: Input should be greater than 0 (found -1)"),
         (RECIPE.replace("epochs: 30\n", ""), "file.yaml:1:1: 'epochs' is missing here"),
         (RECIPE.replace("epochs: 30", "epochs: 3.5"), "file.yaml:4:9: epochs: Input should be a valid integer"),
-        (RECIPE.replace("{name: identity}", "{name: resnet50}"), "file.yaml:1:11: backbone: backbone needs weights"),
+        (RECIPE.replace("{name: identity}", "{name: resnet50}"), "backbone needs weights"),
         ("a: &x 1\nb: *x\n", "file.yaml:1:4: anchors and aliases are not accepted"),
         ("a: !!python/object/apply:os.system [ls]\n", "file.yaml:1:4: tag"),
         ("a: {b: \n", "file.yaml:2:1: not valid YAML"),

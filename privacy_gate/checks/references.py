@@ -12,9 +12,13 @@ from privacy_gate.job import Job, Score, TrainControl, embed_jobs, train_referen
 
 
 def feature_jobs(subject: Subject) -> list[Job]:
-    """Features of every row in every view of the recipe."""
+    """Features of every row in every view of the recipe; as it stands where more than a head is trained.
+
+    Those serve the positive control alone.
+    """
     recipe, data = subject.recipe, subject.data
-    return [*embed_jobs(recipe.backbone, recipe.input, data.digest, data.rows, recipe.views)]
+    views = recipe.views if recipe.adaptation == "head" else recipe.views[:1]
+    return [*embed_jobs(recipe.backbone, recipe.input, data.digest, data.rows, views)]
 
 
 def reference_jobs(subject: Subject, references: int) -> list[Job]:
@@ -53,7 +57,8 @@ def features(subject: Subject, results: Results) -> Floats:
 
 def ridge(recipe: Recipe) -> float | None:
     """L2 coefficient of the recipe's training loss; None where the loss has another form. See MembershipEvidence."""
-    if recipe.label_smoothing or recipe.augmentation or recipe.optimizer.name == "adamw":
+    plain = recipe.adaptation == "head" and not recipe.label_smoothing and not recipe.augmentation
+    if not plain or recipe.optimizer.name == "adamw":
         return None
     return recipe.optimizer.weight_decay
 
@@ -72,7 +77,7 @@ def gather(subject: Subject, references: int, results: Results) -> MembershipEvi
         logits=candidate["logits"],
         reference_logits=stored[0]["logits"],
         residual=np.stack([arrays["residual"] for arrays in stored]),
-        features=features(subject, results),
+        features=features(subject, results) if subject.recipe.adaptation == "head" else None,
         trace=data.trace,
         ridge=ridge(subject.recipe),
     )

@@ -61,7 +61,14 @@ def public_tensors(backbone: Backbone) -> Tensors:
 
 
 def public_body(backbone: Backbone) -> torch.nn.Module:
-    """The backbone with its public weights and no head: images in, features (B, D) out."""
+    """The backbone without a head: images in, features (B, D) out.
+
+    Where it has no public weights, the same random ones every time.
+    """
+    if backbone.weights is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return build(backbone, 0)
     model = build(backbone, 0)
     model.load_state_dict(public_tensors(backbone))
     return model
@@ -84,32 +91,43 @@ def candidate_head(folder: Path, recipe: Recipe) -> TrainedHead:
     and what makes cached features the candidate's own. Raises CandidateError for malformed weights,
     UndecidedError for a body that is not the public one.
     """
-    tensors = read_weights(folder)
     if recipe.backbone.is_identity:
-        return _lone_head(tensors, recipe.classes)
-    model = build(recipe.backbone, recipe.classes)
-    matched = match_strict(tensors, model.state_dict(), "the candidate")
-    weight, bias = head_names(model)
-    public = public_tensors(recipe.backbone)
-    if between := sorted(set(matched) - set(public) - {weight, bias}):
+        return _lone_head(read_weights(folder), recipe.classes)
+    weight, bias = head_names(build(recipe.backbone, recipe.classes))
+    matched = candidate_tensors(folder, recipe, {weight, bias})
+    if between := sorted(set(matched) - set(public_tensors(recipe.backbone)) - {weight, bias}):
         raise CandidateError(
             f"recipe: {recipe.backbone.name} has {between[0]} between its features and its last layer; "
             "adaptation 'head' does not fit it"
         )
-    changed = [name for name in public if not name.endswith("num_batches_tracked")
+    return TrainedHead(-1, matched[weight].float(), matched[bias].float())
+
+
+def candidate_tensors(folder: Path, recipe: Recipe, trained: set[str] | None) -> Tensors:
+    """Every tensor of the candidate, from the artifact in `folder`.
+
+    Those not in `trained` must be the public ones, bit for bit; None: all may differ. Raises CandidateError for
+    malformed weights, UndecidedError where more was trained than the recipe says.
+    """
+    matched = match_strict(read_weights(folder), build(recipe.backbone, recipe.classes).state_dict(), "the candidate")
+    if trained is None:
+        return matched
+    public = public_tensors(recipe.backbone)
+    changed = [name for name in public if name not in trained and not name.endswith("num_batches_tracked")
                and not torch.equal(public[name], matched[name])]  # fmt: skip
     if changed:
         statistics = all("running_" in name for name in changed)
         cause = (
-            "only BatchNorm statistics drifted: keep the frozen backbone in eval mode while training the head"
+            "only BatchNorm statistics drifted: keep the frozen backbone in eval mode while training"
             if statistics
-            else "more than the head was trained, or other public weights were used: correct the recipe"
+            else "more than that was trained, or other public weights were used: correct the recipe"
         )
         raise UndecidedError(
-            f"the dossier does not describe this model: the recipe says adaptation 'head', but {len(changed)} of "
-            f"{len(public)} backbone tensors differ from the public weights, the first {changed[0]}; {cause}"
+            f"the dossier does not describe this model: the recipe says adaptation '{recipe.adaptation}', but "
+            f"{len(changed)} of {len(public)} backbone tensors differ from the public weights, the first "
+            f"{changed[0]}; {cause}"
         )
-    return TrainedHead(-1, matched[weight].float(), matched[bias].float())
+    return matched
 
 
 def _lone_head(tensors: Tensors, classes: int) -> TrainedHead:

@@ -89,10 +89,11 @@ def embed(jobs: Sequence[Embed], data: AuditData, machine: Machine, progress: Pr
             if len(features) == len(made):
                 yield job, np.concatenate(features), np.stack([row for part in made for row in part.content])
     if unreadable:
-        raise DatasetError(_all_named(unreadable, data))
+        raise DatasetError(all_named(unreadable, data))
 
 
-def _all_named(unreadable: Mapping[int, str], data: AuditData) -> str:
+def all_named(unreadable: Mapping[int, str], data: AuditData) -> str:
+    """What is said of images that cannot be read, by row and reason."""
     named = ", ".join(str(data.ids[row]) for row in list(unreadable)[:SHOWN])
     more = f" and {len(unreadable) - SHOWN:,} more" if len(unreadable) > SHOWN else ""
     first = next(iter(unreadable.values()))

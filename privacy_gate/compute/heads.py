@@ -5,10 +5,9 @@ A head is softmax(W x + b) on features x (N, D) of a frozen backbone.
 
 from collections import deque
 from collections.abc import Generator, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
-from threading import Event, Lock
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from privacy_gate.candidate import Recipe
+from privacy_gate.compute.course import Course
 from privacy_gate.compute.machine import Machine, single_threaded_kernels
 from privacy_gate.compute.stack import bytes_per_head, padded, train_block
 from privacy_gate.compute.subsets import Subset
@@ -71,7 +71,7 @@ def train_heads(
     y = torch.as_tensor(np.asarray(label), device=device).repeat(views)
     threads = machine.cpu_threads() if device.type == "cpu" else 1
     blocks = _blocks(subsets, recipe, x, machine.block, threads)
-    return _train(x, y, width, recipe, blocks, threads, _Course(len(subsets), recipe.epochs, progress))
+    return _train(x, y, width, recipe, blocks, threads, Course(len(subsets), recipe.epochs, progress))
 
 
 def confidences(
@@ -166,26 +166,6 @@ def _largest_block(recipe: Recipe, x: torch.Tensor, size: int) -> int:
     return max(1, room // each)
 
 
-class _Course:
-    """How far training is; ends it when nobody waits for the rest."""
-
-    def __init__(self, references: int, epochs: int, progress: Progress) -> None:
-        self._references, self._epochs, self._progress = references, epochs, progress
-        self._lock, self._trained = Lock(), 0
-        self.abandoned = Event()
-
-    def advance(self, references: int) -> None:
-        """Counts one more epoch of so many references."""
-        if self.abandoned.is_set():
-            raise CancelledError
-        with self._lock:
-            before = self._trained // self._epochs
-            self._trained += references
-            after = self._trained // self._epochs
-            if after > before:
-                self._progress("train references", after, self._references)
-
-
 def _train(
     x: torch.Tensor,
     y: torch.Tensor,
@@ -193,7 +173,7 @@ def _train(
     recipe: Recipe,
     blocks: list[Sequence[Subset]],
     threads: int,
-    course: _Course,
+    course: Course,
 ) -> Generator[TrainedHead, None, None]:
     with single_threaded_kernels(x.device), ThreadPoolExecutor(threads) as workers:
         running: deque[Future[torch.Tensor]] = deque(
@@ -204,6 +184,6 @@ def _train(
                 for (index, _), head in zip(block, running.popleft().result(), strict=True):
                     yield TrainedHead(index, head[:, :width], head[:, width])
         finally:
-            course.abandoned.set()
+            course.abandon()
             for future in running:
                 future.cancel()

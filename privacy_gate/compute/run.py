@@ -1,6 +1,6 @@
 """Jobs in, arrays into the store: the one door to the GPU floor."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
@@ -16,7 +16,10 @@ from privacy_gate.compute.backbone import candidate_head
 from privacy_gate.compute.control import train_control
 from privacy_gate.compute.embed import embed
 from privacy_gate.compute.heads import TrainedHead, confidences, head_logits, train_heads
+from privacy_gate.compute.judged import judged, network_images, score_network
 from privacy_gate.compute.machine import Machine
+from privacy_gate.compute.networks import network_logits, train_networks
+from privacy_gate.compute.parts import network
 from privacy_gate.compute.subsets import included, subpool
 from privacy_gate.dataset import AuditData, Split
 from privacy_gate.errors import CandidateError
@@ -25,6 +28,7 @@ from privacy_gate.progress import Progress, silent
 from privacy_gate.store import Arrays
 
 Features = NDArray[np.float32]
+Rows = dict[int, NDArray[np.bool_]]
 
 _PLAIN = View()
 
@@ -69,18 +73,21 @@ def run(jobs: Sequence[Job], inputs: Inputs, machine: Machine, results: Results,
                 assert_never(job)
     _embed(embeds, inputs, machine, results, progress)
     for score in scores:
-        results.put(score, _score(score.recipe, inputs, machine, results, progress))
+        if score.recipe.adaptation == "head":
+            results.put(score, _score(score.recipe, inputs, machine, results, progress))
+        else:
+            images = network_images(score.recipe, inputs.data, machine, progress)
+            results.put(score, score_network(score.recipe, inputs.candidate, images, inputs.data.label, machine))
     for control in controls:
         features = features_of(control.backbone, control.input, inputs, machine, results, progress)
         results.put(control, train_control(features, inputs.data.split, machine))
     for recipe, alike in groupby(references, attrgetter("recipe")):
+        if recipe.adaptation != "head":
+            _train_networks(recipe, list(alike), inputs.data, machine, results, progress)
+            continue
         # Where the device is a GPU, features travel once.
         views = torch.from_numpy(all_views(recipe, inputs, machine, results, progress)).to(machine.torch_device())
-        for (divisor, without), group in groupby(alike, attrgetter("divisor", "without")):
-            pool = inputs.data.split != Split.POPULATION
-            pool[list(without)] = False
-            part = subpool(inputs.data.label, pool, divisor)
-            _train(list(group), views, inputs.data, part, machine, results, progress)
+        _train(recipe, list(alike), views, inputs.data, machine, results, progress)
 
 
 def _embed(jobs: Sequence[Embed], inputs: Inputs, machine: Machine, results: Results, progress: Progress) -> None:
@@ -127,26 +134,55 @@ def _score(
     return {"logits": head_logits(features[0], head, machine), "confidence": np.mean(answers, axis=0)}
 
 
+def _rows(jobs: Sequence[TrainReference], data: AuditData) -> Iterator[tuple[dict[int, TrainReference], Rows]]:
+    """Jobs that share a pool, by index, and the rows that each is trained on, (N,) bool.
+
+    As large a share of the pool as the members are of the whole of it.
+    """
+    pool = data.split != Split.POPULATION
+    share = int((data.split == Split.MEMBER).sum()) / int(pool.sum())
+    for (divisor, without), group in groupby(jobs, attrgetter("divisor", "without")):
+        left = pool.copy()
+        left[list(without)] = False
+        part = subpool(data.label, left, divisor)
+        by_index = {job.index: job for job in group}
+        size = round(int(part.sum()) * share)
+        yield by_index, {index: included(index, part, size) for index in by_index}
+
+
 def _train(
+    recipe: Recipe,
     jobs: Sequence[TrainReference],
     features: torch.Tensor,
     data: AuditData,
-    part: NDArray[np.bool_],
     machine: Machine,
     results: Results,
     progress: Progress,
 ) -> None:
-    """Trains references on shares of `part` (N,), as large a share as the members are of the whole pool.
+    """Heads on features (V, N, D), on the device that computes."""
+    for by_index, rows in _rows(jobs, data):
+        subsets = [(index, np.flatnonzero(chosen)) for index, chosen in rows.items()]
+        for head in train_heads(features, data.label, recipe, subsets, machine, progress=progress):
+            results.put(by_index[head.index], _judge(head, features, data, rows[head.index], machine))
 
-    features (V, N, D), on the device that computes.
-    """
-    members, pool = int((data.split == Split.MEMBER).sum()), int((data.split != Split.POPULATION).sum())
-    size = round(int(part.sum()) * members / pool)
-    by_index = {job.index: job for job in jobs}
-    rows = {index: included(index, part, size) for index in by_index}
-    subsets = [(index, np.flatnonzero(chosen)) for index, chosen in rows.items()]
-    for head in train_heads(features, data.label, jobs[0].recipe, subsets, machine, progress=progress):
-        results.put(by_index[head.index], _judge(head, features, data, rows[head.index], machine))
+
+def _train_networks(
+    recipe: Recipe,
+    jobs: Sequence[TrainReference],
+    data: AuditData,
+    machine: Machine,
+    results: Results,
+    progress: Progress,
+) -> None:
+    """Networks on the table's images."""
+    images, judge = network_images(recipe, data, machine, progress), network(recipe)
+    judge = judge.to(machine.torch_device())
+    for by_index, rows in _rows(jobs, data):
+        subsets = [(index, np.flatnonzero(chosen)) for index, chosen in rows.items()]
+        for found in train_networks(images, data.label, recipe, subsets, machine, progress=progress):
+            logits = [network_logits(judge, found.tensors, images, machine, view) for view in range(len(recipe.views))]
+            arrays = {**judged(logits, data.label), "included": rows[found.index]}
+            results.put(by_index[found.index], arrays if found.index else {**arrays, "logits": logits[0]})
 
 
 def _judge(

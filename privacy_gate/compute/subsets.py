@@ -18,6 +18,8 @@ _PART = int.from_bytes(b"part")
 _ORDER = int.from_bytes(b"order")
 _VIEW = int.from_bytes(b"view")
 _INITIAL = int.from_bytes(b"initial")
+_UPDATE = int.from_bytes(b"update")
+_NETWORK = int.from_bytes(b"network")
 
 
 def group_size(pool: int, size: int) -> int:
@@ -102,3 +104,17 @@ def initial_head(index: int, classes: int, width: int) -> tuple[NDArray[np.float
     rng = np.random.default_rng([_INITIAL, index])
     bound = width**-0.5
     return rng.uniform(-bound, bound, (classes, width)), rng.uniform(-bound, bound, classes)
+
+
+def initial_update(index: int, place: int, rank: int, width: int) -> NDArray[np.float64]:
+    """How the `place`-th low-rank update of reference `index` starts: down (rank, width); up starts at zero.
+
+    Uniform in (-1/sqrt(width), 1/sqrt(width)), as torch.nn.Linear's and as LoRA's own code has it.
+    """
+    bound = width**-0.5
+    return np.random.default_rng([_UPDATE, index, place]).uniform(-bound, bound, (rank, width))
+
+
+def initial_network(index: int) -> int:
+    """The seed from which torch draws the untrained network of reference `index`."""
+    return int(np.random.default_rng([_NETWORK, index]).integers(2**63))

@@ -66,6 +66,7 @@ def recipe_facts(report: Report) -> list[tuple[str, str]]:
         facts.append(("Input", f"{recipe.input.size} pixels, {recipe.input.interpolation}, crop {recipe.input.crop:g}"))
     facts += [
         ("Adaptation", f"{recipe.adaptation}, {recipe.classes:,} classes"),
+        *([("LoRA", _settings(recipe.lora))] if recipe.lora else []),
         ("Optimiser", _settings(recipe.optimizer)),
         ("Schedule", _settings(recipe.schedule)),
         ("Training", f"{recipe.epochs:,} epochs, batches of {recipe.batch_size:,}, seed {recipe.seed}"),

@@ -242,7 +242,7 @@ def test_the_candidate_s_head_on_cached_features_is_the_whole_model(recipe: Reci
 
 @pytest.mark.parametrize(
     ("change", "expected"),
-    [("bn1.running_mean", "only BatchNorm statistics drifted"), ("conv1.0.weight", "more than the head was trained")],
+    [("bn1.running_mean", "only BatchNorm statistics drifted"), ("conv1.0.weight", "more than that was trained")],
 )
 def test_a_body_that_is_not_the_public_one_contradicts_the_recipe(
     recipe: Recipe, change: str, expected: str, tmp_path: Path

@@ -13,12 +13,15 @@ from PIL import Image
 from pyarrow import parquet
 from safetensors.torch import save_file
 
-from privacy_gate.candidate import Recipe
+from privacy_gate.candidate import Backbone, Recipe
 from privacy_gate.compute import backbone as subject
+from privacy_gate.compute.judged import residual
 from privacy_gate.compute.machine import Machine
+from privacy_gate.compute.pixels import read_pixels
 from privacy_gate.compute.run import Inputs, all_views, run
 from privacy_gate.dataset import AuditData, Columns, describe_table, read_data
 from privacy_gate.documents import parse
+from privacy_gate.errors import UndecidedError
 from privacy_gate.evidence import logit_scaled
 from privacy_gate.job import Score, train_reference
 from privacy_gate.store import Store
@@ -106,3 +109,64 @@ def test_rows_taken_out_of_the_pool_are_in_no_training_set_and_the_share_stays(
     included = np.stack([store.get(job)["included"] for job in jobs])
     assert not included[:, list(gone)].any()
     assert (included.sum(axis=1) == (ROWS * 2 // 3 - len(gone)) // 2).all()
+
+
+def tuned(recipe: Recipe, adaptation: str) -> Recipe:
+    """The same recipe with more trained than the head, and images as they stand."""
+    return recipe.model_copy(update={"adaptation": adaptation, "augmentation": None, "epochs": 1})
+
+
+def store_candidate(recipe: Recipe, folder: Path, name: str) -> torch.nn.Module:
+    """A candidate whose head, and tensor `name`, are not the public ones."""
+    model = subject.assemble(recipe, torch.randn(CLASSES, 96), torch.randn(CLASSES))
+    tensors = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
+    tensors[name] = tensors[name] + 0.1
+    model.load_state_dict(tensors)
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors")
+    return model.eval()
+
+
+def test_a_film_candidate_answers_with_its_own_norm_layers(recipe: Recipe, data: AuditData, tmp_path: Path) -> None:
+    how, store = tuned(recipe, "film"), Store(str(tmp_path / "store"))
+    model = store_candidate(how, tmp_path / "candidate", "layer1.0.bn1.weight")
+    score, reference = Score("a" * 64, how, data.digest), train_reference(how, data.digest, 3)
+    run([score, reference], Inputs(data, tmp_path / "candidate"), MACHINE, store)
+    pixels = read_pixels(data, how.input, 1) if how.input else None
+    with torch.inference_mode():
+        np.testing.assert_allclose(store.get(score)["logits"], model(pixels).numpy(), rtol=1e-4, atol=1e-4)
+    kept = store.get(reference)
+    assert kept["included"].sum() == ROWS // 3
+    assert np.isfinite(kept["confidence"]).all()
+    assert set(kept) == {"confidence", "residual", "correct", "included"}
+
+
+def test_a_film_candidate_with_other_convolutions_contradicts_its_recipe(
+    recipe: Recipe, data: AuditData, tmp_path: Path
+) -> None:
+    how = tuned(recipe, "film")
+    store_candidate(how, tmp_path / "candidate", "layer1.0.conv1.weight")
+    jobs = [Score("a" * 64, how, data.digest)]
+    with pytest.raises(UndecidedError, match=r"adaptation 'film', but 1 of .*layer1.0.conv1.weight"):
+        run(jobs, Inputs(data, tmp_path / "candidate"), MACHINE, Store(str(tmp_path / "store")))
+
+
+def test_a_network_from_scratch_needs_no_public_weights_and_references_start_apart(
+    recipe: Recipe, data: AuditData, tmp_path: Path
+) -> None:
+    how = tuned(recipe, "scratch").model_copy(update={"backbone": Backbone(name=NAME)})
+    store = Store(str(tmp_path / "store"))
+    jobs = [train_reference(how, data.digest, index) for index in range(3)]
+    run(jobs, Inputs(data, tmp_path), MACHINE, store)
+    kept = np.stack([store.get(job)["confidence"] for job in jobs])
+    assert np.ptp(kept, axis=0).min() > 0
+
+
+def test_the_residual_is_the_distance_of_the_probabilities_from_the_label() -> None:
+    rng = np.random.default_rng(0)
+    logits, label = rng.normal(size=(50, 7)).astype(np.float32) * 5, rng.integers(0, 7, 50)
+    p = np.exp(logits - logits.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(
+        residual(logits, label), np.linalg.norm(p - np.eye(7)[label], axis=1), rtol=1e-3, atol=1e-6
+    )

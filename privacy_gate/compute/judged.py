@@ -1,0 +1,62 @@
+"""What a trained network says about every row of the table."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from privacy_gate.candidate import Recipe
+from privacy_gate.compute.backbone import build, candidate_tensors
+from privacy_gate.compute.machine import Machine
+from privacy_gate.compute.networks import Images, network_logits
+from privacy_gate.compute.parts import changed
+from privacy_gate.compute.pixels import read_pixels
+from privacy_gate.dataset import AuditData
+from privacy_gate.errors import DatasetError
+from privacy_gate.evidence import logit_scaled
+from privacy_gate.progress import Progress
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def network_images(recipe: Recipe, data: AuditData, machine: Machine, progress: Progress) -> Images:
+    """The table's images as the recipe's network takes them; on the GPU where a quarter of its memory holds them."""
+    if recipe.input is None:
+        raise DatasetError("the recipe has no input; networks are trained on images")
+    device = machine.torch_device()
+    threads = machine.cpu_threads() if device.type == "cpu" else max(1, machine.workers)
+    pixels = read_pixels(data, recipe.input, threads, progress)
+    if device.type == "cuda" and 4 * pixels.nbytes < torch.cuda.mem_get_info(device)[0]:
+        pixels = pixels.to(device)
+    return Images(pixels, recipe.views)
+
+
+def score_network(recipe: Recipe, folder: Path, images: Images, label: NDArray[np.int64], machine: Machine) -> Arrays:
+    """What is kept of a candidate whose network was trained: see job.Score."""
+    tensors = candidate_tensors(folder, recipe, changed(recipe))
+    model = build(recipe.backbone, recipe.classes).to(machine.torch_device())
+    logits = [network_logits(model, tensors, images, machine, view) for view in range(len(recipe.views))]
+    return {"logits": logits[0], "confidence": judged(logits, label)["confidence"]}
+
+
+def judged(logits: Sequence[NDArray[np.float32]], label: NDArray[np.int64]) -> Arrays:
+    """What is kept of a reference's logits (N, C) in each view: see job.TrainReference."""
+    confidence = np.mean([logit_scaled(view, label) for view in logits], axis=0)
+    return {
+        "confidence": confidence.astype(np.float32),
+        "residual": residual(logits[0], label).astype(np.float32),
+        "correct": logits[0].argmax(axis=1) == label,
+    }
+
+
+def residual(logits: NDArray[np.float32], label: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Norm of p - onehot(y), (N,) = (1 - p_y) sqrt(1 + |q|^2), q the softmax of the other logits: nothing cancels."""
+    others = logits.astype(np.float64)
+    others[np.arange(len(label)), label] = -np.inf
+    q = np.exp(others - others.max(axis=1, keepdims=True))
+    q /= q.sum(axis=1, keepdims=True)
+    doubt = np.exp(-np.logaddexp(0.0, logit_scaled(logits, label)))
+    return np.asarray(doubt * np.sqrt(1 + (q**2).sum(axis=1)))

@@ -1,0 +1,156 @@
+"""Which tensors of a network an adaptation trains, and where each reference starts."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from privacy_gate.candidate import Lora, Recipe
+from privacy_gate.compute.backbone import Tensors, build, head_names, public_tensors
+from privacy_gate.compute.subsets import initial_head, initial_network, initial_update
+from privacy_gate.errors import CandidateError
+
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, _BatchNorm)
+"""Layers whose scale and shift FiLM trains; timm's own are subclasses of these."""
+
+_WITHIN = {"attention": "attn", "mlp": "mlp"}
+"""What timm calls the parts of a transformer's block."""
+
+
+class LowRank(nn.Module):
+    """A linear layer that stays, and a low-rank update beside it: x -> W x + b + scale * up (down x)."""
+
+    def __init__(self, layer: nn.Linear, settings: Lora) -> None:
+        super().__init__()
+        self.layer, self.scale = layer, settings.alpha / settings.rank
+        self.down = nn.Parameter(torch.zeros(settings.rank, layer.in_features))
+        self.up = nn.Parameter(torch.zeros(layer.out_features, settings.rank))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., in) -> (..., out)."""
+        update: torch.Tensor = x @ self.down.T @ self.up.T
+        return torch.add(self.layer(x), update, alpha=self.scale)
+
+
+def network(recipe: Recipe) -> nn.Module:
+    """The recipe's architecture with its public weights (random ones for scratch), ready to be trained.
+
+    Frozen parts stand in eval mode: what BatchNorm remembers of the public data stays. Where everything is trained, so
+    is BatchNorm. Raises CandidateError where the architecture lacks what the adaptation trains, or draws
+    random numbers while it is trained (dropout), which references trained together could not repeat alone.
+    """
+    model = build(recipe.backbone, recipe.classes)
+    if recipe.adaptation != "scratch":
+        model.load_state_dict(public_tensors(recipe.backbone), strict=False)
+    if recipe.lora is not None:
+        for name in lora_targets(model, recipe.lora):
+            parent, _, last = name.rpartition(".")
+            owner = model.get_submodule(parent)
+            layer: Any = getattr(owner, last)
+            setattr(owner, last, LowRank(layer, recipe.lora))
+    if trains_everything(recipe):
+        model.train()
+        random = [name for name, module in model.named_modules() if _draws(module)]
+        if random:
+            raise CandidateError(
+                f"recipe: {recipe.backbone.name} drops units at random in {random[0]}; adaptation "
+                f"'{recipe.adaptation}' cannot repeat that"
+            )
+    return model
+
+
+def trains_everything(recipe: Recipe) -> bool:
+    """Whether every parameter is trained, and BatchNorm's memory with them."""
+    return recipe.adaptation in ("full", "scratch")
+
+
+def _draws(module: nn.Module) -> bool:
+    rate = getattr(module, "p", None) if isinstance(module, nn.modules.dropout._DropoutNd) else None
+    rate = getattr(module, "drop_prob", None) if type(module).__name__ == "DropPath" else rate
+    return bool(rate)
+
+
+def lora_targets(model: nn.Module, settings: Lora) -> list[str]:
+    """Names of the linear layers that get an update. Raises CandidateError where there are none."""
+    wanted = {_WITHIN[target] for target in settings.targets}
+    found = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and wanted & set(name.split(".")[:-1])
+    ]
+    if not found:
+        raise CandidateError(f"recipe: no linear layer lies in {' or '.join(sorted(wanted))}; lora fits transformers")
+    return found
+
+
+def trained(model: nn.Module, recipe: Recipe) -> list[str]:
+    """Names of the parameters that training changes, in the model's order."""
+    every = [name for name, _ in model.named_parameters()]
+    if trains_everything(recipe):
+        return every
+    chosen = set(head_names(model))
+    chosen.update(_inside(model, NORMS) if recipe.adaptation == "film" else ())
+    if recipe.adaptation == "lora":
+        chosen.update(name for name in every if name.endswith((".down", ".up")))
+    return [name for name in every if name in chosen]
+
+
+def changed(recipe: Recipe) -> set[str] | None:
+    """Names of a candidate's tensors that may differ from the public ones; None: all of them.
+
+    LoRA's updates are merged into the layers' own weights, as candidates are stored for serving.
+    """
+    if trains_everything(recipe):
+        return None
+    model = build(recipe.backbone, recipe.classes)
+    if recipe.lora is not None:
+        return {*head_names(model), *(f"{name}.weight" for name in lora_targets(model, recipe.lora))}
+    return set(trained(model, recipe))
+
+
+def _inside(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> Iterator[str]:
+    for name, module in model.named_modules():
+        if isinstance(module, kinds):
+            yield from (f"{name}.{own}" for own, _ in module.named_parameters(recurse=False))
+
+
+def remembered(model: nn.Module, recipe: Recipe) -> list[str]:
+    """Names of the buffers that training changes: BatchNorm's running statistics."""
+    if not trains_everything(recipe):
+        return []
+    norms = {name for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
+    return [name for name, _ in model.named_buffers() if name.rpartition(".")[0] in norms]
+
+
+def start(model: nn.Module, recipe: Recipe, index: int) -> Tensors:
+    """Where reference `index` starts: every tensor that training changes, by name."""
+    names = [*trained(model, recipe), *remembered(model, recipe)]
+    own = model.state_dict()
+    source = _random(recipe, index) if recipe.adaptation == "scratch" else own
+    tensors = {name: source[name].to(own[name], copy=True) for name in names}
+    weight, bias = head_names(model)
+    if recipe.adaptation != "scratch":
+        classes, width = tensors[weight].shape
+        drawn = initial_head(index, classes, width)
+        at_random = recipe.head.initial == "uniform"
+        for name, value in zip((weight, bias), drawn, strict=True):
+            tensors[name] = torch.from_numpy(value * at_random).to(tensors[name])
+    for place, name in enumerate(name for name in names if name.endswith(".down") and recipe.lora):
+        update = initial_update(index, place, *tensors[name].shape)
+        tensors[name] = torch.from_numpy(update).to(tensors[name])
+    return tensors
+
+
+def _random(recipe: Recipe, index: int) -> Tensors:
+    """An untrained network of the reference's own, as timm draws it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(initial_network(index))
+        return dict(build(recipe.backbone, recipe.classes).state_dict())
+
+
+def bytes_of(tensors: Tensors) -> int:
+    """What they take."""
+    return int(np.sum([tensor.nbytes for tensor in tensors.values()]))

@@ -1,0 +1,53 @@
+"""All images of the table, decoded once, as the network wants them."""
+
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from privacy_gate.candidate import Input
+from privacy_gate.compute.embed import all_named, decode, transform_of
+from privacy_gate.dataset import AuditData
+from privacy_gate.errors import DatasetError
+from privacy_gate.progress import Progress, silent
+
+IN_MEMORY = 2 << 30
+"""Bytes of images kept in memory; more lie in a file that the system pages in as they are needed."""
+
+
+def read_pixels(data: AuditData, shape: Input, threads: int, progress: Progress = silent) -> torch.Tensor:
+    """Every row's image after the recipe's transform: (N, 3, S, S) float32, on the CPU.
+
+    Raises DatasetError that names the unreadable ones, all of them.
+    """
+    pixels = _room((data.rows, 3, shape.size, shape.size))
+    transform, image = transform_of(shape), _reader(data)
+    unreadable: dict[int, str] = {}
+
+    def read(row: int) -> None:
+        try:
+            pixels[row] = decode(image(row), transform).numpy()
+        except DatasetError as error:
+            unreadable[row] = str(error)
+
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        for done, _ in enumerate(pool.map(read, range(data.rows)), 1):
+            progress("decode images", done, data.rows)
+    if unreadable:
+        raise DatasetError(all_named(dict(sorted(unreadable.items())), data))
+    return torch.from_numpy(pixels)
+
+
+def _reader(data: AuditData) -> Callable[[int], bytes]:
+    if data.image is None:
+        raise DatasetError("the table holds embeddings; the recipe trains an image network")
+    return data.image
+
+
+def _room(shape: tuple[int, ...]) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    if 4 * np.prod(shape) <= IN_MEMORY:
+        return np.empty(shape, dtype=np.float32)
+    with tempfile.TemporaryFile(prefix="privacy-gate-") as file:  # mapped pages outlive the name and the handle
+        return np.memmap(file, dtype=np.float32, mode="w+", shape=shape)
