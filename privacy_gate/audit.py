@@ -9,7 +9,7 @@ from typing import Self
 
 import numpy as np
 
-from privacy_gate.candidate import Candidate
+from privacy_gate.candidate import Candidate, CommandRecipe, Recipe
 from privacy_gate.checks import AnyCheck
 from privacy_gate.checks.check import Results, Subject
 from privacy_gate.checks.membership import Membership
@@ -79,14 +79,35 @@ def checks_of(policy: Policy) -> list[AnyCheck]:
     return named if any(isinstance(check, Utility) for check in named) else [*named, Utility()]
 
 
-def subject_of(candidate: Candidate, data: AuditData) -> Subject:
-    """What the checks may know of the candidate."""
-    return Subject(recipe=candidate.recipe, artifact=candidate.digest, data=data, logged=candidate.logged)
+def subject_of(candidate: Candidate, data: AuditData, policy: Policy) -> Subject:
+    """What the checks may know of the candidate.
+
+    Raises ConfigurationError where the recipe needs a trainer and the policy names none.
+    """
+    return Subject(
+        recipe=_with_trainer(candidate, policy), artifact=candidate.digest, data=data, logged=candidate.logged
+    )
+
+
+def _with_trainer(candidate: Candidate, policy: Policy) -> Recipe:
+    """The recipe; where other programs train for it, with the policy's, and never with the candidate's."""
+    recipe = candidate.recipe
+    if recipe.adaptation != "command":
+        return recipe
+    if policy.trainer is None:
+        raise ConfigurationError(
+            "the recipe says adaptation 'command': name the program that trains references in the policy, "
+            "trainer: {command: [python, /path/to/train.py]}"
+        )
+    table = candidate.dossier.data.table.uri
+    return CommandRecipe(
+        **{name: getattr(recipe, name) for name in Recipe.model_fields}, trainer=policy.trainer, table=table
+    )
 
 
 def plan(policy: Policy, candidate: Candidate, data: AuditData) -> list[Job]:
     """Every job the policy's checks need, each once, in the same order on every machine."""
-    subject = subject_of(candidate, data)
+    subject = subject_of(candidate, data, policy)
     return list(dict.fromkeys(job for check in checks_of(policy) for job in check.jobs(subject)))
 
 
@@ -108,7 +129,7 @@ def audit(
 
     Raises StoreError where a result is missing, EvidenceError where results cannot be judged.
     """
-    subject = subject_of(candidate, data)
+    subject = subject_of(candidate, data, policy)
     checks = checks_of(policy)
     records: list[CheckRecord] = []
     findings: list[Finding] = []

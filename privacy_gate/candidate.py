@@ -179,9 +179,9 @@ class Step(Record):
 Schedule = Annotated[Constant | Cosine | Step, Field(discriminator="name")]
 
 
-Adaptation = Literal["head", "film", "lora", "full", "scratch"]
+Adaptation = Literal["head", "film", "lora", "full", "scratch", "command"]
 """What is trained: the last layer; it and the norm layers' scales and shifts; it and low-rank updates; everything,
-from the public weights; everything, from random ones."""
+from the public weights; everything, from random ones; what a program of the policy's trains."""
 
 
 class Recipe(Record):
@@ -209,7 +209,7 @@ class Recipe(Record):
             raise ValueError("backbone needs weights: {uri: ..., sha256: ...}; only scratch goes without")
         if not self.backbone.is_identity and self.input is None:
             raise ValueError("input is missing: {size: ..., mean: [...], std: [...]}")
-        if self.backbone.is_identity and self.adaptation != "head":
+        if self.backbone.is_identity and self.adaptation not in ("head", "command"):
             raise ValueError(f"adaptation '{self.adaptation}' trains a network; backbone 'identity' has none: use head")
         if (self.adaptation == "lora") != (self.lora is not None):
             raise ValueError("adaptation lora and its settings go together: lora: {rank: 8, targets: [attention]}")
@@ -221,6 +221,27 @@ class Recipe(Record):
     def views(self) -> tuple[View, ...]:
         """How training shows an image, and how attacks query the model; the image as it stands first."""
         return self.augmentation.views if self.augmentation else (View(),)
+
+
+class Trainer(Record):
+    """A program that trains references where the gate cannot. Policies name it, dossiers never do.
+
+    version  raised when the program changes: part of the name of every result
+    """
+
+    command: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
+    version: Annotated[int, Field(ge=1)] = 1
+    timeout_s: Annotated[float, Field(gt=0)] = 3600.0
+
+
+class CommandRecipe(Recipe):
+    """A recipe with the program that a policy names for it, and the audit table the program reads.
+
+    No file is ever loaded as this: a dossier cannot name a program.
+    """
+
+    trainer: Trainer
+    table: str
 
 
 class Dossier(Record):

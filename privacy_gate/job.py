@@ -104,13 +104,15 @@ def embed_jobs(
 
 
 def describe(job: Job) -> dict[str, Any]:
-    """The job as plain JSON data. Where the public weights lie is left out: their sha256 says what they are."""
+    """The job as plain JSON data, without what changes no result: where weights and table lie, how long is waited."""
     fields: dict[str, Any] = {"format": FORMAT, "kind": type(job).__name__}
     for name, value in vars(job).items():
         fields[name] = value.model_dump(mode="json") if hasattr(value, "model_dump") else value
     for holder in (fields.get("backbone"), fields.get("recipe", {}).get("backbone")):
         if holder and holder["weights"]:
             del holder["weights"]["uri"]
+    if "trainer" in fields.get("recipe", {}):
+        del fields["recipe"]["table"], fields["recipe"]["trainer"]["timeout_s"]
     return fields
 
 

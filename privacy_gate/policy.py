@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from privacy_gate.candidate import Trainer
 from privacy_gate.checks import AnyCheck
 from privacy_gate.documents import Record, load, nearest
 from privacy_gate.errors import ConfigurationError
@@ -61,7 +62,7 @@ class Policy(Record):
     """What a model must meet to be promoted.
 
     release_context is declared by the operator, never inferred; confidence is that of every
-    two-sided interval.
+    two-sided interval; trainer is needed for recipes of adaptation `command` alone.
     """
 
     name: Text
@@ -70,6 +71,7 @@ class Policy(Record):
     confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
     checks: Annotated[tuple[AnyCheck, ...], Field(min_length=1)]
     promotion: Promotion | None = None
+    trainer: Trainer | None = None
     waivers: tuple[Waiver, ...] = ()
 
     @model_validator(mode="after")

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from privacy_gate.candidate import Backbone, Input, Recipe, View
+from privacy_gate.candidate import Backbone, CommandRecipe, Input, Recipe, View
 from privacy_gate.compute.backbone import candidate_head
+from privacy_gate.compute.command import score_by_command, train_by_command
 from privacy_gate.compute.control import train_control
 from privacy_gate.compute.embed import embed
 from privacy_gate.compute.heads import TrainedHead, confidences, head_logits, train_heads
@@ -73,15 +74,14 @@ def run(jobs: Sequence[Job], inputs: Inputs, machine: Machine, results: Results,
                 assert_never(job)
     _embed(embeds, inputs, machine, results, progress)
     for score in scores:
-        if score.recipe.adaptation == "head":
-            results.put(score, _score(score.recipe, inputs, machine, results, progress))
-        else:
-            images = network_images(score.recipe, inputs.data, machine, progress)
-            results.put(score, score_network(score.recipe, inputs.candidate, images, inputs.data.label, machine))
+        results.put(score, _score(score.recipe, inputs, machine, results, progress))
     for control in controls:
         features = features_of(control.backbone, control.input, inputs, machine, results, progress)
         results.put(control, train_control(features, inputs.data.split, machine))
     for recipe, alike in groupby(references, attrgetter("recipe")):
+        if isinstance(recipe, CommandRecipe):
+            _train_by_command(recipe, list(alike), inputs.data, results, progress)
+            continue
         if recipe.adaptation != "head":
             _train_networks(recipe, list(alike), inputs.data, machine, results, progress)
             continue
@@ -125,6 +125,11 @@ def _score(
     recipe: Recipe, inputs: Inputs, machine: Machine, results: Results, progress: Progress
 ) -> dict[str, NDArray[Any]]:
     """What is kept of the candidate."""
+    if isinstance(recipe, CommandRecipe):
+        return score_by_command(recipe, inputs.candidate, inputs.data)
+    if recipe.adaptation != "head":
+        images = network_images(recipe, inputs.data, machine, progress)
+        return score_network(recipe, inputs.candidate, images, inputs.data.label, machine)
     features, head = all_views(recipe, inputs, machine, results, progress), candidate_head(inputs.candidate, recipe)
     if head.weight.shape[1] != features.shape[2]:
         raise CandidateError(
@@ -183,6 +188,18 @@ def _train_networks(
             logits = [network_logits(judge, found.tensors, images, machine, view) for view in range(len(recipe.views))]
             arrays = {**judged(logits, data.label), "included": rows[found.index]}
             results.put(by_index[found.index], arrays if found.index else {**arrays, "logits": logits[0]})
+
+
+def _train_by_command(
+    recipe: CommandRecipe, jobs: Sequence[TrainReference], data: AuditData, results: Results, progress: Progress
+) -> None:
+    """One program after the other: how many share the machine is the program's own affair."""
+    done = 0
+    for by_index, rows in _rows(jobs, data):
+        for index, job in by_index.items():
+            results.put(job, train_by_command(recipe, job, rows[index], data))
+            done += 1
+            progress("train references", done, len(jobs))
 
 
 def _judge(

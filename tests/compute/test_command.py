@@ -1,0 +1,124 @@
+"""References that the policy's own program trains: same evidence, isolated, timed, and never named by a dossier."""
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from privacy_gate.audit import plan
+from privacy_gate.candidate import Candidate, CommandRecipe, Dossier, Recipe, Trainer
+from privacy_gate.compute.machine import Machine
+from privacy_gate.compute.run import Inputs, run
+from privacy_gate.dataset import AuditData, read_data
+from privacy_gate.documents import load
+from privacy_gate.errors import ConfigurationError, UnavailableError
+from privacy_gate.evidence import logit_scaled
+from privacy_gate.job import Score, TrainReference, digest, train_reference
+from privacy_gate.policy import Policy
+from privacy_gate.store import Store
+
+SCRIPT = Path(__file__).parents[1] / "data" / "trainer.py"
+MACHINE = Machine(threads=1)
+POLICY = """
+name: own trainer
+version: 1
+release_context: api
+checks: [{check: membership, references: 8, attacks: [lira]}]
+"""
+
+
+def by_command(scene: Any, *more: str, timeout: float = 60.0) -> CommandRecipe:
+    fields = {name: getattr(scene.recipe, name) for name in Recipe.model_fields} | {"adaptation": "command"}
+    trainer = Trainer(command=(sys.executable, str(SCRIPT), *more), timeout_s=timeout)
+    return CommandRecipe(**fields, trainer=trainer, table=scene.manifest.table.uri)
+
+
+@pytest.fixture
+def data(scene: Any) -> AuditData:
+    return read_data(scene.manifest, scene.recipe.classes)
+
+
+def test_its_references_are_kept_like_any_other_and_learn_their_rows(
+    scene: Any, data: AuditData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "hunter2")
+    recipe, store = by_command(scene), Store(str(tmp_path / "store"))
+    jobs = [train_reference(recipe, data.digest, index) for index in range(2)]
+    run(jobs, Inputs(data, tmp_path), MACHINE, store)
+    kept = [store.get(job) for job in jobs]
+    for arrays in kept:
+        phi, included = arrays["confidence"], arrays["included"]
+        assert included.sum() == scene.members
+        assert phi[included].mean() > phi[~included].mean() + 1
+        assert b"secret unseen" in arrays["log"].tobytes()
+    np.testing.assert_allclose(kept[0]["confidence"], logit_scaled(kept[0]["logits"], data.label), rtol=1e-5, atol=1e-5)
+    assert not np.array_equal(kept[0]["confidence"], kept[1]["confidence"])
+
+
+def test_the_candidate_is_scored_by_it_too(scene: Any, data: AuditData, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    weight = np.random.default_rng(0).normal(size=(scene.x.shape[1], scene.recipe.classes))
+    np.save(tmp_path / "model" / "weight.npy", weight)
+    job, store = Score("a" * 64, by_command(scene), data.digest), Store(str(tmp_path / "store"))
+    run([job], Inputs(data, tmp_path / "model"), MACHINE, store)
+    np.testing.assert_allclose(store.get(job)["logits"], scene.x @ weight, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("how", "timeout", "said"),
+    [
+        ("fail", 60.0, "failed on reference 0: it ended with 1; it said: .*out of luck"),
+        ("sleep", 2.0, "it ran longer than 2.0 s; it said: "),
+        ("silent", 60.0, "it wrote no .npz file with logits"),
+        ("nan", 60.0, "expected finite floats"),
+    ],
+)
+def test_a_program_that_fails_is_named_with_its_last_words_and_stores_nothing(
+    scene: Any, data: AuditData, tmp_path: Path, how: str, timeout: float, said: str
+) -> None:
+    recipe = by_command(scene, "--misbehave", how, timeout=timeout)
+    job, store = train_reference(recipe, data.digest, 0), Store(str(tmp_path / "store"))
+    with pytest.raises(UnavailableError, match=said):
+        run([job], Inputs(data, tmp_path), MACHINE, store)
+    assert not store.has(job)
+
+
+def test_a_program_that_is_not_there_is_the_policy_s_fault(scene: Any, data: AuditData, tmp_path: Path) -> None:
+    recipe = by_command(scene).model_copy(update={"trainer": Trainer(command=("/no/such/program",))})
+    with pytest.raises(ConfigurationError, match="/no/such/program"):
+        run([train_reference(recipe, data.digest, 0)], Inputs(data, tmp_path), MACHINE, Store(str(tmp_path / "s")))
+
+
+def test_a_dossier_cannot_name_a_program() -> None:
+    text = (
+        "{backbone: {name: identity}, classes: 2, adaptation: command, optimizer: {name: sgd, lr: 1}, epochs: 1, "
+        "batch_size: 1, trainer: {command: [rm]}}"
+    )
+    with pytest.raises(ConfigurationError, match="trainer"):
+        load(text, Recipe, "recipe.yaml")
+
+
+def test_without_a_trainer_in_the_policy_the_plan_says_what_to_write(
+    scene: Any, data: AuditData, tmp_path: Path
+) -> None:
+    recipe = scene.recipe.model_copy(update={"adaptation": "command"})
+    candidate = Candidate("models:/m/1", "m", "1", tmp_path, "a" * 64, Dossier(recipe=recipe, data=scene.manifest))
+    with pytest.raises(ConfigurationError, match="name the program that trains references in the policy"):
+        plan(load(POLICY, Policy, "policy.yaml"), candidate, data)
+    text = f"{POLICY}trainer: {{command: [{shutil.which('true')}]}}"
+    jobs = plan(load(text, Policy, "policy.yaml"), candidate, data)
+    assert sum(isinstance(job, TrainReference) for job in jobs) == 8
+
+
+def test_results_are_named_by_the_program_and_its_version_not_by_where_the_table_lies_or_how_long_is_waited(
+    scene: Any,
+) -> None:
+    plain = by_command(scene)
+    other_place = plain.model_copy(update={"table": "s3://elsewhere/table.parquet"})
+    longer = by_command(scene, timeout=99.0)
+    newer = plain.model_copy(update={"trainer": plain.trainer.model_copy(update={"version": 2})})
+    names = [digest(train_reference(recipe, "d" * 64, 0)) for recipe in (plain, other_place, longer, newer)]
+    assert names[0] == names[1] == names[2] != names[3]
