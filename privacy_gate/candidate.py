@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from privacy_gate.dataset import DataManifest
 from privacy_gate.documents import Record
+from privacy_gate.federation import Federation
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Positive = Annotated[float, Field(gt=0)]
@@ -199,6 +200,7 @@ class Recipe(Record):
     batch_size: Annotated[int, Field(ge=1)]
     label_smoothing: Fraction = 0.0
     augmentation: Augmentation | None = None
+    federation: Federation | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
     @model_validator(mode="after")
@@ -213,9 +215,22 @@ class Recipe(Record):
             raise ValueError(f"adaptation '{self.adaptation}' trains a network; backbone 'identity' has none: use head")
         if (self.adaptation == "lora") != (self.lora is not None):
             raise ValueError("adaptation lora and its settings go together: lora: {rank: 8, targets: [attention]}")
+        if self.federation is not None:
+            self._refuse_what_clients_do_not()
         if self.augmentation and (self.input is None or self.augmentation.shift >= self.input.size):
             raise ValueError("augmentation needs images, larger than its shift: correct it or remove it")
         return self
+
+    def _refuse_what_clients_do_not(self) -> None:
+        """A federation is simulated with heads and plain SGD at the clients, and nothing else is passed off as it."""
+        plain = isinstance(self.optimizer, Sgd) and not self.optimizer.momentum
+        if self.adaptation not in ("head", "command") or not plain or self.schedule.name != "constant":
+            raise ValueError(
+                "federation is simulated for adaptation head with optimizer {name: sgd} without momentum and a constant "
+                "schedule; for another use adaptation command"
+            )
+        if self.head.initial != "zeros" or self.label_smoothing or self.augmentation:
+            raise ValueError("federation is simulated from a head of zeros, without label smoothing or augmentation")
 
     @property
     def views(self) -> tuple[View, ...]:

@@ -77,7 +77,31 @@ class TrainControl:
     dataset: str
 
 
-Job = Embed | Score | TrainReference | TrainControl
+@dataclass(frozen=True)
+class Federate:
+    """The recipe's federation from the start, on the members, perhaps with clients that attack it.
+
+    adversary  by name (federated.adversaries), or None; the last `byzantine` clients attack
+    seed       who holds what, and the order of batches
+
+    Result: accuracy (1,) on the holdout, class_accuracy (C,), client_accuracy (K,), all means over the last
+    tenth of the rounds; curve and rounds (R,); heterogeneity (1,), mean total variation distance of the clients'
+    classes from everyone's; sizes (K,); head (C, D + 1) float32 as the last round left it, bias last.
+    """
+
+    recipe: Recipe
+    dataset: str
+    adversary: str | None
+    byzantine: int
+    seed: int
+
+
+def federate(recipe: Recipe, dataset: str, adversary: str | None, byzantine: int, seed: int) -> Federate:
+    """The job; a candidate retrained with another seed has the same one."""
+    return Federate(recipe.model_copy(update={"seed": 0}), dataset, adversary, byzantine, seed)
+
+
+Job = Embed | Score | TrainReference | TrainControl | Federate
 
 
 def train_reference(

@@ -1,7 +1,7 @@
 """Jobs in, arrays into the store: the one door to the GPU floor."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
@@ -16,6 +16,7 @@ from privacy_gate.compute.backbone import candidate_head
 from privacy_gate.compute.command import score_by_command, train_by_command
 from privacy_gate.compute.control import train_control
 from privacy_gate.compute.embed import embed
+from privacy_gate.compute.federate import federate, federated_heads
 from privacy_gate.compute.heads import TrainedHead, confidences, head_logits, train_heads
 from privacy_gate.compute.judged import judged, network_images, score_network
 from privacy_gate.compute.machine import Machine
@@ -24,7 +25,7 @@ from privacy_gate.compute.parts import network
 from privacy_gate.compute.subsets import included, subpool
 from privacy_gate.dataset import AuditData, Split
 from privacy_gate.errors import CandidateError
-from privacy_gate.job import Embed, Job, Score, TrainControl, TrainReference, embed_jobs
+from privacy_gate.job import Embed, Federate, Job, Score, TrainControl, TrainReference, embed_jobs
 from privacy_gate.progress import Progress, silent
 from privacy_gate.store import Arrays
 
@@ -50,44 +51,72 @@ class Inputs:
     candidate: Path
 
 
+@dataclass
+class _Kinds:
+    """Jobs by kind, each in the order it was asked for."""
+
+    embeds: list[Embed] = field(default_factory=list)
+    scores: list[Score] = field(default_factory=list)
+    references: list[TrainReference] = field(default_factory=list)
+    controls: list[TrainControl] = field(default_factory=list)
+    federations: list[Federate] = field(default_factory=list)
+
+    def add(self, job: Job) -> None:
+        match job:
+            case Embed():
+                self.embeds.append(job)
+            case Score():
+                self.scores.append(job)
+            case TrainReference():
+                self.references.append(job)
+            case TrainControl():
+                self.controls.append(job)
+            case Federate():
+                self.federations.append(job)
+            case _:
+                assert_never(job)
+
+
 def run(jobs: Sequence[Job], inputs: Inputs, machine: Machine, results: Results, progress: Progress = silent) -> None:
     """Computes the jobs and stores each result as soon as it is there.
 
     Features come first, since all else stands on them: those that another shard has not stored
     yet are computed here too.
     """
-    embeds: list[Embed] = []
-    scores: list[Score] = []
-    references: list[TrainReference] = []
-    controls: list[TrainControl] = []
+    kinds = _Kinds()
     for job in jobs:
-        match job:
-            case Embed():
-                embeds.append(job)
-            case Score():
-                scores.append(job)
-            case TrainReference():
-                references.append(job)
-            case TrainControl():
-                controls.append(job)
-            case _:
-                assert_never(job)
-    _embed(embeds, inputs, machine, results, progress)
-    for score in scores:
+        kinds.add(job)
+    _embed(kinds.embeds, inputs, machine, results, progress)
+    for score in kinds.scores:
         results.put(score, _score(score.recipe, inputs, machine, results, progress))
-    for control in controls:
+    for control in kinds.controls:
         features = features_of(control.backbone, control.input, inputs, machine, results, progress)
         results.put(control, train_control(features, inputs.data.split, machine))
-    for recipe, alike in groupby(references, attrgetter("recipe")):
-        if isinstance(recipe, CommandRecipe):
-            _train_by_command(recipe, list(alike), inputs.data, results, progress)
-            continue
-        if recipe.adaptation != "head":
-            _train_networks(recipe, list(alike), inputs.data, machine, results, progress)
-            continue
+    for recipe, alike in groupby(kinds.references, attrgetter("recipe")):
+        _references(recipe, list(alike), inputs, machine, results, progress)
+    for (backbone, shape), group in groupby(kinds.federations, attrgetter("recipe.backbone", "recipe.input")):
+        features = features_of(backbone, shape, inputs, machine, results, progress)
+        for federation, arrays in federate(list(group), features, inputs.data, machine, progress):
+            results.put(federation, arrays)
+
+
+def _references(
+    recipe: Recipe,
+    jobs: Sequence[TrainReference],
+    inputs: Inputs,
+    machine: Machine,
+    results: Results,
+    progress: Progress,
+) -> None:
+    """References of one recipe, whatever it trains."""
+    if isinstance(recipe, CommandRecipe):
+        _train_by_command(recipe, jobs, inputs.data, results, progress)
+    elif recipe.adaptation != "head":
+        _train_networks(recipe, jobs, inputs.data, machine, results, progress)
+    else:
         # Where the device is a GPU, features travel once.
         views = torch.from_numpy(all_views(recipe, inputs, machine, results, progress)).to(machine.torch_device())
-        _train(recipe, list(alike), views, inputs.data, machine, results, progress)
+        _train(recipe, jobs, views, inputs.data, machine, results, progress)
 
 
 def _embed(jobs: Sequence[Embed], inputs: Inputs, machine: Machine, results: Results, progress: Progress) -> None:
@@ -167,7 +196,13 @@ def _train(
     """Heads on features (V, N, D), on the device that computes."""
     for by_index, rows in _rows(jobs, data):
         subsets = [(index, np.flatnonzero(chosen)) for index, chosen in rows.items()]
-        for head in train_heads(features, data.label, recipe, subsets, machine, progress=progress):
+        if recipe.federation is None:
+            heads: Iterator[TrainedHead] = train_heads(
+                features, data.label, recipe, subsets, machine, progress=progress
+            )
+        else:
+            heads = federated_heads(features[0].cpu().numpy(), data, recipe, subsets, machine, progress)
+        for head in heads:
             results.put(by_index[head.index], _judge(head, features, data, rows[head.index], machine))
 
 

@@ -5,6 +5,7 @@ import shlex
 from dataclasses import dataclass
 
 from privacy_gate.documents import Record
+from privacy_gate.federation import Federation
 from privacy_gate.report import CheckRecord, Report
 from privacy_gate.reports.words import Shown, capital, level, metric, plain, shown
 from privacy_gate.verdict import Measurement
@@ -67,6 +68,7 @@ def recipe_facts(report: Report) -> list[tuple[str, str]]:
     facts += [
         ("Adaptation", f"{recipe.adaptation}, {recipe.classes:,} classes"),
         *([("LoRA", _settings(recipe.lora))] if recipe.lora else []),
+        *([("Federation", _federation(recipe.federation))] if recipe.federation else []),
         ("Optimiser", _settings(recipe.optimizer)),
         ("Schedule", _settings(recipe.schedule)),
         ("Training", f"{recipe.epochs:,} epochs, batches of {recipe.batch_size:,}, seed {recipe.seed}"),
@@ -74,6 +76,15 @@ def recipe_facts(report: Report) -> list[tuple[str, str]]:
         ("Views", f"{len(recipe.views)}" + (f": {_settings(recipe.augmentation)}" if recipe.augmentation else "")),
     ]
     return facts
+
+
+def _federation(federation: Federation) -> str:
+    clients = federation.clients
+    who = f"{clients.count} clients, {clients.partition}" if clients.count else "clients by column"
+    alpha = f" {clients.alpha:g}" if clients.alpha else ""
+    aggregator = f"{federation.aggregator}, told of {federation.aggregator.tolerates} byzantine"
+    hidden = ", secure aggregation" if federation.secure_aggregation else ""
+    return f"{who}{alpha}; {federation.rounds:,} rounds; {aggregator}; server {federation.server.name}{hidden}"
 
 
 def _settings(record: Record) -> str:

@@ -1,0 +1,161 @@
+"""Federations of the recipe: under attack or not, as references or as cells of a study."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from privacy_gate.candidate import Recipe, Sgd
+from privacy_gate.compute.heads import TrainedHead
+from privacy_gate.compute.judged import Arrays
+from privacy_gate.compute.machine import Machine
+from privacy_gate.compute.subsets import Subset
+from privacy_gate.dataset import AuditData, Split
+from privacy_gate.errors import ConfigurationError
+from privacy_gate.federated.aggregators import Rule, Step, step
+from privacy_gate.federated.cells import Cell, Training
+from privacy_gate.federated.partitions import Partition, partition
+from privacy_gate.federated.samples import Samples
+from privacy_gate.federated.servers import Server
+from privacy_gate.federated.simulator import Outcome, Study, simulate
+from privacy_gate.federation import Aggregator, Clients, Federation
+from privacy_gate.job import Federate
+from privacy_gate.progress import Progress, silent
+
+CHUNK = 128
+"""Cells trained before their results are stored: what a killed run can lose."""
+
+
+def federate(
+    jobs: Sequence[Federate],
+    features: NDArray[np.float32],
+    data: AuditData,
+    machine: Machine,
+    progress: Progress = silent,
+) -> Iterator[tuple[Federate, Arrays]]:
+    """Trains on the members, judges by the holdout: every job with its result. features (N, D)."""
+    study = Study(
+        train=_samples(features, data, data.split == Split.MEMBER),
+        test=_samples(features, data, data.split == Split.HOLDOUT),
+        check="federate",
+        root=_root(features, data),
+        device=str(machine.torch_device()),
+        threads=machine.cpu_threads(),
+    )
+    for first in range(0, len(jobs), CHUNK):
+        some = jobs[first : first + CHUNK]
+        for job, outcome in zip(some, simulate(study, [cell_of(job, study.train) for job in some]), strict=True):
+            yield job, _arrays(outcome)
+        progress("train federations", first + len(some), len(jobs))
+
+
+def federated_heads(
+    features: NDArray[np.float32],
+    data: AuditData,
+    recipe: Recipe,
+    subsets: Sequence[Subset],
+    machine: Machine,
+    progress: Progress = silent,
+) -> Iterator[TrainedHead]:
+    """References of a federated candidate: each the same federation on its own rows. features (N, D)."""
+    # Nobody asks how accurate a reference is on its way; the largest label anywhere says how many classes there are.
+    probe = Samples(features[:1], np.array([recipe.classes - 1]))
+    for done, (index, rows) in enumerate(subsets, 1):
+        study = Study(
+            train=_samples(features, data, rows),
+            test=probe,
+            check="references",
+            root=_root(features, data),
+            device=str(machine.torch_device()),
+            threads=machine.cpu_threads(),
+        )
+        head = torch.from_numpy(simulate(study, [cell(recipe, study.train, index)])[0].head)
+        yield TrainedHead(index, head[:, :-1].float(), head[:, -1].float())
+        progress("train references", done, len(subsets))
+
+
+def cell_of(job: Federate, train: Samples) -> Cell:
+    """The cell that the job describes."""
+    plain = cell(job.recipe, train, job.seed)
+    if job.adversary is None:
+        return plain
+    return replace(plain, adversary=job.adversary, f=job.byzantine, tolerated=plain.told)
+
+
+def cell(recipe: Recipe, train: Samples, seed: int) -> Cell:
+    """The recipe's federation without an attack. Raises ConfigurationError for what cannot be simulated."""
+    federation, optimizer = recipe.federation, recipe.optimizer
+    if federation is None or not isinstance(optimizer, Sgd):
+        raise ConfigurationError("the recipe declares no federation with plain SGD at the clients")
+    return Cell(
+        rule=rule_of(federation.aggregator),
+        tolerated=federation.aggregator.tolerates,
+        partition=partition_of(federation.clients),
+        seed=seed,
+        training=_training(recipe, federation, optimizer, train),
+        server=Server(**federation.server.model_dump()),
+    )
+
+
+def _training(recipe: Recipe, federation: Federation, optimizer: Sgd, train: Samples) -> Training:
+    return Training(
+        clients=federation.clients.count or len(np.unique(_named(train))),
+        rounds=federation.rounds,
+        steps=federation.steps,
+        epochs=recipe.epochs,
+        batch=recipe.batch_size,
+        lr=optimizer.lr,
+        decay=optimizer.weight_decay,
+        prox=federation.prox,
+        participation=federation.participation,
+    )
+
+
+def _named(train: Samples) -> NDArray[np.str_]:
+    if train.client is None:
+        raise ConfigurationError(
+            "the recipe's clients come from a column, and the data manifest names none: add columns: {client: ...}"
+        )
+    return train.client
+
+
+def rule_of(aggregator: Aggregator) -> Rule:
+    """The rule as functions."""
+    given = {name: getattr(aggregator, name) for name in ("cap", "nu", "tau", "q")}
+    last = step(aggregator.name, {name: value for name, value in given.items() if value is not None})
+    return Rule(last, tuple(Step(name) for name in aggregator.before))
+
+
+def partition_of(clients: Clients) -> Partition:
+    """Who holds what, as a function."""
+    given = {"alpha": clients.alpha}
+    given |= {"classes" if clients.partition == "pathological" else "per_client": clients.per_client}
+    known = {
+        name: float(value) if name == "alpha" else int(value) for name, value in given.items() if value is not None
+    }
+    return partition(clients.partition, minimum=clients.minimum, **known)
+
+
+def _samples(features: NDArray[np.float32], data: AuditData, rows: NDArray[np.generic]) -> Samples:
+    return Samples(features[rows], data.label[rows], None if data.client is None else data.client[rows])
+
+
+def _root(features: NDArray[np.float32], data: AuditData) -> Samples | None:
+    """The server's own rows, for rules that want some: the population, which nobody trains on."""
+    rows = data.split == Split.POPULATION
+    return Samples(features[rows], data.label[rows]) if rows.any() else None
+
+
+def _arrays(outcome: Outcome) -> Arrays:
+    return {
+        "accuracy": np.array([outcome.accuracy]),
+        "class_accuracy": outcome.class_accuracy,
+        "client_accuracy": outcome.client_accuracy,
+        "curve": outcome.curve,
+        "rounds": outcome.rounds,
+        "heterogeneity": np.array([outcome.heterogeneity]),
+        "sizes": outcome.sizes,
+        "head": outcome.head.astype(np.float32),
+    }

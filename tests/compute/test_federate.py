@@ -1,0 +1,134 @@
+"""Federations as jobs: what the recipe says is what is simulated, for references and for studies."""
+
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+
+from privacy_gate.candidate import Recipe
+from privacy_gate.compute.federate import cell, rule_of
+from privacy_gate.compute.machine import Machine
+from privacy_gate.compute.run import Inputs, run
+from privacy_gate.dataset import AuditData, read_data
+from privacy_gate.documents import parse
+from privacy_gate.errors import ConfigurationError
+from privacy_gate.federated.aggregators import AGGREGATORS, PREAGGREGATIONS
+from privacy_gate.federated.partitions import COLUMN, PARTITIONS
+from privacy_gate.federated.samples import Samples
+from privacy_gate.federation import PARAMETERS, AggregatorName, BeforeName, Federation, PartitionName
+from privacy_gate.job import federate, train_reference
+from privacy_gate.store import Store
+
+MACHINE = Machine(threads=1)
+FEDERATION: dict[str, Any] = {
+    "clients": {"partition": "dirichlet_by_class", "count": 5, "alpha": 0.5, "minimum": 2},
+    "rounds": 20,
+    "steps": 1,
+}
+RECIPE: dict[str, Any] = {
+    "backbone": {"name": "identity"},
+    "classes": 5,
+    "optimizer": {"name": "sgd", "lr": 0.1},
+    "epochs": 1,
+    "batch_size": 16,
+    "federation": FEDERATION,
+}
+
+
+def recipe(**changes: Any) -> Recipe:
+    return parse(RECIPE | changes, Recipe, "recipe.yaml")
+
+
+def federated(**changes: Any) -> Recipe:
+    return recipe(federation=FEDERATION | changes)
+
+
+@pytest.fixture
+def data(scene: Any) -> AuditData:
+    return read_data(scene.manifest, scene.recipe.classes)
+
+
+def test_recipes_can_name_every_rule_and_partition_there_is_and_no_other() -> None:
+    assert set(get_args(AggregatorName)) == set(AGGREGATORS)
+    assert set(get_args(BeforeName)) == set(PREAGGREGATIONS)
+    assert set(get_args(PartitionName)) == {*PARTITIONS, COLUMN}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_every_parameter_reaches_its_rules(name: str) -> None:
+    for rule in PARAMETERS[name]:
+        aggregator = parse({**FEDERATION, "aggregator": {"name": rule, name: 1.5}}, Federation, "f").aggregator
+        assert rule_of(aggregator).aggregator.parameters == ((name, 1.5),)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"clients": {"partition": "iid"}}, "needs count"),
+        ({"clients": {"partition": "iid", "count": 5, "alpha": 1.0}}, "alpha belongs to the Dirichlet"),
+        ({"clients": {"count": 5}}, "a client column counts its clients itself"),
+        ({"aggregator": {"name": "krum", "tau": 1.0}}, "krum has no parameter tau"),
+        ({"aggregator": {"name": "meen"}}, "meen|mean"),
+        ({"secure_aggregation": True, "aggregator": {"name": "krum"}}, "secure aggregation shows the server a sum"),
+    ],
+)
+def test_what_no_federation_can_be_is_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        federated(**changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": {"name": "adam", "lr": 0.1}},
+        {"optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.9}},
+        {"schedule": {"name": "cosine"}},
+        {"head": {"initial": "uniform"}},
+        {"label_smoothing": 0.1},
+    ],
+)
+def test_what_the_simulation_does_not_do_is_not_passed_off_as_it(changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match="federation is simulated"):
+        recipe(**changes)
+
+
+def test_references_of_a_federated_recipe_learn_their_own_rows_and_differ(data: AuditData, tmp_path: Path) -> None:
+    store, how = Store(str(tmp_path / "store")), federated(rounds=60)
+    jobs = [train_reference(how, data.digest, index) for index in range(3)]
+    run(jobs, Inputs(data, tmp_path), MACHINE, store)
+    kept = [store.get(job) for job in jobs]
+    for arrays in kept:
+        assert arrays["confidence"][arrays["included"]].mean() > arrays["confidence"][~arrays["included"]].mean() + 0.5
+    assert not np.array_equal(kept[0]["confidence"], kept[1]["confidence"])
+    centralised = train_reference(recipe(federation=None), data.digest, 0)
+    run([centralised], Inputs(data, tmp_path), MACHINE, store)
+    assert not np.array_equal(store.get(centralised)["confidence"], kept[0]["confidence"])
+
+
+def test_an_attacked_federation_is_worse_and_the_median_bears_it_better(data: AuditData, tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    iid = {"partition": "iid", "count": 10}
+    mean = federated(clients=iid, rounds=40)
+    median = federated(clients=iid, rounds=40, aggregator={"name": "median", "tolerates": 2})
+    clean, broken, borne = jobs = [
+        federate(mean, data.digest, None, 0, 0),
+        federate(mean, data.digest, "ipm_10", 2, 0),
+        federate(median, data.digest, "ipm_10", 2, 0),
+    ]
+    run(jobs, Inputs(data, tmp_path), MACHINE, store)
+    accuracy = {job: float(store.get(job)["accuracy"][0]) for job in jobs}
+    assert accuracy[clean] > accuracy[borne] > accuracy[broken] + 0.1
+    kept = store.get(clean)
+    assert kept["sizes"].sum() == (data.split == 0).sum()
+    assert len(kept["client_accuracy"]) == len(kept["sizes"]) == 10
+    assert kept["head"].shape == (5, 257)
+
+
+def test_clients_by_column_need_a_column_and_are_its_names() -> None:
+    x, y = np.zeros((6, 2), dtype=np.float32), np.array([0, 1, 0, 1, 0, 1])
+    how = federated(clients={})
+    with pytest.raises(ConfigurationError, match="add columns"):
+        cell(how, Samples(x, y), 0)
+    named = Samples(x, y, np.array(["b", "a", "c", "a", "b", "c"]))
+    assert cell(how, named, 0).training.clients == 3
