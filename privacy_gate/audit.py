@@ -12,8 +12,12 @@ import numpy as np
 from privacy_gate.candidate import Candidate, CommandRecipe, Recipe
 from privacy_gate.checks import AnyCheck
 from privacy_gate.checks.check import Results, Subject
+from privacy_gate.checks.disparity import Disparity
 from privacy_gate.checks.membership import Membership
+from privacy_gate.checks.power_law import PowerLaw
+from privacy_gate.checks.recipe import RecipeLeak
 from privacy_gate.checks.utility import Utility
+from privacy_gate.checks.vulnerability import Vulnerability
 from privacy_gate.dataset import AuditData, Split
 from privacy_gate.errors import ConfigurationError
 from privacy_gate.job import Job, TrainReference
@@ -33,6 +37,9 @@ THREAT_MODEL = (
     "examples from the population the figures are conservative, by about a factor sqrt(2) in the separation.",
     "Attackers train reference models as the recipe says; the audit does the same.",
 )
+
+BY_REFERENCES = (Disparity, Membership, PowerLaw, RecipeLeak, Vulnerability)
+"""Checks that speak of the attacker of THREAT_MODEL."""
 
 NOT_TESTED = (
     "reconstruction and model inversion",
@@ -162,7 +169,7 @@ def audit(
         findings=tuple(findings),
         verdict=decided,
         exit_code=decided.exit_code,
-        threat_model=THREAT_MODEL if any(isinstance(check, Membership) for check in checks) else (),
+        threat_model=THREAT_MODEL if any(isinstance(check, BY_REFERENCES) for check in checks) else (),
         not_tested=NOT_TESTED,
         notes=tuple(policy.idle_waivers(candidate.name, findings, now.date())),
     )

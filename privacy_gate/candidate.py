@@ -226,8 +226,8 @@ class Recipe(Record):
         plain = isinstance(self.optimizer, Sgd) and not self.optimizer.momentum
         if self.adaptation not in ("head", "command") or not plain or self.schedule.name != "constant":
             raise ValueError(
-                "federation is simulated for adaptation head with optimizer {name: sgd} without momentum and a constant "
-                "schedule; for another use adaptation command"
+                "federation is simulated for adaptation head, with optimizer {name: sgd} without momentum and a "
+                "constant schedule; for another use adaptation command"
             )
         if self.head.initial != "zeros" or self.label_smoothing or self.augmentation:
             raise ValueError("federation is simulated from a head of zeros, without label smoothing or augmentation")

@@ -97,8 +97,14 @@ Expect = Annotated[
     typer.Option("--expect-current", help="Refuse unless the alias is at this version now ('none': not set)."),
 ]
 
+Thumbnails = Annotated[
+    Path | None,
+    typer.Option("--thumbnails", help="Also write the listed examples' images to this file. Shows training records."),
+]
+
 STORE = "privacy-gate-store"
 OUTPUT = Path("privacy-gate-report")
+_FAMILIES = "epochs, weight-decay, label-smoothing, drop or dp-sgd"
 
 
 @app.command(epilog="Example: privacy-gate check models:/digits@candidate --policy policies/baseline.yaml")
@@ -113,6 +119,7 @@ def check(
     promote: Annotated[bool, typer.Option("--promote/--no-promote", help="Write the decision to the registry.")] = True,
     expect_current: Expect = None,
     dry_run: DryRun = False,
+    thumbnails: Thumbnails = None,
 ) -> None:
     """Run the whole pass: pull, measure, judge, report, promote or block."""
     from privacy_gate import gate
@@ -127,6 +134,7 @@ def check(
             machine=_machine(device, workers),
             now=_now(),
             progress=progress,
+            thumbnails=thumbnails,
         )
     _say(_summary(report))
     _say("\n".join(f"report: {path}" for path in files))
@@ -163,17 +171,58 @@ def audit(
     store: StoreRoot = STORE,
     output: Output = OUTPUT,
     tracking_uri: Tracking = None,
+    thumbnails: Thumbnails = None,
 ) -> None:
     """Judge what `prepare` stored and write the report (CPU, seconds)."""
     from privacy_gate import gate
 
     opened = gate.open_case(uri, policy, store=store, tracking_uri=tracking_uri, now=_now())
     with _progress() as progress, opened as case:
+        if thumbnails:
+            gate.refuse_thumbnails(thumbnails, output, case.policy)
         report = case.audit(_now(), progress)
+        if thumbnails:
+            gate.write_thumbnails(thumbnails, report, case.data)
     files = gate.write(report, output)
     _say(_summary(report))
     _say("\n".join(f"report: {path}" for path in files))
     raise typer.Exit(report.exit_code)
+
+
+@app.command(epilog="Example: privacy-gate advise models:/digits/3 --policy policies/baseline.yaml --epsilon 8")
+def advise(
+    uri: Uri,
+    policy: PolicyFile,
+    store: StoreRoot = STORE,
+    output: Output = OUTPUT,
+    tracking_uri: Tracking = None,
+    device: Device = "auto",
+    workers: Workers = None,
+    references: Annotated[int, typer.Option(min=8, max=10_000, help="Models trained for each alternative.")] = 32,
+    epsilon: Annotated[list[float] | None, typer.Option(min=0.01, help="DP-SGD at this epsilon; repeatable.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help=f"{_FAMILIES}: try no other; repeatable.")] = None,
+    skip: Annotated[list[str] | None, typer.Option(help="Do not try this one; repeatable.")] = None,
+) -> None:
+    """Measure what other recipes would leak and cost: fewer epochs, weight decay, and others. Decides nothing."""
+    from privacy_gate import gate
+    from privacy_gate.alternatives import families
+    from privacy_gate.reports.advice_page import table
+
+    chosen = families(only or (), skip or ())
+    opened = gate.open_case(uri, policy, store=store, tracking_uri=tracking_uri, now=_now())
+    with _progress() as progress, opened as case:
+        advised, computed = gate.advise(
+            case,
+            _machine(device, workers),
+            references=references,
+            families=chosen,
+            epsilons=epsilon or (),
+            now=_now(),
+            progress=progress,
+        )
+    files = gate.write_advice(advised, output)
+    _say(table(advised))
+    _say("\n".join([f"{computed} jobs computed", *(f"advice: {path}" for path in files)]))
 
 
 ReportFile = Annotated[Path, typer.Argument(help="A report.json that audit or check wrote.", show_default=False)]

@@ -1,6 +1,7 @@
 """The audit data: which examples the candidate was trained on, and which it was not."""
 
 import hashlib
+import hmac
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -187,8 +188,13 @@ def content_hash(data: AuditData, row: int) -> bytes:
 
 
 def hashed_ids(data: AuditData) -> list[str]:
-    """What reports call the rows: 16 hex digits of sha256 over the data's digest and the id."""
-    return [hashlib.sha256(f"{data.digest}:{name}".encode()).hexdigest()[:16] for name in data.ids]
+    """What reports call the rows: 16 hex digits of a hash of the id, keyed by the whole table's ids, labels and splits.
+
+    The key is in no report, unlike the data's digest: only who holds the table can tell which row a name means.
+    """
+    table = "\0".join(data.ids).encode() + data.label.tobytes() + data.split.tobytes()
+    key = hashlib.sha256(table).digest()
+    return [hmac.digest(key, name.encode(), "sha256").hex()[:16] for name in data.ids]
 
 
 def _refuse_changed_files(table: Table, found: str | None) -> None:

@@ -1,23 +1,28 @@
 """The gate's story, on one page: pull, plan, prepare, audit, report, decide."""
 
 import datetime
+import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from privacy_gate import promotion, registry
-from privacy_gate.audit import Shard, audit, plan
+from privacy_gate import advice, promotion, registry
+from privacy_gate.advice import Advice
+from privacy_gate.alternatives import Family, alternatives
+from privacy_gate.audit import Shard, audit, plan, subject_of
 from privacy_gate.candidate import Candidate
+from privacy_gate.checks.vulnerability import Vulnerability
 from privacy_gate.dataset import AuditData, read_data
 from privacy_gate.errors import ConfigurationError
 from privacy_gate.job import Job
 from privacy_gate.policy import Policy, load_policy
 from privacy_gate.progress import Progress
 from privacy_gate.report import Report
-from privacy_gate.reports import FORMATS
+from privacy_gate.reports import FORMATS, advice_page, json_text
+from privacy_gate.reports.thumbnails import thumbnails as thumbnail_page
 from privacy_gate.store import Store
 from privacy_gate.verdict import Verdict
 
@@ -76,10 +81,13 @@ def open_case(
 
 def prepare(case: Case, machine: "Machine", part: Shard, progress: Progress) -> tuple[int, int]:
     """Computes what the store lacks; returns how many jobs were computed and how many were there."""
+    return _compute(case, part.take(case.jobs), machine, progress)
+
+
+def _compute(case: Case, jobs: Sequence[Job], machine: "Machine", progress: Progress) -> tuple[int, int]:
     # torch takes seconds to import, and only this step needs it.
     from privacy_gate.compute.run import Inputs, run  # noqa: PLC0415
 
-    jobs = part.take(case.jobs)
     missing = [job for job in jobs if not case.store.has(job)]
     run(missing, Inputs(case.data, case.candidate.folder), machine, case.store, progress)
     return len(missing), len(jobs) - len(missing)
@@ -95,24 +103,55 @@ def check(
     machine: "Machine",
     now: datetime.datetime,
     progress: Progress,
+    thumbnails: Path | None = None,
 ) -> tuple[Report, list[Path]]:
-    """The whole pass but for the decision's writing: the report and its files."""
+    """The whole pass but for the decision's writing: the report and its files, and thumbnails where asked for."""
     with open_case(uri, policy, store=store, tracking_uri=tracking_uri, now=now) as case:
+        if thumbnails:
+            refuse_thumbnails(thumbnails, output, case.policy)
         prepare(case, machine, Shard(), progress)
         report = case.audit(now, progress)
+        if thumbnails:
+            write_thumbnails(thumbnails, report, case.data)
     return report, write(report, output)
+
+
+def refuse_thumbnails(file: Path, folder: Path, policy: Policy) -> None:
+    """Raises ConfigurationError where training records would lie with the report, or nothing would be listed."""
+    if file.resolve().is_relative_to(folder.resolve()):
+        raise ConfigurationError(
+            f"--thumbnails {file}: lies in the report's folder {folder}, whose files go to the registry; name a file "
+            "elsewhere"
+        )
+    if not any(isinstance(check, Vulnerability) for check in policy.checks):
+        raise ConfigurationError(
+            "--thumbnails: the policy lists no examples: add the check 'vulnerability', or leave it out"
+        )
+
+
+def write_thumbnails(file: Path, report: Report, data: AuditData) -> None:
+    """Writes the listed examples' images to a page that only its owner may read: it shows training records."""
+    text = thumbnail_page(report, data)
+    try:
+        file.unlink(missing_ok=True)
+        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as page:
+            page.write(text)
+    except OSError as error:
+        raise ConfigurationError(f"--thumbnails {file}: {error.strerror}; name a file that can be written") from error
 
 
 def write(report: Report, folder: Path) -> list[Path]:
     """Writes the report in every format a file is made of; returns the paths."""
+    return _write(((form.file_name, form.render(report)) for form in FORMATS.values() if form.file_name), folder)
+
+
+def _write(texts: Iterable[tuple[str, str]], folder: Path) -> list[Path]:
     paths = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for form in FORMATS.values():
-            if form.file_name:
-                path = folder / form.file_name
-                path.write_text(form.render(report), encoding="utf-8")
-                paths.append(path)
+        for name, text in texts:
+            paths.append(folder / name)
+            paths[-1].write_text(text, encoding="utf-8")
     except OSError as error:
         raise ConfigurationError(f"{folder}: {error.strerror}; name a folder that can be written") from error
     return paths
@@ -139,3 +178,51 @@ def decide(
     else:
         done = promotion.record(report, dry_run=dry_run, artifacts=files, tracking_uri=tracking_uri)
     return list(done.steps)
+
+
+def advise(
+    case: Case,
+    machine: "Machine",
+    *,
+    references: int,
+    families: Iterable[Family],
+    epsilons: Iterable[float],
+    now: datetime.datetime,
+    progress: Progress,
+) -> tuple[Advice, int]:
+    """What other recipes would leak and cost, measured; and how many jobs were computed for it.
+
+    The recipe as it is comes first: it names the rows whose dropping is tried.
+    """
+    from privacy_gate.compute.accountant import private_settings  # noqa: PLC0415 - imports torch's kin, as above
+
+    subject, computed = subject_of(case.candidate, case.data, case.policy), 0
+    size, goals = advice.reference_rows(subject), advice.targets(case.policy, int(advice.pool_of(subject).sum()))
+    options = alternatives(
+        subject.recipe, families, epsilons, lambda recipe, epsilon: private_settings(recipe, epsilon, size)
+    )
+    rows: list[advice.Row] = []
+    as_is: advice.Trained | None = None
+    for done, option in enumerate(options):
+        progress("alternatives", done, len(options))
+        if option.reason:
+            rows.append(advice.unmeasured(option, goals))
+            continue
+        without = advice.dropped_rows(option, subject, as_is)
+        jobs = advice.jobs(option, subject, references, without)
+        computed += _compute(case, jobs, machine, _named(option.name, progress))[0]
+        trained = advice.gather(option, subject, references, without, case.store.get)
+        as_is = as_is or trained
+        rows.append(advice.measure(option, subject, trained, as_is, goals, case.policy.confidence))
+    progress("alternatives", len(options), len(options))
+    return advice.advice(case.candidate, case.policy, case.policy_sha256, subject, references, rows, now), computed
+
+
+def _named(name: str, progress: Progress) -> Progress:
+    """Progress that says which alternative it is of: each counts from the start."""
+    return lambda task, done, total: progress(f"{name}: {task}", done, total)
+
+
+def write_advice(advised: Advice, folder: Path) -> list[Path]:
+    """Writes the table as a page and as JSON; returns the paths."""
+    return _write([("advice.json", json_text.render(advised)), ("advice.html", advice_page.render(advised))], folder)

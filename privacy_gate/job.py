@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,7 +101,27 @@ def federate(recipe: Recipe, dataset: str, adversary: str | None, byzantine: int
     return Federate(recipe.model_copy(update={"seed": 0}), dataset, adversary, byzantine, seed)
 
 
-Job = Embed | Score | TrainReference | TrainControl | Federate
+@dataclass(frozen=True)
+class Probe:
+    """A head trained in one place, as the recipe's clients train theirs and as long, on some of the table's rows.
+
+    rows  "member": all of them, what centralised fine-tuning would have been; "population": what the frozen
+          backbone gives to any head; or "client:NAME": that client alone
+
+    Result: logits (N, C) float32 on every row.
+    """
+
+    recipe: Recipe
+    dataset: str
+    rows: str
+
+
+def probe(recipe: Recipe, dataset: str, rows: str) -> Probe:
+    """The job; a candidate retrained with another seed has the same one."""
+    return Probe(recipe.model_copy(update={"seed": 0}), dataset, rows)
+
+
+Job = Embed | Score | TrainReference | TrainControl | Federate | Probe
 
 
 def train_reference(
@@ -142,5 +162,10 @@ def describe(job: Job) -> dict[str, Any]:
 
 def digest(job: Job) -> str:
     """sha256 of the job's canonical JSON: the name under which its result is stored."""
-    text = json.dumps(describe(job), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return digest_of(describe(job))
+
+
+def digest_of(described: Mapping[str, Any]) -> str:
+    """The digest of the job that `described`, as `describe` gives it, describes."""
+    text = json.dumps(described, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -131,13 +131,19 @@ def _tags(report: Report, artifacts: Mapping[str, bytes]) -> dict[str, str]:
     return tags
 
 
+def _accepted(words: str) -> str:
+    """The words as MLflow accepts them; where that changes them, with a hash, so that no two become one."""
+    plain = re.sub(r"[^A-Za-z0-9_. -]", "_", words)[:220]
+    return plain if plain == words else f"{plain}-{hashlib.sha256(words.encode()).hexdigest()[:8]}"
+
+
 def _metrics(report: Report) -> dict[str, float]:
     """Every figure with its ends, under names that MLflow accepts."""
     found = {}
     for check in report.checks:
         for measurement in check.result.measurements:
             words = ".".join(word for word in (check.check, measurement.subject, measurement.metric) if word)
-            key = f"{FOLDER}/{re.sub(r'[^A-Za-z0-9_. -]', '_', words)}"[:240]
+            key = f"{FOLDER}/{_accepted(words)}"
             for end in ("value", "low", "high"):
                 if (figure := getattr(measurement, end)) is not None:
                     found[key if end == "value" else f"{key}.{end}"] = float(figure)

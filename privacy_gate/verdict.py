@@ -239,7 +239,73 @@ class LawPlot(Record):
         return self
 
 
-Exhibit = Annotated[Roc | Histogram | LawPlot, Field(discriminator="kind")]
+class VulnerableRow(Record):
+    """One audited row, by the name that `dataset.hashed_ids` gives it, and how exposed it is.
+
+    vulnerability  (mu_in - mu_out) / sigma, drawn towards the other rows' as far as it may be chance
+    tpr            share of attacks that find it at the table's fpr, were it trained on
+    memorisation   mean p_y over models trained on it, less that over the others
+    gradient       norm of its loss gradient at the end of training; None where not measured
+    """
+
+    name: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+    label: Count
+    split: Literal["member", "holdout"]
+    vulnerability: float
+    tpr: Rate
+    memorisation: Annotated[float, Field(ge=-1, le=1)]
+    gradient: Annotated[float, Field(ge=0)] | None = None
+
+
+class VulnerableRows(Record):
+    """The most exposed of `audited` rows, most exposed first."""
+
+    kind: Literal["vulnerable_rows"] = "vulnerable_rows"
+    fpr: Rate
+    audited: Count
+    rows: Annotated[tuple[VulnerableRow, ...], Field(min_length=1)]
+
+
+class GradientScatter(Record):
+    """Gradient norm at the end of training and vulnerability of some of the audited rows, unnamed."""
+
+    kind: Literal["gradient_scatter"] = "gradient_scatter"
+    gradient: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1)]
+    vulnerability: tuple[float, ...]
+    audited: Count
+
+    @model_validator(mode="after")
+    def _points(self) -> Self:
+        if len(self.gradient) != len(self.vulnerability):
+            raise ValueError("gradient scatter: expected as many gradients as vulnerabilities")
+        return self
+
+
+class ByzantineLine(Record):
+    """One rule's accuracy under the worst attack, by the number of byzantine clients, from 0 on."""
+
+    rule: str
+    byzantine: tuple[Count, ...]
+    accuracy: tuple[Rate, ...]
+
+    @model_validator(mode="after")
+    def _points(self) -> Self:
+        if len(self.byzantine) != len(self.accuracy) or list(self.byzantine) != sorted(set(self.byzantine)):
+            raise ValueError(f"{self.rule}: expected an accuracy for each ascending number of byzantine clients")
+        return self
+
+
+class ByzantinePlot(Record):
+    """What hostile clients, out of so many, do to a federation, a line for each rule; the recipe's own first."""
+
+    kind: Literal["byzantine"] = "byzantine"
+    clients: Count
+    lines: Annotated[tuple[ByzantineLine, ...], Field(min_length=1)]
+
+
+Exhibit = Annotated[
+    Roc | Histogram | LawPlot | VulnerableRows | GradientScatter | ByzantinePlot, Field(discriminator="kind")
+]
 
 
 class Remedy(Record):

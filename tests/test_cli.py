@@ -14,7 +14,7 @@ from privacy_gate.cli import app
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = [
-    ["check"], ["prepare"], ["audit"], ["report"], ["promote"], ["demo"], ["attacks"],
+    ["check"], ["prepare"], ["audit"], ["report"], ["promote"], ["advise"], ["demo"], ["attacks"],
     ["dossier"], ["dossier", "lint"], ["policy"], ["policy", "lint"],
 ]  # fmt: skip
 

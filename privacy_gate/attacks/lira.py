@@ -3,7 +3,7 @@
 phi is the logit-scaled confidence, nearly Gaussian over retrained models. How its variance is
 estimated decides how many references are needed:
 
-    per_example  each row's own, for each side: good from about 32 models on a side
+    per_example  each row's own, for each side: good from about 24 models on a side
     pooled       one for each side, from every audited row's deviations from its own mean: good
                  from a handful of models, blind to rows that vary more than others
     bavaria      each row's own shrunk towards the others by empirical Bayes; see bavaria.py
@@ -21,8 +21,9 @@ from privacy_gate.evidence import Bools, Floats, MembershipEvidence
 Centre = Literal["mean", "median"]
 Variance = Literal["per_example", "pooled"]
 
-ENOUGH = 32
-"""Models on each side of every row from which `auto` trusts a row's own variance."""
+ENOUGH = 24
+"""Models on each side of every row from which `auto` trusts a row's own variance: from about so many it finds more
+than the pooled one (tests/bench/power_law.py)."""
 
 LEAST_VARIANCE = 1e-12
 """Squared nats: keeps scores finite where all models agree to the last digit."""

@@ -4,9 +4,16 @@ from typing import Annotated
 
 from pydantic import Field
 
+from privacy_gate.checks.disparity import Disparity
+from privacy_gate.checks.fairness import Fairness
 from privacy_gate.checks.membership import Membership
 from privacy_gate.checks.power_law import PowerLaw
 from privacy_gate.checks.recipe import RecipeLeak
+from privacy_gate.checks.robustness import Robustness
 from privacy_gate.checks.utility import Utility
+from privacy_gate.checks.vulnerability import Vulnerability
 
-AnyCheck = Annotated[Membership | PowerLaw | RecipeLeak | Utility, Field(discriminator="check")]
+AnyCheck = Annotated[
+    Disparity | Fairness | Membership | PowerLaw | RecipeLeak | Robustness | Utility | Vulnerability,
+    Field(discriminator="check"),
+]

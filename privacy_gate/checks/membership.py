@@ -1,6 +1,6 @@
 """Does the candidate tell who was in its training data? Attacks on it and its references."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal, get_args
 
 import numpy as np
@@ -21,7 +21,17 @@ from privacy_gate.metrics.controls import (
 from privacy_gate.metrics.membership import auc, balanced_accuracy, histogram, precision, roc, tpr_at_fpr
 from privacy_gate.metrics.plausibility import plausibility
 from privacy_gate.metrics.power_law import published, remedy, shots_needed
-from privacy_gate.verdict import CheckResult, Control, Exhibit, Limit, Measurement, Remedy, not_measured
+from privacy_gate.verdict import (
+    CheckResult,
+    Control,
+    Exhibit,
+    Limit,
+    Measurement,
+    Remedy,
+    Status,
+    judged_status,
+    not_measured,
+)
 
 MembershipMetric = Literal[
     "tpr_at_0.1_fpr",
@@ -35,6 +45,12 @@ MembershipMetric = Literal[
 ]
 
 PRIORS = (0.5, 0.1, 0.01)
+
+ADVISE = Remedy(
+    action="measure what other recipes would leak and cost, and which would meet the limits: privacy-gate advise",
+    basis="it trains references with fewer epochs, more weight decay, label smoothing, DP-SGD, or without the most "
+    "vulnerable examples",
+)
 
 FPRS = {"tpr_at_0.1_fpr": 0.1, "tpr_at_0.01_fpr": 0.01, "tpr_at_0.001_fpr": 0.001}
 
@@ -115,9 +131,10 @@ def _measure(member: Floats, holdout: Floats, confidence: float, attack: str) ->
 
 
 def _remedy(
-    measurements: Iterable[Measurement], limits: Mapping[str, Limit], evidence: MembershipEvidence
+    measurements: Sequence[Measurement], limits: Mapping[str, Limit], evidence: MembershipEvidence
 ) -> list[Remedy]:
-    """How many examples per class would meet the violated limits: the law that asks for the most of them."""
+    """How many examples per class would meet the violated limits, by the law that asks for the most of them; then
+    what measures other changes."""
     counts = np.unique(evidence.label[evidence.member], return_counts=True)[1]
     asked: list[tuple[float, Remedy]] = []
     for metric, limit in limits.items():
@@ -125,4 +142,6 @@ def _remedy(
         if metric in FPRS and limit.max is not None and values and max(values) > limit.max:
             law = published(max(values), FPRS[metric], float(np.median(counts)))
             asked.append((shots_needed(law, limit.max) or 0.0, remedy(law, limit.max)))
-    return [max(asked, key=lambda pair: pair[0])[1]] if asked else []
+    law_says = [max(asked, key=lambda pair: pair[0])[1]] if asked else []
+    violated = (judged_status(m, limits[m.metric]) is Status.VIOLATED for m in measurements if m.metric in limits)
+    return [*law_says, ADVISE] if any(violated) else law_says

@@ -22,10 +22,11 @@ from privacy_gate.compute.judged import judged, network_images, score_network
 from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.networks import network_logits, train_networks
 from privacy_gate.compute.parts import network
+from privacy_gate.compute.probes import train_probes
 from privacy_gate.compute.subsets import included, subpool
 from privacy_gate.dataset import AuditData, Split
 from privacy_gate.errors import CandidateError
-from privacy_gate.job import Embed, Federate, Job, Score, TrainControl, TrainReference, embed_jobs
+from privacy_gate.job import Embed, Federate, Job, Probe, Score, TrainControl, TrainReference, embed_jobs
 from privacy_gate.progress import Progress, silent
 from privacy_gate.store import Arrays
 
@@ -60,6 +61,7 @@ class _Kinds:
     references: list[TrainReference] = field(default_factory=list)
     controls: list[TrainControl] = field(default_factory=list)
     federations: list[Federate] = field(default_factory=list)
+    probes: list[Probe] = field(default_factory=list)
 
     def add(self, job: Job) -> None:
         match job:
@@ -73,6 +75,8 @@ class _Kinds:
                 self.controls.append(job)
             case Federate():
                 self.federations.append(job)
+            case Probe():
+                self.probes.append(job)
             case _:
                 assert_never(job)
 
@@ -92,12 +96,16 @@ def run(jobs: Sequence[Job], inputs: Inputs, machine: Machine, results: Results,
     for control in kinds.controls:
         features = features_of(control.backbone, control.input, inputs, machine, results, progress)
         results.put(control, train_control(features, inputs.data.split, machine))
-    for recipe, alike in groupby(kinds.references, attrgetter("recipe")):
-        _references(recipe, list(alike), inputs, machine, results, progress)
+    for how, same in groupby(kinds.references, attrgetter("recipe")):
+        _references(how, list(same), inputs, machine, results, progress)
     for (backbone, shape), group in groupby(kinds.federations, attrgetter("recipe.backbone", "recipe.input")):
         features = features_of(backbone, shape, inputs, machine, results, progress)
         for federation, arrays in federate(list(group), features, inputs.data, machine, progress):
             results.put(federation, arrays)
+    for how, probes in groupby(kinds.probes, attrgetter("recipe")):
+        features = features_of(how.backbone, how.input, inputs, machine, results, progress)
+        for probe, arrays in train_probes(how, list(probes), features, inputs.data, machine):
+            results.put(probe, arrays)
 
 
 def _references(

@@ -9,7 +9,8 @@ from privacy_gate.federated.known import NOTHING, Known, refuse_few
 def clip(updates: torch.Tensor, f: int, known: Known = NOTHING, *, tau: float | None = None) -> torch.Tensor:
     """Updates (..., n, d) shortened to norm tau; to the median of the norms where tau is None. inf and NaN become 0."""
     clean, finite = finite_rows(updates)
-    return _shortened(clean, _reach(clean, finite, tau))
+    length = norms(clean)
+    return _shortened(clean, length, _reach(length, finite, tau))
 
 
 def clip_adaptively(updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch.Tensor:
@@ -17,8 +18,9 @@ def clip_adaptively(updates: torch.Tensor, f: int, known: Known = NOTHING) -> to
     clean, finite = finite_rows(updates)
     n = updates.shape[-2]
     shortened = int(2 * f / n * (n - f))
-    length = norms(clean).masked_fill(~finite, torch.inf)
-    return _shortened(clean, length.sort(-1).values[..., n - shortened - 1].unsqueeze(-1))
+    length = norms(clean)
+    reach = length.masked_fill(~finite, torch.inf).sort(-1).values[..., n - shortened - 1]
+    return _shortened(clean, length, reach.unsqueeze(-1))
 
 
 def norm_clipping(updates: torch.Tensor, f: int, known: Known = NOTHING, *, tau: float | None = None) -> torch.Tensor:
@@ -38,20 +40,25 @@ def centered_clipping(
     clean, finite = finite_rows(updates)
     point = torch.zeros_like(clean[..., 0, :]) if known.previous is None else known.previous
     for _ in range(iterations):
-        away = torch.where(finite.unsqueeze(-1), clean - point.unsqueeze(-2), 0)
-        point = point + _shortened(away, _reach(away, finite, tau)).mean(-2)
+        away = clean - point.unsqueeze(-2)
+        length = norms(away)
+        point = point + _shortened(away, length, _reach(length, finite, tau), finite).mean(-2)
     return point
 
 
-def _reach(updates: torch.Tensor, finite: torch.Tensor, tau: float | None) -> torch.Tensor:
-    """(..., 1) float64: tau, or the median norm, where rows that were not finite count as infinitely long."""
-    length = norms(updates)
+def _reach(length: torch.Tensor, finite: torch.Tensor, tau: float | None) -> torch.Tensor:
+    """(..., 1) float64: tau, or the median of lengths (..., n), where rows not finite count as infinitely long."""
     if tau is not None:
         return torch.full_like(length[..., :1], tau)
-    length = length.masked_fill(~finite, torch.inf).sort(-1).values
-    return length[..., (length.shape[-1] - 1) // 2].unsqueeze(-1)
+    ascending = length.masked_fill(~finite, torch.inf).sort(-1).values
+    return ascending[..., (length.shape[-1] - 1) // 2].unsqueeze(-1)
 
 
-def _shortened(updates: torch.Tensor, reach: torch.Tensor) -> torch.Tensor:
-    factor = (reach / norms(updates).clamp_(min=torch.finfo(torch.float64).tiny)).clamp_(max=1)
+def _shortened(
+    updates: torch.Tensor, length: torch.Tensor, reach: torch.Tensor, kept: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Updates (..., n, d) of lengths (..., n) no longer than reach (..., 1); 0 where not kept (..., n)."""
+    factor = (reach / length.clamp(min=torch.finfo(torch.float64).tiny)).clamp_(max=1)
+    if kept is not None:
+        factor = factor * kept
     return updates * factor.to(updates.dtype).unsqueeze(-1)

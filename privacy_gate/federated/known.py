@@ -32,9 +32,9 @@ class Known:
     order: torch.Tensor | None = None
     lr: float | None = None
 
-    def at(self, places: torch.Tensor) -> Self:
+    def at(self, places: torch.Tensor | slice) -> Self:
         """What is known of some of the cells; of one leading axis."""
-        return self._with(lambda value: value.index_select(0, places))
+        return self._with(lambda value: value[places])
 
     def for_each(self) -> Self:
         """The same, for several ways on that each cell may take: a second axis, of length 1."""

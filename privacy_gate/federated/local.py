@@ -4,11 +4,15 @@ Axis letters of a block, besides those of evidence.py: G federations (same data)
 adversaries), K clients that take part, S local steps, B rows of a batch, E = D + 1 (a bias of ones).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 
 from privacy_gate.federated.cells import Training
+
+STEP_BYTES = 1 << 21
+"""What logits and heads of the clients trained at once may take on a CPU: little enough to stay in its caches."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,65 +28,68 @@ class Batches:
     label: torch.Tensor
     weight: torch.Tensor
 
+    def of(self, clients: slice) -> Self:
+        """Those of some of the clients."""
+        return replace(self, rows=self.rows[:, clients], label=self.label[:, clients], weight=self.weight[:, clients])
+
 
 def local_updates(
     table: torch.Tensor, heads: torch.Tensor, batches: Batches, training: Training, losses: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Updates (G, A, K, C E) of heads (G, A, C, E) after local steps, and where asked for the losses (G, A, K).
+    """Updates (A, G, K, C E) of heads (A, G, C, E) after local steps, and where asked for the losses (A, G, K).
 
     table (N, E). The loss is that of the first batch before any step, mean over its rows, nats.
     """
-    groups, cells, classes, width = heads.shape
-    _, clients, steps, size = batches.rows.shape
-    start = heads.transpose(1, 2).reshape(groups, classes * cells, width)
-    local: torch.Tensor | None = None
-    loss = None
+    cells, groups, classes, width = heads.shape
+    clients, size = batches.rows.shape[1], batches.rows.shape[3]
+    start = heads.permute(1, 2, 0, 3).reshape(groups, classes * cells, width)
+    updates = heads.new_empty(cells, groups, clients, classes, width)
+    loss = heads.new_empty(cells, groups, clients) if losses else None
+    each = heads.numel() // width * (width + size) * heads.element_size()
+    some = max(1, STEP_BYTES // each) if heads.device.type == "cpu" else clients
+    for first in range(0, clients, some):
+        part = slice(first, first + some)
+        moved, surprise = _train(table, start, cells, batches.of(part), training)
+        updates[:, :, part] = moved.permute(3, 0, 1, 2, 4)
+        if loss is not None:
+            loss[:, :, part] = surprise.permute(2, 0, 1)
+    return updates.flatten(3), loss
+
+
+def _train(
+    table: torch.Tensor, start: torch.Tensor, cells: int, batches: Batches, training: Training
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Updates (G, K, C, A, E) from heads (G, C A, E), and losses (G, K, A) of the first batches."""
+    groups, clients, steps, size = batches.rows.shape
+    width = start.shape[-1]
+    classes = start.shape[1] // cells
+    origin = start.unsqueeze(1).expand(-1, clients, -1, -1)
+    local, loss = origin, start.new_zeros(0)
     for index in range(steps):
         x = table[batches.rows[:, :, index].reshape(-1)].view(groups * clients, size, width)
         # The first step starts from the same head at every client: one product for all of them.
         logits = (
             torch.bmm(x.view(groups, clients * size, width), start.transpose(1, 2))
-            if local is None
-            else torch.bmm(x, local.transpose(1, 2))
+            if index == 0
+            else torch.bmm(x, local.reshape(groups * clients, -1, width).transpose(1, 2))
         )
         error = logits.view(-1, classes, cells).softmax(1)
         truth = batches.label[:, :, index].reshape(-1)
-        flat = error.view(-1, cells)
-        index_of_truth = truth + classes * torch.arange(len(truth), device=truth.device)
         weight = batches.weight[:, :, index].reshape(-1, 1)
-        if losses and index == 0:
-            surprise = -flat[index_of_truth].clamp(min=torch.finfo(flat.dtype).tiny).log() * weight
-            loss = surprise.view(groups, clients, size, cells).sum(2).transpose(1, 2)
-        flat[index_of_truth] -= 1
+        right = error.view(-1, cells)
+        true = truth + classes * torch.arange(len(truth), device=truth.device)
+        p = right[true]
+        if index == 0:
+            surprise = -p.clamp(min=torch.finfo(p.dtype).tiny).log() * weight
+            loss = surprise.view(groups, clients, size, cells).sum(2)
+        right[true] = p - 1
         error.mul_(weight.unsqueeze(-1) * -training.lr)
         towards = error.view(groups * clients, size, classes * cells).transpose(1, 2)
-        local = _stepped(local, start, towards, x, weight.view(groups, clients, size), training, steps)
-    if local is None:
-        local = start.new_zeros(groups * clients, classes * cells, width)
-    moved = local.view(groups, clients, classes, cells, width)
-    if steps > 1:
-        moved = moved - start.view(groups, 1, classes, cells, width)
-    return moved.permute(0, 3, 1, 2, 4).reshape(groups, cells, clients, classes * width), loss
-
-
-def _stepped(
-    local: torch.Tensor | None,
-    start: torch.Tensor,
-    towards: torch.Tensor,
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    training: Training,
-    steps: int,
-) -> torch.Tensor:
-    """Local heads (G K, C A, E) after a step; the update itself where it is the only step."""
-    if steps == 1 and not training.decay:
-        return torch.bmm(towards, x)
-    groups, clients, _ = weight.shape
-    origin = start.unsqueeze(1).expand(-1, clients, -1, -1).reshape(groups * clients, *start.shape[1:])
-    if local is None:
-        local = origin
-    pull = training.decay * local + training.prox * (local - origin) if training.prox or training.decay else None
-    moved = torch.baddbmm(local, towards, x)
-    if pull is not None:  # a client whose steps are over stays where it is
-        moved -= training.lr * pull * (weight.sum(-1) > 0).view(-1, 1, 1)
-    return moved - origin if steps == 1 else moved
+        step = torch.bmm(towards, x).view(groups, clients, classes * cells, width)
+        if training.prox or training.decay:  # a client whose steps are over stays where it is
+            active = (batches.weight[:, :, index].sum(-1) > 0).view(groups, clients, 1, 1)
+            step -= training.lr * (training.decay * local + training.prox * (local - origin)) * active
+        if steps == 1:
+            return step.view(groups, clients, classes, cells, width), loss
+        local = local + step
+    return (local - origin).view(groups, clients, classes, cells, width), loss

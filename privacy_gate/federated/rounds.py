@@ -18,8 +18,8 @@ from privacy_gate.federated.local import Batches, local_updates
 from privacy_gate.federated.partitions import Rows
 
 Key = TypeVar("Key")
-Places = dict[Key, torch.Tensor]
-"""Where each key stands among cells."""
+Places = dict[Key, torch.Tensor | slice]
+"""Where each key stands among cells: a slice where it can be, since that copies nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,21 +40,21 @@ class Table:
 
 
 class Federation:
-    """A block of cells in training: heads (G A, C E) from zero, what their servers remember, and the next round."""
+    """A block of cells in training: heads (A G, C E) from zero, what their servers remember, and the next round."""
 
     def __init__(
         self, table: Table, cells: Sequence[Cell], block: Block, parts: Sequence[Sequence[Rows]], draws: Draws
     ) -> None:
         self._table, self._block, self._parts, self._draws = table, block, parts, draws
-        self._cells = [cells[place] for places in block.cells for place in places]
+        self._cells = [cells[place] for place in block.order]
         self._turn = 0
         self.heads = table.features.new_zeros(len(self._cells), table.classes * table.features.shape[1])
         self._previous: torch.Tensor | None = None
         self._rules = self._places([(cell.rule, cell.told) for cell in self._cells])
         self._adversaries = self._places([cell.adversary for cell in self._cells if cell.adversary])
         self._searched = {
-            name: self._places([(self._cells[int(place)].rule, self._cells[int(place)].told) for place in places])
-            for name, places in self._adversaries.items()
+            name: self._places([(cell.rule, cell.told) for cell in self._cells if cell.adversary == name])
+            for name in self._adversaries
         }
         self._servers = self._places([cell.server for cell in self._cells])
         self._states = {server: server.start(self.heads[places]) for server, places in self._servers.items()}
@@ -73,7 +73,7 @@ class Federation:
             for source in self._block.sources
         ]
         clients = len(present[0])
-        heads = self.heads.view(groups, -1, self._table.classes, self._table.features.shape[1])
+        heads = self.heads.view(-1, groups, self._table.classes, self._table.features.shape[1])
         batches = self._batches(present)
         updates, losses = local_updates(self._table.features, heads, batches, training, self._losses)
         updates = updates.flatten(0, 1)
@@ -94,8 +94,8 @@ class Federation:
         self._turn += 1
 
     def _each(self, values: torch.Tensor) -> torch.Tensor:
-        """Values (G, ...) of the sources, for every cell: (G A, ...)."""
-        return values.repeat_interleave(len(self._block.cells[0]), 0)
+        """Values (G, ...) of the sources, for every cell: (A G, ...)."""
+        return values.repeat(len(self._block.cells[0]), *[1] * (values.ndim - 1))
 
     def _on_device(self, values: NDArray[np.generic]) -> torch.Tensor:
         return torch.from_numpy(values).to(self._table.features.device)
@@ -140,7 +140,7 @@ class Federation:
         return self._block.training.participants(self._block.byzantine)[1]
 
     def _counts(self, present: list[list[int]]) -> torch.Tensor:
-        """Examples claimed, (G A, K)."""
+        """Examples claimed, (A G, K)."""
         sizes = [[len(parts[client]) for client in chosen] for parts, chosen in zip(self._parts, present, strict=True)]
         counts = self._each(self._on_device(np.array(sizes, dtype=np.float64)))
         for name, places in self._adversaries.items():
@@ -149,7 +149,7 @@ class Federation:
         return counts
 
     def _order(self, clients: int) -> torch.Tensor:
-        """A shuffle of the updates of each cell, (G A, K)."""
+        """A shuffle of the updates of each cell, (A G, K)."""
         drawn = [
             self._draws.generator("order", source.seed, self._turn).permutation(clients)
             for source in self._block.sources
@@ -157,19 +157,25 @@ class Federation:
         return self._each(self._on_device(np.array(drawn)))
 
     def _attack(self, updates: torch.Tensor, known: Known) -> None:
-        """Puts what the byzantine clients send in the place of what they trained; updates (G A, K, C E), in place."""
+        """Puts what the byzantine clients send in the place of what they trained; updates (A G, K, C E), in place."""
         honest = updates.shape[1] - self._bad()
         for name, places in self._adversaries.items():
             attack = ADVERSARIES[name]
             if attack.craft is not trained:
-                scene = self._scene(attack, name, updates.index_select(0, places), honest, places, known)
+                scene = self._scene(attack, name, updates[places], honest, places, known)
                 updates[places, honest:] = attack.craft(scene)
 
     def _scene(
-        self, attack: Adversary, name: str, updates: torch.Tensor, honest: int, places: torch.Tensor, known: Known
+        self,
+        attack: Adversary,
+        name: str,
+        updates: torch.Tensor,
+        honest: int,
+        places: torch.Tensor | slice,
+        known: Known,
     ) -> Scene:
         some = known.at(places)
-        noise = self._each(self._noise(updates.shape[-1])).index_select(0, places) if attack.noise else None
+        noise = self._each(self._noise(updates.shape[-1]))[places] if attack.noise else None
         loyal = updates[:, :honest]
 
         def respond(sent: torch.Tensor) -> torch.Tensor:
@@ -190,14 +196,18 @@ class Federation:
         found: dict[Key, list[int]] = {}
         for place, key in enumerate(keys):
             found.setdefault(key, []).append(place)
-        return {key: torch.tensor(places, device=self._table.features.device) for key, places in found.items()}
+        return {key: _compact(places, self._table.features.device) for key, places in found.items()}
+
+
+def _compact(places: list[int], device: torch.device) -> torch.Tensor | slice:
+    if places[-1] - places[0] == len(places) - 1:
+        return slice(places[0], places[-1] + 1)
+    return torch.tensor(places, device=device)
 
 
 def _aggregate(rules: Places[tuple[Rule, int]], updates: torch.Tensor, known: Known) -> torch.Tensor:
     """What each cell's own rule makes of its updates (cells, ..., K, C E): (cells, ..., C E)."""
     found = updates.new_empty(*updates.shape[:-2], updates.shape[-1])
     for (rule, told), places in rules.items():
-        if len(places) == len(updates):
-            return rule(updates, told, known)
-        found[places] = rule(updates.index_select(0, places), told, known.at(places))
+        found[places] = rule(updates[places], told, known.at(places))
     return found

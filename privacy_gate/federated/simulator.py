@@ -162,9 +162,9 @@ def _run(
                 found.append(test.rates(federation.heads, table.classes).cpu().numpy())
         backdoor = [_backdoor(study, table.classes, source.poison, federation.heads) for source in block.sources]
     heads = federation.heads.view(len(federation.heads), table.classes, -1).cpu().numpy()
-    outcomes, each = {}, len(block.cells[0])
-    for index, place in enumerate(place for places in block.cells for place in places):
-        source = index // each
+    outcomes = {}
+    for index, place in enumerate(block.order):
+        source = index % len(block.sources)
         rates, success = np.array([rate[index] for rate in found]), backdoor[source]
         outcomes[place] = _outcome(
             study,

@@ -45,7 +45,7 @@ def accusations(member: Floats, holdout: Floats, member_group: Names, holdout_gr
     return Accusations(scores > threshold, np.arange(len(scores)) < len(member), np.append(member_group, holdout_group))
 
 
-def vulnerability(found: Accusations, confidence: float, subject: str = "") -> list[Measurement]:
+def group_vulnerability(found: Accusations, confidence: float, subject: str = "") -> list[Measurement]:
     """V_g = P(accused | member of g) - P(accused | holdout of g) for each group, groups in order.
 
     The subject of each is "subject: group". Interval: of a difference of two proportions, squared
@@ -54,7 +54,7 @@ def vulnerability(found: Accusations, confidence: float, subject: str = "") -> l
     """
     measurements = []
     for name in np.unique(found.group):
-        label = f"{subject}: {name}" if subject else str(name)
+        label = _label(subject, str(name))
         sides = [found.accused[(found.group == name) & (found.member == side)] for side in (True, False)]
         if min(len(side) for side in sides) == 0:
             reason = f"needs member and holdout rows, found {len(sides[0])} and {len(sides[1])}"
@@ -80,36 +80,117 @@ def vulnerability(found: Accusations, confidence: float, subject: str = "") -> l
     return measurements
 
 
-def disparity_p_values(found: Accusations, permutations: int, rng: np.random.Generator) -> dict[str, float]:
-    """For each group, how often chance alone sets its V_g as far from everyone's; Holm-corrected.
+def vulnerability_gap(found: Accusations, confidence: float, subject: str = "") -> Measurement:
+    """Largest V_g - V over the groups, V that of all rows together.
 
-    Groups are shuffled among members and among holdout rows apart, which keeps each group's sizes and
-    the leak, and breaks only its tie to the group. Groups without both kinds of rows are left out.
+    The largest of many estimates is too large, so its interval is made from those of the groups (MOVER,
+    Zou & Donner 2008, on Clopper-Pearson ends of the group and of the others): the true largest lies below
+    the highest of their upper ends, each at the stated confidence, since its own group's does; and above
+    the highest of their lower ends, which hold for all groups at once (Bonferroni). The threshold is
+    taken as given.
+    """
+    metric, names = "vulnerability_gap", _with_both(found)
+    samples = f"{len(names):,} groups, {len(found.accused):,} rows"
+    if len(np.unique(found.group)) < 2 or not names:
+        return not_measured(metric, f"needs >= 2 groups, with members and holdout, found {len(names)}", subject)
+    joint = 1 - (1 - confidence) / len(names)
+    each = [(_distance(found, name, joint)[0], *_distance(found, name, confidence)[1:]) for name in names]
+    low, value, high = (max(ends) for ends in zip(*each, strict=True))
+    return Measurement(
+        metric=metric,
+        subject=subject,
+        value=value,
+        low=max(-1.0, low),
+        high=min(1.0, high),
+        confidence=confidence,
+        method="simultaneous from below, the highest upper end above",
+        samples=samples,
+    )
+
+
+def _distance(found: Accusations, name: str, confidence: float) -> tuple[float, float, float]:
+    """V_g - V: low, value, high."""
+    value = below = above = 0.0
+    for sign, side in ((1, True), (-1, False)):
+        mine, kind = found.group == name, found.member == side
+        own, rest = found.accused[mine & kind], found.accused[~mine & kind]
+        if not len(rest):
+            continue
+        # The rate of all is that of the group and of the rest, weighted: only the part that differs counts.
+        part = len(rest) / (len(own) + len(rest))
+        rates = (float(own.mean()), float(rest.mean()))
+        ends = [clopper_pearson(int(rows.sum()), len(rows), confidence) for rows in (own, rest)]
+        value += sign * part * (rates[0] - rates[1])
+        down = part * np.hypot(rates[0] - ends[0][0], ends[1][1] - rates[1])
+        up = part * np.hypot(ends[0][1] - rates[0], rates[1] - ends[1][0])
+        below, above = (np.hypot(below, one) for one in ((down, up) if sign > 0 else (up, down)))
+    return float(value - below), float(value), float(value + above)
+
+
+def disparity_tests(
+    found: Accusations, permutations: int, confidence: float, rng: np.random.Generator, subject: str = ""
+) -> list[Measurement]:
+    """disparity_p_value of each group, Holm-corrected over the groups: how often chance alone sets V_g so far from V.
+
+    The interval is Clopper-Pearson's for the share of ALL shuffles of which `permutations` are a sample, its
+    ends corrected like the estimate. Groups are shuffled among members and among holdout rows apart, which keeps
+    each group's sizes and the leak, and breaks only its tie to the group.
+    """
+    names, extreme = _extremes(found, permutations, rng)
+    ends = np.array([clopper_pearson(int(count), permutations, confidence) for count in extreme]).reshape(-1, 2)
+    p, low, high = (holm(each) for each in ((extreme + 1) / (permutations + 1), ends[:, 0], ends[:, 1]))
+    measured = {
+        name: Measurement(
+            metric="disparity_p_value",
+            subject=_label(subject, name),
+            value=float(p[at]),
+            low=float(min(low[at], p[at])),
+            high=float(max(high[at], p[at])),
+            confidence=confidence,
+            method="permutation test, Holm; interval of the shuffles drawn",
+            samples=f"{permutations:,} shuffles, {len(names):,} groups",
+        )
+        for at, name in enumerate(names)
+    }
+    reason = "needs member and holdout rows of the group, and other groups"
+    return [
+        measured.get(name) or not_measured("disparity_p_value", reason, _label(subject, name))
+        for name in np.unique(found.group).tolist()
+    ]
+
+
+def disparity_p_values(found: Accusations, permutations: int, rng: np.random.Generator) -> dict[str, float]:
+    """The estimates of `disparity_tests` alone, by group; groups that cannot be tested are left out."""
+    names, extreme = _extremes(found, permutations, rng)
+    return dict(zip(names, holm((extreme + 1) / (permutations + 1)).tolist(), strict=True))
+
+
+def _extremes(found: Accusations, permutations: int, rng: np.random.Generator) -> tuple[list[str], Floats]:
+    """Groups that can be tested, and in how many of the shuffles each is at least as far from V as it is.
+
+    A shuffle of the groups is told by how many of the accused each then has: a multivariate
+    hypergeometric draw, whatever the number of rows.
     """
     names, code = np.unique(found.group, return_inverse=True)
-    sizes = [np.bincount(code[found.member == side], minlength=len(names)) for side in (True, False)]
-    whole = [float(found.accused[found.member == side].mean()) for side in (True, False)]
+    gap, shuffled = np.zeros(len(names)), np.zeros((permutations, len(names)))
+    for sign, side in ((1, True), (-1, False)):
+        mine, accused = code[found.member == side], found.accused[found.member == side]
+        size = np.bincount(mine, minlength=len(names))
+        drawn = rng.multivariate_hypergeometric(size, int(accused.sum()), permutations, method="marginals")
+        gap += sign * (np.bincount(mine[accused], minlength=len(names)) / np.maximum(size, 1) - accused.mean())
+        shuffled += sign * (drawn / np.maximum(size, 1) - accused.mean())
+    tested = _with_both(found) if len(names) > 1 else []
+    at = np.searchsorted(names, tested)
+    return tested, np.asarray((np.abs(shuffled) >= np.abs(gap) - 1e-12).sum(axis=0)[at].astype(float))
 
-    def distances(shuffle: bool) -> Floats:
-        gap = np.full(len(names), whole[1] - whole[0])
-        for sign, side, size in zip((1, -1), (True, False), sizes, strict=True):
-            mine = code[found.member == side]
-            order = rng.permutation(mine) if shuffle else mine
-            caught = np.bincount(order[found.accused[found.member == side]], minlength=len(names))
-            gap += sign * caught / np.maximum(size, 1)
-        return np.asarray(np.abs(gap))
 
-    observed, extreme = distances(shuffle=False), np.ones(len(names))
-    for _ in range(permutations):
-        extreme += distances(shuffle=True) >= observed - 1e-12
-    whole_groups = np.flatnonzero(np.minimum(*sizes) > 0)
-    return dict(
-        zip(
-            names[whole_groups].tolist(),
-            holm(extreme[whole_groups] / (permutations + 1)).tolist(),
-            strict=True,
-        )
-    )
+def _with_both(found: Accusations) -> list[str]:
+    """Groups with member and with holdout rows, in order."""
+    return [str(name) for name in np.intersect1d(found.group[found.member], found.group[~found.member])]
+
+
+def _label(subject: str, name: str) -> str:
+    return f"{subject}: {name}" if subject else name
 
 
 def holm(p: Floats) -> Floats:

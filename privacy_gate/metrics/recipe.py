@@ -14,6 +14,7 @@ from privacy_gate.attacks.leave_one_out import lira_every_model
 from privacy_gate.attacks.moments import Moments, block_moments, row_blocks
 from privacy_gate.errors import EvidenceError
 from privacy_gate.evidence import Bools, Floats
+from privacy_gate.metrics.clustered import METHOD, clustered_ends
 from privacy_gate.metrics.membership import needed_holdout, rate_measurement
 from privacy_gate.verdict import Measurement, not_measured
 
@@ -54,13 +55,8 @@ def clustered_tpr(
     slope = rise / (2 * NEIGHBOURHOOD * fpr)
     # What each score adds to the error of the estimate; a missed threshold moves it along the ROC.
     weight = np.where(included, (accused - value) / inside, -slope * (accused - fpr) / outside)
-    cells = float((weight**2).sum())
-    variance = max(float((weight.sum(axis=0) ** 2).sum() + (weight.sum(axis=1) ** 2).sum()) - cells, cells)
-    trials = value * (1 - value) / variance if variance > 0 and 0 < value < 1 else float(rows)
-    low, high = _wilson(value, trials, float(stdtrit(models - 1, (1 + confidence) / 2)))
-    return rate_measurement(
-        metric, subject, (low, value, high), confidence, "two-way clustered by models and rows", _samples(scores)
-    )
+    low, high = clustered_ends(value, weight, confidence)
+    return rate_measurement(metric, subject, (low, value, high), confidence, METHOD, _samples(scores))
 
 
 def median_tpr(scores: Floats, included: Bools, fpr: float, confidence: float, subject: str) -> Measurement:
@@ -154,13 +150,6 @@ def _threshold(scores: Floats, fpr: float) -> float:
         raise EvidenceError("no row is outside any training set, expected some")
     kept = math.floor(fpr * len(scores) + 1e-9)
     return float(np.partition(scores, len(scores) - kept - 1)[len(scores) - kept - 1])
-
-
-def _wilson(value: float, trials: float, z: float) -> tuple[float, float]:
-    z2 = z**2
-    centre = (value + z2 / (2 * trials)) / (1 + z2 / trials)
-    half = math.sqrt(z2 / trials * (value * (1 - value) + z2 / (4 * trials))) / (1 + z2 / trials)
-    return centre - half, centre + half
 
 
 def _samples(phi: Floats) -> str:

@@ -9,6 +9,9 @@ from privacy_gate.documents import Record
 from privacy_gate.report import CheckRecord, Report
 from privacy_gate.reports.words import capital, check_title, plain
 
+MOST = 16
+"""Subjects of a check that a line names, at most."""
+
 
 class Reference(Record):
     """A text that asks for evidence, what it asks in short, and where a report has it."""
@@ -90,9 +93,15 @@ def _outcome(checks: Sequence[CheckRecord]) -> str:
 def _ran(check: CheckRecord) -> str:
     measured = {m.subject for m in check.result.measurements if m.measured}
     subjects = [subject for subject in dict.fromkeys(m.subject for m in check.result.measurements) if subject]
-    named = ", ".join(plain(subject) for subject in subjects if subject in measured)
-    missing = ", ".join(plain(subject) for subject in subjects if subject not in measured)
+    named = _some([plain(subject) for subject in subjects if subject in measured])
+    missing = _some([plain(subject) for subject in subjects if subject not in measured])
     return plain(check.check) + (f" ({named})" if named else "") + (f", but not {missing}" if missing else "")
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first MOST names, and how many more there are."""
+    rest = len(names) - MOST
+    return ", ".join(names[:MOST]) + (f" and {rest:,} more" if rest > 0 else "")
 
 
 def _ids(classes: Iterable[AttackClass]) -> str:

@@ -10,8 +10,19 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from privacy_gate.report import CheckRecord, Report
-from privacy_gate.reports import coverage, details, pictures, story, words
-from privacy_gate.verdict import Finding, Histogram, LawPlot, Measurement, Roc, Severity, Status
+from privacy_gate.reports import coverage, details, exposure, pictures, story, words
+from privacy_gate.verdict import (
+    Exhibit,
+    Finding,
+    GradientScatter,
+    Histogram,
+    LawPlot,
+    Measurement,
+    Roc,
+    Severity,
+    Status,
+    VulnerableRows,
+)
 
 SYMBOLS = {Status.MET: "met", Status.VIOLATED: "violated", Status.NOT_MEASURED: "missing", Status.WAIVED: "waived"}
 
@@ -64,11 +75,14 @@ class Gallery:
     legend: tuple[Legend, ...]
     histograms: tuple[pictures.Bars, ...]
     law: pictures.Chart | None
+    listed: VulnerableRows | None
+    gradient: pictures.Chart | None
+    forests: tuple[tuple[str, exposure.Forest], ...]
 
 
 def render(report: Report) -> str:
     """The page. Everything from the report is escaped, on one line, and free of control characters."""
-    environment = _environment()
+    environment = page_environment()
     css = environment.get_template("report.css").render()
     digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
     return environment.get_template("report.html.jinja").render(
@@ -79,6 +93,7 @@ def render(report: Report) -> str:
         galleries=[gallery for check in report.checks if (gallery := _gallery(check, report))],
         coverage=coverage,
         details=details,
+        exposure=exposure,
         story=story,
         words=words,
         references=coverage.references(),
@@ -86,7 +101,8 @@ def render(report: Report) -> str:
 
 
 @cache
-def _environment() -> Environment:
+def page_environment() -> Environment:
+    """Templates of pages; whatever they show is escaped."""
     return Environment(
         loader=PackageLoader("privacy_gate", "reports"),
         autoescape=True,
@@ -132,8 +148,8 @@ def _group(findings: list[Finding]) -> Group:
 
 
 def _gallery(check: CheckRecord, report: Report) -> Gallery | None:
-    exhibits = check.result.exhibits
-    if not exhibits:
+    exhibits, forests = check.result.exhibits, exposure.forests(check)
+    if not exhibits and not forests:
         return None
     figures = {(m.metric, m.subject): m for m in check.result.measurements}
     rate = _common_rate(check.result.measurements)
@@ -141,6 +157,7 @@ def _gallery(check: CheckRecord, report: Report) -> Gallery | None:
     curves = sorted((e for e in exhibits if isinstance(e, Roc)), key=lambda e: order[e.attack])
     bars = sorted((e for e in exhibits if isinstance(e, Histogram)), key=lambda e: order[e.attack])
     laws = [e for e in exhibits if isinstance(e, LawPlot)]
+    scatter = next((e for e in exhibits if isinstance(e, GradientScatter)), None)
     findings = [finding for finding in report.findings if finding.check == check.check]
     roc = pictures.roc_chart(curves, report.data.holdout, findings) if curves else None
     names = [curve.attack for curve in curves]
@@ -155,6 +172,9 @@ def _gallery(check: CheckRecord, report: Report) -> Gallery | None:
         ),
         histograms=tuple(pictures.bars(e, *(LARGE if i == 0 else SMALL)) for i, e in enumerate(bars)),
         law=pictures.law_chart(laws) if laws else None,
+        listed=exposure.listed(check),
+        gradient=exposure.gradient_chart(scatter) if scatter else None,
+        forests=tuple(forests),
     )
 
 
@@ -165,10 +185,10 @@ def _common_rate(measurements: Iterable[Measurement]) -> str:
 
 
 def _by_strength(
-    exhibits: Iterable[Roc | Histogram | LawPlot], figures: dict[tuple[str, str], Measurement], rate: str
+    exhibits: Iterable[Exhibit], figures: dict[tuple[str, str], Measurement], rate: str
 ) -> dict[str, tuple[float, int]]:
     """Sort keys of the attacks: who finds most at the common rate comes first."""
-    names = dict.fromkeys(e.attack for e in exhibits if not isinstance(e, LawPlot))
+    names = dict.fromkeys(e.attack for e in exhibits if isinstance(e, Roc | Histogram))
     reached = [figures[rate, name].value if (rate, name) in figures else None for name in names]
     return {name: (-(value or 0.0), i) for i, (name, value) in enumerate(zip(names, reached, strict=True))}
 

@@ -3,13 +3,13 @@
 import json
 import re
 
-from privacy_gate.report import Report
+from privacy_gate.documents import Record
 
 _NUMBERS = re.compile(r"\[\n\s*([-+0-9.eE,\s]*?)\n\s*\]")
 """A list of numbers spread over lines. No string of a JSON text holds a raw line break, so none can match."""
 
 
-def render(report: Report) -> str:
-    """JSON that `load_report` reads back equal; lists of numbers stand on one line."""
+def render(report: Record) -> str:
+    """JSON that reads back equal; lists of numbers stand on one line."""
     text = json.dumps(report.model_dump(mode="json"), sort_keys=True, indent=2, allow_nan=False)
     return _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"

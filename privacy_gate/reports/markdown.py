@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from privacy_gate.report import CheckRecord, Report
-from privacy_gate.reports import coverage, details, story, words
+from privacy_gate.reports import coverage, details, exposure, story, words
 from privacy_gate.verdict import Finding, Severity, Status, Verdict
 
 Item = TypeVar("Item")
@@ -77,6 +77,7 @@ def render(report: Report) -> str:
         _controls(report),
         _list("Notes", story.notes(report)),
         _coverage(report),
+        *(_exposed(check) for check in report.checks),
         *(_measurements(check) for check in report.checks),
         _identity(report),
         _rerun(report),
@@ -158,6 +159,18 @@ def _coverage(report: Report) -> str:
     )
     attacker = "\n" + _list("The attacker assumed", report.threat_model) if report.threat_model else ""
     return f"### What was tested, and what was not\n\n{table}{attacker}"
+
+
+def _exposed(check: CheckRecord) -> str:
+    rows = exposure.listed(check)
+    if rows is None:
+        return ""
+    table = _table(
+        exposure.HEADS,
+        rows.rows,
+        lambda row: [code(cell) if i == 0 else prose(cell) for i, cell in enumerate(exposure.cells(row))],
+    )
+    return _folded("The most exposed examples", f"{prose(exposure.caption(rows))}\n\n{table}")
 
 
 def _measurements(check: CheckRecord) -> str:

@@ -141,11 +141,11 @@ def roc_chart(curves: Sequence[Roc], holdout: int, findings: Iterable[Finding]) 
     resolved = RESOLVED * least
     return Chart(
         *(64, 504, 16, 424),
-        x_ticks=_rate_ticks(x),
-        y_ticks=_rate_ticks(y),
+        x_ticks=rate_ticks(x),
+        y_ticks=rate_ticks(y),
         lines=lines,
         marks=tuple(mark for mark in marks.values() if mark),
-        chance=f"M{_n(x.start)} {_n(y.start)}L{_n(x.end)} {_n(y.end)}",
+        chance=f"M{length(x.start)} {length(y.start)}L{length(x.end)} {length(y.end)}",
         resolved=round(x.at(resolved), 1),
         note=f"Grey: below {percent(float(f'{resolved:.2g}'))} false alarms, {holdout:,} holdout examples are too few "
         "to measure.",
@@ -158,14 +158,14 @@ def _curve(roc: Roc, x: Axis, y: Axis) -> str:
     begun = max((tpr for fpr, tpr in points if fpr <= x.low), default=0.0)
     inner = [(fpr, tpr) for fpr, tpr in points if fpr > x.low and tpr >= y.low]
     start = [(x.low, begun)] if begun >= y.low else []
-    return _path([(x.at(fpr), y.at(tpr)) for fpr, tpr in start + inner])
+    return polyline([(x.at(fpr), y.at(tpr)) for fpr, tpr in start + inner])
 
 
 def _limit_mark(finding: Finding, x: Axis, y: Axis) -> Mark | None:
     rate, limit = metric(finding.measurement.metric).chance, finding.limit.max
     if rate is None or limit is None or not (x.low <= rate <= x.high and y.low <= limit <= y.high):
         return None
-    return Mark(_n(x.at(rate)), _n(y.at(limit)), f"limit {percent(limit)}")
+    return Mark(length(x.at(rate)), length(y.at(limit)), f"limit {percent(limit)}")
 
 
 def law_chart(plots: Sequence[LawPlot]) -> Chart:
@@ -177,11 +177,11 @@ def law_chart(plots: Sequence[LawPlot]) -> Chart:
     lines, marks = [], []
     for index, plot in enumerate(plots):
         drawn = [(x.at(value), y.at(_law(plot, value))) for value in (min(plot.shots), max(plot.shots))]
-        lines.append(Line(percent(plot.fpr), _path(drawn), *styled(index)))
+        lines.append(Line(percent(plot.fpr), polyline(drawn), *styled(index)))
         places = zip(plot.shots, plot.excess, strict=True)
-        marks += [Mark(_n(x.at(s)), _n(y.at(e)), str(styled(index)[0])) for s, e in places]
-    x_ticks = tuple(Tick(_n(x.at(v)), number(v)) for v in _log_ticks(x.low, x.high))
-    y_ticks = _rate_ticks(y)
+        marks += [Mark(length(x.at(s)), length(y.at(e)), str(styled(index)[0])) for s, e in places]
+    x_ticks = tuple(Tick(length(x.at(v)), number(v)) for v in log_ticks(x.low, x.high))
+    y_ticks = rate_ticks(y)
     return Chart(64, 504, 16, 304, x_ticks=x_ticks, y_ticks=y_ticks, lines=tuple(lines), marks=tuple(marks))
 
 
@@ -202,14 +202,14 @@ def bars(histogram: Histogram, width: int, height: int) -> Bars:
     x = Axis(histogram.edges[0], histogram.edges[-1], 0, width)
     y = Axis(0, top, height, 0)
     member, holdout = (_steps(histogram.edges, share, x, y) for share in shares)
-    ticks = tuple(Tick(_n(x.at(v)), number(v)) for v in _ticks(x.low, x.high, max(2, width // 80)))
+    ticks = tuple(Tick(length(x.at(v)), number(v)) for v in round_ticks(x.low, x.high, max(2, width // 80)))
     return Bars(plain(histogram.attack), width, height, member, holdout, ticks, percent(float(f"{top:.2g}")))
 
 
 def _steps(edges: Sequence[float], shares: Sequence[float], x: Axis, y: Axis) -> str:
-    path = [f"M{_n(x.start)} {_n(y.start)}"]
-    path += [f"V{_n(y.at(share))}H{_n(x.at(edge))}" for share, edge in zip(shares, edges[1:], strict=True)]
-    return "".join(path) + f"V{_n(y.start)}"
+    path = [f"M{length(x.start)} {length(y.start)}"]
+    path += [f"V{length(y.at(share))}H{length(x.at(edge))}" for share, edge in zip(shares, edges[1:], strict=True)]
+    return "".join(path) + f"V{length(y.start)}"
 
 
 def shared_scale(findings: Sequence[Finding]) -> Scale:
@@ -222,8 +222,8 @@ def shared_scale(findings: Sequence[Finding]) -> Scale:
     room = 0.08 * (high - low) or max(abs(high), 1.0) * 0.5
     low, high = low - room, high + room
     if known.percent or known.chance is not None:
-        low, high = max(low, 0.0), min(high, 1.0)
-        low = 0.0 if limit.max is not None and known.chance != 0.5 else low
+        low, high = max(low, -1.0 if known.signed else 0.0), min(high, 1.0)
+        low = 0.0 if limit.max is not None and known.chance != 0.5 and not known.signed else low
     low, high = _outward(low, math.floor), min(_outward(high, math.ceil), 1.0 if known.percent else math.inf)
     return Scale(amount(name, low), amount(name, high), Axis(low, high, PAD, BAR - PAD))
 
@@ -242,22 +242,23 @@ def interval(measurement: Measurement, limit: Limit, axis: Axis) -> Interval:
     limit_at, chance = axis.at(edge), metric(measurement.metric).chance
     good = (axis.start, limit_at) if limit.max is not None else (limit_at, axis.end)
     ends = (measurement.low, measurement.value, measurement.high)
-    low, value, high = (None if end is None else _n(axis.at(end)) for end in ends)
+    low, value, high = (None if end is None else length(axis.at(end)) for end in ends)
     return Interval(
-        limit=_n(limit_at),
-        good=(_n(good[0]), _n(good[1] - good[0])),
-        chance=None if chance is None else _n(axis.at(chance)),
+        limit=length(limit_at),
+        good=(length(good[0]), length(good[1] - good[0])),
+        chance=None if chance is None else length(axis.at(chance)),
         low=low,
         value=value,
         high=high,
     )
 
 
-def _rate_ticks(axis: Axis) -> tuple[Tick, ...]:
-    return tuple(Tick(_n(axis.at(v)), percent(v)) for v in _log_ticks(axis.low, axis.high))
+def rate_ticks(axis: Axis) -> tuple[Tick, ...]:
+    """Ticks of a logarithmic axis of shares."""
+    return tuple(Tick(length(axis.at(v)), percent(v)) for v in log_ticks(axis.low, axis.high))
 
 
-def _log_ticks(low: float, high: float) -> list[float]:
+def log_ticks(low: float, high: float) -> list[float]:
     """Powers of ten in the range; with 2 and 5 times them where they are few."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     few = math.log10(high / low) < 2
@@ -266,7 +267,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
     return [value for value in every if low <= value <= high * (1 + 1e-9)]
 
 
-def _ticks(low: float, high: float, most: int) -> list[float]:
+def round_ticks(low: float, high: float, most: int) -> list[float]:
     """Round numbers in the range, at most `most` and one more."""
     rough = (high - low) / most
     power = 10.0 ** math.floor(math.log10(rough))
@@ -276,12 +277,12 @@ def _ticks(low: float, high: float, most: int) -> list[float]:
     return [float(f"{(first + i) * step:.10g}") for i in range(count)]
 
 
-def _path(points: Sequence[tuple[float, float]]) -> str:
+def polyline(points: Sequence[tuple[float, float]]) -> str:
     """Straight lines through the points; those that would stand on each other once."""
-    placed = list(dict.fromkeys(f"{_n(x)} {_n(y)}" for x, y in points))
+    placed = list(dict.fromkeys(f"{length(x)} {length(y)}" for x, y in points))
     return f"M{'L'.join(placed)}" if placed else ""
 
 
-def _n(value: float) -> str:
+def length(value: float) -> str:
     """A length with one decimal, the shortest way."""
     return f"{value + 0.0:.1f}".removesuffix(".0")

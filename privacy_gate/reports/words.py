@@ -28,18 +28,26 @@ CHECKS = {
     "membership": "Membership inference on this candidate",
     "recipe": "Membership inference on this recipe",
     "power_law": "The leak as classes grow",
+    "robustness": "The federation under hostile clients",
+    "fairness": "Whom the model serves worse",
     "utility": "Utility",
+    "vulnerability": "The most exposed examples",
+    "disparity": "Exposure of classes and groups",
 }
 """What each check is called; one that is missing here goes by its own name."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """How a metric is spoken of; `chance` is what guessing reaches, on the metric's own scale."""
+    """How a metric is spoken of; `chance` is what guessing reaches, on the metric's own scale.
+
+    signed  it may be below 0, which shares otherwise are not
+    """
 
     title: str
     percent: bool = False
     chance: float | None = None
+    signed: bool = False
 
 
 _METRICS = {
@@ -53,8 +61,31 @@ _METRICS = {
         )
         for prior in (0.5, 0.1, 0.01)
     },
+    "byzantine_drop": Metric("accuracy lost to hostile clients", percent=True, chance=0.0, signed=True),
+    "robustness_tax": Metric("accuracy that the robust rule costs", percent=True, chance=0.0, signed=True),
+    "breakdown_point": Metric("smallest share of hostile clients that breaks it", percent=True),
+    "client_std": Metric("spread of accuracy between clients, chance taken out", percent=True),
+    "worst_decile_gap": Metric(
+        "what the worst tenth of clients lack to the mean, chance taken out", percent=True, chance=0.0, signed=True
+    ),
+    "client_benefit": Metric("clients no worse off than alone", percent=True),
+    "group_gap": Metric("largest gap of accuracy between groups", percent=True),
+    "equalized_odds": Metric("gap of equalized odds between groups"),
+    "inherited_group_gap": Metric("that gap without federation", percent=True),
+    "inherited_equalized_odds": Metric("that gap of odds without federation"),
+    "jain": Metric("Jain's index of clients' accuracies"),
+    "gini": Metric("Gini's index of clients' accuracies"),
+    "entropy": Metric("evenness of clients' accuracies (relative entropy)"),
     "holdout_accuracy": Metric("accuracy on held-out examples", percent=True),
     "member_accuracy": Metric("accuracy on members", percent=True),
+    "memorisation_q99": Metric("memorisation that 1 % of examples exceed"),
+    "gradient_correlation": Metric("rank correlation of the gradient norm with vulnerability"),
+    "trace_correlation": Metric("rank correlation of the loss trace's spread with vulnerability"),
+    "vulnerability": Metric("members found beyond false alarms", percent=True, chance=0.0, signed=True),
+    "vulnerability_gap": Metric("what the most exposed exceed all by", percent=True, chance=0.0, signed=True),
+    "disparity_p_value": Metric("chance that alike groups differ as much", percent=True),
+    "left_out_accuracy": Metric("accuracy on examples left out of training", percent=True),
+    "left_out_accuracy_gain": Metric("change of that accuracy", percent=True),
 }
 
 _AT_FPR = {
@@ -62,6 +93,9 @@ _AT_FPR = {
     "recipe_tpr": "members found at {} false alarms, over all models of the recipe",
     "median_tpr": "members found at {} false alarms, in the median model of the recipe",
     "calibrated_tpr": "members found at {} false alarms, each example with its own threshold",
+    "row_tpr_q50": "how often the middle example is found, at {} false alarms",
+    "row_tpr_q99": "how often an example is found that 1 % exceed, at {} false alarms",
+    "row_tpr_max": "how often the most exposed example is found, at {} false alarms",
     "slope": "slope of the power law at {} false alarms",
 }
 

@@ -10,10 +10,12 @@ import torch
 
 from privacy_gate.checks import AnyCheck
 from privacy_gate.checks.check import Subject
+from privacy_gate.checks.disparity import Disparity
 from privacy_gate.checks.membership import Membership
 from privacy_gate.checks.power_law import PowerLaw
 from privacy_gate.checks.recipe import RecipeLeak
 from privacy_gate.checks.utility import Utility
+from privacy_gate.checks.vulnerability import Vulnerability
 from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.run import Inputs, run
 from privacy_gate.dataset import read_data
@@ -25,6 +27,8 @@ CHECKS: list[AnyCheck] = [
     Membership(references=32, attacks=("lira", "loss", "attack_p")),
     RecipeLeak(references=64),
     PowerLaw(references=16, divisors=(4, 2, 1), target={"tpr_at_0.1_fpr": 0.2}),
+    Vulnerability(references=48),
+    Disparity(references=32, permutations=199),
     Utility(),
 ]
 

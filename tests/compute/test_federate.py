@@ -1,5 +1,6 @@
 """Federations as jobs: what the recipe says is what is simulated, for references and for studies."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,12 +13,12 @@ from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.run import Inputs, run
 from privacy_gate.dataset import AuditData, read_data
 from privacy_gate.documents import parse
-from privacy_gate.errors import ConfigurationError
+from privacy_gate.errors import ConfigurationError, DatasetError
 from privacy_gate.federated.aggregators import AGGREGATORS, PREAGGREGATIONS
 from privacy_gate.federated.partitions import COLUMN, PARTITIONS
 from privacy_gate.federated.samples import Samples
 from privacy_gate.federation import PARAMETERS, AggregatorName, BeforeName, Federation, PartitionName
-from privacy_gate.job import federate, train_reference
+from privacy_gate.job import federate, probe, train_reference
 from privacy_gate.store import Store
 
 MACHINE = Machine(threads=1)
@@ -132,3 +133,22 @@ def test_clients_by_column_need_a_column_and_are_its_names() -> None:
         cell(how, Samples(x, y), 0)
     named = Samples(x, y, np.array(["b", "a", "c", "a", "b", "c"]))
     assert cell(how, named, 0).training.clients == 3
+
+
+def test_a_probe_is_the_head_that_its_rows_give_alone(data: AuditData, tmp_path: Path) -> None:
+    store, how = Store(str(tmp_path / "store")), federated(steps=2)
+    named = dataclasses.replace(data, client=np.array([f"c{row % 4}" for row in range(data.rows)]))
+    jobs = [probe(how, data.digest, rows) for rows in ("member", "population", "client:c1")]
+    run(jobs, Inputs(named, tmp_path), MACHINE, store)
+    member, population, client = (store.get(job)["logits"].argmax(axis=1) == data.label for job in jobs)
+    trained = {"member": data.split == 0, "population": data.split == 2}
+    assert member[trained["member"]].all() > member[~trained["member"]].all()
+    assert population[trained["population"]].all() > population[~trained["population"]].all()
+    own = trained["member"] & (named.client == "c1")
+    assert client[own].all() > client[trained["member"] & ~own].all()
+
+
+def test_a_probe_on_nobody_s_rows_is_refused(data: AuditData, tmp_path: Path) -> None:
+    job = probe(federated(), data.digest, "client:nobody")
+    with pytest.raises(DatasetError, match="no row to train on for 'client:nobody'"):
+        run([job], Inputs(data, tmp_path), MACHINE, Store(str(tmp_path / "store")))

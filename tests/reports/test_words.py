@@ -82,7 +82,7 @@ def test_guessing_reaches_the_false_positive_rate(name: str) -> None:
 
 
 def test_an_unknown_metric_goes_by_its_own_name() -> None:
-    assert metric("client_std").title == "client std"
+    assert metric("left_handed").title == "left handed"
     assert metric("tpr_at_noon_fpr").title == "tpr at noon fpr"
 
 

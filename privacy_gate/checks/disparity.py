@@ -1,0 +1,120 @@
+"""Are some classes or groups more exposed than others? One threshold for all, as Kulynych et al. 2022 ask."""
+
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from privacy_gate.attacks import ATTACKS
+from privacy_gate.checks.check import Check, Results, Subject, distinct_names
+from privacy_gate.checks.references import gather, reference_jobs
+from privacy_gate.dataset import AuditData
+from privacy_gate.evidence import MembershipEvidence
+from privacy_gate.job import Job
+from privacy_gate.metrics.disparity import (
+    Accusations,
+    Names,
+    accusations,
+    disparity_tests,
+    group_vulnerability,
+    vulnerability_gap,
+)
+from privacy_gate.metrics.membership import needed_holdout
+from privacy_gate.verdict import CheckResult, Limit, Measurement, not_measured
+
+DisparityMetric = Literal["vulnerability", "vulnerability_gap", "disparity_p_value"]
+
+METRICS: tuple[DisparityMetric, ...] = ("vulnerability", "vulnerability_gap", "disparity_p_value")
+
+FPRS = (0.01, 0.1)
+"""False positive rates that `best` chooses from: the first that the holdout resolves."""
+
+Partition = Literal["class", "group"]
+
+
+class Disparity(Check):
+    """V_g = P(accused | member of g) - P(accused | holdout of g) for every class and declared group.
+
+    attack        from ATTACKS, whose scores of the candidate accuse
+    fpr           of the one threshold, over all holdout rows; `best`: .01 where the holdout resolves it, else .1
+    by            what rows are grouped by; not given: by class, and by group where the table declares groups
+    permutations  shuffles of the test whether a group's V_g is far from everyone's by chance
+    """
+
+    check: Literal["disparity"] = "disparity"
+    references: Annotated[int, Field(ge=8, le=10_000)] = 64
+    attack: str = "lira"
+    fpr: Literal["best"] | Annotated[float, Field(gt=0, lt=1)] = "best"
+    by: Annotated[tuple[Partition, ...], Field(min_length=1)] | None = None
+    permutations: Annotated[int, Field(ge=99, le=100_000)] = 1999
+    limits: Mapping[DisparityMetric, Limit] = Field(default_factory=dict)
+
+    @field_validator("attack")
+    @classmethod
+    def _attack_exists(cls, name: str) -> str:
+        return distinct_names((name,), ATTACKS, "attack")[0]
+
+    def jobs(self, subject: Subject) -> list[Job]:
+        """Those of the membership check with as many references."""
+        return reference_jobs(subject, self.references)
+
+    def measure(self, subject: Subject, results: Results, confidence: float) -> CheckResult:
+        """V_g, the largest distance from everyone's V, and p-values, for classes and for groups."""
+        evidence = gather(subject, self.references, results)
+        if (reason := self._unmet(evidence)) is not None:
+            return CheckResult(measurements=tuple(not_measured(metric, reason) for metric in METRICS))
+        declared: tuple[Partition, ...] = ("class",) if subject.data.group is None else ("class", "group")
+        measurements = self._told(group_vulnerability(self._accused(evidence, None), confidence), evidence)
+        for partition in self.by or declared:
+            names = _names(subject.data, partition)
+            if names is None:
+                reason = "the audit table declares no groups"
+                measurements += [not_measured(metric, reason, partition) for metric in METRICS]
+            else:
+                measurements += self._of(partition, names, subject.data.digest, evidence, confidence)
+        return CheckResult(measurements=tuple(measurements))
+
+    def rate(self, evidence: MembershipEvidence) -> float:
+        """The false positive rate of the threshold."""
+        if self.fpr != "best":
+            return float(self.fpr)
+        holdout = int(evidence.holdout.sum())
+        return next((fpr for fpr in FPRS if needed_holdout(fpr) <= holdout), FPRS[-1])
+
+    def _unmet(self, evidence: MembershipEvidence) -> str | None:
+        needed, found = needed_holdout(self.rate(evidence)), int(evidence.holdout.sum())
+        if found < needed:
+            return f"needs n >= {needed:,} holdout rows at fpr {self.rate(evidence):g}, found {found:,}"
+        return ATTACKS[self.attack].unmet(evidence)
+
+    def _of(
+        self, partition: Partition, names: Names, digest: str, evidence: MembershipEvidence, confidence: float
+    ) -> list[Measurement]:
+        found = self._accused(evidence, names)
+        # Keyed by the data and the partition, so that an audit that is repeated says the same.
+        rng = np.random.default_rng([int(digest[:16], 16), partition == "group"])
+        every = [
+            *group_vulnerability(found, confidence, partition),
+            vulnerability_gap(found, confidence, "classes" if partition == "class" else "groups"),
+            *disparity_tests(found, self.permutations, confidence, rng, partition),
+        ]
+        return self._told(every, evidence)
+
+    def _accused(self, evidence: MembershipEvidence, names: Names | None) -> Accusations:
+        """Who is accused at the one threshold; without names all rows are one group."""
+        scores, member, holdout = ATTACKS[self.attack].score(evidence), evidence.member, evidence.holdout
+        names = np.full(len(scores), "all") if names is None else names
+        return accusations(scores[member], scores[holdout], names[member], names[holdout], self.rate(evidence))
+
+    def _told(self, measurements: Iterable[Measurement], evidence: MembershipEvidence) -> list[Measurement]:
+        """Measurements that say by which attack and at which rate."""
+        told = f"{self.attack} at fpr {self.rate(evidence):g}; "
+        return [one.model_copy(update={"samples": told + one.samples}) if one.measured else one for one in measurements]
+
+
+def _names(data: AuditData, partition: Partition) -> Names | None:
+    """Each row's class or group as text (N,), classes so that they sort as numbers do; None where there is none."""
+    if partition == "group":
+        return data.group
+    return np.char.zfill(data.label.astype(np.str_), len(str(data.label.max())))

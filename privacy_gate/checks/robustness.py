@@ -1,0 +1,246 @@
+"""Does the recipe's federation survive hostile clients, and what does its rule cost where there are none?"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal, Self, get_args
+
+import numpy as np
+from pydantic import Field, field_validator, model_validator
+
+from privacy_gate.candidate import Recipe
+from privacy_gate.checks.check import Check, Results, Subject, distinct_names
+from privacy_gate.checks.references import feature_jobs
+from privacy_gate.dataset import Split
+from privacy_gate.evidence import Floats
+from privacy_gate.federation import Aggregator, Clients, Federation
+from privacy_gate.job import Federate, Job, federate
+from privacy_gate.metrics.robustness import accuracy_loss, breakdown_point, byzantine_drop
+from privacy_gate.verdict import ByzantineLine, ByzantinePlot, CheckResult, Limit, Measurement, Remedy, not_measured
+
+RobustnessMetric = Literal["byzantine_drop", "robustness_tax", "breakdown_point"]
+
+ADVERSARIES = (
+    "sign_flip",
+    "ipm_0.1",
+    "ipm_10",
+    "ipm_search",
+    "alie",
+    "alie_search",
+    "min_max",
+    "min_sum",
+    "mimic",
+    "gaussian",
+    "label_flip",
+    "pair_flip",
+    "inflated_counts",
+    "free_rider",
+)
+"""Those that aim at accuracy; a backdoor aims at something else."""
+
+WORST = ("sign_flip", "ipm_0.1", "ipm_10", "alie_search", "label_flip", "inflated_counts")
+"""Tried unless the policy says otherwise: no attack is worst for every rule, and each of these is for some."""
+
+MEAN = Aggregator(name="mean")
+
+ROBUST = (
+    Aggregator(name="median"),
+    Aggregator(name="trimmed_mean"),
+    Aggregator(name="geometric_median"),
+    Aggregator(name="multi_krum"),
+    Aggregator(name="centered_clipping"),
+    Aggregator(name="trimmed_mean", before=("nnm",)),
+)
+"""Rules that might do better, each told of as many byzantine clients as attack."""
+
+DROP = 0.15
+"""byzantine_drop that the breakdown point and remedies are measured by where the policy names no limit."""
+
+NO_FEDERATION = "the recipe declares no federation"
+
+
+class Robustness(Check):
+    """byzantine_drop, robustness_tax and breakdown_point (arXiv 2402.01857) by federations trained anew.
+
+    clients    of the study's federations; recipe: as many as the recipe has, holding what they hold
+    byzantine  clients that attack
+    alpha      of the Dirichlet partition of the study's clients; IID clients hide every weakness
+    attacks    by name; the worst of them counts
+    seeds      federations of each kind
+    alternatives  tries other rules too, and says which would pass, at what tax
+    required   a recipe without federation leaves the metrics not measured, so the verdict undecided
+    """
+
+    check: Literal["robustness"] = "robustness"
+    clients: Literal["recipe"] | Annotated[int, Field(ge=4, le=1000)] = 10
+    byzantine: Annotated[int, Field(ge=1)] = 2
+    alpha: Annotated[float, Field(gt=0)] = 0.5
+    attacks: Annotated[tuple[str, ...], Field(min_length=1)] = WORST
+    seeds: Annotated[int, Field(ge=3, le=100)] = 5
+    alternatives: bool = True
+    required: bool = False
+    limits: Mapping[RobustnessMetric, Limit] = Field(default_factory=dict)
+
+    @field_validator("attacks")
+    @classmethod
+    def _attacks_exist(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return distinct_names(names, ADVERSARIES, "attack")
+
+    @model_validator(mode="after")
+    def _a_minority_attacks(self) -> Self:
+        if self.clients != "recipe" and 2 * self.byzantine >= self.clients:
+            raise ValueError(f"{self.byzantine} of {self.clients} clients are no minority: no rule knows who is honest")
+        return self
+
+    def jobs(self, subject: Subject) -> list[Job]:
+        """Every federation of the study; none for a recipe without federation."""
+        if subject.recipe.federation is None:
+            return []
+        study = Study(self, subject, subject.recipe.federation)
+        found: list[Job] = [*feature_jobs(subject), *study.clean(MEAN)]
+        for rule in study.rules():
+            found += study.clean(rule)
+            for byzantine in study.numbers(rule):
+                found += [job for jobs in study.attacked(rule, byzantine).values() for job in jobs]
+        return list(dict.fromkeys(found))
+
+    def measure(self, subject: Subject, results: Results, confidence: float) -> CheckResult:
+        """The recipe's rule against the limits; the others as remedies and in the picture."""
+        if subject.recipe.federation is None:
+            if self.required:
+                absent = (not_measured(name, NO_FEDERATION) for name in get_args(RobustnessMetric))
+                return CheckResult(measurements=tuple(absent))
+            return CheckResult(measurements=(), notes=(f"robustness: left out, since {NO_FEDERATION}",))
+        figures = _Figures(Study(self, subject, subject.recipe.federation), results, confidence)
+        own, *others = figures.study.rules()
+        drops = {f: figures.drop(own, f) for f in figures.study.numbers(own)}
+        limit = self.limits.get("byzantine_drop")
+        bound = limit.max if limit and limit.max is not None else DROP
+        return CheckResult(
+            measurements=(
+                drops[self.byzantine],
+                figures.tax(own),
+                breakdown_point(drops, figures.study.count, bound, confidence),
+            ),
+            exhibits=(figures.plot([own, *others]),),
+            remedies=tuple(_remedies(figures, drops[self.byzantine], others, bound)),
+            notes=(figures.heterogeneity(),),
+        )
+
+
+@dataclass(frozen=True)
+class Study:
+    """The federations that a check trains for one subject."""
+
+    check: Robustness
+    subject: Subject
+    federation: Federation
+
+    @property
+    def count(self) -> int:
+        """Clients of the study's federations."""
+        if self.check.clients != "recipe":
+            return self.check.clients
+        if self.federation.clients.count is not None:
+            return self.federation.clients.count
+        data = self.subject.data
+        return 0 if data.client is None else len(np.unique(data.client[data.split == Split.MEMBER]))
+
+    def rules(self) -> list[Aggregator]:
+        """The recipe's own, and the alternatives told of those who attack."""
+        own = self.federation.aggregator
+        others = ROBUST if self.check.alternatives else ()
+        return [own, *(_told(rule, self.check.byzantine) for rule in others if str(rule) != str(own))]
+
+    def numbers(self, rule: Aggregator) -> list[int]:
+        """How many clients attack: every minority for the recipe's rule, the policy's number for the others."""
+        least = range(1, (self.count - 1) // 2 + 1) if rule == self.federation.aggregator else ()
+        return sorted({*least, self.check.byzantine})
+
+    def clean(self, rule: Aggregator) -> list[Federate]:
+        """Federations that nobody attacks, by seed."""
+        how, data = self._recipe(rule), self.subject.data
+        return [federate(how, data.digest, None, 0, seed) for seed in range(self.check.seeds)]
+
+    def attacked(self, rule: Aggregator, byzantine: int) -> dict[str, list[Federate]]:
+        """Federations that so many clients attack, by attack and seed."""
+        how, data = self._recipe(rule), self.subject.data
+        return {
+            name: [federate(how, data.digest, name, byzantine, seed) for seed in range(self.check.seeds)]
+            for name in self.check.attacks
+        }
+
+    def _recipe(self, rule: Aggregator) -> Recipe:
+        """The recipe with this rule and the study's clients."""
+        changed: dict[str, object] = {"aggregator": rule}
+        if self.check.clients != "recipe":
+            changed["clients"] = Clients(
+                partition="dirichlet_by_class", count=self.check.clients, alpha=self.check.alpha, minimum=2
+            )
+        return self.subject.recipe.model_copy(update={"federation": self.federation.model_copy(update=changed)})
+
+
+@dataclass(frozen=True)
+class _Figures:
+    """What the study's federations measure."""
+
+    study: Study
+    results: Results
+    confidence: float
+
+    def drop(self, rule: Aggregator, byzantine: int) -> Measurement:
+        """byzantine_drop of the rule."""
+        attacked = {name: self._accuracy(jobs) for name, jobs in self.study.attacked(rule, byzantine).items()}
+        return byzantine_drop(self._accuracy(self.study.clean(MEAN)), attacked, self._rows, self.confidence)
+
+    def tax(self, rule: Aggregator) -> Measurement:
+        """robustness_tax of the rule."""
+        plain, own = self._accuracy(self.study.clean(MEAN)), self._accuracy(self.study.clean(rule))
+        return accuracy_loss("robustness_tax", plain, own, self._rows, self.confidence)
+
+    def plot(self, rules: list[Aggregator]) -> ByzantinePlot:
+        """Accuracy under the worst attack against the number of byzantine clients, a line for each rule."""
+        lines = []
+        for rule in rules:
+            numbers = self.study.numbers(rule)
+            worst = [
+                min(float(self._accuracy(jobs).mean()) for jobs in self.study.attacked(rule, f).values())
+                for f in numbers
+            ]
+            unharmed = float(self._accuracy(self.study.clean(rule)).mean())
+            lines.append(ByzantineLine(rule=str(rule), byzantine=(0, *numbers), accuracy=(unharmed, *worst)))
+        return ByzantinePlot(clients=self.study.count, lines=tuple(lines))
+
+    def heterogeneity(self) -> str:
+        """How differently the study's clients are spread over the classes."""
+        found = np.mean([float(self.results(job)["heterogeneity"][0]) for job in self.study.clean(MEAN)])
+        return f"robustness: clients' classes differ from everyone's by {found:.2f} in total variation, on average"
+
+    def _accuracy(self, jobs: list[Federate]) -> Floats:
+        return np.array([float(self.results(job)["accuracy"][0]) for job in jobs])
+
+    @property
+    def _rows(self) -> int:
+        return int((self.study.subject.data.split == Split.HOLDOUT).sum())
+
+
+def _remedies(figures: _Figures, own: Measurement, others: list[Aggregator], bound: float) -> list[Remedy]:
+    """The rule that passes at the least tax; or that none tried does."""
+    if own.high is None or own.high <= bound or not others:
+        return []
+    tried = [(figures.tax(rule), figures.drop(rule, figures.study.check.byzantine), rule) for rule in others]
+    passing = [each for each in tried if each[1].high is not None and each[1].high <= bound]
+    table = "; ".join(f"{rule}: drop {_percent(drop)}, tax {_percent(tax)}" for tax, drop, rule in tried)
+    if not passing:
+        return [Remedy(action="no rule tried survives: admit fewer unknown clients, or vet them", basis=table)]
+    best = min(passing, key=lambda each: each[0].value or 0.0)[2]
+    return [Remedy(action=f"aggregate by {best}, told of {best.tolerates} byzantine clients", basis=table)]
+
+
+def _told(rule: Aggregator, byzantine: int) -> Aggregator:
+    return rule.model_copy(update={"tolerates": byzantine})
+
+
+def _percent(measurement: Measurement) -> str:
+    if measurement.value is None or measurement.low is None or measurement.high is None:
+        return "not measured"
+    return f"{100 * measurement.value:.1f} % [{100 * measurement.low:.1f}, {100 * measurement.high:.1f}]"

@@ -1,0 +1,48 @@
+"""How much noise DP-SGD needs for a given epsilon: Opacus' accountant, where it is installed."""
+
+from privacy_gate.candidate import Recipe
+from privacy_gate.errors import UndecidedError
+
+CLIP = 1.0
+"""Norm to which each example's gradient is cut."""
+
+LEAST_EPSILON = 0.01
+"""Below this a model learns nothing from data of any size that is audited here, and the search for noise is long."""
+
+
+def private_settings(recipe: Recipe, epsilon: float, rows: int) -> dict[str, float]:
+    """DP-SGD's noise_multiplier, clip and delta that make training on `rows` examples (epsilon, delta)-private.
+
+    delta = min(1e-5, 1/(10 rows)). Examples are added or removed; every step takes each of them with probability
+    batch_size / rows; Renyi accountant. Raises UndecidedError where Opacus is missing or no noise reaches epsilon.
+    """
+    delta = min(1e-5, 0.1 / rows)
+    noise = noise_multiplier(epsilon, delta, min(1.0, recipe.batch_size / rows), steps_of(recipe, rows))
+    return {"noise_multiplier": noise, "clip": CLIP, "delta": delta}
+
+
+def steps_of(recipe: Recipe, rows: int) -> int:
+    """Batches that training on `rows` examples takes."""
+    return recipe.epochs * -(-rows // recipe.batch_size)
+
+
+def noise_multiplier(epsilon: float, delta: float, rate: float, steps: int) -> float:
+    """Standard deviation of the noise in units of the clip, for `steps` of Poisson sampling at `rate`.
+
+    Raises UndecidedError where Opacus is not installed or finds none.
+    """
+    if epsilon < LEAST_EPSILON:
+        raise UndecidedError(f"epsilon {epsilon:g} is below {LEAST_EPSILON}: name a larger one")
+    try:
+        # Optional, and slow to import.
+        from opacus.accountants.utils import get_noise_multiplier  # noqa: PLC0415
+    except ImportError as error:
+        raise UndecidedError("Opacus is not installed: pip install opacus") from error
+    try:
+        return float(
+            get_noise_multiplier(
+                target_epsilon=epsilon, target_delta=delta, sample_rate=rate, steps=steps, accountant="rdp"
+            )
+        )
+    except ValueError as error:
+        raise UndecidedError(f"no noise reaches epsilon {epsilon:g}: {error}") from error

@@ -1,0 +1,55 @@
+"""Heads trained in one place: what a federation is compared with."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from privacy_gate.candidate import Recipe
+from privacy_gate.compute.heads import head_logits, train_heads
+from privacy_gate.compute.judged import Arrays
+from privacy_gate.compute.machine import Machine
+from privacy_gate.compute.subsets import Subset
+from privacy_gate.dataset import AuditData, Split
+from privacy_gate.errors import DatasetError
+from privacy_gate.job import Probe
+
+
+def train_probes(
+    recipe: Recipe, jobs: Sequence[Probe], features: NDArray[np.float32], data: AuditData, machine: Machine
+) -> Iterator[tuple[Probe, Arrays]]:
+    """Every job with its result. features (N, D). Rows that train for equally many epochs train stacked."""
+    by_epochs: dict[int, list[tuple[Probe, Subset]]] = {}
+    for place, job in enumerate(jobs):
+        rows = _rows(job.rows, data)
+        by_epochs.setdefault(_epochs(recipe, len(rows)), []).append((job, (place, rows)))
+    for epochs, alike in by_epochs.items():
+        alone = recipe.model_copy(update={"federation": None, "epochs": epochs})
+        mine = {place: job for job, (place, _) in alike}
+        subsets = [subset for _, subset in alike]
+        for head in train_heads(features, data.label, alone, subsets, machine):
+            yield mine[head.index], {"logits": head_logits(features, head, machine)}
+
+
+def _epochs(recipe: Recipe, rows: int) -> int:
+    """As many passes as a client with so many rows makes in all rounds."""
+    federation = recipe.federation
+    if federation is None:
+        return recipe.epochs
+    each = recipe.epochs if federation.steps is None else federation.steps * recipe.batch_size / rows
+    return max(1, math.ceil(federation.rounds * federation.participation * each))
+
+
+def _rows(named: str, data: AuditData) -> NDArray[np.int64]:
+    member = data.split == Split.MEMBER
+    if named == "member":
+        chosen = member
+    elif named == "population":
+        chosen = data.split == Split.POPULATION
+    else:
+        client = named.removeprefix("client:")
+        chosen = member & (data.client == client) if data.client is not None else np.zeros(len(member), dtype=bool)
+    if not chosen.any():
+        raise DatasetError(f"no row to train on for '{named}'; the table needs some")
+    return np.flatnonzero(chosen)

@@ -1,0 +1,36 @@
+"""Intervals from simulated tables: seeded, so that the same evidence gives the same interval."""
+
+import numpy as np
+
+from privacy_gate.evidence import Floats
+from privacy_gate.verdict import Measurement
+
+DRAWS = 1000
+"""Simulated tables behind each interval, or each point of a grid."""
+
+
+def percentile(drawn: Floats, confidence: float) -> tuple[float, float]:
+    """The two-sided quantiles of simulated figures (DRAWS,)."""
+    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def pivotal(value: float, drawn: Floats, confidence: float) -> tuple[float, float]:
+    """As far from `value` as the simulated figures (DRAWS,) are on the other side of it."""
+    low, high = percentile(drawn, confidence)
+    return 2 * value - high, 2 * value - low
+
+
+def measured(
+    metric: str, value: float, ends: tuple[float, float], confidence: float, method: str, samples: str
+) -> Measurement:
+    """The measurement; its interval is widened to the value where chance left it outside."""
+    return Measurement(
+        metric=metric,
+        value=float(value),
+        low=float(min(ends[0], value)),
+        high=float(max(ends[1], value)),
+        confidence=confidence,
+        method=method,
+        samples=samples,
+    )

@@ -1,0 +1,87 @@
+"""Intervals of rates over models and rows: scores of one model share that model, those of one row share that row."""
+
+import math
+
+import numpy as np
+from scipy.special import stdtrit
+
+from privacy_gate.errors import EvidenceError
+from privacy_gate.evidence import Bools, Floats
+from privacy_gate.metrics.membership import rate_measurement
+from privacy_gate.verdict import Measurement
+
+METHOD = "two-way clustered by models and rows"
+
+
+def clustered_variance(parts: Floats) -> float:
+    """Variance of an estimate to whose error model m and row n together add parts (M, N).
+
+    Two-way clustering (Cameron, Gelbach & Miller 2011), never below that of independent cells.
+    """
+    cells = float((parts**2).sum())
+    rows, models = float((parts.sum(axis=0) ** 2).sum()), float((parts.sum(axis=1) ** 2).sum())
+    return max(rows + models - cells, cells)
+
+
+def clustered_ends(value: float, parts: Floats, confidence: float) -> tuple[float, float]:
+    """Wilson's interval of a rate, with as many trials as give its clustered variance; parts (M, N).
+
+    Student's t with M - 1 degrees of freedom.
+    """
+    models, rows = parts.shape
+    variance = clustered_variance(parts)
+    trials = value * (1 - value) / variance if variance > 0 and 0 < value < 1 else float(rows)
+    return _wilson(value, trials, float(stdtrit(models - 1, (1 + confidence) / 2)))
+
+
+def left_out_accuracy(correct: Bools, included: Bools, confidence: float) -> Measurement:
+    """How often models are right on rows they were not trained on, every row with the same weight.
+
+    correct, included (M, N); M >= 2, every row out of at least one model. With every row in as many
+    models this is the mean of the models' accuracies; with rows that no model was trained on those
+    count once, not twice, so that recipes trained on other pools are held against the same rows.
+    """
+    value, parts = _linearised(correct, included)
+    low, high = clustered_ends(value, parts, confidence)
+    return rate_measurement("left_out_accuracy", "", (low, value, high), confidence, METHOD, _samples(parts))
+
+
+def left_out_gain(correct: Bools, included: Bools, before: tuple[Bools, Bools], confidence: float) -> Measurement:
+    """By how much `left_out_accuracy` exceeds that of other models `before` (their correct, included), paired.
+
+    All (M, N), model m of either side drawn alike: what they share, for instance a hard row, cancels.
+    """
+    value, parts = _linearised(correct, included)
+    base, base_parts = _linearised(*before)
+    parts, gain = parts - base_parts, value - base
+    reach = float(stdtrit(len(parts) - 1, (1 + confidence) / 2)) * math.sqrt(clustered_variance(parts))
+    return Measurement(
+        metric="left_out_accuracy_gain",
+        value=gain,
+        low=gain - reach,
+        high=gain + reach,
+        confidence=confidence,
+        method=METHOD,
+        samples=_samples(parts),
+    )
+
+
+def _linearised(correct: Bools, included: Bools) -> tuple[float, Floats]:
+    """The accuracy, and what each model and row add to its error (M, N)."""
+    out = np.count_nonzero(~included, axis=0)
+    if not out.all():
+        raise EvidenceError(f"{np.count_nonzero(out == 0)} rows are in every model's training set: use more references")
+    weight = ~included / out / correct.shape[1]
+    value = float((weight * correct).sum())
+    return value, np.asarray(weight * (correct - value))
+
+
+def _wilson(value: float, trials: float, z: float) -> tuple[float, float]:
+    z2 = z**2
+    centre = (value + z2 / (2 * trials)) / (1 + z2 / trials)
+    half = math.sqrt(z2 / trials * (value * (1 - value) + z2 / (4 * trials))) / (1 + z2 / trials)
+    return centre - half, centre + half
+
+
+def _samples(parts: Floats) -> str:
+    return f"{parts.shape[0]:,} models, {parts.shape[1]:,} rows"

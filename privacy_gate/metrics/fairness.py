@@ -1,0 +1,210 @@
+"""Whether a model serves some clients worse than others, beyond what chance makes of few rows.
+
+Accuracies of clients with few rows differ even where nothing is unfair, and the worst of many looks bad. So each
+figure is corrected for chance, and has an interval. Axis letters as in evidence.py.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from privacy_gate.errors import EvidenceError
+from privacy_gate.evidence import Bools, Floats, Ints
+from privacy_gate.metrics.bootstrap import DRAWS, measured, percentile
+from privacy_gate.verdict import Measurement, not_measured
+
+GRID = 41
+"""Spreads of true accuracies that are tried where an interval is inverted from tests."""
+
+MARGIN = 0.01
+"""How much worse than training alone a client may fare and still count as no worse off."""
+
+WORST = 0.1
+"""Share of clients that are the worst; at least one."""
+
+
+def client_std(correct: Ints, rows: Ints, confidence: float, rng: np.random.Generator) -> Measurement:
+    """Standard deviation over clients of their true accuracies.
+
+    correct, rows (K,): right predictions and rows of each client. It is sqrt(max(0, Var_k A_k - mean_k
+    A_k (1 - A_k) / (n_k - 1))): without the variance that binomial noise adds to equal accuracies.
+    Interval: every spread s for which a figure this large and one this small are both
+    likely enough, where clients' true accuracies are beta with the pooled mean and standard deviation s.
+    """
+    a, n = _accuracies(correct, rows)
+    reason = _too_few("client_std", a, n, 2)
+    if reason:
+        return reason
+    value = float(_debiased(a[None], n)[0])
+    grid = _grid(_pooled(a, n), n, lambda observed: _debiased(observed, n), rng)
+    low, high = grid.ends(value, grid.spread, confidence)
+    return measured("client_std", value, (low, high), confidence, "test inversion, beta-binomial", _samples(n))
+
+
+def worst_decile_gap(correct: Ints, rows: Ints, confidence: float, rng: np.random.Generator) -> Measurement:
+    """Mean accuracy minus that of the worst tenth of clients, minus what chance alone makes of it.
+
+    correct, rows (K,). The worst tenth is max(1, ceil(K / 10)) clients; chance is the mean of the gap of as many
+    clients with equal accuracies and the same rows. Below 0 where clients differ less than chance. Interval: as
+    `client_std`, and the mean true gap of clients with the spreads at its ends.
+    """
+    a, n = _accuracies(correct, rows)
+    reason = _too_few("worst_decile_gap", a, n, 2)
+    if reason:
+        return reason
+    floor = float(chance_gaps(_pooled(a, n), n, rng).mean())
+    value = float(decile_gap(a[None])[0]) - floor
+    grid = _grid(_pooled(a, n), n, lambda observed: decile_gap(observed) - floor, rng)
+    low, high = grid.ends(value, np.maximum.accumulate(decile_gap(grid.truth).mean(axis=1)), confidence)
+    return measured("worst_decile_gap", value, (low, high), confidence, "test inversion, beta-binomial", _samples(n))
+
+
+def decile_gap(accuracy: Floats) -> Floats:
+    """Mean minus mean of the max(1, ceil(K / 10)) lowest of accuracies (..., K): (...,). Defined for any K >= 1.
+
+    >>> decile_gap(np.array([0.9, 0.8, 0.7])).round(3).item()
+    0.1
+    """
+    worst = max(1, int(np.ceil(WORST * accuracy.shape[-1] - 1e-9)))
+    lowest = np.sort(accuracy, axis=-1)[..., :worst]
+    return np.asarray(accuracy.mean(axis=-1) - lowest.mean(axis=-1))
+
+
+def chance_gaps(accuracy: float, rows: Ints, rng: np.random.Generator) -> Floats:
+    """Worst-decile gaps (DRAWS,) of clients who all have this true accuracy, and so many rows (K,)."""
+    return decile_gap(_drawn(np.full((DRAWS, len(rows)), accuracy), rows, rng))
+
+
+def client_benefit(
+    federated: Bools, alone: Bools, client: NDArray[Any], confidence: float, rng: np.random.Generator
+) -> Measurement:
+    """Share of clients whose accuracy is no worse than that of the model they train alone, less MARGIN.
+
+    federated, alone (N,): whether each model is right on a client's own test row; client (N,). The clients are all
+    there are; rows are a sample. Interval: bootstrap of each client's rows, both models on the same ones, percentile.
+    """
+    names, code = np.unique(client, return_inverse=True)
+    if not len(names):
+        return not_measured("client_benefit", "needs n >= 1 rows, found 0")
+    rows = np.bincount(code)
+    won = np.bincount(code[federated & ~alone], minlength=len(names))
+    lost = np.bincount(code[alone & ~federated], minlength=len(names))
+    shares = np.stack([won, lost, rows - won - lost], axis=1) / rows[:, None]
+    drawn = np.stack([rng.multinomial(rows, shares) for _ in range(DRAWS)])
+    served = (drawn[..., 0] - drawn[..., 1]) / rows >= -MARGIN - 1e-12
+    value = float(((won - lost) / rows >= -MARGIN - 1e-12).mean())
+    low, high = percentile(served.mean(axis=1), confidence)
+    return measured("client_benefit", value, (low, high), confidence, "paired bootstrap over rows", _samples(rows))
+
+
+def evenness(correct: Ints, rows: Ints, confidence: float, rng: np.random.Generator) -> list[Measurement]:
+    """Jain's index, Gini and entropy of accuracies: for reports, never for limits, since they hardly move.
+
+    correct, rows (K,). Jain's is 1 / (1 + CV^2): 1 where all are alike, as is the entropy of their shares relative to
+    log K; Gini's is 0. Interval: parametric bootstrap, percentile; not corrected for chance.
+    """
+    a, n = _accuracies(correct, rows)
+    drawn = _drawn(np.broadcast_to(a, (DRAWS, len(n))), n, rng)
+    measurements = []
+    for name, index in EVENNESS.items():
+        reason = _too_few(name, a, n, 2)
+        if reason or not a.any():
+            measurements.append(reason or not_measured(name, "no client has a right prediction"))
+            continue
+        low, high = percentile(index(drawn), confidence)
+        value = float(index(a[None])[0])
+        measurements.append(measured(name, value, (low, high), confidence, "parametric bootstrap", _samples(n)))
+    return measurements
+
+
+def jain(x: Floats) -> Floats:
+    """(sum x)^2 / (K sum x^2) of (..., K): 1 where all are alike, 1/K where one has all. Jain et al. 1984."""
+    return np.asarray(x.sum(axis=-1) ** 2 / (x.shape[-1] * np.maximum((x**2).sum(axis=-1), 1e-300)))
+
+
+def gini(x: Floats) -> Floats:
+    """Mean absolute difference of two clients over twice the mean, of (..., K): 0 where all are alike."""
+    size = x.shape[-1]
+    weight = 2 * np.arange(1, size + 1) - size - 1
+    return np.asarray((np.sort(x, axis=-1) @ weight) / (size * np.maximum(x.sum(axis=-1), 1e-300)))
+
+
+def relative_entropy(x: Floats) -> Floats:
+    """Entropy of shares x / sum x over log K, of (..., K): 1 where all are alike."""
+    share = x / np.maximum(x.sum(axis=-1, keepdims=True), 1e-300)
+    return np.asarray(-(share * np.log(np.maximum(share, 1e-300))).sum(axis=-1) / np.log(x.shape[-1]))
+
+
+EVENNESS: dict[str, Callable[[Floats], Floats]] = {"jain": jain, "gini": gini, "entropy": relative_entropy}
+"""Indices that are reported and gate nothing."""
+
+
+def _accuracies(correct: Ints, rows: Ints) -> tuple[Floats, Ints]:
+    if correct.shape != rows.shape or correct.ndim != 1 or (correct < 0).any() or (correct > rows).any():
+        raise EvidenceError("expected right predictions (K,) and rows (K,) of each client, and 0 <= right <= rows")
+    return correct / np.maximum(rows, 1), rows
+
+
+def _too_few(metric: str, a: Floats, n: Ints, fewest: int) -> Measurement | None:
+    if len(a) < fewest or n.min() < 2:
+        found = f"found {len(a)} clients" + (f", the smallest with {n.min()}" if len(n) else "")
+        return not_measured(metric, f"needs >= {fewest} clients with >= 2 rows each, {found}")
+    return None
+
+
+def _debiased(a: Floats, n: Ints) -> Floats:
+    """The standard deviation without binomial noise, of accuracies (..., K) on rows (K,)."""
+    return np.asarray(np.sqrt(np.maximum(0, a.var(axis=-1, ddof=1) - (a * (1 - a) / (n - 1)).mean(axis=-1))))
+
+
+def _drawn(accuracy: Floats, n: Ints, rng: np.random.Generator) -> Floats:
+    """Accuracies observed on n rows, of true ones (..., K)."""
+    return np.asarray(rng.binomial(n, accuracy) / n)
+
+
+def _beta(mean: float, spread: float, shape: tuple[int, int], rng: np.random.Generator) -> Floats:
+    """Beta variates with this mean and standard deviation; the mean itself where the deviation is 0."""
+    if spread <= 0:
+        return np.full(shape, mean)
+    weight = mean * (1 - mean) / spread**2 - 1
+    return rng.beta(mean * weight, (1 - mean) * weight, shape)
+
+
+@dataclass(frozen=True, eq=False)
+class _Grid:
+    """What clients whose true accuracies spread so much would show.
+
+    spread (S,), ascending from 0; truth (S, DRAWS, K) true accuracies; shown (S, DRAWS) the statistic
+    """
+
+    spread: Floats
+    truth: Floats
+    shown: Floats
+
+    def ends(self, value: float, figure: Floats, confidence: float) -> tuple[float, float]:
+        """The figures (S,) at the least and the greatest spread that `value` does not speak against."""
+        tail = (1 - confidence) / 2
+        enough = np.maximum.accumulate((self.shown >= value - 1e-12).mean(axis=1))
+        few = np.maximum.accumulate((self.shown <= value + 1e-12).mean(axis=1)[::-1])
+        low = figure[0] if enough[0] >= tail else np.interp(tail, enough, figure)
+        high = figure[-1] if few[0] >= tail else np.interp(tail, few, figure[::-1])
+        return float(low), float(high)
+
+
+def _grid(mean: float, n: Ints, statistic: Callable[[Floats], Floats], rng: np.random.Generator) -> _Grid:
+    """Beta true accuracies of this mean, from all alike to all right or wrong; binomial predictions."""
+    spread = np.linspace(0, 1, GRID) ** 2 * np.sqrt(mean * (1 - mean)) * 0.999
+    truth = np.stack([_beta(mean, each, (DRAWS, len(n)), rng) for each in spread])
+    return _Grid(spread, truth, np.stack([statistic(_drawn(each, n, rng)) for each in truth]))
+
+
+def _pooled(a: Floats, n: Ints) -> float:
+    """Share of all rows that are right."""
+    return float((a * n).sum() / n.sum())
+
+
+def _samples(rows: Ints) -> str:
+    return f"{len(rows):,} clients, {int(np.sum(rows)):,} rows"

@@ -1,0 +1,118 @@
+"""What goes along with vulnerability: rank correlations over rows, with intervals that count rows and models."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from scipy.special import stdtrit
+from scipy.stats import spearmanr
+
+from privacy_gate.evidence import Bools, Floats
+from privacy_gate.metrics.vulnerability import gradient_norms, vulnerability
+from privacy_gate.verdict import Measurement, not_measured
+
+PARTS = 20
+"""Parts of the models, each left out in turn: the jackknife's."""
+
+LEAST_ROWS = 20
+"""Rows below which a correlation says nothing."""
+
+FEWEST_MODELS = 16
+"""Models below which halves of them cannot be held against each other."""
+
+METHOD = "rows (Bonett & Wright 2000) and jackknife over models, by Fisher's z"
+
+
+def gradient_correlation(
+    phi: Floats, included: Bools, residual: Floats, features: Floats, confidence: float
+) -> Measurement:
+    """Spearman's correlation of the gradient norm at the end of training with vulnerability, over rows.
+
+    phi, included, residual (M, N), features (N, D) of the audited rows. A model surer of a row by chance
+    has a smaller gradient there and raises its vulnerability, which alone would correlate the two. So the
+    norm comes from one half of the models and the vulnerability from the other, both ways, averaged.
+    Halves of few models show less than all rows' true values would: `samples` says how well they agree.
+    """
+    metric = "gradient_correlation"
+    if (missing := _unmet(metric, phi)) is not None:
+        return missing
+    first = np.arange(len(phi)) % 2 == 0
+
+    def of(kept: Bools) -> tuple[float, float]:
+        halves = [kept & side for side in (first, ~first)]
+        norms = [gradient_norms(residual[half], features, included[half]) for half in halves]
+        gaps = [_vulnerability(phi, included, half) for half in halves]
+        both = (_spearman(norms[0], gaps[1]) + _spearman(norms[1], gaps[0])) / 2
+        return both, _spearman(*gaps)
+
+    agreement = of(np.ones(len(phi), dtype=bool))[1]
+    detail = f"; the models' halves agree on vulnerability with rank correlation {agreement:.2f}"
+    return _measured(metric, lambda kept: of(kept)[0], phi, confidence, detail)
+
+
+def trace_correlation(phi: Floats, included: Bools, trace: Floats, confidence: float) -> Measurement:
+    """Spearman's correlation of the interquartile range of the rows' loss trace with vulnerability.
+
+    phi, included (M, N) and trace (N, E), nats, of the candidate's members. The trace is of the candidate's
+    one training run, which no reference shares.
+    """
+    metric = "trace_correlation"
+    if (missing := _unmet(metric, phi)) is not None:
+        return missing
+    if trace.shape[1] < 4:
+        return not_measured(metric, f"needs the losses of >= 4 epochs, found {trace.shape[1]}")
+    spread = np.subtract(*np.quantile(trace, (0.75, 0.25), axis=1))
+    return _measured(metric, lambda kept: _spearman(spread, _vulnerability(phi, included, kept)), phi, confidence, "")
+
+
+def _unmet(metric: str, phi: Floats) -> Measurement | None:
+    models, rows = phi.shape
+    if models < FEWEST_MODELS or rows < LEAST_ROWS:
+        return not_measured(
+            metric, f"needs >= {FEWEST_MODELS} references and {LEAST_ROWS} rows, found {models} and {rows:,}"
+        )
+    return None
+
+
+def _measured(metric: str, of: Callable[[Bools], float], phi: Floats, confidence: float, detail: str) -> Measurement:
+    """The correlation that `of` finds with the models kept (M,), and its interval.
+
+    On the scale of Fisher's z the variance is Bonett & Wright's for rows, (1 + r^2/2) / (N - 3), and the
+    jackknife's over parts of the models, added; Student's t with as many degrees of freedom as parts, less one.
+    """
+    models, rows = phi.shape
+    value = of(np.ones(models, dtype=bool))
+    if not math.isfinite(value):
+        return not_measured(metric, "one of the two is the same for all rows, or rows lack models on a side")
+    parts = min(PARTS, models // 2)
+    part = np.arange(models) // 2 % parts
+    left = np.array([of(part != out) for out in range(parts)])
+    left = np.arctanh(np.clip(left[np.isfinite(left)], -0.9999, 0.9999))
+    if len(left) < parts:
+        return not_measured(metric, "too few references to leave some out")
+    z = math.atanh(min(max(value, -0.9999), 0.9999))
+    variance = (1 + value**2 / 2) / (rows - 3) + (parts - 1) / parts * float(((left - left.mean()) ** 2).sum())
+    reach = float(stdtrit(parts - 1, (1 + confidence) / 2)) * math.sqrt(variance)
+    return Measurement(
+        metric=metric,
+        value=value,
+        low=min(value, math.tanh(z - reach)),
+        high=max(value, math.tanh(z + reach)),
+        confidence=confidence,
+        method=METHOD,
+        samples=f"{models:,} models, {rows:,} rows{detail}",
+    )
+
+
+def _vulnerability(phi: Floats, included: Bools, chosen: Bools) -> Floats:
+    """Vulnerability (N,) by the chosen models (M,) alone; NaN where a side has none."""
+    gap = vulnerability(phi[chosen], included[chosen])
+    return np.where(np.isfinite(gap), gap, np.nan)
+
+
+def _spearman(one: Floats, other: Floats) -> float:
+    """Spearman's rank correlation over rows where both (N,) are known; NaN where one of them is constant."""
+    known = np.isfinite(one) & np.isfinite(other)
+    if known.sum() < LEAST_ROWS or np.ptp(one[known]) == 0 or np.ptp(other[known]) == 0:
+        return math.nan
+    return float(spearmanr(one[known], other[known]).statistic)

@@ -1,0 +1,66 @@
+"""What byzantine clients cost a federation, over seeds: arXiv 2402.01857's poisoning threats as figures."""
+
+import math
+from collections.abc import Mapping
+
+from scipy.special import stdtrit
+
+from privacy_gate.evidence import Floats
+from privacy_gate.metrics.bootstrap import measured
+from privacy_gate.verdict import Measurement, not_measured
+
+FEWEST_SEEDS = 3
+
+
+def byzantine_drop(clean: Floats, attacked: Mapping[str, Floats], rows: int, confidence: float) -> Measurement:
+    """Accuracy of the plain mean without an attack, minus that of the recipe's rule under the worst attack.
+
+    clean (S,) and each of attacked (S,): accuracies by seed, on so many holdout rows. The worst attack is the one with
+    the lowest mean; picked among many it looks a little worse than it is, which is the safe side. Interval: see
+    `accuracy_loss`.
+    """
+    worst = min(attacked, key=lambda name: float(attacked[name].mean()))
+    return accuracy_loss("byzantine_drop", clean, attacked[worst], rows, confidence, worst)
+
+
+def accuracy_loss(
+    metric: str, before: Floats, after: Floats, rows: int, confidence: float, subject: str = ""
+) -> Measurement:
+    """Mean over seeds of before - after, (S,) each and paired: share of rows.
+
+    Interval: Student's t with S - 1 degrees of freedom over the seeds, and the holdout as a sample: the variance of a
+    difference of two proportions on `rows` rows is added, as if the models' errors were independent (they agree, so
+    this is on the safe side).
+    """
+    seeds = len(before)
+    if seeds < FEWEST_SEEDS:
+        return not_measured(metric, f"needs >= {FEWEST_SEEDS} seeds, found {seeds}", subject)
+    gap = before - after
+    value = float(gap.mean())
+    sampling = sum(float(rate.mean() * (1 - rate.mean())) for rate in (before, after)) / rows
+    error = math.sqrt(float(gap.var(ddof=1)) / seeds + sampling)
+    reach = float(stdtrit(seeds - 1, (1 + confidence) / 2)) * error
+    ends = (max(-1.0, value - reach), min(1.0, value + reach))
+    found = measured(
+        metric, value, ends, confidence, "t over seeds, holdout as a sample", f"{seeds} seeds, {rows:,} rows"
+    )
+    return found.model_copy(update={"subject": subject})
+
+
+def breakdown_point(drops: Mapping[int, Measurement], clients: int, limit: float, confidence: float) -> Measurement:
+    """Smallest share of byzantine clients whose drop exceeds `limit`; .5 where none tried does.
+
+    drops: `byzantine_drop` by number of byzantine clients. low and high: where the drop's own upper and lower ends
+    exceed it. It cannot be larger than .5: beyond, no rule knows who is honest.
+    """
+    if any(not drop.measured for drop in drops.values()):
+        reason = next(drop.reason for drop in drops.values() if not drop.measured)
+        return not_measured("breakdown_point", reason or "")
+    tried = f"f = {min(drops)} to {max(drops)} of {clients} clients, drop above {limit:g}"
+
+    def first(end: str) -> float:
+        over = [f for f, drop in sorted(drops.items()) if getattr(drop, end) > limit]
+        return over[0] / clients if over else 0.5
+
+    ends = (first("high"), first("low"))
+    return measured("breakdown_point", first("value"), ends, confidence, "ends of the drops' intervals", tried)

@@ -1,0 +1,139 @@
+"""Who is exposed: the listed examples as text, and pictures of what explains it and of classes and groups."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from privacy_gate.report import CheckRecord
+from privacy_gate.reports.pictures import Axis, Chart, Mark, Tick, length, log_ticks, round_ticks
+from privacy_gate.reports.words import Shown, number, percent, plain, shown
+from privacy_gate.verdict import GradientScatter, Measurement, VulnerableRow, VulnerableRows
+
+DRAWN = 24
+"""Classes and groups of one picture, at most: those most exposed."""
+
+LABEL = 20
+"""Letters of a group's name in a picture; the table of measurements has them all."""
+
+DECADES = 4
+"""Powers of ten that an axis of gradient norms spans, at most; smaller norms stand at its end."""
+
+LINE = 24
+"""Height of a group's line."""
+
+HEADS = ("Example", "Class", "Part", "Vulnerability", "Found", "Memorisation", "Gradient norm")
+
+
+def listed(check: CheckRecord) -> VulnerableRows | None:
+    """The check's list of the most exposed examples; None where it has none."""
+    return next((one for one in check.result.exhibits if isinstance(one, VulnerableRows)), None)
+
+
+def cells(row: VulnerableRow) -> tuple[str, ...]:
+    """One listed example as text, in the order of HEADS."""
+    return (
+        row.name,
+        f"{row.label:,}",
+        row.split,
+        f"{row.vulnerability:.2f}".replace("-", "−"),
+        f"{100 * row.tpr:.1f} %",
+        f"{row.memorisation:.2f}".replace("-", "−"),
+        "not measured" if row.gradient is None else number(float(f"{row.gradient:.3g}")),
+    )
+
+
+def caption(rows: VulnerableRows) -> str:
+    """What the list is, and how to read it."""
+    return (
+        f"The {len(rows.rows):,} most exposed of {rows.audited:,} audited examples, by a hash of the id that only "
+        "who holds the whole table can undo. Vulnerability is the shift "
+        "of the log-odds that training on the example causes, in standard deviations between models, with what may be "
+        f"chance taken off; found: how often an attacker at {percent(rows.fpr)} false alarms names the example once it "
+        "was trained on, holdout examples too; memorisation: the gain in probability of its class."
+    )
+
+
+def gradient_chart(scatter: GradientScatter) -> Chart:
+    """Vulnerability against the gradient norm, on a logarithmic axis; at most DECADES of it."""
+    most = max(scatter.gradient) or 1.0
+    floor = most / 10**DECADES
+    x = Axis(max(min(scatter.gradient), floor) / 1.2, most * 1.2, 64, 504, log=True)
+    room = 0.05 * (max(scatter.vulnerability) - min(scatter.vulnerability)) or 0.5
+    y = Axis(min(scatter.vulnerability) - room, max(scatter.vulnerability) + room, 304, 16)
+    points = zip(scatter.gradient, scatter.vulnerability, strict=True)
+    return Chart(
+        *(64, 504, 16, 304),
+        x_ticks=tuple(Tick(length(x.at(value)), number(value)) for value in log_ticks(x.low, x.high)),
+        y_ticks=tuple(Tick(length(y.at(value)), number(value)) for value in round_ticks(y.low, y.high, 6)),
+        lines=(),
+        marks=tuple(Mark(length(x.at(norm)), length(y.at(d)), "") for norm, d in points),
+        chance=f"M{length(x.start)} {length(y.at(0.0))}H{length(x.end)}" if y.low <= 0 <= y.high else "",
+        note=f"{len(scatter.gradient):,} of {scatter.audited:,} audited examples, evenly spaced by vulnerability.",
+    )
+
+
+@dataclass(frozen=True)
+class Strip:
+    """One class or group: its name, where it stands, and where its interval begins and ends."""
+
+    name: str
+    y: float
+    low: str
+    value: str
+    high: str
+    shown: Shown
+
+
+@dataclass(frozen=True)
+class Forest:
+    """Intervals of classes or groups under each other, most exposed first, on one axis."""
+
+    height: int
+    strips: tuple[Strip, ...]
+    ticks: tuple[Tick, ...]
+    chance: str
+    overall: str
+    note: str
+
+    @property
+    def bottom(self) -> int:
+        """Where the lines end and the axis stands."""
+        return self.height - 44
+
+
+def forests(check: CheckRecord) -> list[tuple[str, Forest]]:
+    """A picture each for classes and for groups that the check measured, with its heading."""
+    every = [m for m in check.result.measurements if m.metric == "vulnerability" and m.measured]
+    overall = next((m for m in every if m.subject == "all"), None)
+    parts = (("Classes", "class: "), ("Groups", "group: "))
+    found = [(title, [m for m in every if m.subject.startswith(start)]) for title, start in parts]
+    return [(title, forest(group, overall)) for title, group in found if len(group) > 1]
+
+
+def forest(measurements: Sequence[Measurement], overall: Measurement | None) -> Forest:
+    """V_g of the DRAWN most exposed, with the line where nobody is exposed and the one where all are on average."""
+    ordered = sorted(measurements, key=lambda m: (-(m.value or 0.0), m.subject))[:DRAWN]
+    x = _share_axis([*ordered, *([overall] if overall else [])])
+    strips = tuple(_strip(m, place, x) for place, m in enumerate(ordered))
+    rest = len(measurements) - len(ordered)
+    return Forest(
+        height=LINE * len(strips) + 22 + 44,
+        strips=strips,
+        ticks=tuple(Tick(length(x.at(value)), percent(value)) for value in round_ticks(x.low, x.high, 5)),
+        chance=length(x.at(0.0)),
+        overall=length(x.at(overall.value)) if overall and overall.value is not None else "",
+        note=f"The {len(strips)} most exposed; {rest:,} more are among the measurements." if rest else "",
+    )
+
+
+def _share_axis(measurements: Iterable[Measurement]) -> Axis:
+    ends = [0.0] + [end for m in measurements for end in (m.low, m.high) if end is not None]
+    room = 0.04 * (max(ends) - min(ends)) or 0.05
+    return Axis(max(min(ends) - room, -1.0), min(max(ends) + room, 1.0), 168, 504)
+
+
+def _strip(measurement: Measurement, place: int, x: Axis) -> Strip:
+    name = plain(measurement.subject.partition(": ")[2])
+    name = name if len(name) <= LABEL else f"{name[: LABEL - 1]}…"
+    low, value, high = (length(x.at(end or 0.0)) for end in (measurement.low, measurement.value, measurement.high))
+    figure = shown(measurement) or Shown("", "", "")
+    return Strip(name, 22 + LINE * (place + 0.5), low, value, high, figure)

@@ -1,0 +1,227 @@
+"""Geometry of points with interval bars and labels that stand on nothing else. Lengths are SVG user units."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from privacy_gate.reports.pictures import Axis, Tick, length, polyline, rate_ticks, round_ticks
+from privacy_gate.reports.words import percent
+from privacy_gate.verdict import Measurement
+
+WIDTH, HEIGHT = 980, 460
+LEFT, RIGHT, TOP, BOTTOM = 64, 964, 14, 404
+LETTER, LINE = 7.0, 16.0
+"""Width and height that a letter of a label takes, at most."""
+
+RADIUS = 5.5
+REACH = (11.0, 22.0, 36.0, 52.0, 72.0, 96.0)
+"""Distances from its point at which a label is tried; the nearest that is free is taken."""
+
+EDGE = 24
+"""Room at the left end of the axis, for dots that lie beyond it."""
+
+MANY, APART = 3, 1.0
+"""See _linear: so many dots, and a gap so many times as wide as their range."""
+
+DIRECTIONS = ((1, 0), (-1, 0), (1, -1), (1, 1), (-1, -1), (-1, 1), (0, -1), (0, 1))
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def shared(self, other: "Box") -> float:
+        """The area that both cover."""
+        width = min(self.right, other.right) - max(self.left, other.left)
+        height = min(self.bottom, other.bottom) - max(self.top, other.top)
+        return max(width, 0.0) * max(height, 0.0)
+
+
+@dataclass(frozen=True)
+class Dot:
+    """What is drawn, where x and y are measured; `series` joins dots by a line and a colour."""
+
+    label: str
+    x: Measurement
+    y: Measurement
+    series: int
+    filled: bool
+    ringed: bool
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A dot in place: its bars as a path, its label's box and, where that is far, a line to it.
+
+    beyond  it lies left of the axis and stands at its end
+    """
+
+    label: str
+    x: str
+    y: str
+    bars: str
+    series: int
+    filled: bool
+    ringed: bool
+    beyond: bool
+    box: Box
+    leader: str
+
+    @property
+    def text(self) -> tuple[str, str]:
+        """Where the middle of the label's baseline stands."""
+        return length((self.box.left + self.box.right) / 2), length(self.box.bottom - 4)
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Dots between two axes, with lines along each series; `limit` and `chance` are heights, None where none."""
+
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    dots: tuple[Drawn, ...]
+    lines: tuple[tuple[int, str], ...]
+    chance: str
+    limit: str | None
+    limit_label: str
+    left: int = LEFT
+    right: int = RIGHT
+    top: int = TOP
+    bottom: int = BOTTOM
+
+
+def scatter(dots: Sequence[Dot], rate: float, limit: float | None) -> Scatter | None:
+    """Shares x (linear) against rates y (logarithmic); None where no dot has both.
+
+    rate is what guessing reaches in y. The first dot is the start of every series' line.
+    """
+    known = [dot for dot in dots if dot.x.measured and dot.y.measured]
+    if not known:
+        return None
+    x = _linear(known)
+    y = _log([end for dot in known for end in (dot.y.low, dot.y.value, dot.y.high) if end], rate, limit)
+    places = [(x.at(dot.x.value or 0.0), y.at(dot.y.value or 0.0)) for dot in known]
+    spans = [_spans(dot, x, y) for dot in known]
+    fixed = [y.at(rate)] + ([y.at(limit)] if limit is not None else [])
+    beyond = [(dot.x.value or 0.0) < x.low for dot in known]
+    labels = [
+        f"{dot.label}, {percent(round(dot.x.value or 0.0, 3))}" if far else dot.label
+        for dot, far in zip(known, beyond, strict=True)
+    ]
+    boxes = _labels(labels, places, spans, fixed)
+    drawn = [
+        Drawn(
+            label=label,
+            x=length(place[0]),
+            y=length(place[1]),
+            bars=f"M{length(across.left)} {length(place[1])}H{length(across.right)}"
+            f"M{length(place[0])} {length(up.top)}V{length(up.bottom)}",
+            series=dot.series,
+            filled=dot.filled,
+            ringed=dot.ringed,
+            beyond=far,
+            box=box,
+            leader=_leader(place, box),
+        )
+        for dot, label, far, place, (across, up), box in zip(known, labels, beyond, places, spans, boxes, strict=True)
+    ]
+    return Scatter(
+        x_ticks=tuple(Tick(length(x.at(at)), percent(at)) for at in round_ticks(x.low, x.high, 8)),
+        y_ticks=rate_ticks(y),
+        dots=tuple(drawn),
+        lines=_lines(known, places),
+        chance=length(y.at(rate)),
+        limit=None if limit is None else length(y.at(limit)),
+        limit_label="" if limit is None else f"limit {percent(limit)}",
+    )
+
+
+def _linear(dots: Sequence[Dot]) -> Axis:
+    """Of all dots; but where some lie far to the left of MANY or more others, of those others alone."""
+    ordered = sorted(dots, key=lambda dot: dot.x.value or 0.0)
+    low, high = _range(ordered)
+    for first in range(1, len(ordered) - MANY + 1):
+        least, most = _range(ordered[first:])
+        if least - (ordered[first - 1].x.high or 0.0) > APART * (most - least):
+            low, high = least, most
+    room = 0.06 * (high - low) or 0.05
+    return Axis(max(low - room, 0.0), min(high + room, 1.0), LEFT + EDGE, RIGHT)
+
+
+def _range(dots: Sequence[Dot]) -> tuple[float, float]:
+    return min(dot.x.low or 0.0 for dot in dots), max(dot.x.high or 0.0 for dot in dots)
+
+
+def _log(ends: Sequence[float], rate: float, limit: float | None) -> Axis:
+    """From below guessing, the limit and what was measured, but not below a fifth of guessing, which means nothing."""
+    marks = [*ends, rate] + ([limit] if limit else [])
+    return Axis(max(min(marks), rate / 4) / 1.25, min(max(marks) * 1.25, 1.0), BOTTOM, TOP, log=True)
+
+
+def _spans(dot: Dot, x: Axis, y: Axis) -> tuple[Box, Box]:
+    """What the two interval bars cover: across and upright."""
+    at_x, at_y = x.at(dot.x.value or 0.0), y.at(dot.y.value or 0.0)
+    across = Box(x.at(dot.x.low or 0.0), at_y - 1, x.at(dot.x.high or 0.0), at_y + 1)
+    return across, Box(at_x - 1, y.at(dot.y.high or 0.0), at_x + 1, y.at(dot.y.low or 0.0))
+
+
+def _labels(
+    labels: Sequence[str],
+    places: Sequence[tuple[float, float]],
+    spans: Sequence[tuple[Box, Box]],
+    fixed: Sequence[float],
+) -> list[Box]:
+    """A box for each label: on no dot and no other label; off bars and horizontal lines where there is room."""
+    dots = [Box(x - RADIUS - 2, y - RADIUS - 2, x + RADIUS + 2, y + RADIUS + 2) for x, y in places]
+    bars = [*itertools.chain(*spans), *(Box(LEFT, y - 1, RIGHT, y + 1) for y in fixed)]
+    taken: list[Box] = []
+    for label, place in zip(labels, places, strict=True):
+        tried = [_box(label, place, reach, way) for reach in REACH for way in DIRECTIONS]
+        inside = [box for box in tried if box.left >= LEFT + 2 and box.right <= RIGHT - 2] or tried
+        inside = [box for box in inside if box.top >= TOP + 2 and box.bottom <= BOTTOM - 2] or inside
+        costs = [
+            1e6 * sum(box.shared(other) for other in (*dots, *taken))
+            + sum(5 + box.shared(bar) for bar in bars if box.shared(bar))
+            + _distance(place, box)
+            for box in inside
+        ]
+        taken.append(inside[costs.index(min(costs))])
+    return taken
+
+
+def _box(label: str, place: tuple[float, float], reach: float, way: tuple[int, int]) -> Box:
+    """The label's box beside its dot."""
+    width = LETTER * len(label)
+    slant = 0.7 if way[0] and way[1] else 1.0
+    x, y = place[0] + way[0] * reach * slant, place[1] + way[1] * reach * slant
+    left = x - width * (1 - way[0]) / 2
+    top = y - LINE * (1 - way[1]) / 2
+    return Box(left, top, left + width, top + LINE)
+
+
+def _distance(place: tuple[float, float], box: Box) -> float:
+    """From the dot to the nearest point of the box."""
+    x, y = _nearest(place, box)
+    return float(((place[0] - x) ** 2 + (place[1] - y) ** 2) ** 0.5)
+
+
+def _nearest(place: tuple[float, float], box: Box) -> tuple[float, float]:
+    return min(max(place[0], box.left), box.right), min(max(place[1], box.top), box.bottom)
+
+
+def _leader(place: tuple[float, float], box: Box) -> str:
+    """A line to a label that does not stand beside its dot."""
+    return polyline([place, _nearest(place, box)]) if _distance(place, box) > REACH[1] - RADIUS else ""
+
+
+def _lines(dots: Sequence[Dot], places: Sequence[tuple[float, float]]) -> tuple[tuple[int, str], ...]:
+    """From the first dot along the dots of every other series, in their order."""
+    found: dict[int, list[tuple[float, float]]] = {}
+    for dot, place in zip(dots[1:], places[1:], strict=True):
+        found.setdefault(dot.series, [places[0]]).append(place)
+    return tuple((series, polyline(points)) for series, points in found.items())

@@ -1,0 +1,101 @@
+"""A page with images of the most exposed examples: training records, on request, for people who may see them."""
+
+import base64
+import hashlib
+import io
+import struct
+from dataclasses import dataclass
+
+from markupsafe import Markup
+from PIL import Image, UnidentifiedImageError
+
+from privacy_gate.dataset import AuditData, hashed_ids
+from privacy_gate.errors import ConfigurationError, DatasetError
+from privacy_gate.report import Report
+from privacy_gate.reports.exposure import HEADS, cells, listed
+from privacy_gate.reports.html_page import page_environment
+from privacy_gate.verdict import VulnerableRows
+
+LARGEST = 128
+"""Pixels of a thumbnail's longer side."""
+
+LARGEST_SOURCE = 100_000_000
+"""Pixels of a picture beyond which it is not decoded."""
+
+READ = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+"""Image formats that are read; for others the decoder may start other programs."""
+
+# What the decoder raises for damaged images, depending on their format.
+_BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    EOFError,
+    struct.error,
+    MemoryError,
+)
+
+
+@dataclass(frozen=True)
+class Card:
+    """One listed example: its picture as a data URI, and what is known of it as name and text."""
+
+    name: str
+    source: str
+    facts: tuple[tuple[str, str], ...]
+
+
+def thumbnails(report: Report, data: AuditData) -> str:
+    """One self-contained HTML page of the listed examples' images, by their hashed ids, downscaled.
+
+    Raises ConfigurationError where the report lists nothing, or rows of other data, or the table has no
+    images; DatasetError for an image that cannot be read.
+    """
+    rows = _rows(report)
+    if data.image is None:
+        raise ConfigurationError("--thumbnails: the audit table holds features, not images; leave it out")
+    places = {name: row for row, name in enumerate(hashed_ids(data))}
+    if missing := [row.name for row in rows.rows if row.name not in places]:
+        raise ConfigurationError(
+            f"--thumbnails: {len(missing)} listed examples are not among the data's: name the report of this data"
+        )
+    cards = [
+        Card(row.name, _uri(data.image(places[row.name]), row.name), tuple(zip(HEADS, cells(row), strict=True))[1:])
+        for row in rows.rows
+    ]
+    environment = page_environment()
+    css = environment.get_template("thumbnails.css").render()
+    digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
+    return environment.get_template("thumbnails.html.jinja").render(
+        report=report,
+        cards=cards,
+        css=Markup(css),  # noqa: S704 - the package's own file
+        css_digest=Markup(digest),  # noqa: S704 - base64
+    )
+
+
+def _rows(report: Report) -> VulnerableRows:
+    for check in report.checks:
+        if (rows := listed(check)) is not None:
+            return rows
+    raise ConfigurationError("--thumbnails: the report lists no examples: add the check 'vulnerability' to the policy")
+
+
+def _uri(payload: bytes, name: str) -> str:
+    """The image as a small PNG without metadata, as a data URI."""
+    try:
+        with Image.open(io.BytesIO(payload), formats=READ) as image:
+            if image.width * image.height > LARGEST_SOURCE:
+                raise DatasetError(f"--thumbnails: example {name} has more than {LARGEST_SOURCE:,} pixels")
+            small = image.convert("RGB")
+            small.thumbnail((LARGEST, LARGEST))
+            out = io.BytesIO()
+            Image.frombytes("RGB", small.size, small.tobytes()).save(out, "PNG")
+    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise DatasetError(f"--thumbnails: example {name} is no image of a known format, or too large") from error
+    except _BROKEN as error:
+        raise DatasetError(f"--thumbnails: the image of example {name} is damaged: {error}") from error
+    return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"

@@ -1,0 +1,67 @@
+"""Results of jobs, one immutable file each, named by the job's digest; a folder or any fsspec URL.
+
+A file appears whole or not at all, is never changed, and is checked on every read. Its name says what was computed, not
+with which version of torch or on which device: those stand inside, as facts. Deleting the store loses time,
+never a decision.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+from numpy.typing import NDArray
+
+from privacy_gate.errors import StoreError, UndecidedError
+from privacy_gate.job import Job, describe, digest, digest_of
+from privacy_gate.store.contents import Arrays, damaged, pack, unpack
+from privacy_gate.store.place import Place
+
+__all__ = ["Arrays", "Store"]
+
+
+class Store:
+    """Results under one root, and which numerics make those that are put here.
+
+    Raises StoreError (exit 6) where the root cannot be reached, is full, or holds a damaged file.
+    """
+
+    def __init__(self, root: str, made: Mapping[str, str] | None = None) -> None:
+        self.root, self.place, self._made = root, Place(root), dict(made or {})
+
+    def made_by(self, numerics: Mapping[str, str]) -> "Store":
+        """The same store; what is put into it says that these numerics made it."""
+        return Store(self.root, numerics)
+
+    def has(self, job: Job) -> bool:
+        """Whether the job's result is stored. It is checked when read, not here."""
+        return self.place.holds(path_of(digest(job)))
+
+    def get(self, job: Job) -> dict[str, NDArray[Any]]:
+        """The job's arrays. A damaged file is a StoreError that names it, a missing one an UndecidedError (exit 4)."""
+        path = path_of(digest(job))
+        payload = self.place.read(path)
+        if payload is None:
+            raise UndecidedError(f"store {self.root}: no result of {describe(job)['kind']}: run `prepare` first")
+        label, arrays = unpack(payload, f"{self.root}/{path}")
+        if digest_of(label.job) != digest(job):
+            raise damaged(f"{self.root}/{path}", "it holds the result of another job")
+        return arrays
+
+    def put(self, job: Job, arrays: Arrays) -> None:
+        """Stores the job's arrays, atomically. A result that is there already is left as it is."""
+        self.place.write(path_of(digest(job)), pack(job, arrays, self._made))
+
+    def remember(self, name: str, text: str) -> str:
+        """Keeps `text` under `name` if nothing is kept there yet; returns what is kept."""
+        path = f"notes/{hashlib.sha256(name.encode()).hexdigest()}"
+        self.place.write(path, text.encode())
+        kept = self.place.read(path)
+        try:
+            return (kept or b"").decode() or text
+        except UnicodeDecodeError as error:
+            raise StoreError(f"store {self.root}: note {path} is damaged: {error}; delete it and run again") from error
+
+
+def path_of(name: str) -> str:
+    """Where the result with this digest lies, below the root."""
+    return f"{name[:2]}/{name}.safetensors"

@@ -1,0 +1,184 @@
+"""Files under one root, a folder or any fsspec URL: written whole or not at all, every fault one StoreError."""
+
+import datetime
+import errno
+import os
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from privacy_gate.errors import StoreError
+
+DRAFT = ".part"
+"""How the name of a file ends that is being written."""
+
+START = 16 << 10
+"""Bytes read of a file to learn what it is; nearly every header is shorter."""
+
+_OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl"}
+_MODIFIED = ("mtime", "LastModified", "last_modified", "updated", "created")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file by its path below the root; size in bytes; when it was written, where the file system says so."""
+
+    path: str
+    size: int
+    modified: datetime.datetime | None
+
+
+class Place:
+    """Paths are relative to the root, with slashes. Every method raises StoreError (exit 6) where it cannot be reached."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        try:
+            with self._reaching("open"):
+                self._files, base = fsspec.core.url_to_fs(root)
+        except (ImportError, ValueError) as error:
+            raise StoreError(
+                f"store {root}: {error}; name a folder or an fsspec URL whose package is installed"
+            ) from error
+        self._base = PurePosixPath(base)
+        self._protocols = {self._files.protocol} if isinstance(self._files.protocol, str) else {*self._files.protocol}
+
+    @property
+    def address(self) -> str:
+        """The root as any process of this machine finds it, whatever folder it works in."""
+        return str(self._base) if isinstance(self._files, LocalFileSystem) else self.root
+
+    def holds(self, path: str) -> bool:
+        with self._reaching("look into"):
+            return bool(self._files.isfile(self._full(path)))
+
+    def read(self, path: str) -> bytes | None:
+        """The file's bytes; None where there is none."""
+        with self._reaching("read"):
+            try:
+                return bytes(self._files.cat_file(self._full(path)))
+            except FileNotFoundError:
+                return None
+
+    def starts(self, paths: Sequence[str]) -> list[bytes]:
+        """The first START bytes of every file: one request each, side by side where the file system can."""
+        with self._reaching("read"):
+            full = [self._full(path) for path in paths]
+            return [bytes(part) for part in self._files.cat_ranges(full, [0] * len(full), [START] * len(full))]
+
+    def write(self, path: str, payload: bytes) -> None:
+        """Stores a file that appears whole or not at all. One that is there already is left as it is."""
+        full = self._full(path)
+        with self._reaching("write to"):
+            if self._files.isfile(full):
+                return
+            self._files.makedirs(str(PurePosixPath(full).parent), exist_ok=True)
+            if self._protocols & _OBJECT_STORES:
+                self._files.pipe_file(full, payload)  # an object appears whole or not at all
+                return
+            draft = f"{full}.{uuid.uuid4().hex}{DRAFT}"
+            if isinstance(self._files, LocalFileSystem):
+                _create(Path(full), Path(draft), payload)
+            else:
+                self._move(draft, full, payload)
+
+    def remove(self, path: str) -> None:
+        """Deletes a file, or finds it deleted."""
+        with self._reaching("delete from"), suppress(FileNotFoundError):
+            self._files.rm_file(self._full(path))
+
+    def walk(self) -> Iterator[Found]:
+        """Every file, in the order of paths; none where the root does not exist yet."""
+        with self._reaching("look into"):
+            try:
+                found: Mapping[str, Mapping[str, Any]] = self._files.find(str(self._base), detail=True)
+            except FileNotFoundError:
+                found = {}
+        for path, facts in sorted(found.items()):
+            inside = PurePosixPath(path).relative_to(self._base)
+            yield Found(str(inside), int(facts.get("size") or 0), _modified(facts))
+
+    def _full(self, path: str) -> str:
+        return str(self._base / path)
+
+    def _move(self, draft: str, full: str, payload: bytes) -> None:
+        """For file systems that know no better: write beside the target, then rename."""
+        try:
+            self._files.pipe_file(draft, payload)
+            self._files.mv(draft, full)
+        except BaseException:
+            with suppress(OSError):
+                self._files.rm_file(draft)
+            if not self._files.isfile(full):  # else another process was first
+                raise
+
+    def _reaching(self, verb: str) -> "_Reaching":
+        return _Reaching(f"store {self.root}: cannot {verb} it")
+
+
+class _Reaching:
+    """Says of any fault of a file system that the store cannot be reached.
+
+    fsspec promises OSError, but its clients for object stores let errors of their own libraries through
+    (botocore's for missing credentials, aiohttp's, Azure's), which share no base class. What counts is whose class it
+    is: errors of Python itself other than OSError would be bugs, and the gate's own errors pass as they are.
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not isinstance(error, Exception):
+            return
+        owner = type(error).__module__.partition(".")[0]
+        if not isinstance(error, OSError) and owner in {"builtins", "privacy_gate"}:
+            return
+        remedy = "run the same command again"
+        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+            remedy = f"make room (`privacy-gate store prune` says what can go), then {remedy}"
+        reason = f"{type(error).__name__}: {error}" if not isinstance(error, OSError) else str(error)
+        raise StoreError(f"{self._what}: {reason}; nothing stored is lost: {remedy}") from error
+
+
+def _create(path: Path, draft: Path, payload: bytes) -> None:
+    """Writes a draft, flushes it to disk, gives it its name: a killed run leaves no half file under that name."""
+    try:
+        with draft.open("xb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            path.hardlink_to(draft)  # unlike a rename, replaces nothing that another process stored meanwhile
+        except FileExistsError:
+            return
+        except OSError:  # a file system without links
+            draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _modified(facts: Mapping[str, Any]) -> datetime.datetime | None:
+    """When a file was written, by whichever name its file system has for it."""
+    said = next((facts[name] for name in _MODIFIED if facts.get(name) is not None), None)
+    if isinstance(said, int | float):
+        return datetime.datetime.fromtimestamp(said, datetime.UTC)
+    if isinstance(said, str):
+        try:
+            said = datetime.datetime.fromisoformat(said)
+        except ValueError:
+            return None
+    if not isinstance(said, datetime.datetime):
+        return None
+    return said if said.tzinfo else said.replace(tzinfo=datetime.UTC)

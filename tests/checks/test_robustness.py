@@ -1,0 +1,127 @@
+"""The robustness check on real federations: plain averaging breaks, a robust rule survives and shows its tax."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from privacy_gate.candidate import Recipe
+from privacy_gate.checks.check import Subject
+from privacy_gate.checks.robustness import ADVERSARIES, Robustness
+from privacy_gate.compute.machine import Machine
+from privacy_gate.compute.run import Inputs, run
+from privacy_gate.dataset import AuditData, Split
+from privacy_gate.documents import parse
+from privacy_gate.errors import ConfigurationError
+from privacy_gate.federated.adversaries import ADVERSARIES as KNOWN
+from privacy_gate.job import Federate
+from privacy_gate.store import Store
+from privacy_gate.verdict import CheckResult
+
+FEW: dict[str, Any] = {"check": "robustness", "attacks": ["sign_flip", "ipm_10", "label_flip"], "seeds": 8}
+
+
+def recipe(**federation: Any) -> Recipe:
+    fields = {
+        "backbone": {"name": "identity"},
+        "classes": 10,
+        "optimizer": {"name": "sgd", "lr": 1.0},
+        "epochs": 1,
+        "batch_size": 32,
+        "federation": {"clients": {"partition": "iid", "count": 20}, "rounds": 60, "steps": 1} | federation,
+    }
+    return parse(fields, Recipe, "recipe")
+
+
+@pytest.fixture(scope="module")
+def digits() -> AuditData:
+    x, y = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(x))
+    split = np.full(len(x), Split.HOLDOUT, dtype=np.int8)
+    split[order[:1300]] = Split.MEMBER
+    return AuditData(
+        ids=np.array([f"d{row}" for row in range(len(x))]),
+        label=y.astype(np.int64),
+        split=split,
+        digest="d" * 64,
+        embedding=(x / 16).astype(np.float32),
+    )
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(str(tmp_path_factory.mktemp("store")))
+
+
+def measure(check: Robustness, how: Recipe, data: AuditData, store: Store) -> CheckResult:
+    subject = Subject(recipe=how, artifact="a" * 64, data=data, logged={})
+    missing = [job for job in check.jobs(subject) if not store.has(job)]
+    run(missing, Inputs(data, Path()), Machine(threads=1), store)
+    return check.measure(subject, store.get, 0.95)
+
+
+def figure(result: CheckResult, metric: str) -> Mapping[str, Any]:
+    (found,) = [one for one in result.measurements if one.metric == metric]
+    return found.model_dump()
+
+
+def test_plain_averaging_breaks_a_robust_rule_survives_and_the_report_says_which(
+    digits: AuditData, store: Store
+) -> None:
+    check = parse(FEW | {"limits": {"byzantine_drop": {"max": 0.3}}}, Robustness, "policy")
+    broken = measure(check, recipe(), digits, store)
+    assert figure(broken, "byzantine_drop")["low"] > 0.5
+    assert figure(broken, "robustness_tax")["value"] == 0
+    assert figure(broken, "breakdown_point")["value"] == pytest.approx(0.1)
+    (remedy,) = broken.remedies
+    assert "told of 2 byzantine clients" in remedy.action
+    clipping = {"name": "centered_clipping", "tolerates": 2}
+    borne = measure(check, recipe(aggregator=clipping), digits, store)
+    assert figure(borne, "byzantine_drop")["high"] < 0.3
+    assert figure(borne, "breakdown_point")["value"] > 0.1
+    assert figure(borne, "robustness_tax")["low"] > -0.1
+    (plot,) = [one for one in borne.exhibits if one.kind == "byzantine"]
+    assert plot.lines[0].rule == "centered_clipping"
+    assert plot.lines[0].byzantine == (0, 1, 2, 3, 4)
+    assert plot.lines[0].accuracy[0] > plot.lines[0].accuracy[-1]
+
+
+def test_a_rule_told_of_nobody_is_not_credited_with_what_it_could_do(digits: AuditData, store: Store) -> None:
+    check = parse(FEW | {"alternatives": False}, Robustness, "policy")
+    untold = measure(check, recipe(aggregator={"name": "trimmed_mean"}), digits, store)
+    told = measure(check, recipe(aggregator={"name": "trimmed_mean", "tolerates": 2}), digits, store)
+    assert figure(untold, "byzantine_drop")["low"] > figure(told, "byzantine_drop")["value"]
+
+
+def test_results_do_not_depend_on_which_jobs_are_asked_for_together(digits: AuditData, tmp_path: Path) -> None:
+    check = parse(FEW | {"alternatives": False}, Robustness, "policy")
+    subject = Subject(recipe=recipe(rounds=10), artifact="a" * 64, data=digits, logged={})
+    jobs = [job for job in check.jobs(subject) if isinstance(job, Federate)]
+    together, apart = Store(str(tmp_path / "a")), Store(str(tmp_path / "b"))
+    run(jobs, Inputs(digits, Path()), Machine(threads=2), together)
+    for first in range(0, len(jobs), 5):
+        run(jobs[first : first + 5][::-1], Inputs(digits, Path()), Machine(threads=1), apart)
+    for job in jobs:
+        np.testing.assert_allclose(together.get(job)["accuracy"], apart.get(job)["accuracy"], atol=2e-3)
+
+
+def test_a_recipe_without_federation_is_left_out_with_a_note_or_missing_where_required(
+    digits: AuditData, store: Store
+) -> None:
+    how = recipe().model_copy(update={"federation": None})
+    lax = measure(Robustness(), how, digits, store)
+    assert lax.measurements == ()
+    assert "no federation" in lax.notes[0]
+    strict = measure(Robustness(required=True), how, digits, store)
+    assert [one.reason for one in strict.measurements] == ["the recipe declares no federation"] * 3
+
+
+def test_every_attack_that_policies_can_name_exists() -> None:
+    assert set(ADVERSARIES) == {name for name in KNOWN if not name.startswith("backdoor")}
+    with pytest.raises(ConfigurationError, match="sign_flip"):
+        parse(FEW | {"attacks": ["sign_flop"]}, Robustness, "policy")
+    with pytest.raises(ConfigurationError, match="no minority"):
+        parse(FEW | {"byzantine": 5}, Robustness, "policy")

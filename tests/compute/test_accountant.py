@@ -1,0 +1,47 @@
+"""Noise for a given epsilon: more privacy costs more noise; where it cannot be told that is said."""
+
+import importlib.util
+import math
+
+import pytest
+
+from privacy_gate.candidate import Backbone, Recipe, Sgd
+from privacy_gate.compute.accountant import noise_multiplier, private_settings, steps_of
+from privacy_gate.errors import UndecidedError
+
+RECIPE = Recipe(
+    backbone=Backbone(name="identity"), classes=2, optimizer=Sgd(name="sgd", lr=0.1), epochs=3, batch_size=20
+)
+INSTALLED = importlib.util.find_spec("opacus") is not None
+
+
+def test_steps_are_whole_batches_of_every_epoch() -> None:
+    assert steps_of(RECIPE, 101) == 18
+
+
+def test_an_epsilon_next_to_nothing_is_refused() -> None:
+    with pytest.raises(UndecidedError, match="name a larger one"):
+        noise_multiplier(0.001, 1e-5, 0.1, 10)
+
+
+@pytest.mark.skipif(INSTALLED, reason="Opacus is installed")
+def test_without_opacus_the_reason_says_what_to_install() -> None:
+    with pytest.raises(UndecidedError, match="pip install opacus"):
+        private_settings(RECIPE, 8.0, 100)
+
+
+@pytest.mark.skipif(not INSTALLED, reason="Opacus is not installed")
+def test_less_epsilon_and_more_steps_need_more_noise() -> None:
+    loose, tight = noise_multiplier(8, 1e-5, 0.1, 100), noise_multiplier(1, 1e-5, 0.1, 100)
+    assert loose < tight < noise_multiplier(1, 1e-5, 0.1, 1000)
+    assert private_settings(RECIPE, 8.0, 100)["delta"] == 1e-5
+    assert private_settings(RECIPE, 8.0, 100_000)["delta"] == pytest.approx(1e-6)
+
+
+@pytest.mark.skipif(not INSTALLED, reason="Opacus is not installed")
+def test_without_sampling_it_is_the_gaussian_mechanism_of_renyi_accounting() -> None:
+    # One step on all rows: epsilon = min over a of a / (2 s^2) + log(1/delta) / (a - 1) + log1p(-1/a) - log(a)/(a - 1)
+    noise = noise_multiplier(2.0, 1e-5, 1.0, 1)
+    orders = [1 + step / 10 for step in range(1, 100)] + list(range(12, 64))
+    spent = min(a / (2 * noise**2) + math.log1p(-1 / a) - (math.log(1e-5) + math.log(a)) / (a - 1) for a in orders)
+    assert spent == pytest.approx(2.0, abs=0.05)

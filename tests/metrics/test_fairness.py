@@ -1,0 +1,200 @@
+"""Fairness beyond chance: clients alike give nothing, a planted unfair one is found, peers agree."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from privacy_gate.errors import EvidenceError
+from privacy_gate.metrics.fairness import (
+    EVENNESS,
+    chance_gaps,
+    client_benefit,
+    client_std,
+    decile_gap,
+    evenness,
+    gini,
+    jain,
+    relative_entropy,
+    worst_decile_gap,
+)
+from privacy_gate.metrics.groups import equalized_odds, group_gap
+from privacy_gate.verdict import Measurement
+
+CASES: list[dict[str, Any]] = json.loads((Path(__file__).parents[1] / "data" / "fairlearn_parity.json").read_text())[
+    "cases"
+]
+ROWS = np.full(20, 100)
+
+
+def ends(found: Measurement) -> tuple[float, float, float]:
+    assert found.low is not None
+    assert found.value is not None
+    assert found.high is not None
+    return found.low, found.value, found.high
+
+
+def alike(seed: int, clients: int = 20, rows: int = 100, accuracy: float = 0.9) -> np.ndarray:
+    return np.random.default_rng(seed).binomial(rows, accuracy, clients)
+
+
+@pytest.mark.parametrize("measure", [client_std, worst_decile_gap])
+def test_clients_alike_have_0_within_the_interval_as_often_as_it_says(measure: Any) -> None:
+    rng = np.random.default_rng(0)
+    covered = []
+    for seed in range(40):
+        low, _, high = ends(measure(alike(seed), ROWS, 0.95, rng))
+        covered.append(low <= 1e-12 and high >= 0)
+    assert np.mean(covered) >= 0.9
+
+
+def test_the_noise_of_clients_alike_is_the_known_one() -> None:
+    """20 clients with 100 rows each and accuracy .9: a gap of 5.1 points on average, 7.3 in one of twenty."""
+    gaps = chance_gaps(0.9, ROWS, np.random.default_rng(0))
+    assert gaps.mean() == pytest.approx(0.051, abs=0.002)
+    assert np.quantile(gaps, 0.95) == pytest.approx(0.073, abs=0.003)
+    drawn = np.random.default_rng(1).binomial(100, 0.9, (20_000, 20)) / 100
+    assert np.quantile(np.ptp(drawn, axis=1), 0.95) == pytest.approx(0.15, abs=0.011)
+    found = [ends(worst_decile_gap(alike(seed), ROWS, 0.95, np.random.default_rng(0)))[1] for seed in range(40)]
+    assert np.mean(found) == pytest.approx(0, abs=0.007)
+
+
+def test_equalized_odds_of_groups_alike_is_noise_of_the_known_size() -> None:
+    """100 positives a group: .09 in one of twenty, and 0 within the interval."""
+    rng, values, covered = np.random.default_rng(0), [], 0
+    label, group = np.tile(np.repeat([0, 1], 100), 2), np.repeat([0, 1], 200)
+    for seed in range(200):
+        predicted = np.where(rng.random(400) < 0.1, 1 - label, label)
+        if seed < 30:
+            low, _, _ = ends(equalized_odds(predicted, label, group, 0.95, rng))
+            covered += low == 0
+        rates = np.array([[(predicted[(group == g) & (label == c)] == 1).mean() for c in (0, 1)] for g in (0, 1)])
+        values.append(np.abs(rates[0] - rates[1]).max())
+    assert np.quantile(values, 0.95) == pytest.approx(0.09, abs=0.02)
+    assert covered >= 27
+
+
+def test_a_planted_unfair_client_is_found() -> None:
+    correct = alike(3)
+    correct[7] = 40
+    rng = np.random.default_rng(0)
+    low, value, high = ends(client_std(correct, ROWS, 0.95, rng))
+    assert low > 0.03
+    assert value == pytest.approx(np.std(np.append(np.full(19, 0.9), 0.4), ddof=1), abs=0.025)
+    assert low < value < high
+    low, value, _ = ends(worst_decile_gap(correct, ROWS, 0.95, rng))
+    assert low > 0.1
+    assert value > 0.18
+
+
+def test_a_planted_spread_is_within_the_interval() -> None:
+    rng, covered, values = np.random.default_rng(0), 0, []
+    for _ in range(25):
+        correct = rng.binomial(100, rng.beta(14.4, 3.6, 20))  # mean .8, standard deviation .0918
+        low, value, high = ends(client_std(correct, ROWS, 0.95, rng))
+        covered += low <= 0.0918 <= high
+        values.append(value)
+    assert covered >= 22
+    assert np.mean(values) == pytest.approx(0.0918, abs=0.012)
+
+
+def test_the_worst_tenth_of_fewer_than_ten_clients_is_the_worst_client() -> None:
+    """Taking int(.1 K) of them takes none, whose mean is not a number."""
+    assert decile_gap(np.array([0.9, 0.6, 0.9])) == pytest.approx(0.2)
+    assert decile_gap(np.arange(20) / 20) == pytest.approx(0.475 - 0.025)
+    for clients in (2, 9, 10, 11):
+        assert np.isfinite(
+            ends(worst_decile_gap(alike(0, clients), np.full(clients, 100), 0.9, np.random.default_rng(0)))[1]
+        )
+
+
+@pytest.mark.parametrize("case", CASES, ids=["two groups", "four groups"])
+def test_group_metrics_agree_with_fairlearn(case: dict[str, Any]) -> None:
+    group, label, predicted = (np.array(case[name]) for name in ("group", "label", "predicted"))
+    found = group_gap(predicted == label, group, 0.95)
+    assert found.value == pytest.approx(case["accuracy_difference"], rel=1e-12)
+    odds = equalized_odds(predicted, label, group, 0.95, np.random.default_rng(0))
+    assert odds.value == pytest.approx(case["equalized_odds_difference"], rel=1e-12)
+
+
+def test_equalized_odds_of_many_classes_is_the_mean_of_each_against_the_rest() -> None:
+    rng = np.random.default_rng(4)
+    label, group = rng.integers(0, 5, 600), rng.integers(0, 3, 600)
+    predicted = np.where(rng.random(600) < 0.3, rng.integers(0, 5, 600), label)
+    by_hand = []
+    for c in range(5):
+        rates = [
+            [(predicted[(group == g) & (label == c)] == c).mean(), (predicted[(group == g) & (label != c)] == c).mean()]
+            for g in range(3)
+        ]
+        by_hand.append(np.ptp(np.array(rates), axis=0).max())
+    found = equalized_odds(predicted, label, group, 0.95, rng)
+    assert found.value == pytest.approx(np.mean(by_hand), rel=1e-12)
+
+
+def test_a_group_gap_covers_the_true_one_and_a_planted_one_is_found() -> None:
+    rng, covered = np.random.default_rng(0), 0
+    group = np.repeat([0, 1, 2], 300)
+    truth = np.array([0.9, 0.9, 0.75])[group]
+    for _ in range(200):
+        low, _, high = ends(group_gap(rng.random(900) < truth, group, 0.95))
+        covered += low <= 0.15 <= high
+    assert covered >= 190
+    low, _, _ = ends(group_gap(rng.random(9000) < np.repeat(truth, 10), np.repeat(group, 10), 0.95))
+    assert low > 0.1
+    same = rng.random(900) < 0.9
+    assert ends(group_gap(same, group, 0.95))[0] == 0
+
+
+def test_clients_whom_federation_leaves_worse_off_are_counted() -> None:
+    client = np.repeat(np.arange(10), 400)
+    rng = np.random.default_rng(0)
+    alone = rng.random(4000) < 0.8
+    federated = np.where(client == 3, rng.random(4000) < 0.5, alone | (rng.random(4000) < 0.3))
+    low, value, high = ends(client_benefit(federated, alone, client, 0.95, rng))
+    assert (low, value, high) == (0.9, 0.9, 0.9)
+    assert client_benefit(alone, alone, client, 0.95, rng).low == 1.0
+
+
+def test_indices_of_evenness_are_their_definitions() -> None:
+    x = np.array([0.9, 0.6, 0.3])
+    assert jain(x) == pytest.approx(1 / (1 + (x.std() / x.mean()) ** 2))
+    assert gini(x) == pytest.approx(np.abs(x[:, None] - x).mean() / (2 * x.mean()))
+    share = x / x.sum()
+    assert relative_entropy(x) == pytest.approx(-(share * np.log(share)).sum() / np.log(3))
+    same = np.full(5, 0.7)
+    assert [jain(same), gini(same), relative_entropy(same)] == pytest.approx([1, 0, 1])
+    found = evenness(alike(0), ROWS, 0.95, np.random.default_rng(0))
+    assert [each.metric for each in found] == list(EVENNESS)
+    for each in found:
+        ends(each)
+
+
+def test_jain_hardly_moves_where_the_worst_client_is_ruined() -> None:
+    """Which is why it gates nothing."""
+    accuracy = np.full(20, 0.9)
+    accuracy[0] = 0.4
+    assert jain(accuracy) > 0.98
+    assert decile_gap(accuracy) > 0.2
+
+
+def test_the_same_seed_gives_the_same_interval() -> None:
+    for measure in (client_std, worst_decile_gap):
+        first, again = (measure(alike(0), ROWS, 0.95, np.random.default_rng(1)) for _ in range(2))
+        assert first == again
+
+
+def test_what_cannot_be_measured_says_why() -> None:
+    rng = np.random.default_rng(0)
+    one = np.array([1])
+    assert "found 1 clients" in str(client_std(one, one + 9, 0.95, rng).reason)
+    assert "the smallest with 1" in str(worst_decile_gap(np.array([1, 5]), np.array([1, 9]), 0.95, rng).reason)
+    assert "needs >= 2 groups" in str(group_gap(np.array([True]), np.array(["a"]), 0.95).reason)
+    alone = equalized_odds(np.array([0, 1]), np.array([0, 1]), np.array(["a", "b"]), 0.95, rng)
+    assert "two groups have rows" in str(alone.reason)
+    nothing = np.zeros(0, dtype=bool)
+    assert client_benefit(nothing, nothing, np.zeros(0), 0.95, rng).reason == "needs n >= 1 rows, found 0"
+    with pytest.raises(EvidenceError, match="0 <= right <= rows"):
+        client_std(np.array([5, 5]), np.array([4, 9]), 0.95, rng)

@@ -1,0 +1,46 @@
+"""What hostile clients cost, with intervals over seeds and holdout."""
+
+import numpy as np
+import pytest
+
+from privacy_gate.metrics.robustness import accuracy_loss, breakdown_point, byzantine_drop
+from privacy_gate.verdict import Measurement
+
+
+def test_the_worst_attack_counts_and_is_named() -> None:
+    clean = np.array([0.9, 0.91, 0.92])
+    found = byzantine_drop(clean, {"mild": clean - 0.05, "harsh": clean - 0.4}, 10_000, 0.95)
+    assert found.value == pytest.approx(0.4)
+    assert found.subject == "harsh"
+    assert found.low is not None
+    assert found.low > 0.37
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+def test_the_interval_covers_seeds_and_holdout(seeds: int) -> None:
+    """Accuracies vary over seeds; on the holdout each is read with binomial error that the seeds share."""
+    rng, held, runs, rows = np.random.default_rng(seeds), 0, 400, 1000
+    for _ in range(runs):
+        before, after = 0.9 + rng.normal(0, 0.01, seeds), 0.7 + rng.normal(0, 0.03, seeds)
+        error = [rng.binomial(rows, p) / rows - p for p in (0.9, 0.7)]
+        found = accuracy_loss("byzantine_drop", before + error[0], after + error[1], rows, 0.95)
+        assert found.low is not None
+        assert found.high is not None
+        held += found.low <= 0.2 <= found.high
+    assert held >= 0.94 * runs
+
+
+def test_two_seeds_are_no_evidence() -> None:
+    assert accuracy_loss("robustness_tax", np.ones(2), np.ones(2), 100, 0.95).reason == "needs >= 3 seeds, found 2"
+
+
+def drop(low: float, value: float, high: float) -> Measurement:
+    return Measurement(metric="byzantine_drop", value=value, low=low, high=high, confidence=0.95, method="m")
+
+
+def test_the_breakdown_point_is_the_first_share_beyond_the_limit_at_each_end() -> None:
+    drops = {1: drop(0.0, 0.02, 0.1), 2: drop(0.05, 0.1, 0.2), 3: drop(0.1, 0.3, 0.5), 4: drop(0.3, 0.5, 0.7)}
+    found = breakdown_point(drops, 10, 0.15, 0.95)
+    assert (found.low, found.value, found.high) == (0.2, 0.3, 0.4)
+    never = breakdown_point({1: drop(0.0, 0.01, 0.02)}, 10, 0.15, 0.95)
+    assert (never.low, never.value, never.high) == (0.5, 0.5, 0.5)
