@@ -38,6 +38,12 @@ THREAT_MODEL = (
     "Attackers train reference models as the recipe says; the audit does the same.",
 )
 
+NOT_TESTED_WITHOUT = {
+    "robustness": "the federation under hostile clients",
+    "fairness": "whom the model serves worse",
+}
+"""What is left open where the policy lacks a check."""
+
 BY_REFERENCES = (Disparity, Membership, PowerLaw, RecipeLeak, Vulnerability)
 """Checks that speak of the attacker of THREAT_MODEL."""
 
@@ -46,8 +52,8 @@ NOT_TESTED = (
     "attribute inference",
     "training-data extraction by prompting or regurgitation",
     "evasion and backdoors",
-    "federated robustness, privacy and fairness",
     "white-box membership inference from gradients or weights",
+    "privacy of a federation's rounds",
 )
 
 
@@ -170,9 +176,15 @@ def audit(
         verdict=decided,
         exit_code=decided.exit_code,
         threat_model=THREAT_MODEL if any(isinstance(check, BY_REFERENCES) for check in checks) else (),
-        not_tested=NOT_TESTED,
+        not_tested=(*NOT_TESTED, *_untested(checks)),
         notes=tuple(policy.idle_waivers(candidate.name, findings, now.date())),
     )
+
+
+def _untested(checks: Iterable[AnyCheck]) -> list[str]:
+    """What the policy did not ask for."""
+    asked = {check.name for check in checks}
+    return [text for name, text in NOT_TESTED_WITHOUT.items() if name not in asked]
 
 
 def _identify(candidate: Candidate) -> CandidateRecord:

