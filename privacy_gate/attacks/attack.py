@@ -18,9 +18,10 @@ class Attack:
     source   paper and equation
     assumes  what must be true for the score to mean what it says
     cost     what it adds to an audit that has the evidence
-    references, inside, population, reference_logits  what it needs: at least so many reference
-             models; so many of them, on average, trained on an audited row; so many population
-             rows; the logits of reference 0
+    references, inside, population, reference_logits, features, trace  what it needs: at least so many
+             reference models; so many of them, on average, trained on an audited row; so many population
+             rows; the logits of reference 0; the backbone's features; the losses of every epoch
+    refuse   why it would mean nothing on this evidence, where that must be computed
     """
 
     name: str
@@ -32,6 +33,9 @@ class Attack:
     inside: int = 0
     population: int = 0
     reference_logits: bool = False
+    features: bool = False
+    trace: bool = False
+    refuse: Callable[[MembershipEvidence], str | None] | None = None
 
     @property
     def needs(self) -> str:
@@ -41,6 +45,9 @@ class Attack:
             f"rows in {self.inside} of them" if self.inside else "",
             f"{self.population} population rows" if self.population else "",
             "logits of a reference" if self.reference_logits else "",
+            "adaptation head" if self.features else "",
+            "a loss trace" if self.trace else "",
+            "a converged head" if self.refuse else "",
         ]
         return ", ".join(part for part in parts if part) or "nothing"
 
@@ -57,4 +64,8 @@ class Attack:
             return f"needs >= {self.population} population rows, found {population}"
         if self.reference_logits and evidence.reference_logits is None:
             return "needs the logits of a reference, found none"
-        return None
+        if self.features and evidence.features is None:
+            return "needs the frozen backbone's features: adaptation head"
+        if self.trace and evidence.trace is None:
+            return "needs the losses of every epoch: log them and name columns: {trace: ...} in the data manifest"
+        return self.refuse(evidence) if self.refuse else None

@@ -103,7 +103,9 @@ def _controls(
 ) -> list[Control]:
     """Is the audit able to see a leak, and does the dossier describe this model? See metrics.controls."""
     data, planted = subject.data, control_evidence(results(control_job(subject)))
-    seen = {name: ATTACKS[name].score(planted) for name in scores if ATTACKS[name].unmet(planted) is None}
+    # Some attacks need what no control has, a loss trace for instance: beside them the plainest one is tried.
+    tried = dict.fromkeys([*scores, "loss"])
+    seen = {name: ATTACKS[name].score(planted) for name in tried if ATTACKS[name].unmet(planted) is None}
     described = plausibility(evidence) or [
         Control(
             name="plausible",

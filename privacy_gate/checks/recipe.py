@@ -11,7 +11,8 @@ from privacy_gate.attacks.every_model import EVERY_MODEL
 from privacy_gate.attacks.leave_one_out import all_models
 from privacy_gate.checks.check import Check, Results, Subject, distinct_names
 from privacy_gate.checks.references import gather, reference_jobs
-from privacy_gate.evidence import MembershipEvidence
+from privacy_gate.errors import EvidenceError
+from privacy_gate.evidence import Floats, MembershipEvidence
 from privacy_gate.job import Job
 from privacy_gate.metrics.recipe import calibrated_tpr, clustered_tpr, median_tpr
 from privacy_gate.verdict import CheckResult, Limit, Measurement, not_measured
@@ -64,13 +65,24 @@ class RecipeLeak(Check):
 
 def _pooled(name: str, evidence: MembershipEvidence, confidence: float) -> list[Measurement]:
     """recipe_tpr and median_tpr of one attack."""
-    reason = ATTACKS[name].unmet(evidence)
-    if reason is None:
-        scores, (_, included) = EVERY_MODEL[name](evidence), all_models(evidence)
-        if np.isfinite(scores).all():
-            return [
-                *(clustered_tpr(scores, included, r, confidence, f"recipe_tpr_at_{r:g}_fpr", name) for r in FPRS),
-                *(median_tpr(scores, included, fpr, confidence, name) for fpr in FPRS),
-            ]
-        reason = "some row is in or out of too few models to leave one out"
-    return [not_measured(f"{kind}_tpr_at_{fpr:g}_fpr", reason, name) for kind in ("recipe", "median") for fpr in FPRS]
+    try:
+        scores = _scores(name, evidence)
+    except EvidenceError as error:
+        return [
+            not_measured(f"{kind}_tpr_at_{r:g}_fpr", str(error), name) for kind in ("recipe", "median") for r in FPRS
+        ]
+    _, included = all_models(evidence)
+    return [
+        *(clustered_tpr(scores, included, r, confidence, f"recipe_tpr_at_{r:g}_fpr", name) for r in FPRS),
+        *(median_tpr(scores, included, fpr, confidence, name) for fpr in FPRS),
+    ]
+
+
+def _scores(name: str, evidence: MembershipEvidence) -> Floats:
+    """Of every model as target, (M + 1, audited rows). Raises EvidenceError that says what is lacking."""
+    if (reason := ATTACKS[name].unmet(evidence)) is not None:
+        raise EvidenceError(reason)
+    scores = EVERY_MODEL[name](evidence)
+    if not np.isfinite(scores).all():
+        raise EvidenceError("some row is in or out of too few models to leave one out")
+    return scores

@@ -143,6 +143,7 @@ def control_evidence(arrays: Mapping[str, NDArray[np.generic]]) -> MembershipEvi
         logits=logits[0],
         reference_logits=logits[1],
         residual=arrays["residual"][1:].astype(np.float64),
+        features=arrays["features"].astype(np.float64),
     )
 
 

@@ -32,7 +32,10 @@ def recipe_tpr(phi: Floats, included: Bools, fpr: float, confidence: float, subj
     cannot resolve fpr.
     """
     metric = f"recipe_tpr_at_{fpr:g}_fpr"
-    scores = lira_every_model(phi, included)
+    try:
+        scores = lira_every_model(phi, included)
+    except EvidenceError as error:
+        return not_measured(metric, str(error), subject)
     if not np.isfinite(scores).all():
         return not_measured(metric, "some row is in or out of too few models to leave one out", subject)
     return clustered_tpr(scores, included, fpr, confidence, metric, subject)

@@ -59,7 +59,17 @@ def planted(
         split=split,
         logits=logits_of(target, label, classes, rng),
         reference_logits=logits_of(reference[0], label, classes, rng),
+        features=rng.normal(size=(rows, 6)) + difficulty[:, None] / 2,
+        trace=traces(target - shift, difficulty, rng),
+        ridge=0.01,
     )
+
+
+def traces(target: Floats, start: Floats, rng: np.random.Generator) -> Floats:
+    """Losses over nine epochs (N, 9) that go from where the row's difficulty puts it to where the candidate ends."""
+    way = np.linspace(0, 1, 9)
+    noise = 0.3 * rng.normal(size=(len(target), 9))
+    return start[:, None] - (target - start)[:, None] * way + noise
 
 
 def pair_share(member: Floats, holdout: Floats) -> float:

@@ -87,6 +87,8 @@ def test_order_of_rows_changes_no_score(name: str, plant: Plant) -> None:
     evidence = plant(0, leak=1.0)
     order = np.random.default_rng(1).permutation(len(evidence.target))
     assert evidence.reference_logits is not None
+    assert evidence.features is not None
+    assert evidence.trace is not None
     other = replace(
         evidence,
         target=evidence.target[order],
@@ -96,6 +98,8 @@ def test_order_of_rows_changes_no_score(name: str, plant: Plant) -> None:
         split=evidence.split[order],
         logits=evidence.logits[order],
         reference_logits=evidence.reference_logits[order],
+        features=evidence.features[order],
+        trace=evidence.trace[order],
     )
     np.testing.assert_allclose(ATTACKS[name].score(other), ATTACKS[name].score(evidence)[order], rtol=1e-9)
 
@@ -134,7 +138,7 @@ def test_the_evidence_is_left_as_it_was(name: str, plant: Plant) -> None:
         np.testing.assert_array_equal(getattr(evidence, field), getattr(fresh, field))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"self_influence"}))  # it needs a real head: test_gradient.py
 def test_what_an_attack_needs_is_what_stops_it_when_missing(name: str, plant: Plant) -> None:
     attack, evidence = ATTACKS[name], plant(0)
     assert attack.unmet(evidence) is None

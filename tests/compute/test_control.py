@@ -39,7 +39,8 @@ def scores(evidence: MembershipEvidence) -> dict[str, Floats]:
 def caught(arrays: Arrays) -> bool:
     evidence = control_evidence(arrays)
     found = scores(evidence)
-    assert set(found) == set(ATTACKS)
+    # No control has a loss trace, nor a head that converged on its own.
+    assert set(found) == set(ATTACKS) - {"loss_trace", "self_influence"}
     return positive_control(evidence, found).held
 
 

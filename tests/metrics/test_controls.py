@@ -169,6 +169,7 @@ def test_planted_evidence_takes_model_0_as_target_and_its_training_set_as_member
         "included": included,
         "confidence": rng.normal(size=(4, 9)).astype(np.float32),
         "residual": rng.random((4, 9)).astype(np.float32),
+        "features": rng.random((9, 3)).astype(np.float32),
         "logits": rng.normal(size=(2, 9, 3)).astype(np.float32),
     }
     evidence = control_evidence(arrays)

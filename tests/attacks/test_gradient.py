@@ -1,0 +1,127 @@
+"""Gradient norm and self-influence: equal to autograd and to retraining, honest about what they need."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+
+from privacy_gate.attacks import ATTACKS
+from privacy_gate.attacks.gradient import _augmented, _inverse_hessian, _probabilities, gradient_norm, phi_change
+from privacy_gate.dataset import Split
+from privacy_gate.errors import EvidenceError
+from privacy_gate.evidence import Floats, Ints, MembershipEvidence, logit_scaled
+
+RIDGE, CLASSES, WIDTH = 0.02, 4, 7
+
+
+def converged(x: Floats, label: Ints, ridge: float) -> Floats:
+    """Weights (C, D + 1) of the ridge softmax head, by L-BFGS to the last digit."""
+    inside = np.concatenate([x, np.ones((len(x), 1))], axis=1)
+    truth = np.eye(CLASSES)[label]
+
+    def loss(flat: Floats) -> tuple[float, Floats]:
+        weights = flat.reshape(CLASSES, -1)
+        z = inside @ weights.T
+        z = z - z.max(axis=1, keepdims=True)
+        log_p = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+        gradient = (np.exp(log_p) - truth).T @ inside / len(x) + ridge * weights
+        return float(-(truth * log_p).sum() / len(x) + ridge / 2 * (weights**2).sum()), gradient.ravel()
+
+    options: Any = {"maxiter": 5000, "ftol": 1e-16, "gtol": 1e-11}
+    start = np.zeros(CLASSES * inside.shape[1])
+    return np.asarray(minimize(loss, start, jac=True, method="L-BFGS-B", options=options).x.reshape(CLASSES, -1))
+
+
+def evidence_of(x: Floats, label: Ints, split: Ints, weights: Floats) -> MembershipEvidence:
+    logits = np.concatenate([x, np.ones((len(x), 1))], axis=1) @ weights.T
+    return MembershipEvidence(
+        target=logit_scaled(logits, label),
+        reference=np.zeros((0, len(x))),
+        included=np.zeros((0, len(x)), dtype=bool),
+        label=label,
+        split=split.astype(np.int8),
+        logits=logits,
+        features=x,
+        ridge=RIDGE,
+    )
+
+
+def trained(seed: int = 0, rows: int = 120) -> MembershipEvidence:
+    """A head that converged on the first half of the rows."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(rows, WIDTH))
+    label = (x @ rng.normal(size=(WIDTH, CLASSES)) + rng.gumbel(size=(rows, CLASSES))).argmax(axis=1)
+    split = np.where(np.arange(rows) < rows // 2, Split.MEMBER, Split.HOLDOUT)
+    half = rows // 2
+    return evidence_of(x, label, split, converged(x[:half], label[:half], RIDGE))
+
+
+def test_the_gradient_norm_is_that_of_autograd() -> None:
+    evidence = trained()
+    assert evidence.features is not None
+    inside = torch.from_numpy(np.concatenate([evidence.features, np.ones((len(evidence.label), 1))], axis=1))
+    weights = torch.linalg.lstsq(inside, torch.from_numpy(evidence.logits)).solution.T.clone().requires_grad_()
+    for row in range(0, len(inside), 17):
+        loss = torch.nn.functional.cross_entropy((inside[row] @ weights.T)[None], torch.tensor([evidence.label[row]]))
+        (gradient,) = torch.autograd.grad(loss, weights)
+        assert -gradient_norm(evidence)[row] == pytest.approx(float(gradient.norm().log()), abs=1e-9)
+
+
+def test_leaving_a_row_out_by_a_newton_step_is_retraining_without_it() -> None:
+    evidence = trained(rows=800)
+    assert evidence.features is not None
+    members = evidence.member
+    inside = _augmented(evidence)
+    inverse = _inverse_hessian(inside[members], _probabilities(evidence)[members], 1.0, RIDGE)
+    change = phi_change(evidence, inside, inverse, outside=0.0)
+    for row in np.flatnonzero(members)[::57]:
+        left = members.copy()
+        left[row] = False
+        # The penalty of the sum stays what it was: it weighs a little more in the mean of one row less.
+        ridge = RIDGE * members.sum() / left.sum()
+        weights = converged(evidence.features[left], evidence.label[left], ridge)
+        logits = (np.append(evidence.features[row], 1.0) @ weights.T)[None]
+        retrained = logit_scaled(logits, evidence.label[row : row + 1])[0] - evidence.target[row]
+        assert change[row] == pytest.approx(retrained, rel=0.05, abs=0.002)
+
+
+def test_a_row_counted_in_part_is_filled_up_to_one() -> None:
+    """Woodbury: the row's leverage once it counts fully, from a Hessian in which it counted by half."""
+    evidence = trained()
+    inside, p = _augmented(evidence), _probabilities(evidence)
+    half = _inverse_hessian(inside, p, 0.5, RIDGE)
+    row = 5
+    weight = np.diag(p[row]) - np.outer(p[row], p[row])
+    full = np.linalg.inv(np.linalg.inv(half) + 0.5 * np.kron(weight, np.outer(inside[row], inside[row])))
+    expected = phi_change(evidence, inside, full, outside=0.0)[row]
+    assert phi_change(evidence, inside, half, outside=0.5)[row] == pytest.approx(expected, rel=1e-4)
+
+
+def test_members_of_a_converged_head_have_less_influence() -> None:
+    found = []
+    for seed in range(5):
+        evidence = trained(seed)
+        assert ATTACKS["self_influence"].unmet(evidence) is None
+        scores = ATTACKS["self_influence"].score(evidence)
+        found.append((scores[evidence.member][:, None] > scores[evidence.holdout]).mean())
+    assert np.mean(found) > 0.55
+
+
+def test_a_head_that_has_not_converged_is_refused_and_so_is_an_unknown_loss_or_a_large_head() -> None:
+    evidence, attack = trained(), ATTACKS["self_influence"]
+    early = evidence_of(evidence.features, evidence.label, evidence.split, np.zeros((CLASSES, WIDTH + 1)))  # type: ignore[arg-type]
+    assert "needs a converged head" in str(attack.unmet(early))
+    assert "needs a training loss" in str(attack.unmet(replace(evidence, ridge=None)))
+    wide = np.random.default_rng(0).normal(size=(len(evidence.label), 1200))
+    assert "at most 4,000 parameters" in str(attack.unmet(replace(evidence, features=wide)))
+
+
+@pytest.mark.parametrize("name", ["gradient_norm", "self_influence"])
+def test_without_features_they_are_not_measured(name: str) -> None:
+    bare = replace(trained(), features=None)
+    assert "adaptation head" in str(ATTACKS[name].unmet(bare))
+    with pytest.raises(EvidenceError, match="needs the backbone's features"):
+        ATTACKS[name].score(bare)
