@@ -13,6 +13,7 @@ from privacy_gate.candidate import Candidate, CommandRecipe, Recipe
 from privacy_gate.checks import AnyCheck
 from privacy_gate.checks.check import Results, Subject
 from privacy_gate.checks.disparity import Disparity
+from privacy_gate.checks.dp_claim import DpClaim
 from privacy_gate.checks.membership import Membership
 from privacy_gate.checks.power_law import PowerLaw
 from privacy_gate.checks.recipe import RecipeLeak
@@ -44,7 +45,7 @@ NOT_TESTED_WITHOUT = {
 }
 """What is left open where the policy lacks a check."""
 
-BY_REFERENCES = (Disparity, Membership, PowerLaw, RecipeLeak, Vulnerability)
+BY_REFERENCES = (Disparity, DpClaim, Membership, PowerLaw, RecipeLeak, Vulnerability)
 """Checks that speak of the attacker of THREAT_MODEL."""
 
 NOT_TESTED = (
@@ -178,6 +179,7 @@ def audit(
         threat_model=THREAT_MODEL if any(isinstance(check, BY_REFERENCES) for check in checks) else (),
         not_tested=(*NOT_TESTED, *_untested(checks)),
         notes=tuple(policy.idle_waivers(candidate.name, findings, now.date())),
+        claim=candidate.dossier.claim,
     )
 
 

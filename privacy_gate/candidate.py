@@ -259,11 +259,23 @@ class CommandRecipe(Recipe):
     table: str
 
 
+class Claim(Record):
+    """What the producer says of differential privacy: adding or removing one example changes this much at most.
+
+    mechanism  how it was reached, in the producer's words
+    """
+
+    epsilon: Annotated[float, Field(gt=0, le=1000)]
+    delta: Annotated[float, Field(gt=0, lt=1)]
+    mechanism: Annotated[str, Field(max_length=500)] = ""
+
+
 class Dossier(Record):
     """What the producer attaches to a candidate."""
 
     recipe: Recipe
     data: DataManifest
+    claim: Claim | None = None
 
 
 @dataclass(frozen=True)

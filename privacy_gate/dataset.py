@@ -48,7 +48,11 @@ class Table(Record):
 
 
 class Columns(Record):
-    """The table's columns by the part they play. Either image or embedding."""
+    """The table's columns by the part they play. Either image or embedding.
+
+    canary  truth values: rows that a fair coin made members or holdout
+    trace   lists of numbers: each row's loss after every epoch of the candidate's training, nats
+    """
 
     id: str = "id"
     label: str = "label"
@@ -57,6 +61,8 @@ class Columns(Record):
     embedding: str | None = None
     group: str | None = None
     client: str | None = None
+    canary: str | None = None
+    trace: str | None = None
 
     @model_validator(mode="after")
     def _image_or_embedding(self) -> Self:
@@ -162,6 +168,8 @@ def read_data(manifest: DataManifest, classes: int) -> AuditData:
         client=text.get("client"),
         embedding=rows.embedding(parts["embedding"]) if columns.embedding else None,
         image=raw.image,
+        canary=rows.canaries(parts["canary"], split == Split.POPULATION) if columns.canary else None,
+        trace=rows.trace(parts["trace"]) if columns.trace else None,
     )
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from privacy_gate.candidate import Recipe
+from privacy_gate.candidate import Claim, Recipe
 from privacy_gate.checks.membership import FPRS, Membership
 from privacy_gate.dataset import AuditData, DataManifest, Split, duplicates, read_data
 from privacy_gate.documents import load
@@ -41,6 +41,9 @@ def lint_dossier(folder: Path, *, read_table: bool) -> list[str]:
         f"{folder}: sound; backbone {recipe.backbone.name}, adaptation {recipe.adaptation}, "
         f"{recipe.classes} classes, {recipe.epochs} epochs of {recipe.optimizer.name}"
     ]
+    if (folder / "claim.yaml").exists():
+        claim = load(_text(folder / "claim.yaml"), Claim, str(folder / "claim.yaml"))
+        lines.append(f"  claims epsilon {claim.epsilon:g} at delta {claim.delta:g}")
     if read_table:
         lines += lint_data(read_data(manifest, recipe.classes))
     return lines

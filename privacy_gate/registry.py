@@ -27,7 +27,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from privacy_gate.candidate import Candidate, Dossier, Recipe
+from privacy_gate.candidate import Candidate, Claim, Dossier, Recipe
 from privacy_gate.dataset import DataManifest
 from privacy_gate.documents import MAX_BYTES, Record, dump, load, parse
 from privacy_gate.errors import CandidateError, ConfigurationError, RegistryError
@@ -162,10 +162,16 @@ def model_id_of(entry: ModelVersion) -> str | None:
     return entry.model_id or (found[1] if found else None)
 
 
+_PARTS: dict[str, type[Record]] = {"recipe": Recipe, "data": DataManifest, "claim": Claim}
+"""Files of a dossier; the claim is optional."""
+
+
 def _dossier(folder: Path, uri: str) -> Dossier:
     parts: dict[str, Any] = {}
-    for part, kind in (("recipe", Recipe), ("data", DataManifest)):
+    for part, kind in _PARTS.items():
         paths = sorted(path for path in folder.rglob(f"{FOLDER}/{part}.yaml") if path.is_file())
+        if not paths and part == "claim":
+            continue
         if not paths:
             raise CandidateError(
                 f"{uri}: no {FOLDER}/{part}.yaml among its artifacts; attach the dossier where the model is trained: "
@@ -200,15 +206,19 @@ def log_dossier(
     recipe: Recipe | Mapping[str, Any] | str | Path,
     data: DataManifest | Mapping[str, Any] | str | Path,
     tracking_uri: str | None = None,
+    claim: Claim | Mapping[str, Any] | str | Path | None = None,
 ) -> None:
     """Attaches a dossier to a logged model, inside its artifacts. Call it where the model is trained.
 
     model   what mlflow.*.log_model or register_model returned, a LoggedModel, models:/NAME/VERSION,
             or the run (or its id) that logged one model
     recipe  a Recipe, the same as plain data, or the path of a YAML file; data: likewise
+    claim   likewise, where differential privacy is claimed
     Raises ConfigurationError for a recipe or manifest that is wrong, at file:line:col.
     """
-    dossier = {"recipe": _record(recipe, Recipe), "data": _record(data, DataManifest)}
+    dossier: dict[str, Record] = {"recipe": _record(recipe, Recipe), "data": _record(data, DataManifest)}
+    if claim is not None:
+        dossier["claim"] = _record(claim, Claim)
     with TemporaryDirectory() as folder, conversation("attach the dossier"):
         for part, record in dossier.items():
             (Path(folder) / f"{part}.yaml").write_text(dump(record), encoding="utf-8")

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from privacy_gate.candidate import Recipe
+from privacy_gate.candidate import Claim, Recipe
 from privacy_gate.documents import Record
 from privacy_gate.errors import ConfigurationError
 from privacy_gate.verdict import CheckResult, Control, Finding, Severity, Status, Verdict, verdict
@@ -80,6 +80,7 @@ class Report(Record):
     threat_model: tuple[str, ...]
     not_tested: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    claim: Claim | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

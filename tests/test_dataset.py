@@ -1,6 +1,8 @@
 """Audit tables: the same data however they are written, and one clear error for every way to be wrong."""
 
+import hashlib
 import io
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -149,6 +151,48 @@ def test_embeddings_are_read_as_float32_rows(form: str, tmp_path: Path) -> None:
     assert data.embedding is not None
     np.testing.assert_array_equal(data.embedding, values)
     assert data.image is None
+
+
+def test_canaries_and_traces_are_read_from_every_format_that_holds_them(tmp_path: Path) -> None:
+    coin, losses = [True, False, True, False, False, False], np.arange(18.0).reshape(ROWS, 3)
+    data = read(write(tmp_path, coin=coin, losses=losses.tolist()), canary="coin", trace="losses")
+    assert data.canary is not None
+    assert data.canary.tolist() == coin
+    np.testing.assert_array_equal(data.trace, losses)
+    arrays = {name: np.asarray(value) for name, value in table(image=None).items()}
+    np.savez(tmp_path / "t.npz", **arrays, x=np.zeros((ROWS, 2), np.float32), coin=np.array(coin), losses=losses)
+    other = read(tmp_path / "t.npz", image=None, embedding="x", canary="coin", trace="losses")
+    np.testing.assert_array_equal(other.canary, data.canary)
+    np.testing.assert_array_equal(other.trace, losses)
+    plain = read(write(tmp_path))
+    assert plain.canary is None
+    assert plain.trace is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"canary": ["yes"] * ROWS}, "rows p0, p1, p2, p3, p4 and 1 more: canary is neither true nor false"),
+        ({"canary": [False] * 4 + [True, False]}, "rows p4: population rows are no canaries"),
+        ({"trace": [1.0] * ROWS}, "expected (N, E) of floats, one loss for every epoch; use Parquet or NPZ"),
+        ({"trace": [[1.0, float("nan")]] + [[1.0, 2.0]] * 5}, "rows p0: traces that are not finite numbers"),
+        ({"trace": [[1.0]] + [[1.0, 2.0]] * 5}, "rows of different lengths"),
+    ],
+)
+def test_wrong_canaries_and_traces_are_refused(changes: dict[str, Any], expected: str, tmp_path: Path) -> None:
+    (name,) = changes
+    with pytest.raises(DatasetError, match=re.escape(expected)):
+        read(write(tmp_path, **changes), **{name: name})
+
+
+def test_hashed_ids_differ_by_table_and_tell_nothing_that_the_report_s_digest_could_undo(tmp_path: Path) -> None:
+    data = read(write(tmp_path))
+    names = hashed_ids(data)
+    assert len(set(names)) == ROWS
+    guessed = {hashlib.sha256(f"{data.digest}:{name}".encode()).hexdigest()[:16] for name in data.ids}
+    assert not guessed & set(names)
+    other = read(write(tmp_path, split=[*SPLIT[:2], "holdout", "member", *SPLIT[4:]]))
+    assert not set(hashed_ids(other)) & set(names)
 
 
 def test_class_names_give_text_labels_their_order(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 from typer.testing import CliRunner
 
 from privacy_gate import promotion, registry
-from privacy_gate.candidate import Candidate, Recipe
+from privacy_gate.candidate import Candidate, Claim, Recipe
 from privacy_gate.cli import app
 from privacy_gate.dataset import Columns, DataManifest, Table
 from privacy_gate.documents import dump, load
@@ -461,6 +461,17 @@ def test_recipe_and_data_are_records_mappings_or_files(
     (folder / "recipe.yaml").write_text("classes: 5\nclasses: 6\n")
     with pytest.raises(ConfigurationError, match=r"recipe.yaml:2:1: key 'classes' is repeated"):
         registry.log_dossier(model, folder / "recipe.yaml", DATA, tracking)
+
+
+def test_a_claim_travels_with_the_dossier_and_a_wrong_one_is_refused(
+    log: Logs, client: MlflowClient, pull: Callable[[str], Candidate], tracking: str
+) -> None:
+    model = log({})
+    uri = new_version(client, "claimed", model.model_uri)
+    registry.log_dossier(model, RECIPE, DATA, tracking, claim={"epsilon": 3.0, "delta": 1e-5})
+    assert pull(uri).dossier.claim == Claim(epsilon=3.0, delta=1e-5)
+    with pytest.raises(ConfigurationError, match="epsilon"):
+        registry.log_dossier(model, RECIPE, DATA, tracking, claim={"epsilon": -1.0, "delta": 1e-5})
 
 
 @pytest.mark.parametrize("absolute", [False, True], ids=["runs-uri", "absolute-source"])

@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from privacy_gate.checks.disparity import Disparity
+from privacy_gate.checks.dp_claim import DpClaim
 from privacy_gate.checks.fairness import Fairness
 from privacy_gate.checks.membership import Membership
 from privacy_gate.checks.power_law import PowerLaw
@@ -14,6 +15,6 @@ from privacy_gate.checks.utility import Utility
 from privacy_gate.checks.vulnerability import Vulnerability
 
 AnyCheck = Annotated[
-    Disparity | Fairness | Membership | PowerLaw | RecipeLeak | Robustness | Utility | Vulnerability,
+    Disparity | DpClaim | Fairness | Membership | PowerLaw | RecipeLeak | Robustness | Utility | Vulnerability,
     Field(discriminator="check"),
 ]

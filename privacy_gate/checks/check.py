@@ -7,7 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from privacy_gate.candidate import Recipe
+from privacy_gate.candidate import Claim, Recipe
 from privacy_gate.dataset import AuditData
 from privacy_gate.documents import Record, nearest
 from privacy_gate.job import Job
@@ -19,12 +19,13 @@ Results = Callable[[Job], Mapping[str, NDArray[Any]]]
 
 @dataclass(frozen=True)
 class Subject:
-    """What is judged: the recipe, the artifact's digest, the audit data, and metrics the run logged."""
+    """What is judged: the recipe, the artifact's digest, the audit data, metrics the run logged, and a DP claim."""
 
     recipe: Recipe
     artifact: str
     data: AuditData
     logged: Mapping[str, float]
+    claim: Claim | None = None
 
 
 class Check(Record):

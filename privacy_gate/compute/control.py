@@ -39,8 +39,9 @@ _ROWS = int.from_bytes(b"control")
 def train_control(features: NDArray[np.float32], split: NDArray[np.int8], machine: Machine) -> Arrays:
     """TWINS heads on R rows of the audit table: features (N, D), split (N,).
 
-    Result: rows (R,) int64; features (R, D) float32, scaled; label (R,) int64, of dice; included (TWINS, R) bool; confidence
-    (TWINS, R) float32, nats; residual (TWINS, R) float32; logits (2, R, SIDES) float32 of the first two.
+    Result: rows (R,) int64; features (R, D) float32, scaled; label (R,) int64, of dice; included (TWINS, R)
+    bool; confidence (TWINS, R) float32, nats; residual (TWINS, R) float32; logits (2, R, SIDES) float32 of the
+    first two.
     The features are centred and brought to a mean square of 1, so that one learning rate suits all.
     Raises EvidenceError where the pool is too small.
     """

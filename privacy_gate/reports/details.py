@@ -75,6 +75,10 @@ def recipe_facts(report: Report) -> list[tuple[str, str]]:
         ("Label smoothing", f"{recipe.label_smoothing:g}"),
         ("Views", f"{len(recipe.views)}" + (f": {_settings(recipe.augmentation)}" if recipe.augmentation else "")),
     ]
+    if report.claim is not None:
+        reached = f", {plain(report.claim.mechanism)}" if report.claim.mechanism else ""
+        text = f"epsilon {report.claim.epsilon:g} at delta {report.claim.delta:g}{reached}"
+        facts.append(("Claimed differential privacy", text))
     return facts
 
 

@@ -28,6 +28,7 @@ CHECKS = {
     "membership": "Membership inference on this candidate",
     "recipe": "Membership inference on this recipe",
     "power_law": "The leak as classes grow",
+    "dp_claim": "The claim of differential privacy",
     "robustness": "The federation under hostile clients",
     "fairness": "Whom the model serves worse",
     "utility": "Utility",
@@ -61,6 +62,8 @@ _METRICS = {
         )
         for prior in (0.5, 0.1, 0.01)
     },
+    "epsilon_bound": Metric("epsilon that is proved to be exceeded"),
+    "epsilon_excess": Metric("proved epsilon beyond the claim"),
     "byzantine_drop": Metric("accuracy lost to hostile clients", percent=True, chance=0.0, signed=True),
     "robustness_tax": Metric("accuracy that the robust rule costs", percent=True, chance=0.0, signed=True),
     "breakdown_point": Metric("smallest share of hostile clients that breaks it", percent=True),

@@ -85,6 +85,32 @@ class Rows:
             )
         raise DatasetError(f"{self.uri}: {where}: label '{unknown}' is not in class_names; {nearest(unknown, names)}")
 
+    def canaries(self, values: NDArray[Any], population: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Which rows are canaries, (N,) bool: of truth values, or of 0 and 1, or of true and false as text."""
+        found = np.char.lower(as_text(self.uri, "canary", values))
+        wrong = ~np.isin(found, ("true", "false", "1", "0"))
+        if wrong.any():
+            raise DatasetError(f"{self.uri}: {_some(self.ids[wrong])}: canary is neither true nor false")
+        chosen = np.isin(found, ("true", "1"))
+        if (chosen & population).any():
+            raise DatasetError(
+                f"{self.uri}: {_some(self.ids[chosen & population])}: population rows are no canaries; a coin makes "
+                "canaries members or holdout"
+            )
+        return chosen
+
+    def trace(self, values: NDArray[Any]) -> NDArray[np.float64]:
+        """Each row's loss after every epoch, (N, E) float64 nats."""
+        if values.ndim != 2 or values.dtype.kind != "f":
+            raise DatasetError(
+                f"{self.uri}: traces have shape {values.shape} and type {values.dtype}, expected (N, E) of floats, "
+                "one loss for every epoch; use Parquet or NPZ"
+            )
+        wrong = ~np.isfinite(values).all(axis=1)
+        if wrong.any():
+            raise DatasetError(f"{self.uri}: {_some(self.ids[wrong])}: traces that are not finite numbers")
+        return values.astype(np.float64)
+
     def embedding(self, values: NDArray[Any]) -> NDArray[np.float32]:
         """Features as (N, D) float32."""
         if values.ndim != 2 or values.dtype.kind != "f":

@@ -11,6 +11,7 @@ import torch
 from privacy_gate.checks import AnyCheck
 from privacy_gate.checks.check import Subject
 from privacy_gate.checks.disparity import Disparity
+from privacy_gate.checks.dp_claim import DpClaim
 from privacy_gate.checks.membership import Membership
 from privacy_gate.checks.power_law import PowerLaw
 from privacy_gate.checks.recipe import RecipeLeak
@@ -29,6 +30,7 @@ CHECKS: list[AnyCheck] = [
     PowerLaw(references=16, divisors=(4, 2, 1), target={"tpr_at_0.1_fpr": 0.2}),
     Vulnerability(references=48),
     Disparity(references=32, permutations=199),
+    DpClaim(references=32),
     Utility(),
 ]
 

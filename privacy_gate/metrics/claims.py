@@ -1,0 +1,98 @@
+"""Lower bounds of epsilon from the scores of one candidate, and what they say of a claim.
+
+Each is a confidence bound: with a probability of at most `level` it exceeds the true epsilon. What it counts
+was fixed before the scores it counts on were seen; the best of many thresholds, which other tools report, is above 0
+in most audits of models that leak nothing.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from privacy_gate.evidence import Bools, Floats
+from privacy_gate.metrics.epsilon import (
+    epsilon_bound,
+    gaussian_epsilon,
+    gaussian_mu_bound,
+    highest_rates,
+    one_run_epsilon,
+    one_run_gaussian_epsilon,
+)
+from privacy_gate.verdict import Measurement, not_measured
+
+FEWEST = 20
+"""Rows of each kind, and canaries, below which no bound above 0 could come out."""
+
+BY_RATES = ("Clopper-Pearson", "mu-GDP (model-based)")
+BY_CANARIES = ("one run", "one run, f-DP (model-based)")
+
+
+def bounds_by_rates(
+    fixing: Floats, member: Floats, holdout: Floats, fpr: float, delta: float, level: float
+) -> list[Measurement]:
+    """Bounds from error rates at a threshold that `fixing`, holdout rows of their own, put at `fpr`.
+
+    Scores (n,) of three disjoint sets; larger accuse. Rows count as independent trials, which the rows of one
+    training run are only nearly; canaries need no such assumption.
+    """
+    least = min(len(fixing), len(member), len(holdout))
+    if least < FEWEST:
+        reason = f"needs {FEWEST} members and holdout rows in each half of the table, found {least}"
+        return [not_measured("epsilon_bound", reason, name) for name in BY_RATES]
+    threshold = float(np.quantile(fixing, 1 - fpr))
+    caught, accused = int((member > threshold).sum()), int((holdout > threshold).sum())
+    rates = highest_rates(caught, len(member), accused, len(holdout), level)
+    samples = f"{caught} of {len(member):,} members and {accused} of {len(holdout):,} holdout accused"
+    found = (epsilon_bound(*rates, delta), gaussian_epsilon(gaussian_mu_bound(*rates), delta))
+    return [_bound(value, delta, level, name, samples) for value, name in zip(found, BY_RATES, strict=True)]
+
+
+def bounds_by_canaries(scores: Floats, member: Bools, guesses: float, delta: float, level: float) -> list[Measurement]:
+    """Bounds from canaries (m,), which a fair coin made members or not: Steinke et al. 2023; Mahloujifar et al. 2024.
+
+    A share `guesses` of them is guessed, half in and half out: those with the highest and the lowest scores.
+    """
+    half = round(len(scores) * guesses / 2)
+    if len(scores) < FEWEST or not half:
+        reason = f"needs >= {FEWEST} canaries, found {len(scores)}: name columns: {{canary: ...}} in the data manifest"
+        return [not_measured("epsilon_bound", reason, name) for name in BY_CANARIES]
+    order = np.argsort(scores, kind="stable")
+    right = int(member[order[-half:]].sum() + (~member[order[:half]]).sum())
+    run = (len(scores), 2 * half, right, delta, level)
+    samples = f"{right} of {2 * half} guesses right, of {len(scores):,} canaries"
+    found = (one_run_epsilon(*run), one_run_gaussian_epsilon(*run))
+    return [_bound(value, delta, level, name, samples) for value, name in zip(found, BY_CANARIES, strict=True)]
+
+
+def excess(bounds: Iterable[Measurement], claimed: float | None) -> Measurement:
+    """The largest bound that assumes no model, minus the claimed epsilon: above 0 the claim is false."""
+    if claimed is None:
+        return not_measured("epsilon_excess", "the dossier claims no epsilon: attach claim.yaml")
+    every = [one for one in bounds if one.subject in (BY_RATES[0], BY_CANARIES[0])]
+    valid = [one for one in every if one.value is not None and one.confidence is not None]
+    if not valid:
+        return not_measured(
+            "epsilon_excess", next((one.reason for one in every if one.reason), "no bound was measured")
+        )
+    value = max(one.value or 0.0 for one in valid) - claimed
+    level = sum(1 - (one.confidence or 0.0) for one in valid)
+    method = f"largest bound less the claimed {claimed:g}, Bonferroni"
+    return _figure("epsilon_excess", value, level, "", method, f"{len(valid)} bounds")
+
+
+def _bound(value: float, delta: float, level: float, subject: str, samples: str) -> Measurement:
+    return _figure("epsilon_bound", value, level, subject, f"lower confidence bound at delta {delta:g}", samples)
+
+
+def _figure(metric: str, value: float, level: float, subject: str, method: str, samples: str) -> Measurement:
+    """A figure that is itself the end of an interval."""
+    return Measurement(
+        metric=metric,
+        subject=subject,
+        value=value,
+        low=value,
+        high=value,
+        confidence=1 - level,
+        method=method,
+        samples=samples,
+    )
