@@ -185,6 +185,18 @@ Adaptation = Literal["head", "film", "lora", "full", "scratch", "command"]
 from the public weights; everything, from random ones; what a program of the policy's trains."""
 
 
+class DpSgd(Record):
+    """Differentially private training of a head: Abadi et al. 2016 (arXiv 1607.00133), as Opacus does it.
+
+    Every step takes each example with probability batch_size / examples, cuts its gradient to norm `clip`, adds
+    normal noise of `noise_multiplier` * clip to the sum, and divides by batch_size.
+    """
+
+    noise_multiplier: NonNegative
+    clip: Positive
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+
+
 class Recipe(Record):
     """How the candidate was made; its references are made the same way."""
 
@@ -201,6 +213,7 @@ class Recipe(Record):
     label_smoothing: Fraction = 0.0
     augmentation: Augmentation | None = None
     federation: Federation | None = None
+    privacy: DpSgd | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
     @model_validator(mode="after")
@@ -215,6 +228,8 @@ class Recipe(Record):
             raise ValueError(f"adaptation '{self.adaptation}' trains a network; backbone 'identity' has none: use head")
         if (self.adaptation == "lora") != (self.lora is not None):
             raise ValueError("adaptation lora and its settings go together: lora: {rank: 8, targets: [attention]}")
+        if self.privacy is not None and (self.adaptation not in ("head", "command") or self.federation is not None):
+            raise ValueError("privacy is simulated for adaptation head without federation; else use command")
         if self.federation is not None:
             self._refuse_what_clients_do_not()
         if self.augmentation and (self.input is None or self.augmentation.shift >= self.input.size):

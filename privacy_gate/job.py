@@ -53,9 +53,9 @@ class TrainReference:
     nested in the larger, and the share that each reference is trained on stays. Rows of `without`,
     ascending, are taken out of the pool first.
     Result, on every row: confidence (N,) float32, log p_y - log(1 - p_y) in nats, the mean over the recipe's
-    views;
-    residual (N,) float32, the norm of p - onehot(y); correct (N,) bool, whether the largest logit is
-    the label's; included (N,) bool, the rows it was trained on; and for index 0 logits (N, C) float32.
+    views; residual (N,) float32, the norm of p - onehot(y); correct (N,) bool, whether the largest logit is
+    the label's; included (N,) bool, the rows it was trained on; and for index 0 logits (N, C) float32, and
+    epsilon (1,) where the recipe has DP-SGD and Opacus is installed.
     """
 
     recipe: Recipe

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 
 from privacy_gate.attacks import ATTACKS
 from privacy_gate.checks.check import Check, Results, Subject, distinct_names
-from privacy_gate.checks.references import contents, control_job, gather, reference_jobs
+from privacy_gate.checks.references import accounted, contents, control_job, gather, reference_jobs
 from privacy_gate.evidence import Floats, MembershipEvidence
 from privacy_gate.job import Job
 from privacy_gate.metrics.controls import (
@@ -94,6 +94,7 @@ class Membership(Check):
             measurements=tuple(measurements),
             exhibits=tuple(exhibits),
             controls=tuple(_controls(subject, results, evidence, found)),
+            notes=accounted(subject, results),
             remedies=tuple(_remedy(measurements, self.bounds, evidence)),
         )
 

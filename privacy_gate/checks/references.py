@@ -57,7 +57,8 @@ def features(subject: Subject, results: Results) -> Floats:
 
 def ridge(recipe: Recipe) -> float | None:
     """L2 coefficient of the recipe's training loss; None where the loss has another form. See MembershipEvidence."""
-    plain = recipe.adaptation == "head" and not recipe.label_smoothing and not recipe.augmentation
+    changed = (recipe.label_smoothing, recipe.augmentation, recipe.privacy, recipe.federation)
+    plain = recipe.adaptation == "head" and not any(changed)
     if not plain or recipe.optimizer.name == "adamw":
         return None
     return recipe.optimizer.weight_decay
@@ -81,3 +82,15 @@ def gather(subject: Subject, references: int, results: Results) -> MembershipEvi
         trace=data.trace,
         ridge=ridge(subject.recipe),
     )
+
+
+def accounted(subject: Subject, results: Results) -> tuple[str, ...]:
+    """What an accountant says of the recipe's own DP-SGD, as a note; nothing without it."""
+    privacy = subject.recipe.privacy
+    if privacy is None:
+        return ()
+    stored = results(train_reference(subject.recipe, subject.data.digest, 0))
+    if "epsilon" not in stored:
+        return ("the recipe's DP-SGD was not accounted for: it adds no noise, or Opacus is not installed",)
+    found = f"epsilon {float(stored['epsilon'][0]):.3g} at delta {privacy.delta:g}"
+    return (f"the recipe's DP-SGD has {found}, by Opacus' Renyi accountant, if it was carried out as stated",)

@@ -21,6 +21,24 @@ def private_settings(recipe: Recipe, epsilon: float, rows: int) -> dict[str, flo
     return {"noise_multiplier": noise, "clip": CLIP, "delta": delta}
 
 
+def spent_epsilon(recipe: Recipe, rows: int) -> float | None:
+    """Epsilon of the recipe's own DP-SGD on `rows` examples, by Opacus' Renyi accountant.
+
+    None for a recipe without it, without noise, or where Opacus is not installed.
+    """
+    privacy = recipe.privacy
+    if privacy is None or privacy.noise_multiplier == 0:
+        return None
+    try:
+        from opacus.accountants import RDPAccountant  # noqa: PLC0415 - optional, and slow to import
+    except ImportError:
+        return None
+    accountant = RDPAccountant()
+    rate = min(1.0, recipe.batch_size / rows)
+    accountant.history = [(privacy.noise_multiplier, rate, steps_of(recipe, rows))]
+    return float(accountant.get_epsilon(privacy.delta))
+
+
 def steps_of(recipe: Recipe, rows: int) -> int:
     """Batches that training on `rows` examples takes."""
     return recipe.epochs * -(-rows // recipe.batch_size)

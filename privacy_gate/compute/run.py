@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from privacy_gate.candidate import Backbone, CommandRecipe, Input, Recipe, View
+from privacy_gate.compute.accountant import spent_epsilon
 from privacy_gate.compute.backbone import candidate_head
 from privacy_gate.compute.command import score_by_command, train_by_command
 from privacy_gate.compute.control import train_control
@@ -211,7 +212,10 @@ def _train(
         else:
             heads = federated_heads(features[0].cpu().numpy(), data, recipe, subsets, machine, progress)
         for head in heads:
-            results.put(by_index[head.index], _judge(head, features, data, rows[head.index], machine))
+            arrays = _judge(head, features, data, rows[head.index], machine)
+            if head.index == 0 and (spent := spent_epsilon(recipe, int(rows[0].sum()))) is not None:
+                arrays["epsilon"] = np.array([spent])
+            results.put(by_index[head.index], arrays)
 
 
 def _train_networks(

@@ -13,6 +13,7 @@ import torch
 
 from privacy_gate.candidate import Recipe
 from privacy_gate.compute.optimizers import STATE, stepper
+from privacy_gate.compute.private import private_batches
 from privacy_gate.compute.subsets import Subset, initial_head, shown
 
 CACHE_LINE = 64
@@ -66,6 +67,14 @@ def train_block(
     step = stepper(stack.parameters, stack.gradient, recipe.optimizer)
     for epoch in range(recipe.epochs):
         lr = recipe.optimizer.lr * recipe.schedule.factor(epoch, recipe.epochs)
+        if recipe.privacy is not None:
+            for batch in private_batches(block, epoch, recipe, y):
+                stack.differentiate(batch.rows, batch.label, batch.present, recipe.privacy.clip)
+                stack.gradient[:, :, : width + 1] += batch.noise(recipe, recipe.classes, width + 1, stack.gradient)
+                stack.gradient /= recipe.batch_size
+                step(lr)
+            advance(len(block))
+            continue
         for rows, truth, share in _batches(block, epoch, recipe.batch_size, y, len(recipe.views)):
             stack.differentiate(rows, truth, share)
             step(lr)
@@ -106,14 +115,19 @@ class Stack:
         self.parameters = x.new_zeros(models, recipe.classes, width)
         self.gradient = torch.zeros_like(self.parameters)
 
-    def differentiate(self, rows: torch.Tensor, label: torch.Tensor, share: torch.Tensor | float) -> None:
+    def differentiate(
+        self, rows: torch.Tensor, label: torch.Tensor, share: torch.Tensor | float, clip: float | None = None
+    ) -> None:
         """Sets the gradient of every head's mean cross-entropy over its batch.
 
-        rows, label (M, B); share (M, 1, B) or a number: what an example weighs in the mean. The target is
+        rows, label (M, B); share (M, 1, B) or a number: what an example weighs in the mean; clip: the norm to
+        which each example's gradient, error x', is cut. The target is
         1 - s + s/C for the true class and s/C for the others, s = label smoothing, as in
         torch.nn.functional.cross_entropy.
         """
         models, size = rows.shape
+        if models * size > len(self._gathered):
+            self._gathered = self._x.new_empty(models * size, self._x.shape[1])
         x = self._gathered[: models * size]
         torch.index_select(self._x, 0, rows.view(-1), out=x)
         x = x.view(models, size, -1)
@@ -122,5 +136,8 @@ class Stack:
             error -= self._smoothing / error.shape[1]
         truth = label.unsqueeze(1)
         error.scatter_add_(1, truth, self._minus_target.expand(truth.shape))
+        if clip is not None:
+            norms = error.norm(dim=1, keepdim=True) * x.norm(dim=2).unsqueeze(1)
+            error *= clip / norms.clamp(min=clip)
         error *= share
         torch.bmm(error, x, out=self.gradient)

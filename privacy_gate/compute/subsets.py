@@ -18,6 +18,8 @@ _PART = int.from_bytes(b"part")
 _ORDER = int.from_bytes(b"order")
 _VIEW = int.from_bytes(b"view")
 _INITIAL = int.from_bytes(b"initial")
+_POISSON = int.from_bytes(b"poisson")
+_NOISE = int.from_bytes(b"noise")
 _UPDATE = int.from_bytes(b"update")
 _NETWORK = int.from_bytes(b"network")
 
@@ -104,6 +106,16 @@ def initial_head(index: int, classes: int, width: int) -> tuple[NDArray[np.float
     rng = np.random.default_rng([_INITIAL, index])
     bound = width**-0.5
     return rng.uniform(-bound, bound, (classes, width)), rng.uniform(-bound, bound, classes)
+
+
+def poisson_batch(index: int, epoch: int, step: int, size: int, rate: float) -> NDArray[np.int64]:
+    """Which of its `size` examples reference `index` takes in a step of DP-SGD: each with probability `rate`."""
+    return np.flatnonzero(np.random.default_rng([_POISSON, index, epoch, step]).random(size) < rate)
+
+
+def gradient_noise(index: int, epoch: int, step: int, shape: tuple[int, int]) -> NDArray[np.float64]:
+    """Standard normal noise of one step of DP-SGD, (C, D + 1)."""
+    return np.random.default_rng([_NOISE, index, epoch, step]).standard_normal(shape)
 
 
 def initial_update(index: int, place: int, rank: int, width: int) -> NDArray[np.float64]:

@@ -72,6 +72,7 @@ def recipe_facts(report: Report) -> list[tuple[str, str]]:
         ("Optimiser", _settings(recipe.optimizer)),
         ("Schedule", _settings(recipe.schedule)),
         ("Training", f"{recipe.epochs:,} epochs, batches of {recipe.batch_size:,}, seed {recipe.seed}"),
+        *([("DP-SGD", _settings(recipe.privacy))] if recipe.privacy else []),
         ("Label smoothing", f"{recipe.label_smoothing:g}"),
         ("Views", f"{len(recipe.views)}" + (f": {_settings(recipe.augmentation)}" if recipe.augmentation else "")),
     ]
