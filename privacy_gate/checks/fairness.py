@@ -12,7 +12,8 @@ from privacy_gate.checks.references import feature_jobs
 from privacy_gate.dataset import Split
 from privacy_gate.evidence import Bools
 from privacy_gate.job import Job, Probe, Score, probe
-from privacy_gate.metrics.fairness import client_benefit, client_std, evenness, worst_decile_gap
+from privacy_gate.metrics.benefit import client_benefit
+from privacy_gate.metrics.fairness import client_std, evenness, worst_decile_gap
 from privacy_gate.metrics.groups import equalized_odds, group_gap
 from privacy_gate.verdict import CheckResult, Limit, Measurement, not_measured
 
@@ -69,7 +70,7 @@ class Fairness(Check):
         if data.client is not None:
             found += _clients((predicted == data.label)[holdout], data.client[holdout], confidence, rng)
         if data.client is not None and subject.recipe.federation is not None:
-            found.append(self._benefit(subject, results, predicted == data.label, confidence, rng))
+            found.append(self._benefit(subject, results, predicted == data.label, confidence))
         if data.group is not None:
             probes = {name: job for name, job in self._probes(subject).items() if not name.startswith("client:")}
             models = {CANDIDATE: predicted}
@@ -91,9 +92,7 @@ class Fairness(Check):
         notes = tuple(f"fairness: left out, since {reason}" for reason in dict.fromkeys(reasons.values()))
         return CheckResult(measurements=tuple(found), notes=notes)
 
-    def _benefit(
-        self, subject: Subject, results: Results, right: Bools, confidence: float, rng: np.random.Generator
-    ) -> Measurement:
+    def _benefit(self, subject: Subject, results: Results, right: Bools, confidence: float) -> Measurement:
         """Whether clients fare at least as well as alone, each judged by its own holdout rows."""
         jobs = {name: job for name, job in self._probes(subject).items() if name.startswith("client:")}
         data = subject.data
@@ -105,7 +104,7 @@ class Fairness(Check):
             alone.append(results(job)["logits"][mine].argmax(axis=1) == data.label[mine])
             together.append(right[mine])
             who.append(data.client[mine])
-        return client_benefit(np.concatenate(together), np.concatenate(alone), np.concatenate(who), confidence, rng)
+        return client_benefit(np.concatenate(together), np.concatenate(alone), np.concatenate(who), confidence)
 
 
 def _clients(

@@ -5,22 +5,18 @@ figure is corrected for chance, and has an interval. Axis letters as in evidence
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from privacy_gate.errors import EvidenceError
-from privacy_gate.evidence import Bools, Floats, Ints
+from privacy_gate.evidence import Floats, Ints
 from privacy_gate.metrics.bootstrap import DRAWS, measured, percentile
 from privacy_gate.verdict import Measurement, not_measured
 
 GRID = 41
 """Spreads of true accuracies that are tried where an interval is inverted from tests."""
 
-MARGIN = 0.01
-"""How much worse than training alone a client may fare and still count as no worse off."""
+METHOD = "test inversion over the spread of true accuracies"
 
 WORST = 0.1
 """Share of clients that are the worst; at least one."""
@@ -31,17 +27,18 @@ def client_std(correct: Ints, rows: Ints, confidence: float, rng: np.random.Gene
 
     correct, rows (K,): right predictions and rows of each client. It is sqrt(max(0, Var_k A_k - mean_k
     A_k (1 - A_k) / (n_k - 1))): without the variance that binomial noise adds to equal accuracies.
-    Interval: every spread s for which a figure this large and one this small are both
-    likely enough, where clients' true accuracies are beta with the pooled mean and standard deviation s.
+    Interval: every spread for which a figure this large and one this small are both likely enough. The
+    clients are all there are, so a spread is that of K true accuracies: the pooled mean and deviations scaled to it,
+    cut at 0 and 1. The deviations are tried both as normal ones and as those observed, and the wider end counts. The
+    mean counts half a row more of each kind, so that a few rows all right prove little.
     """
     a, n = _accuracies(correct, rows)
     reason = _too_few("client_std", a, n, 2)
     if reason:
         return reason
     value = float(_debiased(a[None], n)[0])
-    grid = _grid(_pooled(a, n), n, lambda observed: _debiased(observed, n), rng)
-    low, high = grid.ends(value, grid.spread, confidence)
-    return measured("client_std", value, (low, high), confidence, "test inversion, beta-binomial", _samples(n))
+    ends = _inverted(value, a, n, lambda observed: _debiased(observed, n), _spread, confidence, rng)
+    return measured("client_std", value, ends, confidence, METHOD, _samples(n))
 
 
 def worst_decile_gap(correct: Ints, rows: Ints, confidence: float, rng: np.random.Generator) -> Measurement:
@@ -49,7 +46,7 @@ def worst_decile_gap(correct: Ints, rows: Ints, confidence: float, rng: np.rando
 
     correct, rows (K,). The worst tenth is max(1, ceil(K / 10)) clients; chance is the mean of the gap of as many
     clients with equal accuracies and the same rows. Below 0 where clients differ less than chance. Interval: as
-    `client_std`, and the mean true gap of clients with the spreads at its ends.
+    `client_std`, of the mean true gap of clients with such spreads.
     """
     a, n = _accuracies(correct, rows)
     reason = _too_few("worst_decile_gap", a, n, 2)
@@ -57,9 +54,8 @@ def worst_decile_gap(correct: Ints, rows: Ints, confidence: float, rng: np.rando
         return reason
     floor = float(chance_gaps(_pooled(a, n), n, rng).mean())
     value = float(decile_gap(a[None])[0]) - floor
-    grid = _grid(_pooled(a, n), n, lambda observed: decile_gap(observed) - floor, rng)
-    low, high = grid.ends(value, np.maximum.accumulate(decile_gap(grid.truth).mean(axis=1)), confidence)
-    return measured("worst_decile_gap", value, (low, high), confidence, "test inversion, beta-binomial", _samples(n))
+    ends = _inverted(value, a, n, lambda observed: decile_gap(observed) - floor, decile_gap, confidence, rng)
+    return measured("worst_decile_gap", value, ends, confidence, METHOD, _samples(n))
 
 
 def decile_gap(accuracy: Floats) -> Floats:
@@ -76,28 +72,6 @@ def decile_gap(accuracy: Floats) -> Floats:
 def chance_gaps(accuracy: float, rows: Ints, rng: np.random.Generator) -> Floats:
     """Worst-decile gaps (DRAWS,) of clients who all have this true accuracy, and so many rows (K,)."""
     return decile_gap(_drawn(np.full((DRAWS, len(rows)), accuracy), rows, rng))
-
-
-def client_benefit(
-    federated: Bools, alone: Bools, client: NDArray[Any], confidence: float, rng: np.random.Generator
-) -> Measurement:
-    """Share of clients whose accuracy is no worse than that of the model they train alone, less MARGIN.
-
-    federated, alone (N,): whether each model is right on a client's own test row; client (N,). The clients are all
-    there are; rows are a sample. Interval: bootstrap of each client's rows, both models on the same ones, percentile.
-    """
-    names, code = np.unique(client, return_inverse=True)
-    if not len(names):
-        return not_measured("client_benefit", "needs n >= 1 rows, found 0")
-    rows = np.bincount(code)
-    won = np.bincount(code[federated & ~alone], minlength=len(names))
-    lost = np.bincount(code[alone & ~federated], minlength=len(names))
-    shares = np.stack([won, lost, rows - won - lost], axis=1) / rows[:, None]
-    drawn = np.stack([rng.multinomial(rows, shares) for _ in range(DRAWS)])
-    served = (drawn[..., 0] - drawn[..., 1]) / rows >= -MARGIN - 1e-12
-    value = float(((won - lost) / rows >= -MARGIN - 1e-12).mean())
-    low, high = percentile(served.mean(axis=1), confidence)
-    return measured("client_benefit", value, (low, high), confidence, "paired bootstrap over rows", _samples(rows))
 
 
 def evenness(correct: Ints, rows: Ints, confidence: float, rng: np.random.Generator) -> list[Measurement]:
@@ -165,45 +139,61 @@ def _drawn(accuracy: Floats, n: Ints, rng: np.random.Generator) -> Floats:
     return np.asarray(rng.binomial(n, accuracy) / n)
 
 
-def _beta(mean: float, spread: float, shape: tuple[int, int], rng: np.random.Generator) -> Floats:
-    """Beta variates with this mean and standard deviation; the mean itself where the deviation is 0."""
-    if spread <= 0:
-        return np.full(shape, mean)
-    weight = mean * (1 - mean) / spread**2 - 1
-    return rng.beta(mean * weight, (1 - mean) * weight, shape)
+Figure = Callable[[Floats], Floats]
+"""Of accuracies (..., K): (...,)."""
 
 
-@dataclass(frozen=True, eq=False)
-class _Grid:
-    """What clients whose true accuracies spread so much would show.
+def _spread(accuracy: Floats) -> Floats:
+    """Standard deviation (...,) of accuracies (..., K)."""
+    return np.asarray(accuracy.std(axis=-1, ddof=1))
 
-    spread (S,), ascending from 0; truth (S, DRAWS, K) true accuracies; shown (S, DRAWS) the statistic
+
+def _inverted(
+    value: float, a: Floats, n: Ints, shown: Figure, true: Figure, confidence: float, rng: np.random.Generator
+) -> tuple[float, float]:
+    """The least and greatest true figure that a statistic's `value` does not speak against.
+
+    a, n (K,): observed accuracies and rows. shown: the statistic, of observed accuracies; true: its figure, of true
+    ones.
     """
-
-    spread: Floats
-    truth: Floats
-    shown: Floats
-
-    def ends(self, value: float, figure: Floats, confidence: float) -> tuple[float, float]:
-        """The figures (S,) at the least and the greatest spread that `value` does not speak against."""
-        tail = (1 - confidence) / 2
-        enough = np.maximum.accumulate((self.shown >= value - 1e-12).mean(axis=1))
-        few = np.maximum.accumulate((self.shown <= value + 1e-12).mean(axis=1)[::-1])
-        low = figure[0] if enough[0] >= tail else np.interp(tail, enough, figure)
-        high = figure[-1] if few[0] >= tail else np.interp(tail, few, figure[::-1])
-        return float(low), float(high)
+    normal = rng.standard_normal((DRAWS, len(n)))
+    shapes = [normal, np.tile(a, (DRAWS, 1))] if np.ptp(a) > 0 else [normal]
+    ends = [_inverted_along(value, shape, a, n, shown, true, confidence, rng) for shape in shapes]
+    return min(low for low, _ in ends), max(high for _, high in ends)
 
 
-def _grid(mean: float, n: Ints, statistic: Callable[[Floats], Floats], rng: np.random.Generator) -> _Grid:
-    """Beta true accuracies of this mean, from all alike to all right or wrong; binomial predictions."""
-    spread = np.linspace(0, 1, GRID) ** 2 * np.sqrt(mean * (1 - mean)) * 0.999
-    truth = np.stack([_beta(mean, each, (DRAWS, len(n)), rng) for each in spread])
-    return _Grid(spread, truth, np.stack([statistic(_drawn(each, n, rng)) for each in truth]))
+def _inverted_along(
+    value: float,
+    shape: Floats,
+    a: Floats,
+    n: Ints,
+    shown: Figure,
+    true: Figure,
+    confidence: float,
+    rng: np.random.Generator,
+) -> tuple[float, float]:
+    """Those figures, where true accuracies deviate from their mean as `shape` (DRAWS, K) does, more or less."""
+    shape = shape - shape.mean(axis=1, keepdims=True)
+    shape /= shape.std(axis=1, ddof=1, keepdims=True)
+    truth = np.clip(_likely(a, n) + (np.linspace(0, 1, GRID) ** 2)[:, None, None] * shape, 0, 1)
+    statistic = np.stack([shown(_drawn(each, n, rng)) for each in truth])
+    tail, figure = (1 - confidence) / 2, np.maximum.accumulate(true(truth).mean(axis=1))
+    figure[0] = 0.0  # clients alike, but for rounding
+    enough = np.maximum.accumulate((statistic >= value - 1e-12).mean(axis=1))
+    few = np.maximum.accumulate((statistic <= value + 1e-12).mean(axis=1)[::-1])
+    low = figure[0] if enough[0] >= tail else np.interp(tail, enough, figure)
+    high = figure[-1] if few[0] >= tail else np.interp(tail, few, figure[::-1])
+    return float(low), float(high)
 
 
 def _pooled(a: Floats, n: Ints) -> float:
     """Share of all rows that are right."""
     return float((a * n).sum() / n.sum())
+
+
+def _likely(a: Floats, n: Ints) -> float:
+    """That share with half a row more of each kind: never 0 or 1."""
+    return float(((a * n).sum() + 0.5) / (n.sum() + 1))
 
 
 def _samples(rows: Ints) -> str:

@@ -1,15 +1,20 @@
-"""Whether a model serves some groups worse than others. Axis letters as in evidence.py."""
+"""Whether a model serves, or exposes, some groups more than others. Axis letters as in evidence.py."""
 
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from privacy_gate.evidence import Bools, Floats, Ints
 from privacy_gate.metrics.binomial import clopper_pearson
-from privacy_gate.metrics.bootstrap import DRAWS, measured, pivotal
+from privacy_gate.metrics.bootstrap import DRAWS, measured
+from privacy_gate.metrics.disparity import Accusations
 from privacy_gate.verdict import Measurement, not_measured
+
+BATCH = 100
+"""Posterior draws made at once, so that many classes do not fill the memory."""
 
 
 def group_gap(correct: Bools, group: NDArray[Any], confidence: float) -> Measurement:
@@ -18,10 +23,43 @@ def group_gap(correct: Bools, group: NDArray[Any], confidence: float) -> Measure
     Interval: for each pair the squared distances to the Clopper-Pearson ends are added (Newcombe 1998, method 10's
     principle), at a confidence that holds for all pairs at once (Bonferroni).
     """
+    return _largest_gap("group_gap", correct, group, confidence, "rows")
+
+
+def disparate_mia(
+    found: Accusations, permutations: int, confidence: float, rng: np.random.Generator
+) -> list[Measurement]:
+    """disparate_mia: largest difference of TPR between two groups, at the one threshold; and its p-value.
+
+    Interval of the gap: as `group_gap`, over members. disparate_mia_p_value: in what share of the shuffles of groups
+    among members the gap is as large, (count + 1) / (shuffles + 1); interval: Clopper-Pearson, of all shuffles there
+    are. Accusing more of a group's members may be for being of the group: `vulnerability_gap` takes its holdout away.
+    """
+    accused, group = found.accused[found.member], found.group[found.member]
+    gap = _largest_gap("disparate_mia", accused, group, confidence, "members")
+    if not gap.measured:
+        return [gap, not_measured("disparate_mia_p_value", str(gap.reason))]
+    _, code, size = np.unique(group, return_inverse=True, return_counts=True)
+    shuffled = rng.multivariate_hypergeometric(size, int(accused.sum()), permutations, method="marginals") / size
+    seen = np.ptp(np.bincount(code[accused], minlength=len(size)) / size)
+    extreme = int((np.ptp(shuffled, axis=1) >= seen - 1e-12).sum())
+    p = measured(
+        "disparate_mia_p_value",
+        (extreme + 1) / (permutations + 1),
+        clopper_pearson(extreme, permutations, confidence),
+        confidence,
+        "permutation test; interval of the shuffles drawn",
+        f"{permutations:,} shuffles, {len(size)} groups",
+    )
+    return [gap, p]
+
+
+def _largest_gap(metric: str, hit: Bools, group: NDArray[Any], confidence: float, unit: str) -> Measurement:
+    """Largest difference between two groups of the share of hits; hit and group (N,)."""
     names = np.unique(group)
     if len(names) < 2:
-        return not_measured("group_gap", f"needs >= 2 groups, found {len(names)}")
-    sides = [correct[group == name] for name in names]
+        return not_measured(metric, f"needs >= 2 groups, found {len(names)}")
+    sides = [hit[group == name] for name in names]
     level = 1 - (1 - confidence) / (len(names) * (len(names) - 1) / 2)
     ends = [clopper_pearson(int(side.sum()), len(side), level) for side in sides]
     rates = [float(side.mean()) for side in sides]
@@ -31,8 +69,8 @@ def group_gap(correct: Bools, group: NDArray[Any], confidence: float) -> Measure
         difference = rates[a] - rates[b]
         low = max(low, difference - float(np.hypot(rates[a] - ends[a][0], ends[b][1] - rates[b])))
         high = max(high, difference + float(np.hypot(ends[a][1] - rates[a], rates[b] - ends[b][0])))
-    value, samples = max(rates) - min(rates), f"{len(correct):,} rows, {len(names)} groups"
-    return measured("group_gap", value, (low, min(1.0, high)), confidence, "Newcombe, Bonferroni over pairs", samples)
+    value, samples = max(rates) - min(rates), f"{len(hit):,} {unit}, {len(names)} groups"
+    return measured(metric, value, (low, min(1.0, high)), confidence, "Newcombe, Bonferroni over pairs", samples)
 
 
 def equalized_odds(
@@ -41,49 +79,97 @@ def equalized_odds(
     """Mean over classes, each against the rest, of the larger of two gaps between groups: of TPR and of FPR.
 
     predicted, label, group (N,). Hardt et al. 2016 (arXiv 1610.02413); with two classes the difference that fairlearn
-    calls equalized odds. A class counts where two groups have rows of it and rows of others. Interval: bootstrap of
-    predictions within each group and class, pivotal; its low end is 0 unless groups alike would seldom show so much.
+    calls equalized odds. A class counts where two groups have rows of it and rows of others.
+
+    Interval: gaps of rates drawn from their posterior (Jeffreys). A gap of estimates is larger than that of true
+    rates, and one drawn around estimates larger still: the high end is the draws' own quantile, and the low end as far
+    below the estimate as their quantile, Bonferroni over pairs of groups, is above it. It is 0 unless groups alike, by
+    shuffling them among the rows of each class, would seldom show so much.
     """
     names, code = np.unique(group, return_inverse=True)
-    classes = 1 + int(max(predicted.max(initial=0), label.max(initial=0)))
-    table = np.zeros((len(names), classes, classes), dtype=np.int64)
-    np.add.at(table, (code, label, predicted), 1)
-    value = float(odds_gap(table[None])[0])
+    shape = (len(names), 1 + int(max(predicted.max(initial=0), label.max(initial=0))))
+    value = float(_odds_gap(predicted, label, code, shape))
     if not np.isfinite(value):
         return not_measured("equalized_odds", "needs a class of which, and of its others, two groups have rows")
-    apart = odds_gap(_predicted_again(table, table, rng))
-    alike = odds_gap(_predicted_again(table, np.broadcast_to(table.sum(axis=0), table.shape), rng))
-    low, high = pivotal(value, apart, confidence)
-    if (alike >= value - 1e-12).mean() >= (1 - confidence) / 2:
+    tail = (1 - confidence) / 2
+    pairs = len(names) * (len(names) - 1) / 2
+    high, joint = np.quantile(_plausible_gaps(predicted, label, code, shape, rng), [1 - tail, 1 - tail / pairs])
+    low = max(0.0, 2 * value - float(joint))
+    if low and _share_as_large(value, predicted, label, code, shape, rng) >= tail:
         low = 0.0
-    samples = f"{len(label):,} rows, {len(names)} groups"
-    return measured("equalized_odds", value, (max(0.0, low), min(1.0, high)), confidence, "bootstrap, pivotal", samples)
+    method, samples = "posterior of rates; permutation test against 0", f"{len(label):,} rows, {len(names)} groups"
+    return measured("equalized_odds", value, (low, min(1.0, float(high))), confidence, method, samples)
 
 
-def _predicted_again(table: Ints, as_in: Ints, rng: np.random.Generator) -> Ints:
-    """DRAWS tables with the rows of each group and label in `table`, and predictions in the shares of `as_in`."""
-    known = as_in.sum(axis=2, keepdims=True)
-    shares = np.where(known > 0, as_in / np.maximum(known, 1), 1 / table.shape[2])
-    return rng.multinomial(table.sum(axis=2), shares, size=(DRAWS, *table.shape[:2]))
+def _odds_gap(predicted: Ints, label: Ints, code: Ints, shape: tuple[int, int]) -> Floats:
+    """The figure of rows (N,) of groups `code`; shape (G, C). NaN where no class counts."""
+    right = predicted == label
+    hits = _table(code[right], label[right], shape)
+    alarms = _table(code[~right], predicted[~right], shape)
+    return _gap_of_counts(hits, alarms, _table(code, label, shape))
 
 
-def odds_gap(table: Ints) -> Floats:
-    """The figure of `equalized_odds` of tables (..., G, C, C) of rows by group, label and prediction: (...,)."""
-    own = table.sum(axis=-1)
-    others = own.sum(axis=-1, keepdims=True) - own
-    hits = np.diagonal(table, axis1=-2, axis2=-1)
-    alarms = table.sum(axis=-2) - hits
-    gaps = [_range(hits, own), _range(alarms, others)]
-    larger = np.where(np.isfinite(gaps[0] + gaps[1]), np.maximum(*gaps), np.nan)
+def _share_as_large(
+    value: float, predicted: Ints, label: Ints, code: Ints, shape: tuple[int, int], rng: np.random.Generator
+) -> float:
+    """In what share of DRAWS shuffles of the groups among the rows of each class the gap is at least `value`."""
+    order = np.argsort(label, kind="stable")
+    predicted, label, code = predicted[order], label[order], code[order]
+    extreme = 0
+    for _ in range(DRAWS):
+        shuffled = code[np.argsort(label + rng.random(len(label)))]
+        extreme += bool(_odds_gap(predicted, label, shuffled, shape) >= value - 1e-12)
+    return extreme / DRAWS
+
+
+def _plausible_gaps(
+    predicted: Ints, label: Ints, code: Ints, shape: tuple[int, int], rng: np.random.Generator
+) -> Floats:
+    """Gaps (DRAWS,) of rates that the rows leave possible; shape (G, C).
+
+    Of each group and label the shares of predictions are Dirichlet: rows, half a row more that is right, and half that
+    is wrong, of which each other class gets as much. Predictions that do not occur, most of many classes, take no
+    memory.
+    """
+    groups, classes = shape
+    own = _table(code, label, shape)
+    wrong = predicted != label
+    found, count = np.unique(np.stack([code, label, predicted])[:, wrong], axis=1, return_counts=True)
+    place, ones = np.arange(len(count)), np.ones(len(count))
+    wide = (len(count), groups * classes)
+    by_label = csr_array((ones, (place, found[0] * classes + found[1])), shape=wide)
+    by_prediction = csr_array((ones, (place, found[0] * classes + found[2])), shape=wide)
+    hits = _table(code[~wrong], label[~wrong], shape).ravel()
+    gaps = []
+    for _ in range(DRAWS // BATCH):
+        errors = rng.standard_gamma(count, (BATCH, len(count)))
+        right, astray = rng.standard_gamma(hits + 0.5, (BATCH, len(hits))), rng.standard_gamma(0.5, (BATCH, len(hits)))
+        scale = own.ravel() / (right + astray + errors @ by_label)
+        elsewhere = (astray * scale).reshape(BATCH, groups, classes)
+        spread = (elsewhere.sum(axis=2, keepdims=True) - elsewhere) / max(classes - 1, 1)
+        alarms = (errors * (scale @ by_label.T)) @ by_prediction
+        gaps.append(_gap_of_counts((right * scale).reshape(spread.shape), alarms.reshape(spread.shape) + spread, own))
+    return np.concatenate(gaps)
+
+
+def _table(code: Ints, values: Ints, shape: tuple[int, int]) -> Ints:
+    """Rows of each group and class, `shape` (G, C)."""
+    return np.bincount(code * shape[1] + values, minlength=shape[0] * shape[1]).reshape(shape)
+
+
+def _gap_of_counts(hits: Floats | Ints, alarms: Floats | Ints, own: Ints) -> Floats:
+    """The figure (...,) of right predictions by label and wrong ones by prediction (..., G, C), and of rows (G, C)."""
+    others = own.sum(axis=1, keepdims=True) - own
+    larger = np.maximum(_range(hits, own), _range(alarms, others))
     counted = np.isfinite(larger)
     total = np.where(counted, larger, 0).sum(axis=-1)
     return np.asarray(np.where(counted.any(axis=-1), total / np.maximum(counted.sum(axis=-1), 1), np.nan))
 
 
-def _range(above: Ints, below: Ints) -> Floats:
+def _range(above: Floats | Ints, below: Ints) -> Floats:
     """Largest minus smallest ratio over groups (axis -2), of those with rows; NaN where fewer than two have."""
     rate = above / np.maximum(below, 1)
     known = below > 0
     top = np.where(known, rate, -np.inf).max(axis=-2)
     bottom = np.where(known, rate, np.inf).min(axis=-2)
-    return np.where(known.sum(axis=-2) >= 2, top - bottom, np.nan)
+    return np.asarray(np.where(known.sum(axis=-2) >= 2, top - bottom, np.nan))

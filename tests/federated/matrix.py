@@ -34,13 +34,15 @@ ATTACKS = (
     "label_flip",
 )
 
+# The reference does not say how clients train. Rates of .5 and 1 both give its figures within the spread of seeds, 1
+# the IID ones more closely; .1, .3 and 2 do not. Batches of 16, 32 and 64 can hardly be told apart.
 TRAINING = Training(clients=10, rounds=150, steps=1, batch=32, lr=1.0)
 
 
-def digits(share: float = 0.25, dtype: type = np.float32) -> tuple[Samples, Samples]:
+def digits(share: float = 0.25, dtype: type = np.float32, seed: int = 0) -> tuple[Samples, Samples]:
     """Pixels in 0 .. 1, and a random share held back for testing."""
     x, y = load_digits(return_X_y=True)
-    order = np.random.default_rng(0).permutation(len(x))
+    order = np.random.default_rng(seed).permutation(len(x))
     held = int(len(x) * share)
     scaled = (x / 16).astype(dtype)
     train, test = order[held:], order[:held]

@@ -13,29 +13,34 @@ from privacy_gate.federated.simulator import Study, simulate
 MEAN = "uniform_mean"
 NNM = "nnm + trimmed_mean"
 
-# IID without attack, IID under the worst of two byzantine; alpha .5 the same; alpha .1 the same. Means of three seeds.
+# IID, without attack and under the worst of two byzantine; alpha .5, without attack and under the worst of one and of
+# two; alpha .1 the same. Means of three seeds.
 KNOWN = {
-    MEAN: (0.951, 0.098, 0.944, 0.101, 0.938, 0.100),
-    "median": (0.946, 0.937, 0.909, 0.787, 0.705, 0.289),
-    "trimmed_mean": (0.949, 0.935, 0.934, 0.795, 0.775, 0.376),
-    "geometric_median": (0.951, 0.935, 0.942, 0.885, 0.895, 0.599),
-    "multi_krum": (0.943, 0.927, 0.933, 0.851, 0.819, 0.735),
-    "centered_clipping": (0.949, 0.929, 0.943, 0.893, 0.917, 0.775),
-    NNM: (0.947, 0.932, 0.935, 0.834, 0.818, 0.749),
+    MEAN: (0.951, 0.098, 0.944, 0.107, 0.101, 0.938, 0.099, 0.100),
+    "median": (0.946, 0.937, 0.909, 0.833, 0.787, 0.705, 0.520, 0.289),
+    "trimmed_mean": (0.949, 0.935, 0.934, 0.897, 0.795, 0.775, 0.695, 0.376),
+    "geometric_median": (0.951, 0.935, 0.942, 0.920, 0.885, 0.895, 0.840, 0.599),
+    "multi_krum": (0.943, 0.927, 0.933, 0.912, 0.851, 0.819, 0.878, 0.735),
+    "centered_clipping": (0.949, 0.929, 0.943, 0.921, 0.893, 0.917, 0.873, 0.775),
+    NNM: (0.947, 0.932, 0.935, 0.913, 0.834, 0.818, 0.873, 0.749),
 }
-SEEDS = 8
+SEEDS = 12
 
 Accuracy = dict[tuple[str, Partition, int, str | None], Floats]
 
 
 @pytest.fixture(scope="module")
 def accuracy(matrix: ModuleType) -> Accuracy:
-    """Accuracies of SEEDS seeds by rule, partition, byzantine clients and attack."""
-    train, test = matrix.digits()
-    cells = matrix.cells([partition("iid"), matrix.uneven(0.5), matrix.uneven(0.1)], range(SEEDS), [2])
+    """Accuracies of SEEDS seeds, each with a split of its own, by rule, partition, byzantine clients and attack."""
     found: dict[tuple[str, Partition, int, str | None], list[float]] = {}
-    for cell, outcome in zip(cells, simulate(Study(train, test, "matrix", threads=2), cells), strict=True):
-        found.setdefault((str(cell.rule), cell.partition, cell.byzantine, cell.adversary), []).append(outcome.accuracy)
+    for seed in range(SEEDS):
+        cells = matrix.cells([partition("iid"), matrix.uneven(0.5), matrix.uneven(0.1)], [seed])
+        train, test = matrix.digits(seed=seed)
+        study = Study(train, test, "matrix", threads=2)
+        for cell, outcome in zip(cells, simulate(study, cells), strict=True):
+            found.setdefault((str(cell.rule), cell.partition, cell.byzantine, cell.adversary), []).append(
+                outcome.accuracy
+            )
     return {key: np.array(values) for key, values in found.items()}
 
 
@@ -46,18 +51,26 @@ def worst(accuracy: Accuracy, name: str, held: Partition, f: int) -> tuple[Float
     return chosen[attack], attack
 
 
+def miss(three: Floats, others: Floats) -> float:
+    """How far means of three seeds (R, 8) are from those of others (R, 8, S), in standard errors, root mean square."""
+    error = np.maximum(others.std(axis=-1, ddof=1), 0.005) * np.sqrt(1 / 3 + 1 / others.shape[-1])
+    return float(np.sqrt(np.mean(((others.mean(axis=-1) - three) / error) ** 2)))
+
+
 @pytest.mark.slow
-def test_the_reference_matrix_is_met_within_the_spread_of_seeds(accuracy: Accuracy, matrix: ModuleType) -> None:
-    """Our seeds against three others, of unknown splits and partitions."""
-    misses = []
-    for name, figures in KNOWN.items():
-        settings = itertools.product([partition("iid"), matrix.uneven(0.5), matrix.uneven(0.1)], [0, 2])
-        for (held, f), figure in zip(settings, figures, strict=True):
-            found, _ = worst(accuracy, name, held, f)
-            spread = max(found.std(ddof=1), 0.008) * np.sqrt(1 / 3 + 1 / SEEDS)
-            misses.append((found.mean() - figure) / spread)
-    assert np.mean(np.abs(misses) < 2) >= 0.9
-    assert np.abs(misses).max() < 4
+def test_the_reference_matrix_is_met_as_well_as_three_of_our_seeds_meet_the_others(
+    accuracy: Accuracy, matrix: ModuleType
+) -> None:
+    """Rules share their seeds' splits and partitions, so misses come together, and seeds' spreads are uneven.
+
+    So no table of the normal distribution says how large a miss is too large: our own seeds, three at a time, do.
+    """
+    iid, mild, strong = partition("iid"), matrix.uneven(0.5), matrix.uneven(0.1)
+    settings = [(iid, 0), (iid, 2), *itertools.product([mild, strong], [0, 1, 2])]
+    ours = np.array([[worst(accuracy, name, held, f)[0] for held, f in settings] for name in KNOWN])
+    triples = [np.isin(np.arange(SEEDS), chosen) for chosen in itertools.combinations(range(SEEDS), 3)]
+    own = [miss(ours[..., chosen].mean(axis=-1), ours[..., ~chosen]) for chosen in triples]
+    assert miss(np.array(list(KNOWN.values())), ours) < np.quantile(own, 0.95) < 2
 
 
 @pytest.mark.slow
@@ -93,4 +106,5 @@ def test_no_single_attack_is_the_worst_for_every_rule(accuracy: Accuracy, matrix
     }
     assert "ipm_10" in named[MEAN] & named["median"] & named["trimmed_mean"]
     assert "sign_flip" in named["multi_krum"]
-    assert len(set().union(*named.values())) >= 4
+    assert len(set().union(*named.values())) >= 3
+    assert not set.intersection(*named.values())
