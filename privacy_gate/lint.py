@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from privacy_gate.candidate import Claim, Recipe
+from privacy_gate.checks.disparity import Disparity
 from privacy_gate.checks.membership import FPRS, Membership
 from privacy_gate.dataset import AuditData, DataManifest, Split, duplicates, read_data
 from privacy_gate.documents import load
@@ -18,6 +19,8 @@ def lint_policy(path: Path, holdout: int | None) -> list[str]:
     lines = [f"{path}: sound; policy '{policy.name}' version {policy.version}, sha256 {sha256}"]
     for check in policy.checks:
         lines += [f"  {check.name}: {metric} {limit} ({limit.severity})" for metric, limit in check.bounds.items()]
+        if isinstance(check, Disparity) and check.fpr != "best":
+            lines.append(_resolution(f"disparity at fpr {check.fpr:g}", needed_holdout(check.fpr), holdout))
         if not isinstance(check, Membership):
             continue
         for metric in check.bounds:

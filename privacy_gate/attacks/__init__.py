@@ -14,6 +14,8 @@ from privacy_gate.attacks.quantile import quantile
 from privacy_gate.attacks.rmia import base, informia, rmia_offline, rmia_online
 from privacy_gate.attacks.trace import loss_trace
 
+_per_example = partial(lira_online, variance="per_example")
+_pooled = partial(lira_online, variance="pooled")
 _bavaria = partial(lira_online, variance="bavaria")
 
 _GAUSSIAN = "references are trained as the candidate was; phi is Gaussian over retrainings"
@@ -38,6 +40,8 @@ _SONG = "Song & Mittal 2021, arXiv 2003.10595"
 # fmt: off
 _ALL = (
     Attack("lira", lira_online, _LIRA, _GAUSSIAN, _SHARED, references=8, inside=2),
+    Attack("lira_per_example", _per_example, f"{_LIRA}, a row's own", _GAUSSIAN, _SHARED, references=8, inside=2),
+    Attack("lira_pooled", _pooled, f"{_LIRA}, one variance", _GAUSSIAN, _SHARED, references=8, inside=2),
     Attack("lira_offline", lira_offline, f"{_LIRA}, offline", _GAUSSIAN, _SHARED, references=8),
     Attack("bavaria", _bavaria, "BaVarIA, arXiv 2603.11799", _T, _SHARED, references=4, inside=2),
     Attack("rmia", rmia_online, _RMIA, _RATIO, _SHARED, references=2, population=100),

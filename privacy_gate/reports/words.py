@@ -67,6 +67,10 @@ _METRICS = {
     "byzantine_drop": Metric("accuracy lost to hostile clients", percent=True, chance=0.0, signed=True),
     "robustness_tax": Metric("accuracy that the robust rule costs", percent=True, chance=0.0, signed=True),
     "breakdown_point": Metric("smallest share of hostile clients that breaks it", percent=True),
+    "disparate_mia": Metric("largest gap between groups in members found beyond false alarms", percent=True),
+    "disparate_mia_p_value": Metric("chance that alike groups differ as much"),
+    "contribution_match": Metric("correlation of what clients bring and get"),
+    "backdoor_lift": Metric("how much more often a trigger is called its target", percent=True, signed=True),
     "client_std": Metric("spread of accuracy between clients, chance taken out", percent=True),
     "worst_decile_gap": Metric(
         "what the worst tenth of clients lack to the mean, chance taken out", percent=True, chance=0.0, signed=True

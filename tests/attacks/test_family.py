@@ -13,7 +13,7 @@ from privacy_gate.evidence import Floats, MembershipEvidence
 from privacy_gate.metrics.membership import auc, tpr_at_fpr
 
 NAMES = sorted(ATTACKS)
-ONLINE = {"lira", "bavaria", "rmia", "base", "informia"}
+ONLINE = {"lira", "lira_per_example", "lira_pooled", "bavaria", "rmia", "base", "informia"}
 
 Plant = Callable[..., MembershipEvidence]
 
