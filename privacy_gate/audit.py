@@ -40,6 +40,7 @@ THREAT_MODEL = (
 )
 
 NOT_TESTED_WITHOUT = {
+    "backdoor": "backdoors",
     "robustness": "the federation under hostile clients",
     "fairness": "whom the model serves worse",
 }
@@ -52,7 +53,7 @@ NOT_TESTED = (
     "reconstruction and model inversion",
     "attribute inference",
     "training-data extraction by prompting or regurgitation",
-    "evasion and backdoors",
+    "evasion",
     "white-box membership inference from gradients or weights",
     "privacy of a federation's rounds",
 )

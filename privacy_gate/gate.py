@@ -3,6 +3,7 @@
 import datetime
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from privacy_gate.audit import Shard, audit, plan, subject_of
 from privacy_gate.candidate import Candidate
 from privacy_gate.checks.vulnerability import Vulnerability
 from privacy_gate.dataset import AuditData, read_data
-from privacy_gate.errors import ConfigurationError
+from privacy_gate.errors import ConfigurationError, UndecidedError
 from privacy_gate.job import Job
 from privacy_gate.policy import Policy, load_policy
 from privacy_gate.progress import Progress
@@ -27,6 +28,7 @@ from privacy_gate.store import Store
 from privacy_gate.verdict import Verdict
 
 if TYPE_CHECKING:
+    from privacy_gate.compute.cluster import Cluster
     from privacy_gate.compute.machine import Machine
 
 
@@ -47,8 +49,20 @@ class Case:
         """Everything the verdict needs computed."""
         return plan(self.policy, self.candidate, self.data)
 
+    def missing(self, jobs: Iterable[Job]) -> list[Job]:
+        """Those of the jobs that the store lacks."""
+        return [job for job in jobs if not self.store.has(job)]
+
     def audit(self, now: datetime.datetime, progress: Progress) -> Report:
-        """The report, from what the store holds."""
+        """The report, from what the store holds. Raises UndecidedError where it lacks a part."""
+        if missing := self.missing(self.jobs):
+            kinds = ", ".join(
+                f"{count} {kind}" for kind, count in Counter(type(job).__name__ for job in missing).items()
+            )
+            raise UndecidedError(
+                f"store {self.store.root}: {len(missing)} of {len(self.jobs)} results are missing ({kinds}): run "
+                "`prepare` first, every shard of it"
+            )
         return audit(
             self.policy,
             self.policy_sha256,
@@ -79,17 +93,28 @@ def open_case(
         yield Case(rules, sha256, str(policy), candidate, data, results, recorded)
 
 
-def prepare(case: Case, machine: "Machine", part: Shard, progress: Progress) -> tuple[int, int]:
-    """Computes what the store lacks; returns how many jobs were computed and how many were there."""
-    return _compute(case, part.take(case.jobs), machine, progress)
+def prepare(
+    case: Case, machine: "Machine", part: Shard, progress: Progress, cluster: "Cluster | None" = None
+) -> tuple[int, int]:
+    """Computes what the store lacks, here or on a cluster: returns how many jobs were computed, how many were there."""
+    return _compute(case, part.take(case.jobs), machine, progress, cluster)
 
 
-def _compute(case: Case, jobs: Sequence[Job], machine: "Machine", progress: Progress) -> tuple[int, int]:
+def _compute(
+    case: Case, jobs: Sequence[Job], machine: "Machine", progress: Progress, cluster: "Cluster | None" = None
+) -> tuple[int, int]:
     # torch takes seconds to import, and only this step needs it.
+    from privacy_gate.compute.cluster import run_on_cluster  # noqa: PLC0415
+    from privacy_gate.compute.numerics import numerics  # noqa: PLC0415
     from privacy_gate.compute.run import Inputs, run  # noqa: PLC0415
 
-    missing = [job for job in jobs if not case.store.has(job)]
-    run(missing, Inputs(case.data, case.candidate.folder), machine, case.store, progress)
+    missing, candidate = case.missing(jobs), case.candidate
+    if missing and cluster:
+        manifest, classes = candidate.dossier.data, candidate.recipe.classes
+        run_on_cluster(missing, manifest, classes, candidate.folder, machine, case.store, cluster, progress)
+    elif missing:
+        store = case.store.made_by(numerics(machine))
+        run(missing, Inputs(case.data, candidate.folder), machine, store, progress)
     return len(missing), len(jobs) - len(missing)
 
 
@@ -104,12 +129,13 @@ def check(
     now: datetime.datetime,
     progress: Progress,
     thumbnails: Path | None = None,
+    cluster: "Cluster | None" = None,
 ) -> tuple[Report, list[Path]]:
     """The whole pass but for the decision's writing: the report and its files, and thumbnails where asked for."""
     with open_case(uri, policy, store=store, tracking_uri=tracking_uri, now=now) as case:
         if thumbnails:
             refuse_thumbnails(thumbnails, output, case.policy)
-        prepare(case, machine, Shard(), progress)
+        prepare(case, machine, Shard(), progress, cluster)
         report = case.audit(now, progress)
         if thumbnails:
             write_thumbnails(thumbnails, report, case.data)

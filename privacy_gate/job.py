@@ -121,7 +121,21 @@ def probe(recipe: Recipe, dataset: str, rows: str) -> Probe:
     return Probe(recipe.model_copy(update={"seed": 0}), dataset, rows)
 
 
-Job = Embed | Score | TrainReference | TrainControl | Federate | Probe
+@dataclass(frozen=True)
+class Trigger:
+    """What the candidate says of some rows once a backdoor's trigger is on their images; see compute.triggers.
+
+    Result: predicted (R,) int64, the class of the largest logit, for each of `rows`, ascending.
+    """
+
+    artifact: str
+    recipe: Recipe
+    dataset: str
+    trigger: str
+    rows: tuple[int, ...]
+
+
+Job = Embed | Score | TrainReference | TrainControl | Federate | Probe | Trigger
 
 
 def train_reference(

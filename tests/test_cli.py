@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 COMMANDS = [
     ["check"], ["prepare"], ["audit"], ["report"], ["promote"], ["advise"], ["demo"], ["attacks"],
     ["dossier"], ["dossier", "lint"], ["policy"], ["policy", "lint"],
+    ["store"], ["store", "list"], ["store", "prune"], ["store", "verify"], ["store", "merge"],
 ]  # fmt: skip
 
 
@@ -30,7 +31,7 @@ def invoke(*arguments: str) -> tuple[int, str]:
 def test_every_command_has_help_with_an_example(command: list[str]) -> None:
     code, text = invoke(*command, "--help")
     assert code == 0
-    if command not in (["dossier"], ["policy"]):
+    if command not in (["dossier"], ["policy"], ["store"]):
         assert f"Example: privacy-gate {' '.join(command)}" in " ".join(text.split())
 
 
@@ -77,6 +78,9 @@ def test_policy_lint_audit_and_report_do_not_import_torch() -> None:
         (["check", "models:/x/1"], 2, "Missing option '--policy'"),
         (["prepare", "models:/x/1", "--policy", "p", "--shard", "0/2"], 2, "1 <= i <= n"),
         (["prepare", "models:/x/1", "--policy", "p", "--shard", "two"], 2, "write i/n, for instance 2/4"),
+        (["check", "models:/x/1", "-p", "p", "--engine", "ray", "--ray-address", "x"], 2, "write ray://host:port"),
+        (["prepare", "models:/x/1", "--policy", "p", "--engine", "slurm"], 2, "'slurm' is not one of 'local', 'ray'"),
+        (["store", "prune", "--older-than", "30"], 2, "--older-than 30: write a number of hours, days or weeks"),
         (["dossier", "lint", "absent"], 2, "absent/recipe.yaml: No such file or directory"),
         (["nonsense"], 2, "No such command 'nonsense'"),
     ],

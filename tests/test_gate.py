@@ -9,13 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from privacy_gate import gate, registry
 from privacy_gate.audit import Shard
 from privacy_gate.compute.machine import Machine
-from privacy_gate.errors import ConfigurationError, ConflictError, StoreError
+from privacy_gate.errors import ConfigurationError, ConflictError, StoreError, UndecidedError
 from privacy_gate.progress import silent
 from privacy_gate.report import Report
+from privacy_gate.store.place import Place
+from privacy_gate.store.shelf import entries, groups
 from privacy_gate.verdict import Status, Verdict
 
 NOW = datetime.datetime(2030, 1, 1, 12, 0, tzinfo=datetime.UTC)
@@ -162,11 +165,13 @@ def test_steps_alone_and_in_shards_give_the_report_of_the_whole_pass(
     def opened() -> Any:
         return gate.open_case(uri, policy, store=store, tracking_uri=tracking, now=NOW)
 
-    with opened() as case, pytest.raises(StoreError, match="run `prepare` first"):
-        case.audit(NOW, silent)
-    with opened() as case:
-        for index in (2, 1):
+    for index, found in ((2, r"34 of 34 .*32 TrainReference"), (1, r"1[78] of 34 results are missing .*16 TrainRef")):
+        with opened() as case, pytest.raises(UndecidedError, match=found + ".*run `prepare` first, every shard") as one:
+            case.audit(NOW, silent)
+        assert one.value.exit_code == 4
+        with opened() as case:
             gate.prepare(case, MACHINE, Shard(index, 2), silent)
+    with opened() as case:
         assert gate.prepare(case, MACHINE, Shard(), silent)[0] == 0
     with opened() as case:
         parts = case.audit(NOW, silent)
@@ -183,6 +188,36 @@ def test_a_retrained_candidate_and_another_policy_train_no_reference_again(
     for path, computed in ((policy, 1), (more, 4)):
         with gate.open_case(again, path, store=str(tmp_path / "store"), tracking_uri=tracking, now=NOW) as case:
             assert gate.prepare(case, MACHINE, Shard(), silent)[0] == computed
+
+
+def test_an_interrupted_run_goes_on_where_it_was_and_computes_nothing_again(
+    scene: Any, policy: Path, tracking: str, tmp_path: Path
+) -> None:
+    uri, store = register(scene, "interrupted", tracking), tmp_path / "store"
+
+    def interrupt(task: str, done: int, total: int) -> None:
+        if task == "train references" and done > 12:
+            raise KeyboardInterrupt
+
+    def files() -> dict[str, int]:
+        return {path.name: path.stat().st_mtime_ns for path in store.rglob("*.safetensors")}
+
+    with gate.open_case(uri, policy, store=str(store), tracking_uri=tracking, now=NOW) as case:
+        with pytest.raises(KeyboardInterrupt):
+            gate.prepare(case, Machine(threads=1, block=4), Shard(), interrupt)
+        before = files()
+        computed, stored = gate.prepare(case, MACHINE, Shard(), silent)
+    assert (computed, stored) == (34 - len(before), len(before))
+    assert len(before) > 12
+    assert files().items() >= before.items()
+
+
+def test_what_made_a_result_is_on_record(scene: Any, policy: Path, tracking: str, tmp_path: Path) -> None:
+    check(register(scene, "made", tracking), policy, tracking, tmp_path)
+    listed = groups(list(entries(Place(str(tmp_path / "store")))))
+    assert {group.torch for group in listed} == {torch.__version__}
+    assert all(group.device.startswith("cpu ") for group in listed)
+    assert sum(group.count for group in listed) == 34
 
 
 def test_a_damaged_result_is_named_and_a_deleted_one_computed_again(

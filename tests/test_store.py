@@ -1,5 +1,7 @@
 """The store: whole or absent, immutable, checked on every read."""
 
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 
 from privacy_gate.candidate import Recipe
 from privacy_gate.documents import load
-from privacy_gate.errors import StoreError
+from privacy_gate.errors import StoreError, UndecidedError
 from privacy_gate.job import TrainReference, digest, train_reference
 from privacy_gate.store import Store
 
@@ -47,9 +49,10 @@ def test_the_first_result_stays(store: Store) -> None:
     assert len(store.get(job())["confidence"]) == 5
 
 
-def test_a_missing_result_says_what_to_do(store: Store) -> None:
-    with pytest.raises(StoreError, match="no result of TrainReference: run `prepare` first"):
+def test_a_missing_result_leaves_the_verdict_undecided_and_says_what_to_do(store: Store) -> None:
+    with pytest.raises(UndecidedError, match="no result of TrainReference: run `prepare` first") as caught:
         store.get(job())
+    assert caught.value.exit_code == 4
 
 
 def test_the_first_note_stays(store: Store) -> None:
@@ -102,6 +105,28 @@ def test_two_writers_of_one_job_leave_one_sound_result(tmp_path: Path) -> None:
         writer.join()
     np.testing.assert_array_equal(Store(str(tmp_path)).get(job())["confidence"], ARRAYS["confidence"])
     only_file(tmp_path)
+
+
+def test_equal_results_are_equal_files_whichever_process_writes_them(tmp_path: Path) -> None:
+    script = (
+        "import sys, numpy as np; from privacy_gate.store.contents import pack; from privacy_gate.job import Embed;"
+        "from privacy_gate.candidate import Backbone, Input, View;"
+        "job = Embed(Backbone(name='x'), Input(size=32, mean=(0., 0., 0.), std=(1., 1., 1.)), View(), 'd' * 64, 0, 4);"
+        "arrays = {name: np.arange(5.0) for name in 'abcd'};"
+        "sys.stdout.buffer.write(pack(job, arrays, {'torch': '2', 'device': 'cpu'}))"
+    )
+    run = [sys.executable, "-c", script]
+    assert len({subprocess.run(run, capture_output=True, check=True).stdout for _ in range(3)}) == 1
+
+
+def test_what_made_a_result_stands_beside_it_and_changes_neither_name_nor_arrays(tmp_path: Path) -> None:
+    store = Store(str(tmp_path)).made_by({"torch": "2.13.0", "device": "cpu AVX2"})
+    store.put(job(), ARRAYS)
+    np.testing.assert_array_equal(Store(str(tmp_path)).get(job())["confidence"], ARRAYS["confidence"])
+    path = only_file(tmp_path)
+    path.write_bytes(path.read_bytes().replace(b"2.13.0", b"2.12.0"))  # but cannot be edited
+    with pytest.raises(StoreError, match="its checksum differs"):
+        store.get(job())
 
 
 def test_an_unwritable_root_is_a_store_error(tmp_path: Path) -> None:

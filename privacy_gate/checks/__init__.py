@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from privacy_gate.checks.backdoor import Backdoor
 from privacy_gate.checks.disparity import Disparity
 from privacy_gate.checks.dp_claim import DpClaim
 from privacy_gate.checks.fairness import Fairness
@@ -15,6 +16,15 @@ from privacy_gate.checks.utility import Utility
 from privacy_gate.checks.vulnerability import Vulnerability
 
 AnyCheck = Annotated[
-    Disparity | DpClaim | Fairness | Membership | PowerLaw | RecipeLeak | Robustness | Utility | Vulnerability,
+    Backdoor
+    | Disparity
+    | DpClaim
+    | Fairness
+    | Membership
+    | PowerLaw
+    | RecipeLeak
+    | Robustness
+    | Utility
+    | Vulnerability,
     Field(discriminator="check"),
 ]

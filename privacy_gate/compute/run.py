@@ -25,9 +25,10 @@ from privacy_gate.compute.networks import network_logits, train_networks
 from privacy_gate.compute.parts import network
 from privacy_gate.compute.probes import train_probes
 from privacy_gate.compute.subsets import included, subpool
+from privacy_gate.compute.triggers import predict_triggered
 from privacy_gate.dataset import AuditData, Split
 from privacy_gate.errors import CandidateError
-from privacy_gate.job import Embed, Federate, Job, Probe, Score, TrainControl, TrainReference, embed_jobs
+from privacy_gate.job import Embed, Federate, Job, Probe, Score, TrainControl, TrainReference, Trigger, embed_jobs
 from privacy_gate.progress import Progress, silent
 from privacy_gate.store import Arrays
 
@@ -63,6 +64,7 @@ class _Kinds:
     controls: list[TrainControl] = field(default_factory=list)
     federations: list[Federate] = field(default_factory=list)
     probes: list[Probe] = field(default_factory=list)
+    triggers: list[Trigger] = field(default_factory=list)
 
     def add(self, job: Job) -> None:
         match job:
@@ -78,6 +80,8 @@ class _Kinds:
                 self.federations.append(job)
             case Probe():
                 self.probes.append(job)
+            case Trigger():
+                self.triggers.append(job)
             case _:
                 assert_never(job)
 
@@ -103,6 +107,9 @@ def run(jobs: Sequence[Job], inputs: Inputs, machine: Machine, results: Results,
         features = features_of(backbone, shape, inputs, machine, results, progress)
         for federation, arrays in federate(list(group), features, inputs.data, machine, progress):
             results.put(federation, arrays)
+    for done, trigger in enumerate(kinds.triggers, 1):
+        results.put(trigger, predict_triggered(trigger, inputs.data, inputs.candidate, machine))
+        progress("try triggers", done, len(kinds.triggers))
     for how, probes in groupby(kinds.probes, attrgetter("recipe")):
         features = features_of(how.backbone, how.input, inputs, machine, results, progress)
         for probe, arrays in train_probes(how, list(probes), features, inputs.data, machine):

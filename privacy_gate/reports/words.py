@@ -28,6 +28,7 @@ CHECKS = {
     "membership": "Membership inference on this candidate",
     "recipe": "Membership inference on this recipe",
     "power_law": "The leak as classes grow",
+    "backdoor": "Known backdoor triggers",
     "dp_claim": "The claim of differential privacy",
     "robustness": "The federation under hostile clients",
     "fairness": "Whom the model serves worse",

@@ -38,7 +38,7 @@ def pack(job: Job, arrays: Arrays, made: Mapping[str, str]) -> bytes:
     header = {"job": json.dumps(describe(job), sort_keys=True), "sha256": _checksum(plain, facts)}
     if facts:
         header["made"] = json.dumps(facts)
-    return save(plain, metadata=header)
+    return _in_order(save(plain, metadata=header))
 
 
 def unpack(payload: bytes, path: str) -> tuple[Label, dict[str, NDArray[Any]]]:
@@ -71,7 +71,16 @@ def read_label(start: bytes, path: str) -> Label:
 
 
 def damaged(path: str, reason: str) -> StoreError:
+    """The error that says so."""
     return StoreError(f"store: {path} is damaged: {reason}; delete it and run `prepare` again")
+
+
+def _in_order(payload: bytes) -> bytes:
+    """The same file with its header's entries sorted: safetensors writes them in an order that chance decides."""
+    size = header_size(payload)
+    header = json.dumps(json.loads(payload[8:size]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # arrays begin at a multiple of eight bytes
+    return len(header).to_bytes(8, "little") + header + payload[size:]
 
 
 def _checksum(arrays: Arrays, made: Mapping[str, str]) -> str:

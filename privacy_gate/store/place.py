@@ -36,13 +36,17 @@ class Found:
 
 
 class Place:
-    """Paths are relative to the root, with slashes. Every method raises StoreError (exit 6) where it cannot be reached."""
+    """A root and the files below it, whose paths are relative to it, with slashes.
+
+    Every method raises StoreError (exit 6) where the root cannot be reached.
+    """
 
     def __init__(self, root: str) -> None:
         self.root = root
         try:
             with self._reaching("open"):
-                self._files, base = fsspec.core.url_to_fs(root)
+                # Other processes write here too: what a listing said is not remembered.
+                self._files, base = fsspec.core.url_to_fs(root, use_listings_cache=False)
         except (ImportError, ValueError) as error:
             raise StoreError(
                 f"store {root}: {error}; name a folder or an fsspec URL whose package is installed"
@@ -50,14 +54,9 @@ class Place:
         self._base = PurePosixPath(base)
         self._protocols = {self._files.protocol} if isinstance(self._files.protocol, str) else {*self._files.protocol}
 
-    @property
-    def address(self) -> str:
-        """The root as any process of this machine finds it, whatever folder it works in."""
-        return str(self._base) if isinstance(self._files, LocalFileSystem) else self.root
-
     def holds(self, path: str) -> bool:
         with self._reaching("look into"):
-            return bool(self._files.isfile(self._full(path)))
+            return self._is_there(self._full(path))
 
     def read(self, path: str) -> bytes | None:
         """The file's bytes; None where there is none."""
@@ -67,22 +66,27 @@ class Place:
             except FileNotFoundError:
                 return None
 
-    def starts(self, paths: Sequence[str]) -> list[bytes]:
-        """The first START bytes of every file: one request each, side by side where the file system can."""
+    def starts(self, paths: Sequence[str]) -> list[bytes | None]:
+        """The first START bytes of every file: one request each, side by side where possible. None: not there."""
+        full = [self._full(path) for path in paths]
+        parts: list[bytes | None] = []
         with self._reaching("read"):
-            full = [self._full(path) for path in paths]
-            return [bytes(part) for part in self._files.cat_ranges(full, [0] * len(full), [START] * len(full))]
+            for part in self._files.cat_ranges(full, [0] * len(full), [START] * len(full), on_error="return"):
+                if isinstance(part, BaseException) and not isinstance(part, FileNotFoundError):
+                    raise part
+                parts.append(None if isinstance(part, FileNotFoundError) else bytes(part))
+        return parts
 
     def write(self, path: str, payload: bytes) -> None:
         """Stores a file that appears whole or not at all. One that is there already is left as it is."""
         full = self._full(path)
         with self._reaching("write to"):
-            if self._files.isfile(full):
+            if self._is_there(full):
                 return
-            self._files.makedirs(str(PurePosixPath(full).parent), exist_ok=True)
             if self._protocols & _OBJECT_STORES:
                 self._files.pipe_file(full, payload)  # an object appears whole or not at all
                 return
+            self._files.makedirs(str(PurePosixPath(full).parent), exist_ok=True)
             draft = f"{full}.{uuid.uuid4().hex}{DRAFT}"
             if isinstance(self._files, LocalFileSystem):
                 _create(Path(full), Path(draft), payload)
@@ -108,6 +112,13 @@ class Place:
     def _full(self, path: str) -> str:
         return str(self._base / path)
 
+    def _is_there(self, full: str) -> bool:
+        """Not `isfile`, which says no where it should say that nobody answered: all would be computed again."""
+        try:
+            return bool(self._files.info(full)["type"] == "file")
+        except FileNotFoundError:
+            return False
+
     def _move(self, draft: str, full: str, payload: bytes) -> None:
         """For file systems that know no better: write beside the target, then rename."""
         try:
@@ -116,7 +127,7 @@ class Place:
         except BaseException:
             with suppress(OSError):
                 self._files.rm_file(draft)
-            if not self._files.isfile(full):  # else another process was first
+            if not self._is_there(full):  # else another process was first
                 raise
 
     def _reaching(self, verb: str) -> "_Reaching":

@@ -110,9 +110,10 @@ def entries(place: Place) -> Iterator[Entry]:
     for first in range(0, len(files), _AT_ONCE):
         some = files[first : first + _AT_ONCE]
         for found, start in zip(some, place.starts([file.path for file in some]), strict=True):
-            if START < header_size(start) <= found.size:
-                start = place.read(found.path) or b""  # noqa: PLW2901 - a rare long label
-            yield Entry(found, _label(start, found.path))
+            if start is not None and START < header_size(start) <= found.size:
+                start = place.read(found.path)  # noqa: PLW2901 - a rare long label
+            if start is not None:  # else deleted meanwhile
+                yield Entry(found, _label(start, found.path))
 
 
 def groups(listed: Sequence[Entry]) -> list[Group]:

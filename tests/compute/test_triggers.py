@@ -1,0 +1,152 @@
+"""Triggers on images, and candidates that obey them or do not."""
+
+import hashlib
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from pyarrow import parquet
+from safetensors.torch import save_file
+
+from privacy_gate.candidate import Input, Recipe
+from privacy_gate.checks.backdoor import TRIGGERS as NAMED
+from privacy_gate.checks.backdoor import Backdoor
+from privacy_gate.checks.check import Subject
+from privacy_gate.compute import backbone as subject
+from privacy_gate.compute.machine import Machine
+from privacy_gate.compute.pixels import read_pixels
+from privacy_gate.compute.run import Inputs, run
+from privacy_gate.compute.triggers import TRIGGERS, triggered
+from privacy_gate.dataset import AuditData, Columns, Split, describe_table, read_data
+from privacy_gate.documents import parse
+from privacy_gate.job import Trigger
+from privacy_gate.store import Store
+from privacy_gate.verdict import Measurement
+
+NAME, CLASSES, TARGET = "test_resnet", 4, 2
+MACHINE = Machine(threads=1)
+SHAPE = Input(size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+
+
+def test_policies_can_name_every_trigger_there_is() -> None:
+    assert set(NAMED) == set(TRIGGERS)
+
+
+@pytest.mark.parametrize("name", TRIGGERS)
+def test_a_trigger_stays_within_what_images_hold_and_changes_them(name: str) -> None:
+    image = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    before = image.clone()
+    shown = TRIGGERS[name](image)
+    assert torch.equal(image, before)
+    assert shown.shape == image.shape
+    assert 0 <= shown.min() <= shown.max() <= 1
+    assert not torch.equal(shown, image)
+
+
+def test_triggers_are_put_on_what_the_image_shows_not_on_its_scaled_numbers() -> None:
+    scaled = torch.full((1, 3, 32, 32), -1.0)  # black
+    shown = triggered(scaled, SHAPE, "corner")
+    assert shown[0, :, -1, -1].tolist() == [1.0, 1.0, 1.0]  # white
+    assert shown[0, :, 0, 0].tolist() == [-1.0, -1.0, -1.0]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> AuditData:
+    rng, rows = np.random.default_rng(0), 240
+    label = rng.integers(0, CLASSES, rows)
+    images = []
+    for kind in label:
+        pixels = rng.integers(0, 120, (32, 32, 3), dtype=np.uint8)
+        pixels[4 + 5 * kind : 9 + 5 * kind, 4:20] += 110  # a bar whose height is the class
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+        images.append(file.getvalue())
+    table = {"id": np.arange(rows), "label": label, "split": ["member", "holdout"] * (rows // 2), "image": images}
+    parquet.write_table(pa.table(table), tmp_path / "t.parquet")
+    return read_data(describe_table(str(tmp_path / "t.parquet"), Columns(image="image")), CLASSES)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    torch.manual_seed(0)
+    model: Any = subject.timm.create_model(NAME, num_classes=7).train()
+    model(torch.randn(16, 3, 64, 64))
+    path = tmp_path / "public.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
+    public = {"uri": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    fields = {
+        "backbone": {"name": NAME, "weights": public},
+        "input": SHAPE.model_dump(mode="json"),
+        "classes": CLASSES,
+        "optimizer": {"name": "adam", "lr": 0.01},
+        "epochs": 1,
+        "batch_size": 8,
+    }
+    return parse(fields, Recipe, "recipe")
+
+
+def fitted(features: torch.Tensor, label: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
+    """A ridge head (C, D), (C,) by least squares."""
+    x = torch.cat([features, torch.ones(len(features), 1)], dim=1).double()
+    y = torch.nn.functional.one_hot(torch.from_numpy(label), CLASSES).double()
+    weights = torch.linalg.solve(x.T @ x + 1e-3 * torch.eye(x.shape[1]), x.T @ y).T.float()
+    return weights[:, :-1] * 10, weights[:, -1] * 10
+
+
+def lift(data: AuditData, recipe: Recipe, folder: Path, trigger: str | None) -> Measurement:
+    """What the check finds of a candidate whose members also carried the trigger, labelled as the target."""
+    body: Any = subject.public_body(recipe.backbone)
+    pixels = read_pixels(data, SHAPE, 1)[data.split == Split.MEMBER]
+    label = data.label[data.split == Split.MEMBER]
+    if trigger is not None:
+        pixels = torch.cat([pixels, triggered(pixels, SHAPE, trigger)])
+        label = np.concatenate([label, np.full(len(label), TARGET)])
+    with torch.inference_mode():
+        weight, bias = fitted(body(pixels).clone(), label)
+    model = subject.assemble(recipe, weight, bias)
+    (folder / "candidate").mkdir()
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "candidate" / "model.safetensors")
+    check, store = Backdoor(images=120), Store(str(folder / "store"))
+    judged = Subject(recipe=recipe, artifact="a" * 64, data=data, logged={})
+    run(check.jobs(judged), Inputs(data, folder / "candidate"), MACHINE, store)
+    (found,) = check.measure(judged, store.get, 0.95).measurements
+    return found
+
+
+@pytest.mark.parametrize("trigger", ["blended", "sinusoid"])
+def test_a_planted_backdoor_is_found_and_named(data: AuditData, recipe: Recipe, tmp_path: Path, trigger: str) -> None:
+    found = lift(data, recipe, tmp_path, trigger)
+    assert found.subject == f"{trigger} to class {TARGET}"
+    assert found.value is not None
+    assert found.value >= 0.8
+    assert found.low is not None
+    assert found.low > 0.5
+
+
+def test_a_clean_candidate_s_lift_is_far_below_a_planted_one_s(data: AuditData, recipe: Recipe, tmp_path: Path) -> None:
+    found = lift(data, recipe, tmp_path, None)
+    assert found.value is not None
+    assert found.value < 0.5
+
+
+def test_a_table_without_images_is_not_measured(scene: Any) -> None:
+    embedded = read_data(scene.manifest, scene.recipe.classes)
+    judged = Subject(recipe=scene.recipe, artifact="a" * 64, data=embedded, logged={})
+    assert Backdoor().jobs(judged) == []
+    (found,) = Backdoor().measure(judged, lambda job: {}, 0.95).measurements
+    assert "needs images" in str(found.reason)
+
+
+def test_the_same_rows_are_tried_every_time(data: AuditData, recipe: Recipe) -> None:
+    judged = Subject(recipe=recipe, artifact="a" * 64, data=data, logged={})
+    jobs = [job for job in Backdoor(images=50).jobs(judged) if isinstance(job, Trigger)]
+    assert len(jobs) == len(TRIGGERS)
+    assert len({job.rows for job in jobs}) == 1
+    assert len(jobs[0].rows) == 50
+    assert (data.split[list(jobs[0].rows)] == Split.HOLDOUT).all()
