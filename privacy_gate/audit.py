@@ -142,7 +142,7 @@ def audit(
     policy_sha256, source  what the policy's bytes are and where they were read
     recorded               when that sha256 was noted, before anything was measured
 
-    Raises StoreError where a result is missing, EvidenceError where results cannot be judged.
+    Raises UndecidedError where a result is missing, EvidenceError where results cannot be judged.
     """
     subject = subject_of(candidate, data, policy)
     checks = checks_of(policy)

@@ -2,18 +2,29 @@
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
+from scipy.special import logsumexp
 
 from privacy_gate.errors import EvidenceError
 from privacy_gate.evidence import Floats, MembershipEvidence, log_probability
 
-MOST_PARAMETERS = 4_000
-"""Of a head whose Hessian is inverted: 128 MB in float64, and seconds."""
+MOST_PARAMETERS = 6_000
+"""Of a head whose Hessian is inverted: two matrices of 288 MB in float64, and half a minute of one core."""
+
+BATCH_NUMBERS = 2**22
+"""Float64 numbers in the largest array of one batch of rows, 32 MB, once the Hessian is inverted."""
 
 JITTER = 1e-10
 """Added to the Hessian's diagonal, as a share of its mean: softmax has a direction that changes nothing."""
 
+LEAST_PENALTY = 1e-10
+"""Of the weights, as a share of the mean square length of a row: below it a leverage near one is lost in rounding."""
+
 ONE_ROW = 1.0
-"""The gradient left at the end of training, in units of one row's share of it, below which a head is converged."""
+"""The gradient left at the end of training, in units of one row's share of it, below which a head is converged.
+
+Leaving a row out moves the head by that row's share of the gradient: what training left undone must not move it
+further. The noise of sampling, larger by sqrt(members), would be no bound: it says when training may stop, not this.
+"""
 
 
 def gradient_norm(evidence: MembershipEvidence) -> Floats:
@@ -32,40 +43,65 @@ def gradient_norm(evidence: MembershipEvidence) -> Floats:
 def self_influence(evidence: MembershipEvidence) -> Floats:
     """Minus the log of how much the row's loss would grow had it been left out of training, (N,).
 
-    Cohen & Giryes 2022 (arXiv 2205.13680) attack by self-influence, which is small for members: they are fitted. Here
-    by one Newton step from the converged head, which for a head is exact to second order: see `phi_change`.
+    Cohen & Giryes 2022 (arXiv 2205.13680) accuse rows whose self-influence lies in a window learnt on known members.
+    Its upper side is what theory gives, members are fitted and change little, and needs no known members; so here
+    small is accused. By one Newton step from the converged head, not by its first order: see `phi_change`.
     The Hessian is that of the audited rows in the share that was trained on: who is a member is not used.
     """
     pool = evidence.pool
     share = float(np.count_nonzero(evidence.member) / np.count_nonzero(pool))
-    inside = _augmented(evidence)
-    inverse = _inverse_hessian(inside[pool], _probabilities(evidence)[pool], share, evidence.ridge or 0.0)
-    change = phi_change(evidence, inside, inverse, outside=1 - share)
-    growth = np.log1p(np.exp(log_probability(-evidence.target)) * np.expm1(-change))
+    inverse = _inverse_hessian(_augmented(evidence)[pool], _probabilities(evidence)[pool], share, evidence.ridge or 0.0)
+    fall = -phi_change(evidence, inverse, counted=np.where(pool, share, 0.0))
+    log_doubt, log_sure = log_probability(-evidence.target), log_probability(evidence.target)
+    small = np.log1p(np.exp(log_doubt) * np.expm1(np.minimum(fall, 1.0)))
+    growth = np.where(fall < 1.0, small, np.logaddexp(log_sure, log_doubt + fall))
     return np.asarray(-np.log(np.maximum(growth, np.finfo(np.float64).tiny)))
 
 
-def phi_change(evidence: MembershipEvidence, inside: Floats, inverse: Floats, outside: float) -> Floats:
+def phi_change(evidence: MembershipEvidence, inverse: Floats, counted: Floats) -> Floats:
     """How phi of each row changes when the row is left out of training, (N,) nats.
 
-    inside (N, E) features with a 1 for the bias; inverse (P, P), P = C E, of the Hessian of the summed loss. With
-    A = (I (x) x)' H^-1 (I (x) x) and S = diag(p) - p p', the logits become z + A (I - S A)^-1 (p - onehot(y)).
-    outside: by how much less than one time the row is counted in H; what is missing is added (Woodbury).
+    inverse (P, P), P = C (D + 1), of the Hessian H of the summed loss; counted (N,): how many times the row is in H.
+    With A = (I (x) x)' H^-1 (I (x) x), S = diag(p) - p p' and residual p - onehot(y), the logits become
+    z + A (I - S A)^-1 residual where the row is counted once (Woodbury). A row that H counts in part or not at all is
+    filled up to once and then left out, which together is z + A (I - counted S A)^-1 residual.
     """
-    classes, width = evidence.logits.shape[1], inside.shape[1]
-    leverage = np.empty((len(inside), classes, classes))
+    inside, p, residual, log_others = (
+        _augmented(evidence),
+        _probabilities(evidence),
+        _residual(evidence),
+        _log_others(evidence),
+    )
+    batch = max(BATCH_NUMBERS // max(p.shape[1] ** 2, len(inverse)), 1)
+    change = np.empty(len(inside))
+    for start in range(0, len(inside), batch):
+        rows = slice(start, start + batch)
+        moved = _moved(inside[rows], p[rows], residual[rows], inverse, counted[rows])
+        own = np.take_along_axis(moved, evidence.label[rows, None], axis=1)[:, 0]
+        change[rows] = own - _log_mean_exp(log_others[rows], moved)
+    return change
+
+
+def _moved(inside: Floats, p: Floats, residual: Floats, inverse: Floats, counted: Floats) -> Floats:
+    """A (I - counted S A)^-1 residual, (B, C), of B rows: see `phi_change`."""
+    rows, classes = p.shape
+    width = inside.shape[1]
     blocks = inverse.reshape(classes, width, classes, width)
+    leverage = np.empty((rows, classes, classes))
     for one in range(classes):
-        for other in range(one + 1):
-            leverage[:, one, other] = leverage[:, other, one] = ((inside @ blocks[one, :, other]) * inside).sum(axis=1)
-    p, unit = _probabilities(evidence), np.eye(classes)
-    spread = p[:, :, None] * unit - p[:, :, None] * p[:, None, :]
-    leverage = leverage @ np.linalg.inv(unit + outside * spread @ leverage)
-    step = np.linalg.solve(unit - spread @ leverage, _residual(evidence)[:, :, None])
-    moved = (leverage @ step)[:, :, 0]
-    rows = np.arange(len(moved))
-    own = moved[rows, evidence.label]
-    return np.asarray(own - np.log1p((np.exp(_log_others(evidence)) * np.expm1(moved)).sum(axis=1)))
+        upto = one + 1
+        sides = (inside @ blocks[one, :, :upto].reshape(width, -1)).reshape(rows, upto, width)
+        leverage[:, one, :upto] = leverage[:, :upto, one] = (sides @ inside[:, :, None])[:, :, 0]
+    spread = p[:, :, None] * leverage - p[:, :, None] * (p[:, None, :] @ leverage)
+    step = np.linalg.solve(np.eye(classes) - counted[:, None, None] * spread, residual[:, :, None])
+    return np.asarray((leverage @ step)[:, :, 0])
+
+
+def _log_mean_exp(log_weight: Floats, value: Floats) -> Floats:
+    """log sum_c exp(log_weight + value), (B,), of weights (B, C) that sum to 1: exact for small values and large."""
+    near = np.log1p((np.exp(log_weight) * np.expm1(np.clip(value, -1.0, 1.0))).sum(axis=1))
+    far = logsumexp(log_weight + value, axis=1)
+    return np.asarray(np.where(np.abs(value).max(axis=1) < 1.0, near, far))
 
 
 def not_converged(evidence: MembershipEvidence) -> str | None:
@@ -75,6 +111,8 @@ def not_converged(evidence: MembershipEvidence) -> str | None:
     inside, classes = _augmented(evidence), evidence.logits.shape[1]
     if inside.shape[1] * classes > MOST_PARAMETERS:
         return f"needs a head of at most {MOST_PARAMETERS:,} parameters, found {inside.shape[1] * classes:,}"
+    if 0 < evidence.ridge < (least := LEAST_PENALTY * float((inside**2).sum(axis=1).mean())):
+        return f"needs an L2 penalty of 0 or at least {least:.2g} for features of this size, found {evidence.ridge:.2g}"
     weights, *_ = np.linalg.lstsq(inside, evidence.logits.astype(np.float64), rcond=None)
     members, residual = evidence.member, _residual(evidence)
     left = residual[members].T @ inside[members] / members.sum() + evidence.ridge * weights.T
@@ -97,7 +135,8 @@ def _inverse_hessian(inside: Floats, p: Floats, share: float, ridge: float) -> F
             hessian[one, :, other], hessian[other, :, one] = block, block.T
     flat = hessian.reshape(classes * width, -1)
     flat[np.diag_indices(len(flat))] += share * rows * ridge + JITTER * float(np.trace(flat)) / len(flat)
-    return np.asarray(cho_solve(cho_factor(flat, lower=True), np.eye(len(flat))))
+    factor = cho_factor(flat, lower=True, overwrite_a=True)
+    return np.asarray(cho_solve(factor, np.eye(len(flat)), overwrite_b=True))
 
 
 def _augmented(evidence: MembershipEvidence) -> Floats:

@@ -31,11 +31,12 @@ def quantile(evidence: MembershipEvidence) -> Floats:
     design -= design[population].mean(axis=0)
     design /= np.maximum(design[population].std(axis=0), 1e-12 + 1e-6 * np.abs(design[population]).max(axis=0))
     hinge = hinges(evidence)
-    expected = _ridge(design, hinge, population)
+    ridge = Ridge(design, population)
+    expected = ridge.predict(hinge)
     apart = hinge - expected
     spread = float(np.sqrt(np.mean(apart[population] ** 2))) or 1.0
     size = np.log(np.maximum(np.abs(apart), SMALLEST * spread))
-    scale = np.exp(_ridge(design, size, population))
+    scale = np.exp(ridge.predict(size))
     return np.asarray(apart / scale)
 
 
@@ -48,28 +49,33 @@ def hinges(evidence: MembershipEvidence) -> Floats:
     return np.asarray(own - others.max(axis=1))
 
 
-def _ridge(design: Floats, value: Floats, fitted: Bools) -> Floats:
-    """Predictions (N,) of value (N,) by ridge regression on the `fitted` rows of design (N, F).
+class Ridge:
+    """Ridge regression on the `fitted` rows (N,) of design (N, F), whose fitted rows have mean 0.
 
-    The penalty is the one with the smallest leave-one-out error (PRESS), in closed form by one decomposition; the
-    fitted rows' own predictions leave them out.
+    The penalty is the one with the smallest leave-one-out error (PRESS), in closed form; one decomposition serves
+    every penalty and every value regressed.
     """
-    x, centre = design[fitted], float(value[fitted].mean())
-    y = value[fitted] - centre
-    left, singular, right = np.linalg.svd(x, full_matrices=False)
-    inner, best = left.T @ y, (np.inf, 0.0)
-    for penalty in PENALTIES * len(x):
-        shrink = singular**2 / (singular**2 + penalty)
-        error = (y - left @ (shrink * inner)) / (1 - _leverage(left, shrink))
-        best = min(best, (float((error**2).sum()), float(penalty)))
-    shrink = singular**2 / (singular**2 + best[1])
-    weights = right.T @ (inner * singular / (singular**2 + best[1]))
-    predicted = design @ weights + centre
-    error = (y - left @ (shrink * inner)) / (1 - _leverage(left, shrink))
-    predicted[fitted] = value[fitted] - error
-    return np.asarray(predicted)
 
+    def __init__(self, design: Floats, fitted: Bools) -> None:
+        self._design, self._fitted = design, fitted
+        self._left, self._singular, self._right = np.linalg.svd(design[fitted], full_matrices=False)
+        self._squares = self._left**2
 
-def _leverage(left: Floats, shrink: Floats) -> Floats:
-    """Of each fitted row, the mean's own share included; below 1."""
-    return np.minimum(left**2 @ shrink + 1 / len(left), 1 - 1e-9)
+    def predict(self, value: Floats) -> Floats:
+        """Predictions (N,) of value (N,), which is read in the fitted rows; each of theirs leaves the row out."""
+        known = value[self._fitted]
+        centre = float(known.mean())
+        inner = self._left.T @ (known - centre)
+        penalties = PENALTIES * len(known)
+        errors = [self._left_out(known - centre, inner, penalty) for penalty in penalties]
+        best = int(np.argmin([(error**2).sum() for error in errors]))
+        weights = self._right.T @ (inner * self._singular / (self._singular**2 + penalties[best]))
+        predicted = self._design @ weights + centre
+        predicted[self._fitted] = known - errors[best]
+        return np.asarray(predicted)
+
+    def _left_out(self, centred: Floats, inner: Floats, penalty: float) -> Floats:
+        """Error on each fitted row of the regression without it; its leverage includes the mean's own share."""
+        shrink = self._singular**2 / (self._singular**2 + penalty)
+        leverage = np.minimum(self._squares @ shrink + 1 / len(centred), 1 - 1e-9)
+        return np.asarray((centred - self._left @ (shrink * inner)) / (1 - leverage))

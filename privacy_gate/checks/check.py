@@ -14,7 +14,7 @@ from privacy_gate.job import Job
 from privacy_gate.verdict import CheckResult, Limit
 
 Results = Callable[[Job], Mapping[str, NDArray[Any]]]
-"""The stored arrays of a job; raises StoreError where they are missing."""
+"""The stored arrays of a job; raises UndecidedError where they are missing."""
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def ridge(recipe: Recipe) -> float | None:
 
 
 def gather(subject: Subject, references: int, results: Results) -> MembershipEvidence:
-    """The evidence from the results of `reference_jobs`. Raises EvidenceError, or StoreError where one is missing."""
+    """The evidence from the results of `reference_jobs`. Raises UndecidedError where one is missing or unsound."""
     data = subject.data
     stored = [results(train_reference(subject.recipe, data.digest, index)) for index in range(references)]
     candidate = results(Score(subject.artifact, subject.recipe, data.digest))

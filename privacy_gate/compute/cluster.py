@@ -5,6 +5,7 @@ stored, so it can be run again wherever a worker died; results never pass throug
 cluster is used, not before.
 """
 
+import importlib.util
 import logging
 import os
 import re
@@ -144,7 +145,9 @@ def _batch(job: Job) -> tuple[Any, ...]:
         case Embed():
             return (Embed, job.backbone, job.input, job.view, job.first // (EMBED_BLOCK * EMBED_ROWS))
         case TrainReference():
-            return (TrainReference, job.recipe, job.divisor, job.without, job.index // REFERENCE_BLOCK)
+            # Programs train one after the other and may take hours: nothing is gained by keeping them together.
+            block = 1 if job.recipe.adaptation == "command" else REFERENCE_BLOCK
+            return (TrainReference, job.recipe, job.divisor, job.without, job.index // block)
         case Federate():  # seeds train stacked
             return (Federate, job.recipe, job.adversary, job.byzantine)
         case Probe():
@@ -229,16 +232,18 @@ def connected(cluster: Cluster, shared: int = 0, cpus: int | None = None) -> Ite
     """Ray, connected: to the cluster named, or to one of this machine alone, which ends with the block.
 
     Such a cluster has `cpus` CPUs (None: all), holds `shared` bytes beside OBJECT_STORE, and listens to nobody but this
-    machine. Nothing is reported to Ray's makers unless the environment asks for it. A program that is connected
-    already stays so. Raises ConfigurationError where Ray is missing, UnavailableError where nobody answers.
+    machine, unless the program imported Ray before. Nothing is reported to Ray's makers where the environment does not
+    ask for it. A program that is connected already stays so.
+    Raises ConfigurationError where Ray is missing, UnavailableError where nobody answers.
     """
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigurationError("--engine ray: Ray is not installed: pip install 'privacy-gate[ray]'")
+    _ask(cluster.address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if cluster.address is None:  # makes Ray take the loopback interface; read when Ray is imported
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    try:
-        import ray  # noqa: PLC0415 - an extra, and slow to import
-    except ImportError as error:
-        raise ConfigurationError("--engine ray: Ray is not installed: pip install 'privacy-gate[ray]'") from error
+    import ray  # noqa: PLC0415 - an extra, and slow to import
+
     if ray.is_initialized():
         yield ray
         return
@@ -247,13 +252,9 @@ def connected(cluster: Cluster, shared: int = 0, cpus: int | None = None) -> Ite
         settings = {"address": "local", "include_dashboard": False, "num_cpus": cpus}
         settings["object_store_memory"] = OBJECT_STORE + 2 * shared
     try:
-        _ask(cluster.address)
         ray.init(**settings, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError, ValueError) as error:
-        raise UnavailableError(
-            f"--engine ray: cannot reach {cluster.address or 'a cluster started here'}: {error}; "
-            "correct --ray-address, or start the cluster and run again"
-        ) from error
+        raise _silent(cluster.address, error) from error
     try:
         yield ray
     finally:
@@ -261,10 +262,20 @@ def connected(cluster: Cluster, shared: int = 0, cpus: int | None = None) -> Ite
 
 
 def _ask(address: str | None) -> None:
-    """Raises OSError where nobody listens: Ray itself would ask for minutes."""
+    """Raises UnavailableError where nobody listens: Ray itself would ask for minutes."""
     matched = _ADDRESS.fullmatch(address or "")
     if matched and matched["host"]:
-        socket.create_connection((matched["host"].strip("[]"), int(matched["port"])), timeout=PATIENCE).close()
+        try:
+            socket.create_connection((matched["host"].strip("[]"), int(matched["port"])), timeout=PATIENCE).close()
+        except (OSError, OverflowError) as error:
+            raise _silent(address, error) from error
+
+
+def _silent(address: str | None, error: Exception) -> UnavailableError:
+    return UnavailableError(
+        f"--engine ray: cannot reach {address or 'a cluster started here'}: {error}; correct --ray-address, or start "
+        "the cluster and run again"
+    )
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Heads trained in one place: what a federation is compared with."""
 
+import hashlib
 import math
 from collections.abc import Iterator, Sequence
 
@@ -21,12 +22,14 @@ def train_probes(
 ) -> Iterator[tuple[Probe, Arrays]]:
     """Every job with its result. features (N, D). Rows that train for equally many epochs train stacked."""
     by_epochs: dict[int, list[tuple[Probe, Subset]]] = {}
-    for place, job in enumerate(jobs):
+    for job in jobs:
         rows = _rows(job.rows, data)
-        by_epochs.setdefault(_epochs(recipe, len(rows)), []).append((job, (place, rows)))
+        # Keyed by whom the rows are of, so that a probe does not depend on which others are trained with it.
+        index = int.from_bytes(hashlib.sha256(job.rows.encode()).digest()[:7])
+        by_epochs.setdefault(_epochs(recipe, len(rows)), []).append((job, (index, rows)))
     for epochs, alike in by_epochs.items():
         alone = recipe.model_copy(update={"federation": None, "epochs": epochs})
-        mine = {place: job for job, (place, _) in alike}
+        mine = {index: job for job, (index, _) in alike}
         subsets = [subset for _, subset in alike]
         for head in train_heads(features, data.label, alone, subsets, machine):
             yield mine[head.index], {"logits": head_logits(features, head, machine)}

@@ -148,6 +148,15 @@ def test_a_probe_is_the_head_that_its_rows_give_alone(data: AuditData, tmp_path:
     assert client[own].all() > client[trained["member"] & ~own].all()
 
 
+def test_a_probe_is_the_same_whatever_is_trained_beside_it(data: AuditData, tmp_path: Path) -> None:
+    how = federated(steps=2)
+    jobs = [probe(how, data.digest, rows) for rows in ("population", "member")]
+    together, alone = Store(str(tmp_path / "together")), Store(str(tmp_path / "alone"))
+    run(jobs, Inputs(data, tmp_path), MACHINE, together)
+    run(jobs[1:], Inputs(data, tmp_path), MACHINE, alone)
+    np.testing.assert_allclose(together.get(jobs[1])["logits"], alone.get(jobs[1])["logits"], rtol=1e-5, atol=1e-5)
+
+
 def test_a_probe_on_nobody_s_rows_is_refused(data: AuditData, tmp_path: Path) -> None:
     job = probe(federated(), data.digest, "client:nobody")
     with pytest.raises(DatasetError, match="no row to train on for 'client:nobody'"):
