@@ -14,9 +14,11 @@ from privacy_gate.checks import AnyCheck
 from privacy_gate.checks.check import Results, Subject
 from privacy_gate.checks.disparity import Disparity
 from privacy_gate.checks.dp_claim import DpClaim
+from privacy_gate.checks.fairness import Fairness
 from privacy_gate.checks.membership import Membership
 from privacy_gate.checks.power_law import PowerLaw
 from privacy_gate.checks.recipe import RecipeLeak
+from privacy_gate.checks.robustness import Robustness
 from privacy_gate.checks.utility import Utility
 from privacy_gate.checks.vulnerability import Vulnerability
 from privacy_gate.dataset import AuditData, Split
@@ -179,9 +181,23 @@ def audit(
         exit_code=decided.exit_code,
         threat_model=THREAT_MODEL if any(isinstance(check, BY_REFERENCES) for check in checks) else (),
         not_tested=(*NOT_TESTED, *_untested(checks)),
-        notes=tuple(policy.idle_waivers(candidate.name, findings, now.date())),
+        notes=(
+            *policy.idle_waivers(candidate.name, findings, now.date()),
+            *evidence_tier(candidate.recipe, data, checks),
+        ),
         claim=candidate.dossier.claim,
     )
+
+
+def evidence_tier(recipe: Recipe, data: AuditData, checks: Iterable[AnyCheck]) -> list[str]:
+    """Which evidence the federated checks had, and what would give them more; nothing where none was asked for."""
+    if not any(isinstance(check, Robustness | Fairness) for check in checks):
+        return []
+    if data.client is None and data.group is None:
+        return ["evidence tier E0, a checkpoint and labelled rows: name client or group columns to reach E1 (fairness)"]
+    if recipe.federation is None:
+        return ["evidence tier E1, clients or groups: declare federation in the recipe, if there was one, to reach E2"]
+    return ["evidence tier E2, the federation's recipe; what its rounds tell (tier E3) is not measured by this version"]
 
 
 def _untested(checks: Iterable[AnyCheck]) -> list[str]:

@@ -1,12 +1,19 @@
 """From stored results to a report, and how jobs are shared out."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from privacy_gate.audit import REFERENCE_BLOCK, Shard
+from privacy_gate.audit import REFERENCE_BLOCK, Shard, evidence_tier
 from privacy_gate.candidate import Recipe
+from privacy_gate.checks import AnyCheck
+from privacy_gate.checks.fairness import Fairness
+from privacy_gate.checks.utility import Utility
+from privacy_gate.dataset import AuditData, Split
 from privacy_gate.documents import load
 from privacy_gate.errors import ConfigurationError
+from privacy_gate.federation import Federation
 from privacy_gate.job import Embed, Job, embed_jobs, train_reference
 
 RECIPE = load(
@@ -42,3 +49,14 @@ def test_a_shard_outside_its_count_is_refused(index: int, count: int) -> None:
 def test_embed_jobs_cover_every_row_once() -> None:
     jobs = embed_jobs(RECIPE.backbone, RECIPE.input, "d" * 64, 1000)
     assert np.concatenate([np.arange(job.first, job.last) for job in jobs]).tolist() == list(range(1000))
+
+
+def test_the_report_says_which_evidence_federated_checks_had_and_what_comes_next() -> None:
+    split = np.array([Split.MEMBER, Split.HOLDOUT], dtype=np.int8)
+    bare = AuditData(np.array(["a", "b"]), np.array([0, 1]), split, "d" * 64)
+    named = dataclasses.replace(bare, client=np.array(["x", "y"]))
+    checks: list[AnyCheck] = [Fairness()]
+    federated = RECIPE.model_copy(update={"federation": Federation(rounds=2)})
+    tiers = [evidence_tier(*each, checks)[0] for each in ((RECIPE, bare), (RECIPE, named), (federated, named))]
+    assert [tier[:16] for tier in tiers] == ["evidence tier E0", "evidence tier E1", "evidence tier E2"]
+    assert evidence_tier(RECIPE, bare, [Utility()]) == []
