@@ -120,8 +120,15 @@ def _controls(
         distinct(contents(subject, results), data.split),
         *described,
         *negative_control(evidence, scores),
-        positive_control(planted, seen),
+        _with_untried(positive_control(planted, seen), [name for name in scores if name not in seen]),
     ]
+
+
+def _with_untried(control: Control, names: list[str]) -> Control:
+    """The control, and which attacks it says nothing of."""
+    if not names:
+        return control
+    return control.model_copy(update={"detail": f"{control.detail}; not tried: {', '.join(names)}"})
 
 
 def _measure(member: Floats, holdout: Floats, confidence: float, attack: str) -> list[Measurement]:

@@ -1,5 +1,6 @@
 """Gradient norm and self-influence: equal to autograd and to retraining, honest about what they need."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,14 @@ import torch
 from scipy.optimize import minimize
 
 from privacy_gate.attacks import ATTACKS
-from privacy_gate.attacks.gradient import _augmented, _inverse_hessian, _probabilities, gradient_norm, phi_change
+from privacy_gate.attacks.gradient import (
+    _augmented,
+    _inverse_hessian,
+    _log_mean_exp,
+    _probabilities,
+    gradient_norm,
+    phi_change,
+)
 from privacy_gate.dataset import Split
 from privacy_gate.errors import EvidenceError
 from privacy_gate.evidence import Floats, Ints, MembershipEvidence, logit_scaled
@@ -100,6 +108,16 @@ def test_a_row_counted_in_part_is_filled_up_to_one(counted: float) -> None:
         for times in (counted, 1.0)
     )
     assert found == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("size", [1e-18, 0.5, 3.0, 1000.0])
+def test_the_mean_of_exponentials_is_exact_for_small_values_and_for_large(size: float) -> None:
+    log_weight = np.log([[0.25, 0.75, 1e-300]])
+    same, apart = np.full((1, 3), -size), np.array([[size, -size, 0.0]])
+    assert _log_mean_exp(log_weight, same)[0] == pytest.approx(-size, rel=1e-12, abs=0)
+    ratio = 3 * math.exp(-2 * size)  # log(e^s/4 + 3 e^-s/4) = s - log 4 + log1p(ratio); -s/2 to first order
+    expected = -size / 2 if size < 1e-9 else size - math.log(4) + math.log1p(ratio)
+    assert _log_mean_exp(log_weight, apart)[0] == pytest.approx(expected, rel=1e-12, abs=0)
 
 
 def test_a_row_that_training_never_saw_is_scored_alike_in_population_and_holdout() -> None:

@@ -1,6 +1,7 @@
 """Every check measures exactly the metrics its limits can name, from the jobs it asks for and no others."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -89,3 +90,16 @@ def test_an_accuracy_that_the_run_did_not_have_fails_the_control(scene: Any, tmp
     result, _ = measured(Utility(), scene, tmp_path / "other", {"holdout_accuracy": 0.5})
     assert [control.held for control in result.controls] == [False]
     assert "the dossier does not describe this model" in result.controls[0].detail
+
+
+def test_the_positive_control_names_attacks_that_it_could_not_try(scene: Any, tmp_path: Path) -> None:
+    data = read_data(scene.manifest, scene.recipe.classes)
+    traced = replace(data, trace=np.random.default_rng(0).random((data.rows, 5)))
+    (tmp_path / "candidate").mkdir()
+    torch.save(scene.train(scene.member_rows), tmp_path / "candidate" / "model.pth")
+    check, store = Membership(references=16, attacks=("loss", "loss_trace")), Store(str(tmp_path / "store"))
+    subject = Subject(scene.recipe, "a" * 64, traced, {})
+    run(check.jobs(subject), Inputs(traced, tmp_path / "candidate"), Machine(threads=1), store)
+    (control,) = [one for one in check.measure(subject, store.get, 0.95).controls if one.name == "positive control"]
+    assert control.held
+    assert control.detail.endswith("; not tried: loss_trace")
