@@ -122,6 +122,7 @@ def test_an_interrupt_exits_with_130(tmp_path: Path) -> None:
             break
         except OSError:  # nobody reads yet
             time.sleep(0.05)
+    time.sleep(0.5)  # a signal between opening and reading would be noted, and seen when the read is over
     process.send_signal(2)
     _, complaint = process.communicate(timeout=20)
     os.close(writer)
