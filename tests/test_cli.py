@@ -112,7 +112,9 @@ def test_an_unknown_format_names_the_nearest(tmp_path: Path) -> None:
 def test_an_interrupt_exits_with_130(tmp_path: Path) -> None:
     policy = tmp_path / "policy.yaml"
     os.mkfifo(policy)  # reading it waits for a writer
-    script = "import sys; from privacy_gate.cli import main; sys.argv[0] = 'privacy-gate'; main()"
+    # Where tests run in the background, interrupts are ignored, and children inherit that.
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    script = f"{heed}; import sys; from privacy_gate.cli import main; sys.argv[0] = 'privacy-gate'; main()"
     process = subprocess.Popen(
         [sys.executable, "-c", script, "policy", "lint", str(policy)], stderr=subprocess.PIPE, text=True
     )
