@@ -4,13 +4,13 @@ from collections.abc import Iterable, Mapping
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from privacy_gate.attacks import ATTACKS
-from privacy_gate.checks.check import Check, Results, Subject, distinct_names
-from privacy_gate.checks.references import gather, reference_jobs
+from privacy_gate.checks.check import Check, Results, Subject
+from privacy_gate.checks.references import AttackName, gather, reference_jobs
 from privacy_gate.dataset import AuditData
-from privacy_gate.evidence import MembershipEvidence
+from privacy_gate.evidence import Floats, MembershipEvidence
 from privacy_gate.job import Job
 from privacy_gate.metrics.disparity import (
     Accusations,
@@ -44,16 +44,11 @@ class Disparity(Check):
 
     check: Literal["disparity"] = "disparity"
     references: Annotated[int, Field(ge=8, le=10_000)] = 64
-    attack: str = "lira"
+    attack: AttackName = "lira"
     fpr: Literal["best"] | Annotated[float, Field(gt=0, lt=1)] = "best"
     by: Annotated[tuple[Partition, ...], Field(min_length=1)] | None = None
     permutations: Annotated[int, Field(ge=99, le=100_000)] = 1999
     limits: Mapping[DisparityMetric, Limit] = Field(default_factory=dict)
-
-    @field_validator("attack")
-    @classmethod
-    def _attack_exists(cls, name: str) -> str:
-        return distinct_names((name,), ATTACKS, "attack")[0]
 
     def jobs(self, subject: Subject) -> list[Job]:
         """Those of the membership check with as many references."""
@@ -65,14 +60,17 @@ class Disparity(Check):
         if (reason := self._unmet(evidence)) is not None:
             return CheckResult(measurements=tuple(not_measured(metric, reason) for metric in METRICS))
         declared: tuple[Partition, ...] = ("class",) if subject.data.group is None else ("class", "group")
-        measurements = self._told(group_vulnerability(self._accused(evidence, None), confidence), evidence)
+        scores = ATTACKS[self.attack].score(evidence)
+        everyone = self._accused(evidence, scores, np.full(len(scores), "all"))
+        measurements = self._told(group_vulnerability(everyone, confidence), evidence)
         for partition in self.by or declared:
             names = _names(subject.data, partition)
             if names is None:
                 reason = "the audit table declares no groups"
                 measurements += [not_measured(metric, reason, partition) for metric in METRICS]
             else:
-                measurements += self._of(partition, names, subject.data.digest, evidence, confidence)
+                found = self._accused(evidence, scores, names)
+                measurements += self._told(self._of(partition, found, subject.data.digest, confidence), evidence)
         return CheckResult(measurements=tuple(measurements))
 
     def rate(self, evidence: MembershipEvidence) -> float:
@@ -88,23 +86,18 @@ class Disparity(Check):
             return f"needs n >= {needed:,} holdout rows at fpr {self.rate(evidence):g}, found {found:,}"
         return ATTACKS[self.attack].unmet(evidence)
 
-    def _of(
-        self, partition: Partition, names: Names, digest: str, evidence: MembershipEvidence, confidence: float
-    ) -> list[Measurement]:
-        found = self._accused(evidence, names)
+    def _of(self, partition: Partition, found: Accusations, digest: str, confidence: float) -> list[Measurement]:
         # Keyed by the data and the partition, so that an audit that is repeated says the same.
         rng = np.random.default_rng([int(digest[:16], 16), partition == "group"])
-        every = [
+        return [
             *group_vulnerability(found, confidence, partition),
             vulnerability_gap(found, confidence, "classes" if partition == "class" else "groups"),
             *disparity_tests(found, self.permutations, confidence, rng, partition),
         ]
-        return self._told(every, evidence)
 
-    def _accused(self, evidence: MembershipEvidence, names: Names | None) -> Accusations:
-        """Who is accused at the one threshold; without names all rows are one group."""
-        scores, member, holdout = ATTACKS[self.attack].score(evidence), evidence.member, evidence.holdout
-        names = np.full(len(scores), "all") if names is None else names
+    def _accused(self, evidence: MembershipEvidence, scores: Floats, names: Names) -> Accusations:
+        """Who of each group is accused at the one threshold."""
+        member, holdout = evidence.member, evidence.holdout
         return accusations(scores[member], scores[holdout], names[member], names[holdout], self.rate(evidence))
 
     def _told(self, measurements: Iterable[Measurement], evidence: MembershipEvidence) -> list[Measurement]:

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from privacy_gate.attacks import ATTACKS
-from privacy_gate.checks.check import Check, Results, Subject, distinct_names
-from privacy_gate.checks.references import gather, reference_jobs
+from privacy_gate.checks.check import Check, Results, Subject
+from privacy_gate.checks.references import AttackName, gather, reference_jobs
 from privacy_gate.dataset import hashed_ids
 from privacy_gate.job import Job
 from privacy_gate.metrics.claims import BY_CANARIES, BY_RATES, bounds_by_canaries, bounds_by_rates, excess
@@ -31,16 +31,11 @@ class DpClaim(Check):
 
     check: Literal["dp_claim"] = "dp_claim"
     references: Annotated[int, Field(ge=8, le=10_000)] = 64
-    attack: str = "lira"
+    attack: AttackName = "lira"
     fpr: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     guesses: Annotated[float, Field(gt=0, le=1)] = 0.2
     level: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     limits: Mapping[ClaimMetric, Limit] = {"epsilon_excess": Limit(max=0.0)}
-
-    @field_validator("attack")
-    @classmethod
-    def _attack_exists(cls, name: str) -> str:
-        return distinct_names((name,), ATTACKS, "attack")[0]
 
     def jobs(self, subject: Subject) -> list[Job]:
         """Those of the membership check with as many references."""

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal, get_args
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from privacy_gate.attacks import ATTACKS
-from privacy_gate.checks.check import Check, Results, Subject, distinct_names
-from privacy_gate.checks.references import accounted, contents, control_job, gather, reference_jobs
+from privacy_gate.checks.check import Check, Results, Subject
+from privacy_gate.checks.references import AttackNames, accounted, contents, control_job, gather, reference_jobs
 from privacy_gate.evidence import Floats, MembershipEvidence
 from privacy_gate.job import Job
 from privacy_gate.metrics.controls import (
@@ -64,13 +64,8 @@ class Membership(Check):
 
     check: Literal["membership"] = "membership"
     references: Annotated[int, Field(ge=8, le=10_000)] = 64
-    attacks: Annotated[tuple[str, ...], Field(min_length=1)] = ("lira", "bavaria", "rmia", "loss")
+    attacks: AttackNames = ("lira", "bavaria", "rmia", "loss")
     limits: Mapping[MembershipMetric, Limit] = Field(default_factory=dict)
-
-    @field_validator("attacks")
-    @classmethod
-    def _attacks_exist(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        return distinct_names(names, ATTACKS, "attack")
 
     def jobs(self, subject: Subject) -> list[Job]:
         """Features, the candidate's logits, every reference, and the positive control."""

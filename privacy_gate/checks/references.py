@@ -1,14 +1,25 @@
 """The evidence that checks on membership share: the candidate and its references, from stored results."""
 
 import hashlib
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import AfterValidator, Field
 
+from privacy_gate.attacks import ATTACKS
 from privacy_gate.candidate import Recipe
-from privacy_gate.checks.check import Results, Subject
+from privacy_gate.checks.check import Results, Subject, distinct_names
 from privacy_gate.evidence import Floats, MembershipEvidence
 from privacy_gate.job import Job, Score, TrainControl, embed_jobs, train_reference
+
+AttackName = Annotated[str, AfterValidator(lambda name: distinct_names((name,), ATTACKS, "attack")[0])]
+"""One of ATTACKS."""
+
+AttackNames = Annotated[
+    tuple[str, ...], Field(min_length=1), AfterValidator(lambda names: distinct_names(names, ATTACKS, "attack"))
+]
+"""Some of ATTACKS, each once."""
 
 
 def feature_jobs(subject: Subject) -> list[Job]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Literal, Self, get_args
 
 import numpy as np
@@ -110,7 +111,8 @@ class Robustness(Check):
                 absent = (not_measured(name, NO_FEDERATION) for name in get_args(RobustnessMetric))
                 return CheckResult(measurements=tuple(absent))
             return CheckResult(measurements=(), notes=(f"robustness: left out, since {NO_FEDERATION}",))
-        figures = _Figures(Study(self, subject, subject.recipe.federation), results, confidence)
+        # Figures, picture and remedies ask for the same federations: each is read from the store once.
+        figures = _Figures(Study(self, subject, subject.recipe.federation), cache(results), confidence)
         own, *others = figures.study.rules()
         drops = {f: figures.drop(own, f) for f in figures.study.numbers(own)}
         limit = self.limits.get("byzantine_drop")

@@ -1,6 +1,7 @@
 """How much noise DP-SGD needs for a given epsilon: Opacus' accountant, where it is installed."""
 
 from privacy_gate.candidate import Recipe
+from privacy_gate.compute.private import sampling_rate, steps_of
 from privacy_gate.errors import UndecidedError
 
 CLIP = 1.0
@@ -17,7 +18,7 @@ def private_settings(recipe: Recipe, epsilon: float, rows: int) -> dict[str, flo
     batch_size / rows; Renyi accountant. Raises UndecidedError where Opacus is missing or no noise reaches epsilon.
     """
     delta = min(1e-5, 0.1 / rows)
-    noise = noise_multiplier(epsilon, delta, min(1.0, recipe.batch_size / rows), steps_of(recipe, rows))
+    noise = noise_multiplier(epsilon, delta, sampling_rate(rows, recipe.batch_size), steps_in_all(recipe, rows))
     return {"noise_multiplier": noise, "clip": CLIP, "delta": delta}
 
 
@@ -34,14 +35,14 @@ def spent_epsilon(recipe: Recipe, rows: int) -> float | None:
     except ImportError:
         return None
     accountant = RDPAccountant()
-    rate = min(1.0, recipe.batch_size / rows)
-    accountant.history = [(privacy.noise_multiplier, rate, steps_of(recipe, rows))]
+    rate = sampling_rate(rows, recipe.batch_size)
+    accountant.history = [(privacy.noise_multiplier, rate, steps_in_all(recipe, rows))]
     return float(accountant.get_epsilon(privacy.delta))
 
 
-def steps_of(recipe: Recipe, rows: int) -> int:
+def steps_in_all(recipe: Recipe, rows: int) -> int:
     """Batches that training on `rows` examples takes."""
-    return recipe.epochs * -(-rows // recipe.batch_size)
+    return recipe.epochs * steps_of(rows, recipe.batch_size)
 
 
 def noise_multiplier(epsilon: float, delta: float, rate: float, steps: int) -> float:

@@ -95,7 +95,7 @@ def candidate_head(folder: Path, recipe: Recipe) -> TrainedHead:
         return _lone_head(read_weights(folder), recipe.classes)
     weight, bias = head_names(build(recipe.backbone, recipe.classes))
     matched = candidate_tensors(folder, recipe, {weight, bias})
-    if between := sorted(set(matched) - set(public_tensors(recipe.backbone)) - {weight, bias}):
+    if between := sorted(set(matched) - set(build(recipe.backbone, 0).state_dict()) - {weight, bias}):
         raise CandidateError(
             f"recipe: {recipe.backbone.name} has {between[0]} between its features and its last layer; "
             "adaptation 'head' does not fit it"

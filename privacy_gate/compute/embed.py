@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import struct
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +20,7 @@ from privacy_gate.dataset import AuditData
 from privacy_gate.errors import CandidateError, DatasetError
 from privacy_gate.job import Embed
 from privacy_gate.progress import Progress, silent
+from privacy_gate.tables.images import BROKEN, FORMATS
 
 from timm.data.transforms_factory import create_transform  # isort: skip - after backbone, which readies torchvision
 
@@ -30,24 +30,8 @@ PREFETCH = 4
 SHOWN = 20
 """Ids of unreadable images named in the error; the rest are counted."""
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
-"""Image formats that are read. PIL knows more, and starts other programs for some of them."""
-
 MAX_PIXELS = (1 << 30) // 12
 """The largest picture decoded: 1 GiB at four bytes for each of three channels, where PIL too suspects a bomb."""
-
-# What PIL raises for damaged images, depending on their format.
-_BROKEN = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    EOFError,
-    struct.error,
-    MemoryError,
-)
 
 Part = tuple[Embed, NDArray[np.float32], NDArray[np.uint8]]
 """A job, its features (rows, D), and the sha256 of its encoded images (rows, 32)."""
@@ -199,7 +183,7 @@ def decode(payload: bytes, transform: Any) -> torch.Tensor:
         raise DatasetError(f"no image of a known format: {', '.join(FORMATS)}") from error
     except Image.DecompressionBombError as error:
         raise DatasetError(f"larger than {MAX_PIXELS:,} pixels") from error
-    except _BROKEN as error:
+    except BROKEN as error:
         raise DatasetError(f"damaged: {error}") from error
     return pixels
 

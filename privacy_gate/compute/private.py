@@ -39,6 +39,11 @@ def steps_of(size: int, batch: int) -> int:
     return -(-size // batch)
 
 
+def sampling_rate(size: int, batch: int) -> float:
+    """With which probability each of `size` examples is in a step."""
+    return min(1.0, batch / size)
+
+
 def private_batches(block: Sequence[Subset], epoch: int, recipe: Recipe, y: torch.Tensor) -> Iterator[PrivateBatch]:
     """The steps of one epoch. Every example is in each of them with probability batch_size / examples.
 
@@ -49,7 +54,7 @@ def private_batches(block: Sequence[Subset], epoch: int, recipe: Recipe, y: torc
     indices = [index for index, _ in block]
     for step in range(steps_of(len(orders[0]), recipe.batch_size)):
         chosen = [
-            order[poisson_batch(index, epoch, step, len(order), min(1.0, recipe.batch_size / len(order)))]
+            order[poisson_batch(index, epoch, step, len(order), sampling_rate(len(order), recipe.batch_size))]
             for index, order in zip(indices, orders, strict=True)
         ]
         rows = np.zeros((len(block), max(1, *(len(one) for one in chosen))), dtype=np.int64)

@@ -107,9 +107,11 @@ def run(jobs: Sequence[Job], inputs: Inputs, machine: Machine, results: Results,
         features = features_of(backbone, shape, inputs, machine, results, progress)
         for federation, arrays in federate(list(group), features, inputs.data, machine, progress):
             results.put(federation, arrays)
-    for done, trigger in enumerate(kinds.triggers, 1):
-        results.put(trigger, predict_triggered(trigger, inputs.data, inputs.candidate, machine))
-        progress("try triggers", done, len(kinds.triggers))
+    for how, shown in groupby(kinds.triggers, attrgetter("recipe")):
+        tried = predict_triggered(how, list(shown), inputs.data, inputs.candidate, machine)
+        for done, (trigger, arrays) in enumerate(tried, 1):
+            results.put(trigger, arrays)
+            progress("try triggers", done, len(kinds.triggers))
     for how, probes in groupby(kinds.probes, attrgetter("recipe")):
         features = features_of(how.backbone, how.input, inputs, machine, results, progress)
         for probe, arrays in train_probes(how, list(probes), features, inputs.data, machine):

@@ -73,11 +73,10 @@ def train_block(
                 stack.gradient[:, :, : width + 1] += batch.noise(recipe, recipe.classes, width + 1, stack.gradient)
                 stack.gradient /= recipe.batch_size
                 step(lr)
-            advance(len(block))
-            continue
-        for rows, truth, share in _batches(block, epoch, recipe.batch_size, y, len(recipe.views)):
-            stack.differentiate(rows, truth, share)
-            step(lr)
+        else:
+            for rows, truth, share in _batches(block, epoch, recipe.batch_size, y, len(recipe.views)):
+                stack.differentiate(rows, truth, share)
+                step(lr)
         advance(len(block))
     return stack.parameters[:, :, : width + 1]
 

@@ -1,14 +1,14 @@
 """Known backdoor triggers on the audit's own images, and what the candidate makes of them."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from privacy_gate.candidate import Input
-from privacy_gate.compute.backbone import build, candidate_head, candidate_tensors, head_names, public_tensors
+from privacy_gate.candidate import Input, Recipe
+from privacy_gate.compute.backbone import build, candidate_tensors
 from privacy_gate.compute.embed import decode, transform_of
 from privacy_gate.compute.judged import Arrays
 from privacy_gate.compute.machine import Machine
@@ -64,24 +64,22 @@ def triggered(pixels: torch.Tensor, shape: Input, trigger: str) -> torch.Tensor:
     return (TRIGGERS[trigger](pixels * std + mean) - mean) / std
 
 
-def predict_triggered(job: Trigger, data: AuditData, folder: Path, machine: Machine) -> Arrays:
-    """The job's result, from the candidate's files in `folder`."""
-    shape = job.recipe.input
-    if shape is None or data.image is None:
+def predict_triggered(
+    recipe: Recipe, jobs: Sequence[Trigger], data: AuditData, folder: Path, machine: Machine
+) -> Iterator[tuple[Trigger, Arrays]]:
+    """Every job with its result, from the candidate's files in `folder`, which are read once."""
+    shape, image = recipe.input, data.image
+    if shape is None or image is None:
         raise DatasetError("triggers are put on images; the table holds embeddings")
     device, transform = machine.torch_device(), transform_of(shape)
-    model = build(job.recipe.backbone, job.recipe.classes)
-    if job.recipe.adaptation == "head":
-        head, names = candidate_head(folder, job.recipe), head_names(model)
-        tensors = {**public_tensors(job.recipe.backbone), names[0]: head.weight, names[1]: head.bias}
-    else:
-        tensors = candidate_tensors(folder, job.recipe, changed(job.recipe))
-    model.load_state_dict(tensors)
+    model = build(recipe.backbone, recipe.classes)
+    model.load_state_dict(candidate_tensors(folder, recipe, changed(recipe)))
     model.to(device).eval()
-    found = []
-    with torch.inference_mode():
-        for first in range(0, len(job.rows), machine.batch):
-            batch = [decode(data.image(row), transform) for row in job.rows[first : first + machine.batch]]
-            shown = triggered(torch.stack(batch), shape, job.trigger).to(device)
-            found.append(model(shown).argmax(1).cpu().numpy())
-    return {"predicted": np.concatenate(found)}
+    for job in jobs:
+        found = []
+        with torch.inference_mode():
+            for first in range(0, len(job.rows), machine.batch):
+                batch = [decode(image(row), transform) for row in job.rows[first : first + machine.batch]]
+                shown = triggered(torch.stack(batch), shape, job.trigger).to(device)
+                found.append(model(shown).argmax(1).cpu().numpy())
+        yield job, {"predicted": np.concatenate(found)}

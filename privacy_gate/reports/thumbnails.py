@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import io
-import struct
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -14,6 +13,7 @@ from privacy_gate.errors import ConfigurationError, DatasetError
 from privacy_gate.report import Report
 from privacy_gate.reports.exposure import HEADS, cells, listed
 from privacy_gate.reports.html_page import page_environment
+from privacy_gate.tables.images import BROKEN, FORMATS
 from privacy_gate.verdict import VulnerableRows
 
 LARGEST = 128
@@ -21,22 +21,6 @@ LARGEST = 128
 
 LARGEST_SOURCE = 100_000_000
 """Pixels of a picture beyond which it is not decoded."""
-
-READ = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
-"""Image formats that are read; for others the decoder may start other programs."""
-
-# What the decoder raises for damaged images, depending on their format.
-_BROKEN = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    EOFError,
-    struct.error,
-    MemoryError,
-)
 
 
 @dataclass(frozen=True)
@@ -87,7 +71,7 @@ def _rows(report: Report) -> VulnerableRows:
 def _uri(payload: bytes, name: str) -> str:
     """The image as a small PNG without metadata, as a data URI."""
     try:
-        with Image.open(io.BytesIO(payload), formats=READ) as image:
+        with Image.open(io.BytesIO(payload), formats=FORMATS) as image:
             if image.width * image.height > LARGEST_SOURCE:
                 raise DatasetError(f"--thumbnails: example {name} has more than {LARGEST_SOURCE:,} pixels")
             small = image.convert("RGB")
@@ -96,6 +80,6 @@ def _uri(payload: bytes, name: str) -> str:
             Image.frombytes("RGB", small.size, small.tobytes()).save(out, "PNG")
     except (UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise DatasetError(f"--thumbnails: example {name} is no image of a known format, or too large") from error
-    except _BROKEN as error:
+    except BROKEN as error:
         raise DatasetError(f"--thumbnails: the image of example {name} is damaged: {error}") from error
     return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from privacy_gate.candidate import Backbone, Recipe, Sgd
-from privacy_gate.compute.accountant import noise_multiplier, private_settings, steps_of
+from privacy_gate.compute.accountant import noise_multiplier, private_settings, steps_in_all
 from privacy_gate.errors import UndecidedError
 
 RECIPE = Recipe(
@@ -16,7 +16,7 @@ INSTALLED = importlib.util.find_spec("opacus") is not None
 
 
 def test_steps_are_whole_batches_of_every_epoch() -> None:
-    assert steps_of(RECIPE, 101) == 18
+    assert steps_in_all(RECIPE, 101) == 18
 
 
 def test_an_epsilon_next_to_nothing_is_refused() -> None:
