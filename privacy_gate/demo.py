@@ -14,7 +14,7 @@ from privacy_gate import gate, registry
 from privacy_gate.candidate import Adam, Backbone, Input, PublicWeights, Recipe, Sgd
 from privacy_gate.compute.backbone import assemble
 from privacy_gate.compute.machine import Machine
-from privacy_gate.compute.run import Inputs, features_of
+from privacy_gate.compute.work import Inputs, Work
 from privacy_gate.dataset import AuditData, Columns, DataManifest, Split, describe_table, read_data
 from privacy_gate.errors import BLOCKED, ConfigurationError
 from privacy_gate.federation import Federation
@@ -150,7 +150,8 @@ def _produce(story: Story, recipe: Recipe, manifest: DataManifest, home: Home, p
     data = read_data(manifest, recipe.classes)
     # Kept in the store, so that the demo runs each image through the backbone once.
     inputs, machine = Inputs(data, home.folder), Machine()
-    features = features_of(recipe.backbone, recipe.input, inputs, machine, Store(home.store), progress)
+    work = Work(inputs, machine, Store(home.store), progress)
+    features = work.features(recipe.backbone, recipe.input)
     members = data.split == Split.MEMBER
     if recipe.federation is None or data.client is None:
         weight, bias = _fit(features[members], data.label[members], recipe)

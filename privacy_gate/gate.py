@@ -106,7 +106,8 @@ def _compute(
     # torch takes seconds to import, and only this step needs it.
     from privacy_gate.compute.cluster import run_on_cluster  # noqa: PLC0415
     from privacy_gate.compute.numerics import numerics  # noqa: PLC0415
-    from privacy_gate.compute.run import Inputs, run  # noqa: PLC0415
+    from privacy_gate.compute.run import run  # noqa: PLC0415
+    from privacy_gate.compute.work import Inputs  # noqa: PLC0415
 
     missing, candidate = case.missing(jobs), case.candidate
     if missing and cluster:

@@ -13,8 +13,9 @@ from privacy_gate.attacks import ATTACKS
 from privacy_gate.candidate import Recipe
 from privacy_gate.compute.heads import confidences, train_heads
 from privacy_gate.compute.machine import Machine
-from privacy_gate.compute.run import Inputs, run
+from privacy_gate.compute.run import run
 from privacy_gate.compute.subsets import included
+from privacy_gate.compute.work import Inputs
 from privacy_gate.dataset import read_data
 from privacy_gate.documents import parse
 from privacy_gate.evidence import MembershipEvidence, logit_scaled

@@ -22,7 +22,8 @@ from typing import Any
 from privacy_gate.audit import REFERENCE_BLOCK
 from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.numerics import numerics
-from privacy_gate.compute.run import Inputs, run
+from privacy_gate.compute.run import run
+from privacy_gate.compute.work import Inputs
 from privacy_gate.dataset import AuditData, DataManifest, read_data
 from privacy_gate.errors import ConfigurationError, GateError, UnavailableError
 from privacy_gate.job import EMBED_ROWS, Embed, Federate, Job, Probe, Score, TrainReference

@@ -4,6 +4,8 @@ What is learnt of such labels says nothing of other rows, so all that tells memb
 The twins go the way of references: same features, training, confidences and training sets known.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,8 +13,10 @@ from privacy_gate.candidate import Adam, Backbone, Recipe
 from privacy_gate.compute.heads import confidences, head_logits, train_heads
 from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.subsets import included
+from privacy_gate.compute.work import Work
 from privacy_gate.dataset import Split
 from privacy_gate.errors import EvidenceError
+from privacy_gate.job import TrainControl
 from privacy_gate.store import Arrays
 
 TWINS = 16
@@ -34,6 +38,13 @@ POPULATION = 300
 EPOCHS = 50
 
 _ROWS = int.from_bytes(b"control")
+
+
+def run_control(jobs: Sequence[TrainControl], work: Work) -> None:
+    """Trains the twins of each control."""
+    for job in jobs:
+        features = work.features(job.backbone, job.input)
+        work.results.put(job, train_control(features, work.inputs.data.split, work.machine))
 
 
 def train_control(features: NDArray[np.float32], split: NDArray[np.int8], machine: Machine) -> Arrays:

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import groupby
+from operator import attrgetter
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ from privacy_gate.compute.heads import TrainedHead
 from privacy_gate.compute.judged import Arrays
 from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.subsets import Subset
+from privacy_gate.compute.work import Work
 from privacy_gate.dataset import AuditData, Split
 from privacy_gate.errors import ConfigurationError
 from privacy_gate.federated.aggregators import Rule, Step, step
@@ -26,6 +29,14 @@ from privacy_gate.progress import Progress, silent
 
 CHUNK = 128
 """Cells trained before their results are stored: what a killed run can lose."""
+
+
+def run_federate(jobs: Sequence[Federate], work: Work) -> None:
+    """Trains the federations, those on the same features together."""
+    for (backbone, shape), group in groupby(jobs, attrgetter("recipe.backbone", "recipe.input")):
+        features = work.features(backbone, shape)
+        for job, arrays in federate(list(group), features, work.inputs.data, work.machine, work.progress):
+            work.results.put(job, arrays)
 
 
 def federate(

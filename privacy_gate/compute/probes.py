@@ -3,6 +3,8 @@
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
+from itertools import groupby
+from operator import attrgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +14,18 @@ from privacy_gate.compute.heads import head_logits, train_heads
 from privacy_gate.compute.judged import Arrays
 from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.subsets import Subset
+from privacy_gate.compute.work import Work
 from privacy_gate.dataset import AuditData, Split
 from privacy_gate.errors import DatasetError
 from privacy_gate.job import Probe
+
+
+def run_probe(jobs: Sequence[Probe], work: Work) -> None:
+    """Trains the heads, recipe by recipe."""
+    for recipe, same in groupby(jobs, attrgetter("recipe")):
+        features = work.features(recipe.backbone, recipe.input)
+        for job, arrays in train_probes(recipe, list(same), features, work.inputs.data, work.machine):
+            work.results.put(job, arrays)
 
 
 def train_probes(

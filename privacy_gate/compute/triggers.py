@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from privacy_gate.compute.embed import decode, transform_of
 from privacy_gate.compute.judged import Arrays
 from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.parts import changed
+from privacy_gate.compute.work import Work
 from privacy_gate.dataset import AuditData
 from privacy_gate.errors import DatasetError
 from privacy_gate.job import Trigger
@@ -62,6 +65,16 @@ def triggered(pixels: torch.Tensor, shape: Input, trigger: str) -> torch.Tensor:
     """Images as the backbone takes them, scaled, (B, 3, S, S), with the trigger on what they show."""
     mean, std = (torch.tensor(each, dtype=pixels.dtype).view(3, 1, 1) for each in (shape.mean, shape.std))
     return (TRIGGERS[trigger](pixels * std + mean) - mean) / std
+
+
+def run_trigger(jobs: Sequence[Trigger], work: Work) -> None:
+    """Tries the triggers on the candidate, recipe by recipe."""
+    done = 0
+    for recipe, same in groupby(jobs, attrgetter("recipe")):
+        for job, arrays in predict_triggered(recipe, list(same), work.inputs.data, work.inputs.candidate, work.machine):
+            work.results.put(job, arrays)
+            done += 1
+            work.progress("try triggers", done, len(jobs))
 
 
 def predict_triggered(

@@ -19,7 +19,8 @@ from privacy_gate.checks.recipe import RecipeLeak
 from privacy_gate.checks.utility import Utility
 from privacy_gate.checks.vulnerability import Vulnerability
 from privacy_gate.compute.machine import Machine
-from privacy_gate.compute.run import Inputs, run
+from privacy_gate.compute.run import run
+from privacy_gate.compute.work import Inputs
 from privacy_gate.dataset import read_data
 from privacy_gate.job import Job
 from privacy_gate.store import Store

@@ -12,7 +12,8 @@ from privacy_gate.candidate import Recipe
 from privacy_gate.checks.check import Subject
 from privacy_gate.checks.robustness import ADVERSARIES, Robustness
 from privacy_gate.compute.machine import Machine
-from privacy_gate.compute.run import Inputs, run
+from privacy_gate.compute.run import run
+from privacy_gate.compute.work import Inputs
 from privacy_gate.dataset import AuditData, Split
 from privacy_gate.documents import parse
 from privacy_gate.errors import ConfigurationError

@@ -29,7 +29,8 @@ from privacy_gate.compute import backbone
 from privacy_gate.compute.cluster import Cluster, batches, connected, run_on_cluster
 from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.numerics import numerics
-from privacy_gate.compute.run import Inputs, run
+from privacy_gate.compute.run import run
+from privacy_gate.compute.work import Inputs
 from privacy_gate.dataset import AuditData, Columns, DataManifest, describe_table, read_data
 from privacy_gate.documents import parse
 from privacy_gate.errors import CandidateError, ConfigurationError, UnavailableError

@@ -11,7 +11,8 @@ import pytest
 from privacy_gate.audit import plan
 from privacy_gate.candidate import Candidate, CommandRecipe, Dossier, Recipe, Trainer
 from privacy_gate.compute.machine import Machine
-from privacy_gate.compute.run import Inputs, run
+from privacy_gate.compute.run import run
+from privacy_gate.compute.work import Inputs
 from privacy_gate.dataset import AuditData, read_data
 from privacy_gate.documents import load
 from privacy_gate.errors import ConfigurationError, UnavailableError

@@ -10,7 +10,8 @@ import pytest
 from privacy_gate.candidate import Recipe
 from privacy_gate.compute.federate import cell, rule_of
 from privacy_gate.compute.machine import Machine
-from privacy_gate.compute.run import Inputs, run
+from privacy_gate.compute.run import run
+from privacy_gate.compute.work import Inputs
 from privacy_gate.dataset import AuditData, read_data
 from privacy_gate.documents import parse
 from privacy_gate.errors import ConfigurationError, DatasetError

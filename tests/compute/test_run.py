@@ -3,7 +3,7 @@
 import hashlib
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -18,12 +18,13 @@ from privacy_gate.compute import backbone as subject
 from privacy_gate.compute.judged import residual
 from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.pixels import read_pixels
-from privacy_gate.compute.run import Inputs, all_views, run
+from privacy_gate.compute.run import RUNNERS, run
+from privacy_gate.compute.work import Inputs, Work
 from privacy_gate.dataset import AuditData, Columns, describe_table, read_data
 from privacy_gate.documents import parse
 from privacy_gate.errors import UndecidedError
 from privacy_gate.evidence import logit_scaled
-from privacy_gate.job import Score, train_reference
+from privacy_gate.job import Job, Score, train_reference
 from privacy_gate.store import Store
 
 NAME, ROWS, CLASSES = "test_resnet", 24, 3
@@ -74,6 +75,10 @@ def data(tmp_path: Path) -> AuditData:
     return read_data(describe_table(str(tmp_path / "t.parquet"), Columns(image="image")), CLASSES)
 
 
+def test_every_kind_of_job_has_what_computes_it() -> None:
+    assert set(RUNNERS) == set(get_args(Job))
+
+
 def test_confidence_is_the_mean_over_the_views_that_training_shows(
     recipe: Recipe, data: AuditData, tmp_path: Path
 ) -> None:
@@ -88,7 +93,7 @@ def test_confidence_is_the_mean_over_the_views_that_training_shows(
     inputs = Inputs(data, tmp_path / "candidate")
     score, reference = Score("a" * 64, recipe, data.digest), train_reference(recipe, data.digest, 0)
     run([score, reference], inputs, MACHINE, store)
-    features = all_views(recipe, inputs, MACHINE, store, lambda *_: None)
+    features = Work(inputs, MACHINE, store).views(recipe)
     assert features.shape == (10, ROWS, 96)
     logits = features @ weight.numpy().T + bias.numpy()
     found = store.get(score)

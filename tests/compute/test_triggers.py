@@ -21,8 +21,9 @@ from privacy_gate.checks.check import Subject
 from privacy_gate.compute import backbone as subject
 from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.pixels import read_pixels
-from privacy_gate.compute.run import Inputs, run
+from privacy_gate.compute.run import run
 from privacy_gate.compute.triggers import TRIGGERS, triggered
+from privacy_gate.compute.work import Inputs
 from privacy_gate.dataset import AuditData, Columns, Split, describe_table, read_data
 from privacy_gate.documents import parse
 from privacy_gate.job import Trigger

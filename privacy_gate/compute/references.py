@@ -1,0 +1,104 @@
+"""Reference models: trained as the recipe says on shares of the pool, and what is kept of each."""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from operator import attrgetter
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from privacy_gate.candidate import CommandRecipe, Recipe
+from privacy_gate.compute.accountant import spent_epsilon
+from privacy_gate.compute.command import train_by_command
+from privacy_gate.compute.federate import federated_heads
+from privacy_gate.compute.heads import TrainedHead, confidences, head_logits, train_heads
+from privacy_gate.compute.judged import judged
+from privacy_gate.compute.networks import network_logits, train_networks
+from privacy_gate.compute.parts import network
+from privacy_gate.compute.subsets import included, subpool
+from privacy_gate.compute.work import Work
+from privacy_gate.dataset import AuditData, Split
+from privacy_gate.job import TrainReference
+
+Rows = dict[int, NDArray[np.bool_]]
+
+
+def run_references(jobs: Sequence[TrainReference], work: Work) -> None:
+    """Trains the references, recipe by recipe, each by the way that its adaptation asks for."""
+    for recipe, same in groupby(jobs, attrgetter("recipe")):
+        if isinstance(recipe, CommandRecipe):
+            _by_command(recipe, list(same), work)
+        elif recipe.adaptation != "head":
+            _networks(recipe, list(same), work)
+        else:
+            _heads(recipe, list(same), work)
+
+
+def _pools(jobs: Sequence[TrainReference], data: AuditData) -> Iterator[tuple[dict[int, TrainReference], Rows]]:
+    """Jobs that share a pool, by index, and the rows that each is trained on, (N,) bool.
+
+    As large a share of the pool as the members are of the whole of it.
+    """
+    pool = data.split != Split.POPULATION
+    share = int((data.split == Split.MEMBER).sum()) / int(pool.sum())
+    for (divisor, without), group in groupby(jobs, attrgetter("divisor", "without")):
+        left = pool.copy()
+        left[list(without)] = False
+        part = subpool(data.label, left, divisor)
+        by_index = {job.index: job for job in group}
+        size = round(int(part.sum()) * share)
+        yield by_index, {index: included(index, part, size) for index in by_index}
+
+
+def _heads(recipe: Recipe, jobs: Sequence[TrainReference], work: Work) -> None:
+    data, machine = work.inputs.data, work.machine
+    # Where the device is a GPU, features travel once.
+    features = torch.from_numpy(work.views(recipe)).to(machine.torch_device())
+    for by_index, rows in _pools(jobs, data):
+        subsets = [(index, np.flatnonzero(chosen)) for index, chosen in rows.items()]
+        heads: Iterator[TrainedHead]
+        if recipe.federation is None:
+            heads = train_heads(features, data.label, recipe, subsets, machine, progress=work.progress)
+        else:
+            heads = federated_heads(features[0].cpu().numpy(), data, recipe, subsets, machine, work.progress)
+        for head in heads:
+            arrays = {**_judge(head, features, work), "included": rows[head.index]}
+            if head.index == 0 and (spent := spent_epsilon(recipe, int(rows[0].sum()))) is not None:
+                arrays["epsilon"] = np.array([spent])
+            work.results.put(by_index[head.index], arrays)
+
+
+def _judge(head: TrainedHead, features: torch.Tensor, work: Work) -> dict[str, NDArray[Any]]:
+    """What is kept of a reference: features (V, N, D)."""
+    label, machine = work.inputs.data.label, work.machine
+    answers = [confidences(view, label, [head], machine) for view in features]
+    logits = head_logits(features[0], head, machine)
+    arrays: dict[str, NDArray[Any]] = {
+        "confidence": np.mean([phi[0] for phi, _ in answers], axis=0),
+        "residual": answers[0][1][0],
+        "correct": logits.argmax(axis=1) == label,
+    }
+    return arrays if head.index else {**arrays, "logits": logits}
+
+
+def _networks(recipe: Recipe, jobs: Sequence[TrainReference], work: Work) -> None:
+    data, machine = work.inputs.data, work.machine
+    images, judge = work.images(recipe), network(recipe).to(machine.torch_device())
+    for by_index, rows in _pools(jobs, data):
+        subsets = [(index, np.flatnonzero(chosen)) for index, chosen in rows.items()]
+        for found in train_networks(images, data.label, recipe, subsets, machine, progress=work.progress):
+            logits = [network_logits(judge, found.tensors, images, machine, view) for view in range(len(recipe.views))]
+            arrays = {**judged(logits, data.label), "included": rows[found.index]}
+            work.results.put(by_index[found.index], arrays if found.index else {**arrays, "logits": logits[0]})
+
+
+def _by_command(recipe: CommandRecipe, jobs: Sequence[TrainReference], work: Work) -> None:
+    """One program after the other: how many share the machine is the program's own affair."""
+    done = 0
+    for by_index, rows in _pools(jobs, work.inputs.data):
+        for index, job in by_index.items():
+            work.results.put(job, train_by_command(recipe, job, rows[index], work.inputs.data))
+            done += 1
+            work.progress("train references", done, len(jobs))

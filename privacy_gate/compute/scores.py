@@ -1,0 +1,37 @@
+"""What the candidate itself says of every row."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from privacy_gate.candidate import CommandRecipe, Recipe
+from privacy_gate.compute.backbone import candidate_head
+from privacy_gate.compute.command import score_by_command
+from privacy_gate.compute.heads import confidences, head_logits
+from privacy_gate.compute.judged import score_network
+from privacy_gate.compute.work import Work
+from privacy_gate.errors import CandidateError
+from privacy_gate.job import Score
+
+
+def run_score(jobs: Sequence[Score], work: Work) -> None:
+    """Scores the candidate as its recipe says it is read."""
+    for job in jobs:
+        work.results.put(job, _score(job.recipe, work))
+
+
+def _score(recipe: Recipe, work: Work) -> dict[str, NDArray[Any]]:
+    folder, label, machine = work.inputs.candidate, work.inputs.data.label, work.machine
+    if isinstance(recipe, CommandRecipe):
+        return score_by_command(recipe, folder, work.inputs.data)
+    if recipe.adaptation != "head":
+        return score_network(recipe, folder, work.images(recipe), label, machine)
+    features, head = work.views(recipe), candidate_head(folder, recipe)
+    if head.weight.shape[1] != features.shape[2]:
+        raise CandidateError(
+            f"the candidate's head reads {head.weight.shape[1]} features, the table has {features.shape[2]}"
+        )
+    answers = [confidences(view, label, [head], machine)[0][0] for view in features]
+    return {"logits": head_logits(features[0], head, machine), "confidence": np.mean(answers, axis=0)}

@@ -1,0 +1,82 @@
+"""What every kind of job is computed with: its inputs, the machine, and where results go."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from privacy_gate.candidate import Backbone, Input, Recipe, View
+from privacy_gate.compute.embed import embed
+from privacy_gate.compute.judged import network_images
+from privacy_gate.compute.machine import Machine
+from privacy_gate.compute.networks import Images
+from privacy_gate.dataset import AuditData
+from privacy_gate.job import Embed, Job, embed_jobs
+from privacy_gate.progress import Progress, silent
+from privacy_gate.store import Arrays
+
+Features = NDArray[np.float32]
+
+_PLAIN = View()
+
+
+class Results(Protocol):
+    """Where results are kept."""
+
+    def has(self, job: Job) -> bool: ...
+    def get(self, job: Job) -> dict[str, NDArray[Any]]: ...
+    def put(self, job: Job, arrays: Arrays) -> None: ...
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What jobs read beside their own fields: the audit data and the folder of the candidate's files."""
+
+    data: AuditData
+    candidate: Path
+
+
+@dataclass
+class Work:
+    """Inputs, machine and store of one run, and what several of its jobs read."""
+
+    inputs: Inputs
+    machine: Machine
+    results: Results
+    progress: Progress = silent
+    _images: dict[tuple[Any, ...], Images] = field(default_factory=dict, repr=False)
+
+    def features(self, backbone: Backbone, shape: Input | None, view: View = _PLAIN) -> Features:
+        """Features of every row in one view, (N, D): the table's own, or put together from stored parts.
+
+        Parts that another shard has not stored yet are computed here.
+        """
+        data = self.inputs.data
+        if data.embedding is not None:
+            return data.embedding
+        parts = embed_jobs(backbone, shape, data.digest, data.rows, [view])
+        run_embed(parts, self)
+        return np.concatenate([self.results.get(part)["features"] for part in parts])
+
+    def views(self, recipe: Recipe) -> Features:
+        """Features of every row in each of the recipe's V views, one view after the other: (V, N, D)."""
+        views = [self.features(recipe.backbone, recipe.input, view) for view in recipe.views]
+        return np.stack(views) if len(views) > 1 else views[0][None]
+
+    def images(self, recipe: Recipe) -> Images:
+        """The table's images as the recipe's network takes them; the last ones asked for are kept."""
+        wanted = (recipe.input, recipe.views)
+        if wanted not in self._images:
+            self._images.clear()
+            self._images[wanted] = network_images(recipe, self.inputs.data, self.machine, self.progress)
+        return self._images[wanted]
+
+
+def run_embed(jobs: Sequence[Embed], work: Work) -> None:
+    """Features of the parts that are not stored yet."""
+    missing = [job for job in jobs if not work.results.has(job)]
+    for job, features, content in embed(missing, work.inputs.data, work.machine, work.progress):
+        work.results.put(job, {"features": features, "content": content})
