@@ -15,6 +15,7 @@ from privacy_gate.checks.check import Results, Subject
 from privacy_gate.checks.disparity import Disparity
 from privacy_gate.checks.dp_claim import DpClaim
 from privacy_gate.checks.fairness import Fairness
+from privacy_gate.checks.inversion import Inversion
 from privacy_gate.checks.membership import Membership
 from privacy_gate.checks.power_law import PowerLaw
 from privacy_gate.checks.recipe import RecipeLeak
@@ -45,6 +46,7 @@ NOT_TESTED_WITHOUT = {
     "backdoor": "backdoors",
     "robustness": "the federation under hostile clients",
     "fairness": "whom the model serves worse",
+    "inversion": "reconstruction from clients' updates",
 }
 """What is left open where the policy lacks a check."""
 
@@ -191,7 +193,7 @@ def audit(
 
 def evidence_tier(recipe: Recipe, data: AuditData, checks: Iterable[AnyCheck]) -> list[str]:
     """Which evidence the federated checks had, and what would give them more; nothing where none was asked for."""
-    if not any(isinstance(check, Robustness | Fairness) for check in checks):
+    if not any(isinstance(check, Robustness | Fairness | Inversion) for check in checks):
         return []
     if data.client is None and data.group is None:
         return ["evidence tier E0, a checkpoint and labelled rows: name client or group columns to reach E1 (fairness)"]

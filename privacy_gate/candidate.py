@@ -19,10 +19,14 @@ NonNegative = Annotated[float, Field(ge=0)]
 
 
 class PublicWeights(Record):
-    """Where the backbone's public weights lie (a path or any fsspec URL) and what they are."""
+    """Where the backbone's public weights lie (a path or any fsspec URL) and what they are.
+
+    licence  what they may be used under, in the producer's words: shown, never judged
+    """
 
     uri: Annotated[str, Field(min_length=1)]
     sha256: Sha256
+    licence: Annotated[str, Field(min_length=1, max_length=200)] | None = None
 
 
 class Backbone(Record):
@@ -52,15 +56,20 @@ class Input(Record):
     crop: Annotated[float, Field(gt=0, le=1)] = 1.0
 
 
+TriggerName = Literal["corner", "grid", "blended", "sinusoid"]
+"""Known backdoor triggers: see compute.stamps."""
+
+
 class View(Record):
     """One way an image is shown: mirrored left to right or not, then moved down and right by so many pixels.
 
-    Pixels are those of the backbone's input; what moves in repeats the edge.
+    Pixels are those of the backbone's input; what moves in repeats the edge. A trigger is put on what is then seen.
     """
 
     flip: bool = False
     down: int = 0
     right: int = 0
+    trigger: TriggerName | None = None
 
 
 class Augmentation(Record):

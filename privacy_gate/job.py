@@ -81,12 +81,15 @@ class TrainControl:
 class Federate:
     """The recipe's federation from the start, on the members, perhaps with clients that attack it.
 
-    adversary  by name (federated.adversaries), or None; the last `byzantine` clients attack
+    adversary  by name (federated.adversaries), or None; the last `byzantine` clients attack. A backdoor's trigger is
+               that of PLANTED
     seed       who holds what, and the order of batches
 
     Result: accuracy (1,) on the holdout, class_accuracy (C,), client_accuracy (K,), all means over the last
     tenth of the rounds; curve and rounds (R,); heterogeneity (1,), mean total variation distance of the clients'
-    classes from everyone's; sizes (K,); head (C, D + 1) float32 as the last round left it, bias last.
+    classes from everyone's; sizes (K,); head (C, D + 1) float32 as the last round left it, bias last. Where a backdoor
+    is planted also backdoor (2,): how often the last head calls the triggered_rows (1,) of the holdout that are of
+    other classes the backdoor's target, with the trigger and without.
     """
 
     recipe: Recipe
@@ -94,6 +97,10 @@ class Federate:
     adversary: str | None
     byzantine: int
     seed: int
+
+
+PLANTED = View(trigger="corner")
+"""How clients that plant a backdoor show their images."""
 
 
 def federate(recipe: Recipe, dataset: str, adversary: str | None, byzantine: int, seed: int) -> Federate:
@@ -135,7 +142,50 @@ class Trigger:
     rows: tuple[int, ...]
 
 
-Job = Embed | Score | TrainReference | TrainControl | Federate | Probe | Trigger
+@dataclass(frozen=True)
+class Invert:
+    """What a federation's server makes of the clients' updates in the first round: see compute.invert.
+
+    Targets first <= i < last, each a row of an update of its own, told from candidates - 1 rows of its class that
+    nobody trained on.
+    attack  analytic | optimised
+
+    Result, a value for each target: hit, bool, whether the true row is most like what was reconstructed; cosine of the
+    two; mixed, rows the update was made from, and alike, those of the target's class, int64; near, share of decoys of
+    the target's client; refined, bool, whether the update was small enough for the optimisation.
+    """
+
+    recipe: Recipe
+    dataset: str
+    attack: str
+    candidates: int
+    seed: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class InvertTrigger:
+    """The smallest trigger that makes the candidate say `target`, as far as it is found: see compute.trigger_inversion.
+
+    rows   images it is sought on, ascending; those of the target's own class are left out
+    tried  images it is tried on once found, ascending
+
+    Result: works (1,) bool, whether any mask worked; size (1,) float64, share of the image under the smallest soft
+    mask, 1 where none worked; mask (S, S) bool and pattern (3, S, S) uint8, the trigger made hard; predicted (T,)
+    int64, the class of the largest logit for each of `tried` with the hard trigger.
+    """
+
+    artifact: str
+    recipe: Recipe
+    dataset: str
+    target: int
+    rows: tuple[int, ...]
+    tried: tuple[int, ...]
+    steps: int
+
+
+Job = Embed | Score | TrainReference | TrainControl | Federate | Probe | Trigger | Invert | InvertTrigger
 
 
 def train_reference(
@@ -168,7 +218,9 @@ def describe(job: Job) -> dict[str, Any]:
         fields[name] = value.model_dump(mode="json") if hasattr(value, "model_dump") else value
     for holder in (fields.get("backbone"), fields.get("recipe", {}).get("backbone")):
         if holder and holder["weights"]:
-            del holder["weights"]["uri"]
+            del holder["weights"]["uri"], holder["weights"]["licence"]
+    if "view" in fields and fields["view"]["trigger"] is None:
+        del fields["view"]["trigger"]  # views had none when FORMAT was set
     if "trainer" in fields.get("recipe", {}):
         del fields["recipe"]["table"], fields["recipe"]["trainer"]["timeout_s"]
     return fields

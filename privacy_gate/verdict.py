@@ -303,8 +303,52 @@ class ByzantinePlot(Record):
     lines: Annotated[tuple[ByzantineLine, ...], Field(min_length=1)]
 
 
+class RuleTrial(Record):
+    """One rule of aggregation: what it keeps under hostile clients, and what it costs without them.
+
+    clean   accuracy where nobody is hostile
+    tax     robustness_tax
+    drop    byzantine_drop, its subject the worst attack
+    passes  whether both meet their limits
+    """
+
+    rule: str
+    clean: Rate
+    tax: Measurement
+    drop: Measurement
+    passes: bool
+
+
+class RuleTable(Record):
+    """Which rules would pass, and what they cost, where so many of the clients are hostile; the recipe's own first.
+
+    drop_limit, tax_limit  what the drop and the tax may be; None: the tax may be any
+    """
+
+    kind: Literal["rules"] = "rules"
+    clients: Count
+    byzantine: Count
+    drop_limit: float
+    tax_limit: float | None = None
+    rules: Annotated[tuple[RuleTrial, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _passes_follow(self) -> Self:
+        for trial in self.rules:
+            if trial.passes is not rule_passes(trial.drop, trial.tax, self.drop_limit, self.tax_limit):
+                raise ValueError(f"{trial.rule}: passes is {trial.passes}, the figures say otherwise")
+        return self
+
+
+def rule_passes(drop: Measurement, tax: Measurement, drop_limit: float, tax_limit: float | None) -> bool:
+    """Whether both figures meet their limits at the unfavourable end; a tax without a limit may be any."""
+    borne = judged_status(drop, Limit(max=drop_limit)) is Status.MET
+    return borne and (tax_limit is None or judged_status(tax, Limit(max=tax_limit)) is Status.MET)
+
+
 Exhibit = Annotated[
-    Roc | Histogram | LawPlot | VulnerableRows | GradientScatter | ByzantinePlot, Field(discriminator="kind")
+    Roc | Histogram | LawPlot | VulnerableRows | GradientScatter | ByzantinePlot | RuleTable,
+    Field(discriminator="kind"),
 ]
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from privacy_gate.candidate import Recipe
 from privacy_gate.checks.check import Subject
-from privacy_gate.checks.disparity import Disparity
+from privacy_gate.checks.disparity import NO_PEOPLE, Disparity
 from privacy_gate.checks.vulnerability import POINTS, Vulnerability
 from privacy_gate.dataset import AuditData, Split, hashed_ids
 from privacy_gate.documents import load
@@ -161,6 +161,27 @@ def test_a_planted_group_is_flagged_and_it_is_that_one() -> None:
     assert classes.low is not None
     assert classes.low < 0.05
     assert all("lira at fpr 0.01; " in m.samples for m in result.measurements if m.measured)
+
+
+def test_a_planted_client_is_flagged_beside_groups_that_are_alike_and_both_can_be_asked_for() -> None:
+    client = np.array([f"site {row % 8}" for row in range(2400)])
+    group = np.where(np.arange(2400) // 8 % 2, "f", "m")
+    world = World(12, 0.5 + 4.0 * (client == "site 3"), group, client=client)
+    figures = named(world.measure(Disparity(references=MODELS, permutations=999)))
+    assert ("vulnerability", "client: site 3") in figures
+    assert figures["disparity_p_value", "client: site 3"].high < 0.05  # type: ignore[operator]
+    gap, alike = figures["disparate_mia", "clients"], figures["disparate_mia", "groups"]
+    assert gap.low is not None
+    assert gap.low > 0.3
+    assert figures["disparate_mia_p_value", "clients"].high < 0.01  # type: ignore[operator]
+    assert alike.low == 0
+    assert figures["disparate_mia_p_value", "groups"].value > 0.01  # type: ignore[operator]
+    assert "members, 8 groups" in gap.samples
+    asked = world.measure(Disparity(references=MODELS, permutations=99, by=("client", "group")))
+    assert {m.subject for m in asked.measurements if m.metric == "disparate_mia"} == {"clients", "groups"}
+    assert not [m for m in asked.measurements if m.subject.startswith("class")]
+    classes = named(world.measure(Disparity(references=MODELS, permutations=99, by=("class",))))
+    assert classes["disparate_mia", ""].reason == NO_PEOPLE
 
 
 def test_the_same_evidence_gives_the_same_p_values() -> None:

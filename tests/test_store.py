@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from privacy_gate.candidate import Recipe
+from privacy_gate.candidate import Backbone, PublicWeights, Recipe
 from privacy_gate.documents import load
 from privacy_gate.errors import StoreError, UndecidedError
 from privacy_gate.job import TrainReference, digest, train_reference
@@ -140,7 +140,17 @@ def test_an_unknown_scheme_is_a_store_error() -> None:
         Store("nosuchscheme://bucket")
 
 
-def test_the_candidate_s_seed_and_the_place_of_its_public_weights_change_no_reference() -> None:
+def test_the_place_and_the_licence_of_public_weights_change_no_job_and_their_bytes_do() -> None:
+    def named(**weights: str) -> str:
+        public = PublicWeights(**({"uri": "file:///a", "sha256": "5e" * 32} | weights))
+        recipe = RECIPE.model_copy(update={"backbone": Backbone(name="resnet18", weights=public)})
+        return digest(train_reference(recipe, "d" * 64, 0))
+
+    assert named() == named(uri="s3://elsewhere/b") == named(licence="Apache-2.0")
+    assert named() != named(sha256="6f" * 32)
+
+
+def test_the_candidate_s_seed_changes_no_reference() -> None:
     assert digest(job()) == digest(train_reference(RECIPE.model_copy(update={"seed": 9}), "d" * 64, 0))
     assert digest(job()) != digest(train_reference(RECIPE.model_copy(update={"epochs": 9}), "d" * 64, 0))
     assert digest(job()) != digest(train_reference(RECIPE, "e" * 64, 0))

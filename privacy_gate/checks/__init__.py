@@ -8,6 +8,7 @@ from privacy_gate.checks.backdoor import Backdoor
 from privacy_gate.checks.disparity import Disparity
 from privacy_gate.checks.dp_claim import DpClaim
 from privacy_gate.checks.fairness import Fairness
+from privacy_gate.checks.inversion import Inversion
 from privacy_gate.checks.membership import Membership
 from privacy_gate.checks.power_law import PowerLaw
 from privacy_gate.checks.recipe import RecipeLeak
@@ -20,6 +21,7 @@ AnyCheck = Annotated[
     | Disparity
     | DpClaim
     | Fairness
+    | Inversion
     | Membership
     | PowerLaw
     | RecipeLeak

@@ -1,74 +1,151 @@
-"""Does a known trigger make the candidate say what its planter wants? (arXiv 2402.01857: one-access poisoning)"""
+"""Does a trigger make the candidate say what its planter wants? (arXiv 2402.01857: one-access poisoning)"""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from privacy_gate.checks.check import Check, Results, Subject, distinct_names
 from privacy_gate.checks.references import feature_jobs
 from privacy_gate.dataset import Split
-from privacy_gate.job import Job, Score, Trigger
-from privacy_gate.metrics.backdoor import backdoor_lift
-from privacy_gate.verdict import CheckResult, Limit, not_measured
+from privacy_gate.documents import Record
+from privacy_gate.evidence import Ints
+from privacy_gate.job import InvertTrigger, Job, Score, Trigger
+from privacy_gate.metrics.backdoor import (
+    FEWEST_CLASSES,
+    backdoor_lift,
+    inverted_backdoor,
+    trigger_anomaly,
+    usual_anomaly,
+)
+from privacy_gate.verdict import CheckResult, Limit, Measurement, not_measured
+
+BackdoorMetric = Literal["backdoor_lift", "inverted_backdoor", "trigger_anomaly"]
+
+INVERTED: tuple[BackdoorMetric, ...] = ("inverted_backdoor", "trigger_anomaly")
 
 TRIGGERS = ("corner", "grid", "blended", "sinusoid")
-"""Those of compute.triggers."""
+"""Those of compute.stamps."""
 
 NO_IMAGES = "needs images: the table holds embeddings, or a program of the policy's trains"
 
+NOT_ASKED = "the policy asks for no inversion: add inversion: {} to the check"
+
+KNOWN_ONLY = "backdoor: only the triggers listed were tried; none was searched for by inversion"
+
+
+class Inversion(Record):
+    """How triggers are sought, class by class: Wang et al. 2019.
+
+    images  holdout images they are sought on, at most, and half of the holdout at most
+    steps   of the descent
+    """
+
+    images: Annotated[int, Field(ge=50, le=100_000)] = 200
+    steps: Annotated[int, Field(ge=100, le=100_000)] = 300
+
 
 class Backdoor(Check):
-    """backdoor_lift: the largest rise of any target's rate that a trigger causes, among images of other classes.
+    """backdoor_lift: the largest rise of any target's rate that a known trigger causes, among images of other classes.
 
-    triggers  which are tried; a trigger that nobody thought of is not found
-    images    holdout images they are put on, at most
+    inverted_backdoor: the same of triggers found by inversion, of 5 % of the image at most, for classes whose trigger
+    is anomalously small, else 0; trigger_anomaly: by how much the smallest is. A trigger that changes the whole image
+    a little is not found so.
+
+    triggers   known ones that are tried
+    images     holdout images they are put on, at most
+    inversion  how others are sought; without it they are not
     """
 
     check: Literal["backdoor"] = "backdoor"
     triggers: Annotated[tuple[str, ...], Field(min_length=1)] = TRIGGERS
     images: Annotated[int, Field(ge=50, le=100_000)] = 500
-    limits: Mapping[Literal["backdoor_lift"], Limit] = Field(default_factory=dict)
+    inversion: Inversion | None = None
+    limits: Mapping[BackdoorMetric, Limit] = Field(default_factory=dict)
 
     @field_validator("triggers")
     @classmethod
     def _triggers_exist(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         return distinct_names(names, TRIGGERS, "trigger")
 
+    @model_validator(mode="after")
+    def _limited_is_measured(self) -> Self:
+        limited = [name for name in INVERTED if name in self.limits]
+        if limited and self.inversion is None:
+            raise ValueError(f"a limit on {limited[0]} needs triggers to be sought: add inversion: {{}}")
+        return self
+
     def jobs(self, subject: Subject) -> list[Job]:
-        """The candidate's answers with each trigger, and without; none where there are no images."""
+        """The candidate's answers with each trigger, known or sought, and without; none where there are no images."""
         if not _has_images(subject):
             return []
         score = Score(subject.artifact, subject.recipe, subject.data.digest)
-        return [*feature_jobs(subject), score, *self._tried(subject).values()]
+        return [*feature_jobs(subject), score, *self._tried(subject).values(), *self._sought(subject)]
 
     def _tried(self, subject: Subject) -> dict[str, Trigger]:
-        rows = tuple(self._rows(subject).tolist())
+        rows = tuple(np.sort(_holdout(subject)[: self.images]).tolist())
         return {
             name: Trigger(subject.artifact, subject.recipe, subject.data.digest, name, rows) for name in self.triggers
         }
 
-    def _rows(self, subject: Subject) -> NDArray[np.int64]:
-        """Holdout rows, drawn by the data's digest."""
-        rows = np.flatnonzero(subject.data.split == Split.HOLDOUT)
-        rng = np.random.default_rng(int(subject.data.digest[:16], 16))
-        return np.sort(rng.permutation(rows)[: self.images])
+    def _sought(self, subject: Subject) -> list[InvertTrigger]:
+        """A search for each class, on rows apart from those that triggers are tried on."""
+        rows, classes = _holdout(subject), subject.recipe.classes
+        if self.inversion is None or classes < FEWEST_CLASSES:
+            return []
+        apart = max(len(rows) - self.inversion.images, len(rows) // 2)
+        on, tried = (tuple(np.sort(some).tolist()) for some in (rows[apart:], rows[: min(apart, self.images)]))
+        fixed = (subject.artifact, subject.recipe, subject.data.digest)
+        return [InvertTrigger(*fixed, target, on, tried, self.inversion.steps) for target in range(classes)]
 
     def measure(self, subject: Subject, results: Results, confidence: float) -> CheckResult:
-        """The lift of the worst trigger and target."""
+        """The lift of the worst known trigger and target, and what inversion found."""
         if not _has_images(subject):
-            return CheckResult(measurements=(not_measured("backdoor_lift", NO_IMAGES),))
-        rows, data = self._rows(subject), subject.data
-        plain = results(Score(subject.artifact, subject.recipe, data.digest))["logits"][rows].argmax(axis=1)
-        shown = {name: results(job)["predicted"] for name, job in self._tried(subject).items()}
-        found = backdoor_lift(plain, shown, data.label[rows], subject.recipe.classes, confidence)
-        return CheckResult(
-            measurements=(found,),
-            notes=("backdoor: only the triggers listed were tried; none was searched for by inversion",),
+            return CheckResult(measurements=tuple(not_measured(name, NO_IMAGES) for name in get_args(BackdoorMetric)))
+        label = subject.data.label
+        plain = results(Score(subject.artifact, subject.recipe, subject.data.digest))["logits"].argmax(axis=1)
+        tried = self._tried(subject)
+        rows = list(next(iter(tried.values())).rows)
+        shown = {name: results(job)["predicted"] for name, job in tried.items()}
+        known = backdoor_lift(plain[rows], shown, label[rows], subject.recipe.classes, confidence)
+        if self.inversion is None:
+            absent = (not_measured(name, NOT_ASKED) for name in INVERTED)
+            return CheckResult(measurements=(known, *absent), notes=(KNOWN_ONLY,))
+        found, note = self._inverted(subject, results, plain, confidence)
+        return CheckResult(measurements=(known, *found), notes=(note,))
+
+    def _inverted(
+        self, subject: Subject, results: Results, plain: Ints, confidence: float
+    ) -> tuple[tuple[Measurement, ...], str]:
+        """Both figures of inversion, and a note on how to read them. plain (N,): predictions of every row."""
+        sought = self._sought(subject)
+        if not sought:
+            few = f"needs >= {FEWEST_CLASSES} classes: among fewer no trigger can be told from the rest"
+            return tuple(not_measured(name, few) for name in INVERTED), KNOWN_ONLY
+        rows, found = list(sought[0].tried), [results(job) for job in sought]
+        size = np.array([float(one["size"][0]) for one in found])
+        stamped = np.stack([one["predicted"] for one in found])
+        figures = (
+            inverted_backdoor(plain[rows], stamped, subject.data.label[rows], size, confidence),
+            trigger_anomaly(size, confidence),
         )
+        usual = usual_anomaly(len(sought), confidence)
+        note = (
+            f"backdoor: the smallest triggers cover {size.min():.2%} to {size.max():.2%} of the image; among "
+            f"{len(sought)} classes without a backdoor the largest anomaly index exceeds {usual:.2g} in "
+            f"{1 - confidence:.0%} of cases, so an index alone proves nothing"
+        )
+        return figures, note
 
 
 def _has_images(subject: Subject) -> bool:
     return subject.data.image is not None and subject.recipe.adaptation != "command"
+
+
+def _holdout(subject: Subject) -> NDArray[np.int64]:
+    """Holdout rows in an order drawn by the data's digest."""
+    rows = np.flatnonzero(subject.data.split == Split.HOLDOUT)
+    rng = np.random.default_rng(int(subject.data.digest[:16], 16))
+    return rng.permutation(rows)

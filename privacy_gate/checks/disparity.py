@@ -1,7 +1,7 @@
-"""Are some classes or groups more exposed than others? One threshold for all, as Kulynych et al. 2022 ask."""
+"""Are some classes, groups or clients more exposed than others? One threshold, as Kulynych et al. 2022 ask."""
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 from pydantic import Field
@@ -20,26 +20,41 @@ from privacy_gate.metrics.disparity import (
     group_vulnerability,
     vulnerability_gap,
 )
+from privacy_gate.metrics.groups import disparate_mia
 from privacy_gate.metrics.membership import needed_holdout
 from privacy_gate.verdict import CheckResult, Limit, Measurement, not_measured
 
-DisparityMetric = Literal["vulnerability", "vulnerability_gap", "disparity_p_value"]
+DisparityMetric = Literal[
+    "vulnerability", "vulnerability_gap", "disparity_p_value", "disparate_mia", "disparate_mia_p_value"
+]
 
-METRICS: tuple[DisparityMetric, ...] = ("vulnerability", "vulnerability_gap", "disparity_p_value")
+EVERYWHERE: tuple[DisparityMetric, ...] = ("vulnerability", "vulnerability_gap", "disparity_p_value")
+"""Measured for classes, groups and clients."""
+
+OF_PEOPLE: tuple[DisparityMetric, ...] = ("disparate_mia", "disparate_mia_p_value")
+"""Measured for groups and clients alone: nobody asks that classes be learnt equally fast."""
+
+NO_PEOPLE = "needs groups or clients: add columns: {group: ..., client: ...} to the manifest, and ask by them"
 
 FPRS = (0.01, 0.1)
 """False positive rates that `best` chooses from: the first that the holdout resolves."""
 
-Partition = Literal["class", "group"]
+Partition = Literal["class", "group", "client"]
+
+PLURAL: dict[Partition, str] = {"class": "classes", "group": "groups", "client": "clients"}
 
 
 class Disparity(Check):
-    """V_g = P(accused | member of g) - P(accused | holdout of g) for every class and declared group.
+    """V_g = P(accused | member of g) - P(accused | holdout of g) for every class, declared group and client; and
+    disparate_mia, the largest difference of P(accused | member) between two groups, or two clients.
+
+    A limit {max: .02} on disparate_mia asks for evidence that no gap is larger, which takes thousands of members;
+    {min: .01} on disparate_mia_p_value only that these members show none.
 
     attack        from ATTACKS, whose scores of the candidate accuse
     fpr           of the one threshold, over all holdout rows; `best`: .01 where the holdout resolves it, else .1
-    by            what rows are grouped by; not given: by class, and by group where the table declares groups
-    permutations  shuffles of the test whether a group's V_g is far from everyone's by chance
+    by            what rows are grouped by; not given: by class, and by group and client where the table declares them
+    permutations  shuffles of the tests whether chance alone sets groups so far apart
     """
 
     check: Literal["disparity"] = "disparity"
@@ -55,22 +70,24 @@ class Disparity(Check):
         return reference_jobs(subject, self.references)
 
     def measure(self, subject: Subject, results: Results, confidence: float) -> CheckResult:
-        """V_g, the largest distance from everyone's V, and p-values, for classes and for groups."""
+        """For classes, groups and clients V_g, its largest distance from everyone's V, gaps of TPR, and p-values."""
         evidence = gather(subject, self.references, results)
         if (reason := self._unmet(evidence)) is not None:
-            return CheckResult(measurements=tuple(not_measured(metric, reason) for metric in METRICS))
-        declared: tuple[Partition, ...] = ("class",) if subject.data.group is None else ("class", "group")
+            return CheckResult(measurements=tuple(not_measured(metric, reason) for metric in get_args(DisparityMetric)))
         scores = ATTACKS[self.attack].score(evidence)
         everyone = self._accused(evidence, scores, np.full(len(scores), "all"))
         measurements = self._told(group_vulnerability(everyone, confidence), evidence)
-        for partition in self.by or declared:
+        asked = self.by or _declared(subject.data)
+        for partition in asked:
             names = _names(subject.data, partition)
             if names is None:
-                reason = "the audit table declares no groups"
-                measurements += [not_measured(metric, reason, partition) for metric in METRICS]
+                reason = f"the audit table declares no {PLURAL[partition]}"
+                measurements += [not_measured(metric, reason, partition) for metric in (*EVERYWHERE, *OF_PEOPLE)]
             else:
                 found = self._accused(evidence, scores, names)
                 measurements += self._told(self._of(partition, found, subject.data.digest, confidence), evidence)
+        if set(asked) == {"class"}:
+            measurements += [not_measured(metric, NO_PEOPLE) for metric in OF_PEOPLE]
         return CheckResult(measurements=tuple(measurements))
 
     def rate(self, evidence: MembershipEvidence) -> float:
@@ -88,12 +105,15 @@ class Disparity(Check):
 
     def _of(self, partition: Partition, found: Accusations, digest: str, confidence: float) -> list[Measurement]:
         # Keyed by the data and the partition, so that an audit that is repeated says the same.
-        rng = np.random.default_rng([int(digest[:16], 16), partition == "group"])
-        return [
+        rng = np.random.default_rng([int(digest[:16], 16), get_args(Partition).index(partition)])
+        measurements = [
             *group_vulnerability(found, confidence, partition),
-            vulnerability_gap(found, confidence, "classes" if partition == "class" else "groups"),
+            vulnerability_gap(found, confidence, PLURAL[partition]),
             *disparity_tests(found, self.permutations, confidence, rng, partition),
         ]
+        if partition == "class":
+            return measurements
+        return [*measurements, *disparate_mia(found, self.permutations, confidence, rng, PLURAL[partition])]
 
     def _accused(self, evidence: MembershipEvidence, scores: Floats, names: Names) -> Accusations:
         """Who of each group is accused at the one threshold."""
@@ -106,8 +126,16 @@ class Disparity(Check):
         return [one.model_copy(update={"samples": told + one.samples}) if one.measured else one for one in measurements]
 
 
+def _declared(data: AuditData) -> tuple[Partition, ...]:
+    """What the table groups its rows by."""
+    found: list[Partition] = ["class"]
+    found += ["group"] if data.group is not None else []
+    found += ["client"] if data.client is not None else []
+    return tuple(found)
+
+
 def _names(data: AuditData, partition: Partition) -> Names | None:
-    """Each row's class or group as text (N,), classes so that they sort as numbers do; None where there is none."""
-    if partition == "group":
-        return data.group
-    return np.char.zfill(data.label.astype(np.str_), len(str(data.label.max())))
+    """Each row's class, group or client as text (N,), classes so that they sort as numbers do; None without."""
+    if partition == "class":
+        return np.char.zfill(data.label.astype(np.str_), len(str(data.label.max())))
+    return data.group if partition == "group" else data.client

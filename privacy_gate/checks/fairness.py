@@ -1,38 +1,57 @@
 """Whom does the candidate serve worse: clients and groups, and where that comes from."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from privacy_gate.candidate import Adam, Constant, Head, Recipe
 from privacy_gate.checks.check import Check, Results, Subject
 from privacy_gate.checks.references import feature_jobs
-from privacy_gate.dataset import Split
-from privacy_gate.evidence import Bools
+from privacy_gate.dataset import AuditData, Split
+from privacy_gate.evidence import Bools, Floats, Ints
+from privacy_gate.federated.partitions import heterogeneity
 from privacy_gate.job import Job, Probe, Score, probe
-from privacy_gate.metrics.benefit import client_benefit
+from privacy_gate.metrics.benefit import client_benefit, contribution_match
 from privacy_gate.metrics.fairness import client_std, evenness, worst_decile_gap
-from privacy_gate.metrics.groups import equalized_odds, group_gap
+from privacy_gate.metrics.groups import equalized_odds, gap_parts, group_gap
 from privacy_gate.verdict import CheckResult, Limit, Measurement, not_measured
 
 FairnessMetric = Literal["client_std", "worst_decile_gap", "client_benefit", "group_gap", "equalized_odds"]
 
 CANDIDATE, CENTRALISED, BACKBONE = "candidate", "centralised training", "frozen backbone"
+"""Models whose gaps are compared, and where they come from: what a candidate inherits, and what is added to it."""
+
+TRAINING = "fine-tuning"
+
+CLIENT = "client:"
+"""Begins the names of models that clients train alone."""
 
 NO_CLIENTS = "the audit table names no clients: add a column and columns: {client: ...} to the manifest"
 NO_GROUPS = "the audit table names no groups: add a column and columns: {group: ...} to the manifest"
 NO_FEDERATION = "the recipe declares no federation, whose benefit could be measured"
 
+NO_BACKBONE = (
+    "fairness: what of a gap between groups comes from the frozen backbone is not measured: it needs public weights, "
+    "and population rows that nobody else trains on"
+)
+
+Names = NDArray[np.str_]
+
 
 class Fairness(Check):
     """Accuracy of clients and groups on the holdout (arXiv 2402.01857: resource disparity, demographic attributes).
 
-    attribution  measures group_gap and equalized_odds of a head trained centrally on the same members, and of one
-                 trained on the population: what the candidate inherited. Limits are judged on the candidate alone
+    attribution  measures the gaps of a head on the frozen backbone, trained on the population, and of one trained
+                 centrally on a federation's members: what the candidate inherited. Limits are judged on the candidate
+                 alone
     required     a table without clients or groups leaves its metrics not measured, so the verdict undecided;
                  else they are left out, with a note
+
+    Reported, never limited: evenness of clients' accuracies, contribution_match, and the parts of group_gap.
     """
 
     check: Literal["fairness"] = "fairness"
@@ -43,43 +62,45 @@ class Fairness(Check):
     def jobs(self, subject: Subject) -> list[Job]:
         """The candidate's logits, and the heads that it is compared with."""
         score = Score(subject.artifact, subject.recipe, subject.data.digest)
-        return [*feature_jobs(subject), score, *self._probes(subject).values()]
+        return [*feature_jobs(subject), score, *self._inherited(subject).values(), *_alone(subject).values()]
 
-    def _probes(self, subject: Subject) -> dict[str, Probe]:
+    def _inherited(self, subject: Subject) -> dict[str, Probe]:
+        """Models that the candidate is compared with, from what it stands on onwards."""
         recipe, data = subject.recipe, subject.data
-        if recipe.adaptation != "head":
+        if not self.attribution or (data.group is None and data.client is None):
             return {}
-        wanted = {}
-        if self.attribution and data.group is not None:
-            wanted = {CENTRALISED: "member", BACKBONE: "population"}
-            if not (data.split == Split.POPULATION).any():
-                del wanted[BACKBONE]
-        if recipe.federation is not None and data.client is not None:
-            names = np.unique(data.client[data.split == Split.MEMBER])
-            wanted |= {f"client:{name}": f"client:{name}" for name in names}
-        return {name: probe(recipe, data.digest, rows) for name, rows in wanted.items()}
+        found = {}
+        if recipe.adaptation != "scratch" and (data.split == Split.POPULATION).any():
+            found[BACKBONE] = probe(_as_head(recipe), data.digest, "population")
+        if recipe.adaptation == "head" and recipe.federation is not None:
+            found[CENTRALISED] = probe(recipe, data.digest, "member")
+        return found
 
     def measure(self, subject: Subject, results: Results, confidence: float) -> CheckResult:
         """Every metric that the table allows; the others by `required`."""
         data, holdout = subject.data, subject.data.split == Split.HOLDOUT
-        logits = results(Score(subject.artifact, subject.recipe, data.digest))["logits"]
-        predicted = logits.argmax(axis=1)
+        models = {name: results(job)["logits"].argmax(axis=1) for name, job in self._inherited(subject).items()}
+        models[CANDIDATE] = results(Score(subject.artifact, subject.recipe, data.digest))["logits"].argmax(axis=1)
+        alone = {name: results(job)["logits"].argmax(axis=1) for name, job in _alone(subject).items()}
         # Keyed by the data, so that an audit that is repeated says the same.
         rng = np.random.default_rng(int(data.digest[:16], 16))
         found: list[Measurement] = []
-        if data.client is not None:
-            found += _clients((predicted == data.label)[holdout], data.client[holdout], confidence, rng)
+        for name, answers in reversed(models.items()):
+            audited = _Audited(answers[holdout], data.label[holdout], name, confidence, rng)
+            if data.client is not None:
+                found += audited.of_clients(data.client[holdout])
+            if data.group is not None:
+                found += audited.of_groups(data.group[holdout])
+        right = models[CANDIDATE] == data.label
         if data.client is not None and subject.recipe.federation is not None:
-            found.append(self._benefit(subject, results, predicted == data.label, confidence))
-        if data.group is not None:
-            probes = {name: job for name, job in self._probes(subject).items() if not name.startswith("client:")}
-            models = {CANDIDATE: predicted}
-            models |= {name: results(job)["logits"].argmax(axis=1) for name, job in probes.items()}
-            for name, answers in models.items():
-                found += _groups(name, answers[holdout], data.label[holdout], data.group[holdout], confidence, rng)
-        return self._complete(subject, found)
+            found += [_benefit(data, alone, right, confidence), *_matches(data, alone, right, confidence)]
+        parts = _parts(subject, models, confidence)
+        told = [*_heterogeneity(data), *_attributed(parts)]
+        if self.attribution and data.group is not None and BACKBONE not in models:
+            told.append(NO_BACKBONE)
+        return self._complete(subject, [*found, *parts], told)
 
-    def _complete(self, subject: Subject, found: list[Measurement]) -> CheckResult:
+    def _complete(self, subject: Subject, found: list[Measurement], told: list[str]) -> CheckResult:
         """The measurements, and what to say of those that the dossier does not allow."""
         there = {one.metric for one in found}
         missing = [name for name in get_args(FairnessMetric) if name not in there]
@@ -88,50 +109,132 @@ class Fairness(Check):
             reasons["client_benefit"] = NO_FEDERATION
         if self.required:
             absent = [not_measured(name, reason) for name, reason in reasons.items()]
-            return CheckResult(measurements=(*found, *absent))
-        notes = tuple(f"fairness: left out, since {reason}" for reason in dict.fromkeys(reasons.values()))
-        return CheckResult(measurements=tuple(found), notes=notes)
-
-    def _benefit(self, subject: Subject, results: Results, right: Bools, confidence: float) -> Measurement:
-        """Whether clients fare at least as well as alone, each judged by its own holdout rows."""
-        jobs = {name: job for name, job in self._probes(subject).items() if name.startswith("client:")}
-        data = subject.data
-        if not jobs or data.client is None:
-            return not_measured("client_benefit", "needs adaptation head, and clients that are named among the members")
-        rows, alone, together, who = data.split == Split.HOLDOUT, [], [], []
-        for name, job in jobs.items():
-            mine = rows & (data.client == name.removeprefix("client:"))
-            alone.append(results(job)["logits"][mine].argmax(axis=1) == data.label[mine])
-            together.append(right[mine])
-            who.append(data.client[mine])
-        return client_benefit(np.concatenate(together), np.concatenate(alone), np.concatenate(who), confidence)
+            return CheckResult(measurements=(*found, *absent), notes=tuple(told))
+        left_out = [f"fairness: left out, since {reason}" for reason in dict.fromkeys(reasons.values())]
+        return CheckResult(measurements=tuple(found), notes=(*told, *left_out))
 
 
-def _clients(
-    correct: Bools, client: NDArray[np.str_], confidence: float, rng: np.random.Generator
-) -> list[Measurement]:
-    names, code = np.unique(client, return_inverse=True)
-    rows, right = np.bincount(code, minlength=len(names)), np.bincount(code[correct], minlength=len(names))
+def _as_head(recipe: Recipe) -> Recipe:
+    """How a head on the frozen backbone is trained: as the recipe says where it trains one, else plainly."""
+    if recipe.adaptation == "head":
+        return recipe.model_copy(update={"augmentation": None})
+    plain = {
+        "adaptation": "head",
+        "head": Head(),
+        "lora": None,
+        "optimizer": Adam(name="adam", lr=0.001),
+        "schedule": Constant(),
+        "epochs": 100,
+        "label_smoothing": 0.0,
+        "augmentation": None,
+        "federation": None,
+        "privacy": None,
+    }
+    return Recipe(**{name: getattr(recipe, name) for name in Recipe.model_fields} | plain)
+
+
+def _alone(subject: Subject) -> dict[str, Probe]:
+    """What each client of a federation trains alone, by client."""
+    recipe, data = subject.recipe, subject.data
+    if recipe.adaptation != "head" or recipe.federation is None or data.client is None:
+        return {}
+    names = np.unique(data.client[data.split == Split.MEMBER])
+    return {str(name): probe(recipe, data.digest, f"{CLIENT}{name}") for name in names}
+
+
+@dataclass(frozen=True)
+class _Audited:
+    """One model's answers on the holdout rows, predicted and label (N,); only the candidate's figures go by the names
+    that limits know."""
+
+    predicted: Ints
+    label: Ints
+    name: str
+    confidence: float
+    rng: np.random.Generator
+
+    def of_clients(self, client: Names) -> list[Measurement]:
+        names, code = np.unique(client, return_inverse=True)
+        rows = np.bincount(code, minlength=len(names))
+        right = np.bincount(code[self.predicted == self.label], minlength=len(names))
+        found = [metric(right, rows, self.confidence, self.rng) for metric in (client_std, worst_decile_gap)]
+        even = evenness(right, rows, self.confidence, self.rng) if self.name == CANDIDATE else []
+        return [*self._told(found), *even]
+
+    def of_groups(self, group: Names) -> list[Measurement]:
+        found = [
+            group_gap(self.predicted == self.label, group, self.confidence),
+            equalized_odds(self.predicted, self.label, group, self.confidence, self.rng),
+        ]
+        return self._told(found)
+
+    def _told(self, found: list[Measurement]) -> list[Measurement]:
+        if self.name == CANDIDATE:
+            return found
+        return [one.model_copy(update={"metric": f"inherited_{one.metric}", "subject": self.name}) for one in found]
+
+
+def _benefit(data: AuditData, alone: Mapping[str, Ints], right: Bools, confidence: float) -> Measurement:
+    """Whether clients fare at least as well as alone, each judged by its own holdout rows."""
+    if not alone or data.client is None:
+        return not_measured("client_benefit", "needs adaptation head, and clients that are named among the members")
+    holdout = data.split == Split.HOLDOUT
+    mine = {name: holdout & (data.client == name) for name in alone}
+    by_itself = [answers[mine[name]] == data.label[mine[name]] for name, answers in alone.items()]
+    together = np.concatenate([right[rows] for rows in mine.values()])
+    who = np.concatenate([data.client[rows] for rows in mine.values()])
+    return client_benefit(together, np.concatenate(by_itself), who, confidence)
+
+
+def _matches(data: AuditData, alone: Mapping[str, Ints], right: Bools, confidence: float) -> list[Measurement]:
+    """Whether clients that bring more are served better: by what each one's own model can, and by its examples.
+
+    A client's own model is judged on everyone's holdout rows, the same for all: on the client's own alone, rows that
+    are hard by chance would be hard for both models, and pass for a match.
+    """
+    if data.client is None:
+        return []
+    holdout, member = data.split == Split.HOLDOUT, data.split == Split.MEMBER
+    served = [name for name in alone if (holdout & (data.client == name)).any()]
+    gets = np.array([right[holdout & (data.client == name)].mean() for name in served])
+    brings: dict[str, Floats] = {
+        "accuracy of what each trains alone": np.array([(alone[n] == data.label)[holdout].mean() for n in served]),
+        "examples": np.array([float((member & (data.client == name)).sum()) for name in served]),
+    }
     return [
-        client_std(right, rows, confidence, rng),
-        worst_decile_gap(right, rows, confidence, rng),
-        *evenness(right, rows, confidence, rng),
+        contribution_match(brought, gets, confidence).model_copy(update={"subject": what})
+        for what, brought in brings.items()
     ]
 
 
-def _groups(
-    name: str,
-    predicted: NDArray[np.int64],
-    label: NDArray[np.int64],
-    group: NDArray[np.str_],
-    confidence: float,
-    rng: np.random.Generator,
-) -> list[Measurement]:
-    """Gaps between groups of one model; only the candidate's go by the names that limits know."""
-    found = [
-        group_gap(predicted == label, group, confidence),
-        equalized_odds(predicted, label, group, confidence, rng),
+def _heterogeneity(data: AuditData) -> list[str]:
+    """How differently the clients' members are spread over the classes, in words; nothing without clients."""
+    if data.client is None:
+        return []
+    member = data.split == Split.MEMBER
+    parts = [np.flatnonzero(member & (data.client == name)) for name in np.unique(data.client[member])]
+    apart = heterogeneity(parts, data.label)
+    return [f"fairness: clients' classes differ from everyone's by {apart:.2f} in total variation, on average"]
+
+
+def _parts(subject: Subject, models: Mapping[str, Ints], confidence: float) -> list[Measurement]:
+    """Where the candidate's gap between groups comes from, as far as the evidence tells."""
+    data, holdout = subject.data, subject.data.split == Split.HOLDOUT
+    if data.group is None or len(models) < 2:
+        return []
+    known = {BACKBONE: "inherited from the frozen backbone", CANDIDATE: f"added by {TRAINING}"}
+    if subject.recipe.federation is not None:
+        known[CANDIDATE] = "added by federation" if CENTRALISED in models else f"added by federated {TRAINING}"
+    known[CENTRALISED] = f"added by {TRAINING}" if BACKBONE in models else "there without federation"
+    stages = {known[name]: (answers == data.label)[holdout] for name, answers in models.items()}
+    return gap_parts(stages, data.group[holdout], confidence)
+
+
+def _attributed(parts: list[Measurement]) -> list[str]:
+    """The parts of the gap between groups as a sentence."""
+    told = [
+        f"{100 * part.value:.1f} pp [{100 * part.low:.1f}, {100 * part.high:.1f}] {part.subject}"
+        for part in parts
+        if part.value is not None and part.low is not None and part.high is not None
     ]
-    if name == CANDIDATE:
-        return found
-    return [one.model_copy(update={"metric": f"inherited_{one.metric}", "subject": name}) for one in found]
+    return [f"fairness: of the gap of accuracy between groups, {parts[0].samples}: {', '.join(told)}"] if told else []

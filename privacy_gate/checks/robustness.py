@@ -1,6 +1,6 @@
 """Does the recipe's federation survive hostile clients, and what does its rule cost where there are none?"""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Literal, Self, get_args
@@ -14,11 +14,22 @@ from privacy_gate.checks.references import feature_jobs
 from privacy_gate.dataset import Split
 from privacy_gate.evidence import Floats
 from privacy_gate.federation import Aggregator, Clients, Federation
-from privacy_gate.job import Federate, Job, federate
-from privacy_gate.metrics.robustness import accuracy_loss, breakdown_point, byzantine_drop
-from privacy_gate.verdict import ByzantineLine, ByzantinePlot, CheckResult, Limit, Measurement, Remedy, not_measured
+from privacy_gate.job import PLANTED, Federate, Job, embed_jobs, federate
+from privacy_gate.metrics.robustness import accuracy_loss, breakdown_point, byzantine_drop, federated_backdoor
+from privacy_gate.verdict import (
+    ByzantineLine,
+    ByzantinePlot,
+    CheckResult,
+    Limit,
+    Measurement,
+    Remedy,
+    RuleTable,
+    RuleTrial,
+    not_measured,
+    rule_passes,
+)
 
-RobustnessMetric = Literal["byzantine_drop", "robustness_tax", "breakdown_point"]
+RobustnessMetric = Literal["byzantine_drop", "robustness_tax", "breakdown_point", "federated_backdoor"]
 
 ADVERSARIES = (
     "sign_flip",
@@ -37,6 +48,9 @@ ADVERSARIES = (
     "free_rider",
 )
 """Those that aim at accuracy; a backdoor aims at something else."""
+
+BACKDOORS = ("backdoor", "backdoor_bounded")
+"""Model replacement, as it is and within the usual norm."""
 
 WORST = ("sign_flip", "ipm_0.1", "ipm_10", "alie_search", "label_flip", "inflated_counts")
 """Tried unless the policy says otherwise: no attack is worst for every rule, and each of these is for some."""
@@ -58,9 +72,14 @@ DROP = 0.15
 
 NO_FEDERATION = "the recipe declares no federation"
 
+NOT_ASKED = "not asked for: set a limit on it, or backdoor: true"
+
+NO_IMAGES = "needs images, on which a trigger can be put: the table holds embeddings"
+
 
 class Robustness(Check):
-    """byzantine_drop, robustness_tax and breakdown_point (arXiv 2402.01857) by federations trained anew.
+    """byzantine_drop, robustness_tax, breakdown_point and federated_backdoor (arXiv 2402.01857) by federations trained
+    anew.
 
     clients    of the study's federations; recipe: as many as the recipe has, holding what they hold
     byzantine  clients that attack
@@ -68,6 +87,8 @@ class Robustness(Check):
     attacks    by name; the worst of them counts
     seeds      federations of each kind
     alternatives  tries other rules too, and says which would pass, at what tax
+    backdoor   also lets the byzantine plant a trigger; takes another pass of the backbone over the images. A limit on
+               federated_backdoor asks for it too
     required   a recipe without federation leaves the metrics not measured, so the verdict undecided
     """
 
@@ -78,6 +99,7 @@ class Robustness(Check):
     attacks: Annotated[tuple[str, ...], Field(min_length=1)] = WORST
     seeds: Annotated[int, Field(ge=3, le=100)] = 5
     alternatives: bool = True
+    backdoor: bool = False
     required: bool = False
     limits: Mapping[RobustnessMetric, Limit] = Field(default_factory=dict)
 
@@ -97,12 +119,26 @@ class Robustness(Check):
         if subject.recipe.federation is None:
             return []
         study = Study(self, subject, subject.recipe.federation)
-        found: list[Job] = [*feature_jobs(subject), *study.clean(MEAN)]
+        found: list[Job] = [*feature_jobs(subject), *study.clean(MEAN), *self._planting(study)]
         for rule in study.rules():
             found += study.clean(rule)
             for byzantine in study.numbers(rule):
                 found += [job for jobs in study.attacked(rule, byzantine).values() for job in jobs]
         return list(dict.fromkeys(found))
+
+    def _planting(self, study: "Study") -> list[Job]:
+        """Features of every image with the trigger, and the federations where it is planted."""
+        if self._no_backdoor(study.subject):
+            return []
+        recipe, data = study.subject.recipe, study.subject.data
+        shown = embed_jobs(recipe.backbone, recipe.input, data.digest, data.rows, [PLANTED])
+        return [*shown, *(job for jobs in study.planted().values() for job in jobs)]
+
+    def _no_backdoor(self, subject: Subject) -> str | None:
+        """Why no backdoor is planted; None where one is."""
+        if not self.backdoor and "federated_backdoor" not in self.limits:
+            return NOT_ASKED
+        return NO_IMAGES if subject.data.embedding is not None else None
 
     def measure(self, subject: Subject, results: Results, confidence: float) -> CheckResult:
         """The recipe's rule against the limits; the others as remedies and in the picture."""
@@ -115,16 +151,16 @@ class Robustness(Check):
         figures = _Figures(Study(self, subject, subject.recipe.federation), cache(results), confidence)
         own, *others = figures.study.rules()
         drops = {f: figures.drop(own, f) for f in figures.study.numbers(own)}
-        limit = self.limits.get("byzantine_drop")
-        bound = limit.max if limit and limit.max is not None else DROP
+        table = figures.table([own, *others], {name: limit.max for name, limit in self.limits.items()})
         return CheckResult(
             measurements=(
                 drops[self.byzantine],
                 figures.tax(own),
-                breakdown_point(drops, figures.study.count, bound, confidence),
+                breakdown_point(drops, figures.study.count, table.drop_limit, confidence),
+                figures.backdoor(self._no_backdoor(subject)),
             ),
-            exhibits=(figures.plot([own, *others]),),
-            remedies=tuple(_remedies(figures, drops[self.byzantine], others, bound)),
+            exhibits=(figures.plot([own, *others]), table),
+            remedies=tuple(_remedies(table)),
             notes=(figures.heterogeneity(),),
         )
 
@@ -165,10 +201,17 @@ class Study:
 
     def attacked(self, rule: Aggregator, byzantine: int) -> dict[str, list[Federate]]:
         """Federations that so many clients attack, by attack and seed."""
+        return self._attacked(rule, byzantine, self.check.attacks)
+
+    def planted(self) -> dict[str, list[Federate]]:
+        """Federations by the recipe's rule in which a backdoor is planted, by adversary and seed."""
+        return self._attacked(self.federation.aggregator, self.check.byzantine, BACKDOORS)
+
+    def _attacked(self, rule: Aggregator, byzantine: int, attacks: Iterable[str]) -> dict[str, list[Federate]]:
         how, data = self._recipe(rule), self.subject.data
         return {
             name: [federate(how, data.digest, name, byzantine, seed) for seed in range(self.check.seeds)]
-            for name in self.check.attacks
+            for name in attacks
         }
 
     def _recipe(self, rule: Aggregator) -> Recipe:
@@ -199,6 +242,17 @@ class _Figures:
         plain, own = self._accuracy(self.study.clean(MEAN)), self._accuracy(self.study.clean(rule))
         return accuracy_loss("robustness_tax", plain, own, self._rows, self.confidence)
 
+    def backdoor(self, absent: str | None) -> Measurement:
+        """federated_backdoor of the recipe's rule; or why there is none."""
+        if absent is not None:
+            return not_measured("federated_backdoor", absent)
+        found = {name: [self.results(job) for job in jobs] for name, jobs in self.study.planted().items()}
+        shares = {name: np.array([each["backdoor"] for each in arrays]).T for name, arrays in found.items()}
+        rows = int(found[BACKDOORS[0]][0]["triggered_rows"][0])
+        return federated_backdoor(
+            {name: (shown, plain) for name, (shown, plain) in shares.items()}, rows, self.confidence
+        )
+
     def plot(self, rules: list[Aggregator]) -> ByzantinePlot:
         """Accuracy under the worst attack against the number of byzantine clients, a line for each rule."""
         lines = []
@@ -211,6 +265,18 @@ class _Figures:
             unharmed = float(self._accuracy(self.study.clean(rule)).mean())
             lines.append(ByzantineLine(rule=str(rule), byzantine=(0, *numbers), accuracy=(unharmed, *worst)))
         return ByzantinePlot(clients=self.study.count, lines=tuple(lines))
+
+    def table(self, rules: list[Aggregator], limits: Mapping[str, float | None]) -> RuleTable:
+        """Every rule against the limits, or against DROP."""
+        named, most = limits.get("byzantine_drop"), limits.get("robustness_tax")
+        bound, byzantine, trials = DROP if named is None else named, self.study.check.byzantine, []
+        for rule in rules:
+            tax, drop = self.tax(rule), self.drop(rule, byzantine)
+            clean = float(self._accuracy(self.study.clean(rule)).mean())
+            passes = rule_passes(drop, tax, bound, most)
+            trials.append(RuleTrial(rule=str(rule), clean=clean, tax=tax, drop=drop, passes=passes))
+        count = self.study.count
+        return RuleTable(clients=count, byzantine=byzantine, drop_limit=bound, tax_limit=most, rules=tuple(trials))
 
     def heterogeneity(self) -> str:
         """How differently the study's clients are spread over the classes."""
@@ -225,17 +291,17 @@ class _Figures:
         return int((self.study.subject.data.split == Split.HOLDOUT).sum())
 
 
-def _remedies(figures: _Figures, own: Measurement, others: list[Aggregator], bound: float) -> list[Remedy]:
+def _remedies(table: RuleTable) -> list[Remedy]:
     """The rule that passes at the least tax; or that none tried does."""
-    if own.high is None or own.high <= bound or not others:
+    own, *others = table.rules
+    if own.passes or not others:
         return []
-    tried = [(figures.tax(rule), figures.drop(rule, figures.study.check.byzantine), rule) for rule in others]
-    passing = [each for each in tried if each[1].high is not None and each[1].high <= bound]
-    table = "; ".join(f"{rule}: drop {_percent(drop)}, tax {_percent(tax)}" for tax, drop, rule in tried)
+    basis = "; ".join(f"{one.rule}: drop {_percent(one.drop)}, tax {_percent(one.tax)}" for one in others)
+    passing = [one for one in others if one.passes]
     if not passing:
-        return [Remedy(action="no rule tried survives: admit fewer unknown clients, or vet them", basis=table)]
-    best = min(passing, key=lambda each: each[0].value or 0.0)[2]
-    return [Remedy(action=f"aggregate by {best}, told of {best.tolerates} byzantine clients", basis=table)]
+        return [Remedy(action="no rule tried passes: admit fewer unknown clients, or vet them", basis=basis)]
+    best = min(passing, key=lambda one: one.tax.value or 0.0).rule
+    return [Remedy(action=f"aggregate by {best}, told of {table.byzantine} byzantine clients", basis=basis)]
 
 
 def _told(rule: Aggregator, byzantine: int) -> Aggregator:

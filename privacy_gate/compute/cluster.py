@@ -26,7 +26,7 @@ from privacy_gate.compute.run import run
 from privacy_gate.compute.work import Inputs
 from privacy_gate.dataset import AuditData, DataManifest, read_data
 from privacy_gate.errors import ConfigurationError, GateError, UnavailableError
-from privacy_gate.job import EMBED_ROWS, Embed, Federate, Job, Probe, Score, TrainReference
+from privacy_gate.job import EMBED_ROWS, Embed, Federate, Job, Probe, TrainReference
 from privacy_gate.progress import Progress, silent
 from privacy_gate.store import Store
 
@@ -116,7 +116,7 @@ def run_on_cluster(
     workers died again and again, or results do not arrive in the store; and what `run` raises, as it is.
     """
     setting = Setting(manifest, classes, store.root, cluster.machine(machine), str(Path.cwd()))
-    files = _files(candidate) if any(isinstance(job, Score) for job in jobs) else None
+    files = _files(candidate) if any(map(_reads_candidate, jobs)) else None
     embeds = [job for job in jobs if isinstance(job, Embed)]
     others = [job for job in jobs if not isinstance(job, Embed)]
     with connected(cluster, sum(map(len, (files or {}).values()))) as ray, _translated(ray):
@@ -175,7 +175,7 @@ class _Work:
             while waiting or flying:
                 while waiting and len(flying) < self._limit:
                     jobs = waiting.popleft()
-                    files = self._files if any(isinstance(job, Score) for job in jobs) else None
+                    files = self._files if any(map(_reads_candidate, jobs)) else None
                     flying[self._task.remote(jobs, self._setting, files)] = len(jobs)
                 finished, _ = self._ray.wait(list(flying))
                 for task in finished:
@@ -205,6 +205,11 @@ def _do(jobs: Sequence[Job], setting: Setting, files: Files | None) -> None:
 def _data(manifest: DataManifest, classes: int) -> AuditData:
     """The table, read once by each worker process."""
     return read_data(manifest, classes)
+
+
+def _reads_candidate(job: Job) -> bool:
+    """Whether the job is about one candidate, whose digest it then names."""
+    return hasattr(job, "artifact")
 
 
 def _files(folder: Path) -> Files:

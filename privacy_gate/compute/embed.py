@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from privacy_gate.candidate import Input, View
 from privacy_gate.compute.backbone import public_body
 from privacy_gate.compute.machine import Machine, single_threaded_kernels
+from privacy_gate.compute.stamps import triggered
 from privacy_gate.dataset import AuditData
 from privacy_gate.errors import CandidateError, DatasetError
 from privacy_gate.job import Embed
@@ -105,7 +106,7 @@ class _Work:
     def __init__(self, job: Embed, data: AuditData, device: torch.device) -> None:
         model: Any = public_body(job.backbone)
         self._model = model.to(device, memory_format=torch.channels_last)
-        self._transform = transform_of(job.input)
+        self._shape, self._transform = job.input, transform_of(job.input)
         self._data, self._device = data, device
         self._try(job)
 
@@ -119,8 +120,12 @@ class _Work:
                 pixels.append(decode(payload, self._transform))
             except DatasetError as error:
                 unreadable[row] = str(error)
-        features = None if unreadable else self._forward(seen(torch.stack(pixels), view))
+        features = None if unreadable else self._forward(self._shown(torch.stack(pixels), view))
         return _Batch(content, features, unreadable)
+
+    def _shown(self, pixels: torch.Tensor, view: View) -> torch.Tensor:
+        pixels = seen(pixels, view)
+        return pixels if view.trigger is None else triggered(pixels, self._shape, view.trigger)
 
     def _payload(self, row: int) -> bytes:
         if self._data.image is None:
@@ -158,7 +163,7 @@ def transform_of(shape: Input) -> Any:
 
 
 def seen(pixels: torch.Tensor, view: View) -> torch.Tensor:
-    """Images (B, 3, H, W) in this view, of the same shape: mirrored first, then moved."""
+    """Images (B, 3, H, W) in this view, of the same shape: mirrored first, then moved; without its trigger."""
     if view.flip:
         pixels = pixels.flip(3)
     if not view.down and not view.right:

@@ -17,14 +17,15 @@ from privacy_gate.compute.subsets import Subset
 from privacy_gate.compute.work import Work
 from privacy_gate.dataset import AuditData, Split
 from privacy_gate.errors import ConfigurationError
+from privacy_gate.federated.adversaries import ADVERSARIES, Backdoor
 from privacy_gate.federated.aggregators import Rule, Step, step
 from privacy_gate.federated.cells import Cell, Training
 from privacy_gate.federated.partitions import Partition, partition
-from privacy_gate.federated.samples import Samples
+from privacy_gate.federated.samples import Samples, with_ones
 from privacy_gate.federated.servers import Server
 from privacy_gate.federated.simulator import Outcome, Study, simulate
 from privacy_gate.federation import Aggregator, Clients, Federation
-from privacy_gate.job import Federate
+from privacy_gate.job import PLANTED, Federate
 from privacy_gate.progress import Progress, silent
 
 CHUNK = 128
@@ -34,8 +35,10 @@ CHUNK = 128
 def run_federate(jobs: Sequence[Federate], work: Work) -> None:
     """Trains the federations, those on the same features together."""
     for (backbone, shape), group in groupby(jobs, attrgetter("recipe.backbone", "recipe.input")):
-        features = work.features(backbone, shape)
-        for job, arrays in federate(list(group), features, work.inputs.data, work.machine, work.progress):
+        alike, features, data = list(group), work.features(backbone, shape), work.inputs.data
+        planting = data.embedding is None and any(_planted(job) for job in alike)
+        triggered = work.features(backbone, shape, PLANTED) if planting else None
+        for job, arrays in federate(alike, features, data, work.machine, work.progress, triggered):
             work.results.put(job, arrays)
 
 
@@ -45,11 +48,15 @@ def federate(
     data: AuditData,
     machine: Machine,
     progress: Progress = silent,
+    triggered: NDArray[np.float32] | None = None,
 ) -> Iterator[tuple[Federate, Arrays]]:
-    """Trains on the members, judges by the holdout: every job with its result. features (N, D)."""
+    """Trains on the members, judges by the holdout: every job with its result. features (N, D).
+
+    triggered  (N, D), of the same images with the trigger of PLANTED; adversaries that plant it need them
+    """
     study = Study(
-        train=_samples(features, data, data.split == Split.MEMBER),
-        test=_samples(features, data, data.split == Split.HOLDOUT),
+        train=_samples(features, data, data.split == Split.MEMBER, triggered),
+        test=_samples(features, data, data.split == Split.HOLDOUT, triggered),
         check="federate",
         root=_root(features, data),
         device=str(machine.torch_device()),
@@ -58,7 +65,7 @@ def federate(
     for first in range(0, len(jobs), CHUNK):
         some = jobs[first : first + CHUNK]
         for job, outcome in zip(some, simulate(study, [cell_of(job, study.train) for job in some]), strict=True):
-            yield job, _arrays(outcome)
+            yield job, _arrays(outcome) | _success(job, outcome, study.test)
         progress("train federations", first + len(some), len(jobs))
 
 
@@ -149,14 +156,35 @@ def partition_of(clients: Clients) -> Partition:
     return partition(clients.partition, minimum=clients.minimum, **known)
 
 
-def _samples(features: NDArray[np.float32], data: AuditData, rows: NDArray[np.generic]) -> Samples:
-    return Samples(features[rows], data.label[rows], None if data.client is None else data.client[rows])
+def _samples(
+    features: NDArray[np.float32],
+    data: AuditData,
+    rows: NDArray[np.generic],
+    triggered: NDArray[np.float32] | None = None,
+) -> Samples:
+    given = (None if one is None else one[rows] for one in (data.client, triggered))
+    return Samples(features[rows], data.label[rows], *given)
 
 
 def _root(features: NDArray[np.float32], data: AuditData) -> Samples | None:
     """The server's own rows, for rules that want some: the population, which nobody trains on."""
     rows = data.split == Split.POPULATION
     return Samples(features[rows], data.label[rows]) if rows.any() else None
+
+
+def _planted(job: Federate) -> Backdoor | None:
+    """The backdoor that the job's adversary plants; None where it does not."""
+    return ADVERSARIES[job.adversary].backdoor if job.adversary else None
+
+
+def _success(job: Federate, outcome: Outcome, test: Samples) -> Arrays:
+    """How often the last head calls rows of other classes a backdoor's target, with the trigger and without."""
+    planted = _planted(job)
+    if planted is None or outcome.backdoor is None:
+        return {}
+    others = test.features[test.label != planted.target]
+    called = (with_ones(others) @ outcome.head.T).argmax(axis=1) == planted.target
+    return {"backdoor": np.array([outcome.backdoor, called.mean()]), "triggered_rows": np.array([len(others)])}
 
 
 def _arrays(outcome: Outcome) -> Arrays:

@@ -5,13 +5,26 @@ from typing import Any
 
 from privacy_gate.compute.control import run_control
 from privacy_gate.compute.federate import run_federate
+from privacy_gate.compute.invert import run_invert
 from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.probes import run_probe
 from privacy_gate.compute.references import run_references
 from privacy_gate.compute.scores import run_score
+from privacy_gate.compute.trigger_inversion import run_invert_trigger
 from privacy_gate.compute.triggers import run_trigger
 from privacy_gate.compute.work import Inputs, Results, Work, run_embed
-from privacy_gate.job import Embed, Federate, Job, Probe, Score, TrainControl, TrainReference, Trigger
+from privacy_gate.job import (
+    Embed,
+    Federate,
+    Invert,
+    InvertTrigger,
+    Job,
+    Probe,
+    Score,
+    TrainControl,
+    TrainReference,
+    Trigger,
+)
 from privacy_gate.progress import Progress, silent
 
 RUNNERS: Mapping[type[Job], Callable[[Sequence[Any], Work], None]] = {
@@ -21,7 +34,9 @@ RUNNERS: Mapping[type[Job], Callable[[Sequence[Any], Work], None]] = {
     TrainReference: run_references,
     Federate: run_federate,
     Trigger: run_trigger,
+    InvertTrigger: run_invert_trigger,
     Probe: run_probe,
+    Invert: run_invert,
 }
 """Every kind of job with what computes it, in the order in which kinds are computed: features first, since all
 else stands on them."""

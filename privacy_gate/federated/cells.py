@@ -1,6 +1,7 @@
 """One federated training among many: what it is made of, and the random draws that are its own."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,7 +22,13 @@ class Training:
     batch   rows of one step, fewer where the client has fewer
     lr      of local stochastic gradient descent; decay: added as decay * weights to each gradient
     prox    FedProx: mu of the pull mu/2 |w - w_global|^2; Li et al. 2020 (arXiv 1812.06127)
-    participation  share of clients that take part in a round
+    participation  share of clients that are asked to take part in a round
+    gone    share of clients that never take part, the same ones in every round
+    absent  share of those asked that do not answer, others in each round
+    stale   share of a round's updates that arrive a round late: changes of the model of the round before, made on
+            this round's batches; none in the first round
+
+    Byzantine clients are never gone, absent or late.
     """
 
     clients: int = 10
@@ -33,6 +40,9 @@ class Training:
     decay: float = 0.0
     prox: float = 0.0
     participation: float = 1.0
+    gone: float = 0.0
+    absent: float = 0.0
+    stale: float = 0.0
 
     def __post_init__(self) -> None:
         counts = (self.clients, self.rounds, self.epochs, self.batch, 1 if self.steps is None else self.steps)
@@ -41,12 +51,30 @@ class Training:
                 f"{self} is out of range: expected counts of at least 1, lr > 0, prox and decay >= 0 and "
                 "0 < participation <= 1"
             )
+        if not all(0 <= share < 1 for share in (self.gone, self.absent, self.stale)):
+            raise ConfigurationError(f"{self} is out of range: expected gone, absent and stale >= 0 and < 1")
+
+    def reachable(self, byzantine: int) -> int:
+        """Clients that are not gone, so many byzantine and at least one honest."""
+        loyal = self.clients - byzantine
+        return self.clients - min(round(self.gone * self.clients), loyal - 1)
+
+    def asked(self, byzantine: int) -> tuple[int, int]:
+        """Honest and byzantine clients asked in a round: the byzantine's share of it rounded up, never everyone."""
+        there = self.reachable(byzantine)
+        most = max(1, round(self.participation * there))
+        bad = min(math.ceil(byzantine * most / there), most - 1)
+        return most - bad, bad
 
     def participants(self, byzantine: int) -> tuple[int, int]:
-        """Honest and byzantine clients of a round: the byzantine's share of it rounded up, never everyone."""
-        most = max(1, round(self.participation * self.clients))
-        bad = min(math.ceil(byzantine * most / self.clients), most - 1)
-        return most - bad, bad
+        """Honest and byzantine clients that send an update in a round, at least one honest."""
+        honest, bad = self.asked(byzantine)
+        return max(1, honest - round(self.absent * (honest + bad))), bad
+
+    def late(self, byzantine: int, turn: int) -> int:
+        """Honest updates of round `turn` that are stale."""
+        honest, bad = self.participants(byzantine)
+        return min(honest, round(self.stale * (honest + bad))) if turn else 0
 
     @property
     def last(self) -> int:
@@ -118,15 +146,29 @@ class Draws:
         return np.random.default_rng([int.from_bytes(stream.encode()), self._check, seed, *key])
 
     def participants(self, training: Training, byzantine: int, seed: int, turn: int) -> list[int]:
-        """The clients of round `turn`: honest ones ascending, then byzantine ones."""
-        honest, bad = training.participants(byzantine)
+        """The clients of round `turn`, each kind ascending: those that are late, other honest ones, byzantine ones."""
         loyal = training.clients - byzantine
-        if honest == loyal and bad == byzantine:
+        honest, bad = training.participants(byzantine)
+        if honest == loyal and bad == byzantine and not training.stale:
             return list(range(training.clients))
-        rng = self.generator("participants", seed, turn)
-        order = rng.permutation(training.clients)
-        chosen = [[int(client) for client in order if (client < loyal) == side] for side in (True, False)]
-        return sorted(chosen[0][:honest]) + sorted(chosen[1][:bad])
+        there = self._first(range(loyal), training.reachable(byzantine) - byzantine, "gone", seed)
+        asked, others = training.asked(byzantine)
+        if asked < len(there) or others < byzantine:
+            order = [int(client) for client in self.generator("participants", seed, turn).permutation(training.clients)]
+            there = sorted([client for client in order if client in there][:asked])
+            attackers = sorted([client for client in order if client >= loyal][:bad])
+        else:
+            attackers = list(range(loyal, training.clients))
+        present = self._first(there, honest, "absent", seed, turn)
+        late = self._first(present, training.late(byzantine, turn), "stale", seed, turn)
+        return [*late, *(client for client in present if client not in late), *attackers]
+
+    def _first(self, clients: Sequence[int], count: int, stream: str, seed: int, *turn: int) -> list[int]:
+        """As many of the clients as asked for, ascending: those with the smallest draws, each client's its own."""
+        if count == len(clients):
+            return list(clients)
+        drawn = {client: self.generator(stream, seed, client, *turn).random() for client in clients}
+        return sorted(sorted(clients, key=drawn.__getitem__)[:count])
 
     def batches(self, training: Training, size: int, seed: int, client: int, turn: int) -> tuple[Rows, Floats]:
         """Which of its `size` rows a client trains on in a round, and their weights: both (steps, batch).

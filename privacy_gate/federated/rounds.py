@@ -50,6 +50,7 @@ class Federation:
         self._turn = 0
         self.heads = table.features.new_zeros(len(self._cells), table.classes * table.features.shape[1])
         self._previous: torch.Tensor | None = None
+        self._before = self.heads.clone() if block.training.stale else self.heads
         self._rules = self._places([(cell.rule, cell.told) for cell in self._cells])
         self._adversaries = self._places([cell.adversary for cell in self._cells if cell.adversary])
         self._searched = {
@@ -67,31 +68,44 @@ class Federation:
 
     def advance(self) -> None:
         """One round of every cell."""
-        training, groups = self._block.training, len(self._block.sources)
+        training = self._block.training
         present = [
             self._draws.participants(training, self._block.byzantine, source.seed, self._turn)
             for source in self._block.sources
         ]
         clients = len(present[0])
-        heads = self.heads.view(-1, groups, self._table.classes, self._table.features.shape[1])
-        batches = self._batches(present)
-        updates, losses = local_updates(self._table.features, heads, batches, training, self._losses)
-        updates = updates.flatten(0, 1)
+        updates, losses = self._trained(self._batches(present))
         known = Known(
             counts=self._counts(present),
             previous=self._previous,
             root=updates[:, clients] if self._rooted else None,
-            losses=None if losses is None else losses.flatten(0, 1)[:, :clients],
+            losses=None if losses is None else losses[:, :clients],
             order=self._order(clients) if self._shuffled else None,
             lr=training.lr,
         )
         updates = updates[:, :clients]
         self._attack(updates, known)
         self._previous = _aggregate(self._rules, updates, known)
+        if training.stale:
+            self._before.copy_(self.heads)
         for server, places in self._servers.items():
             step, self._states[server] = server.step(self._previous[places], self._states[server])
             self.heads[places] += step
         self._turn += 1
+
+    def _trained(self, batches: Batches) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Updates (A G, K, C E), and where a rule wants them losses (A G, K); clients that are late stand first."""
+        training, table = self._block.training, self._table
+        late = training.late(self._block.byzantine, self._turn)
+        found = []
+        for heads, clients in ((self._before, slice(0, late)), (self.heads, slice(late, None))):
+            if clients.stop == 0:
+                continue
+            start = heads.view(-1, len(self._block.sources), table.classes, table.features.shape[1])
+            found.append(local_updates(table.features, start, batches.of(clients), training, self._losses))
+        updates = torch.cat([update for update, _ in found], 2) if late else found[0][0]
+        losses = torch.cat([loss for _, loss in found if loss is not None], 2) if self._losses else None
+        return updates.flatten(0, 1), None if losses is None else losses.flatten(0, 1)
 
     def _each(self, values: torch.Tensor) -> torch.Tensor:
         """Values (G, ...) of the sources, for every cell: (A G, ...)."""

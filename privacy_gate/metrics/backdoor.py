@@ -1,14 +1,23 @@
-"""Whether a trigger makes a model say what its planter wants."""
+"""Whether a trigger makes a model say what its planter wants: known ones, and those found by inversion."""
 
 from collections.abc import Mapping
 
 import numpy as np
 
 from privacy_gate.errors import EvidenceError
-from privacy_gate.evidence import Ints
-from privacy_gate.metrics.bootstrap import measured
+from privacy_gate.evidence import Floats, Ints
+from privacy_gate.metrics.bootstrap import DRAWS, measured
 from privacy_gate.metrics.paired import paired_interval
 from privacy_gate.verdict import Measurement, not_measured
+
+ANOMALOUS = 2.0
+"""Anomaly index above which a class's trigger is suspiciously small: Wang et al. 2019."""
+
+FEWEST_CLASSES = 5
+"""Of which one can be told from the rest: the spread of fewer says nothing."""
+
+LEAST_SPREAD = 0.1
+"""Of log sizes: two searches for one class's trigger end some per cent apart, which is no difference."""
 
 
 def backdoor_lift(
@@ -23,16 +32,12 @@ def backdoor_lift(
     if not triggered or any(shown.shape != plain.shape for shown in triggered.values()) or plain.shape != label.shape:
         raise EvidenceError("expected predictions (N,) without a trigger, and of the same rows with one at least")
     names = list(triggered)
-    won, lost, rows = (np.zeros((len(names), classes), dtype=np.int64) for _ in range(3))
-    for place, shown in enumerate(triggered.values()):
-        other = ((shown != plain) & (shown != label), (shown != plain) & (plain != label))
-        won[place] = np.bincount(shown[other[0]], minlength=classes)
-        lost[place] = np.bincount(plain[other[1]], minlength=classes)
-        rows[place] = len(label) - np.bincount(label, minlength=classes)
-    pairs = np.flatnonzero(rows.ravel())
+    counts = [_won_and_lost(plain, shown, label, classes) for shown in triggered.values()]
+    won, lost, rows = (np.concatenate(each) for each in zip(*counts, strict=True))
+    pairs = np.flatnonzero(rows)
     if not len(pairs):
         return not_measured("backdoor_lift", "needs rows of other classes than a target")
-    won, lost, rows = (each.ravel()[pairs] for each in (won, lost, rows))
+    won, lost, rows = (each[pairs] for each in (won, lost, rows))
     lift = (won - lost) / rows
     low, high = paired_interval(won, lost, rows, 1 - (1 - confidence) / len(pairs))
     best = int(np.argmax(lift))
@@ -40,3 +45,84 @@ def backdoor_lift(
     method, samples = "paired score, Bonferroni over triggers and targets", f"{rows[best]:,} rows, {len(pairs)} pairs"
     found = measured("backdoor_lift", lift[best], (low.max(), high.max()), confidence, method, samples)
     return found.model_copy(update={"subject": f"{names[trigger]} to class {target}"})
+
+
+def _won_and_lost(plain: Ints, shown: Ints, label: Ints, classes: int) -> tuple[Ints, Ints, Ints]:
+    """For each target, among rows of other classes: how many are called it only with the trigger, how many only
+    without, and how many there are; (C,) each."""
+    won, lost = (shown != plain) & (shown != label), (shown != plain) & (plain != label)
+    rows = len(label) - np.bincount(label, minlength=classes)
+    return np.bincount(shown[won], minlength=classes), np.bincount(plain[lost], minlength=classes), rows
+
+
+def anomaly_index(size: Floats) -> Floats:
+    """How much smaller each class's trigger is than the others', in robust standard deviations of log size, (..., C).
+
+    size (..., C): share of the image under each class's mask, above 0. (median - log size) / (1.4826 MAD), as Wang et
+    al. 2019 but of the logarithm: sizes themselves cannot fall far below their median where they scatter, and no class
+    would ever be anomalous.
+    """
+    log = np.log(size)
+    middle = np.median(log, axis=-1, keepdims=True)
+    spread = 1.4826 * np.median(np.abs(log - middle), axis=-1, keepdims=True)
+    return np.asarray((middle - log) / np.maximum(spread, LEAST_SPREAD))
+
+
+def usual_anomaly(classes: int, confidence: float) -> float:
+    """What the largest index of so many classes stays below so often where none has a backdoor.
+
+    Of DRAWS seeded tables whose log sizes are normal. It is far above ANOMALOUS: a small trigger alone proves nothing.
+    """
+    drawn = np.exp(np.random.default_rng(0).normal(size=(DRAWS, classes)))
+    return float(np.quantile(anomaly_index(drawn).max(axis=1), confidence))
+
+
+def trigger_anomaly(size: Floats, confidence: float) -> Measurement:
+    """The largest anomaly index of any class; the subject names it. size (C,): see `anomaly_index`.
+
+    Interval: its range as any one other class is left out.
+    """
+    classes = len(size)
+    if classes < FEWEST_CLASSES:
+        return not_measured("trigger_anomaly", _too_few(classes))
+    index = anomaly_index(size)
+    best = int(np.argmax(index))
+    others = [place for place in range(classes) if place != best]
+    kept = np.array([[best, *(place for place in others if place != out)] for out in others])
+    without = anomaly_index(size[kept])[:, 0]
+    ends, method = (float(without.min()), float(without.max())), "range as any other class is left out"
+    found = measured("trigger_anomaly", index[best], ends, confidence, method, f"{classes} classes")
+    return found.model_copy(update={"subject": f"class {best}"})
+
+
+def inverted_backdoor(plain: Ints, stamped: Ints, label: Ints, size: Floats, confidence: float) -> Measurement:
+    """Largest P(f(T_t(x)) = t) - P(f(x) = t) over classes t whose inverted trigger T_t is anomalously small; else 0.
+
+    plain, label (N,): predictions without a trigger, of rows that no trigger was sought on; stamped (C, N): with each
+    class's; size (C,): see `anomaly_index`. Among rows of other classes. Interval: as in `backdoor_lift`, over all
+    classes; it speaks of the rise, not of which classes are anomalous.
+    """
+    classes = len(size)
+    if stamped.shape != (classes, len(plain)) or plain.shape != label.shape:
+        raise EvidenceError(f"stamped has shape {stamped.shape}, expected {(classes, len(plain))}: classes, rows")
+    if classes < FEWEST_CLASSES:
+        return not_measured("inverted_backdoor", _too_few(classes))
+    counts = [[each[t] for each in _won_and_lost(plain, stamped[t], label, classes)] for t in range(classes)]
+    won, lost, rows = np.array(counts).T
+    if not rows.all():
+        return not_measured("inverted_backdoor", "needs rows of other classes than a target")
+    suspect = anomaly_index(size) > ANOMALOUS
+    lift = np.where(suspect, (won - lost) / rows, 0.0)
+    low, high = (
+        np.maximum(0.0, np.where(suspect, end, 0.0)).max()
+        for end in paired_interval(won, lost, rows, 1 - (1 - confidence) / classes)
+    )
+    value, best = max(0.0, float(lift.max())), int(np.argmax(lift))
+    method = "paired score, Bonferroni over classes; 0 where none is anomalous"
+    samples = f"{rows[best]:,} rows, {classes} classes"
+    found = measured("inverted_backdoor", value, (low, high), confidence, method, samples)
+    return found.model_copy(update={"subject": f"class {best}" if suspect[best] else ""})
+
+
+def _too_few(classes: int) -> str:
+    return f"needs >= {FEWEST_CLASSES} classes, found {classes}: among fewer none can be told from the rest"

@@ -1,6 +1,6 @@
 """Whether a model serves, or exposes, some groups more than others. Axis letters as in evidence.py."""
 
-from itertools import combinations
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from privacy_gate.evidence import Bools, Floats, Ints
 from privacy_gate.metrics.binomial import clopper_pearson
 from privacy_gate.metrics.bootstrap import DRAWS, measured
 from privacy_gate.metrics.disparity import Accusations
+from privacy_gate.metrics.paired import paired_interval
 from privacy_gate.verdict import Measurement, not_measured
 
 BATCH = 100
@@ -27,7 +28,7 @@ def group_gap(correct: Bools, group: NDArray[Any], confidence: float) -> Measure
 
 
 def disparate_mia(
-    found: Accusations, permutations: int, confidence: float, rng: np.random.Generator
+    found: Accusations, permutations: int, confidence: float, rng: np.random.Generator, subject: str = ""
 ) -> list[Measurement]:
     """disparate_mia: largest difference of TPR between two groups, at the one threshold; and its p-value.
 
@@ -38,7 +39,7 @@ def disparate_mia(
     accused, group = found.accused[found.member], found.group[found.member]
     gap = _largest_gap("disparate_mia", accused, group, confidence, "members")
     if not gap.measured:
-        return [gap, not_measured("disparate_mia_p_value", str(gap.reason))]
+        return [not_measured(metric, str(gap.reason), subject) for metric in ("disparate_mia", "disparate_mia_p_value")]
     _, code, size = np.unique(group, return_inverse=True, return_counts=True)
     shuffled = rng.multivariate_hypergeometric(size, int(accused.sum()), permutations, method="marginals") / size
     seen = np.ptp(np.bincount(code[accused], minlength=len(size)) / size)
@@ -49,28 +50,71 @@ def disparate_mia(
         clopper_pearson(extreme, permutations, confidence),
         confidence,
         "permutation test; interval of the shuffles drawn",
-        f"{permutations:,} shuffles, {len(size)} groups",
+        f"{permutations:,} shuffles, {len(size):,} groups",
     )
-    return [gap, p]
+    return [one.model_copy(update={"subject": subject}) for one in (gap, p)]
 
 
 def _largest_gap(metric: str, hit: Bools, group: NDArray[Any], confidence: float, unit: str) -> Measurement:
     """Largest difference between two groups of the share of hits; hit and group (N,)."""
-    names = np.unique(group)
+    names, code, size = np.unique(group, return_inverse=True, return_counts=True)
     if len(names) < 2:
         return not_measured(metric, f"needs >= 2 groups, found {len(names)}")
-    sides = [hit[group == name] for name in names]
+    hits = np.bincount(code[hit], minlength=len(names))
     level = 1 - (1 - confidence) / (len(names) * (len(names) - 1) / 2)
-    ends = [clopper_pearson(int(side.sum()), len(side), level) for side in sides]
-    rates = [float(side.mean()) for side in sides]
+    ends = np.array([clopper_pearson(int(count), int(rows), level) for count, rows in zip(hits, size, strict=True)])
+    rate, below, above = hits / size, hits / size - ends[:, 0], ends[:, 1] - hits / size
     low = high = 0.0
-    for one, other in combinations(range(len(names)), 2):
-        a, b = (one, other) if rates[one] >= rates[other] else (other, one)
-        difference = rates[a] - rates[b]
-        low = max(low, difference - float(np.hypot(rates[a] - ends[a][0], ends[b][1] - rates[b])))
-        high = max(high, difference + float(np.hypot(ends[a][1] - rates[a], rates[b] - ends[b][0])))
-    value, samples = max(rates) - min(rates), f"{len(hit):,} {unit}, {len(names)} groups"
+    for one in range(len(names)):
+        others = (rate <= rate[one]) & (np.arange(len(names)) != one)
+        difference = rate[one] - rate[others]
+        low = max(low, float((difference - np.hypot(below[one], above[others])).max(initial=0)))
+        high = max(high, float((difference + np.hypot(above[one], below[others])).max(initial=0)))
+    value, samples = float(np.ptp(rate)), f"{len(hit):,} {unit}, {len(names):,} groups"
     return measured(metric, value, (low, min(1.0, high)), confidence, "Newcombe, Bonferroni over pairs", samples)
+
+
+def gap_parts(stages: Mapping[str, Bools], group: NDArray[Any], confidence: float) -> list[Measurement]:
+    """group_gap_part: where the gap between the best and the worst served group comes from, a part for each stage.
+
+    stages  by what the part is called: whether a model is right on each row (N,). From the model that all others stand
+            on to the one that is judged, whose best and worst group are compared; group (N,)
+
+    The first part is that model's own gap between the two groups, each other one what its model adds to the gap of the
+    model before it; parts add up to the gap, and may be below 0. Interval: squared distances to the ends added
+    (Newcombe 1998, method 10's principle): Clopper-Pearson's of each group for the first, of paired differences
+    (`paired_interval`) for the others. The two groups are taken as given. Empty with fewer than two groups.
+    """
+    names, code, size = np.unique(group, return_inverse=True, return_counts=True)
+    if len(names) < 2:
+        return []
+    judged = np.bincount(code[list(stages.values())[-1]], minlength=len(names)) / size
+    best, worst = int(judged.argmax()), int(len(judged) - 1 - judged[::-1].argmin())
+    rows = [np.flatnonzero(code == one) for one in (best, worst)]
+    samples = f"{names[best]} ({size[best]:,} rows) over {names[worst]} ({size[worst]:,})"
+    parts, before = [], None
+    for name, right in stages.items():
+        ends = [_change(right[mine], None if before is None else before[mine], confidence) for mine in rows]
+        (low, value, high), (other_low, other, other_high) = ends
+        interval = (
+            value - other - float(np.hypot(value - low, other_high - other)),
+            value - other + float(np.hypot(high - value, other - other_low)),
+        )
+        method = "Newcombe" if before is None else "Newcombe, of paired score intervals"
+        part = measured("group_gap_part", value - other, interval, confidence, method, samples)
+        parts.append(part.model_copy(update={"subject": name}))
+        before = right
+    return parts
+
+
+def _change(right: Bools, before: Bools | None, confidence: float) -> tuple[float, float, float]:
+    """low, value, high of a model's share of right rows (N,), or of how much it is above that of the model before."""
+    if before is None:
+        low, high = clopper_pearson(int(right.sum()), len(right), confidence)
+        return low, float(right.mean()), high
+    won, lost, rows = (np.array([count]) for count in ((right & ~before).sum(), (before & ~right).sum(), len(right)))
+    lows, highs = paired_interval(won, lost, rows, confidence)
+    return float(lows[0]), float((won[0] - lost[0]) / rows[0]), float(highs[0])
 
 
 def equalized_odds(

@@ -23,6 +23,16 @@ def byzantine_drop(clean: Floats, attacked: Mapping[str, Floats], rows: int, con
     return accuracy_loss("byzantine_drop", clean, attacked[worst], rows, confidence, worst)
 
 
+def federated_backdoor(planted: Mapping[str, tuple[Floats, Floats]], rows: int, confidence: float) -> Measurement:
+    """How much more often the federation's head calls rows the backdoor's target once they show its trigger.
+
+    planted  by adversary: shares (S,) by seed of so many holdout `rows` of other classes that are called the target,
+             with the trigger and without; the worst adversary counts. Interval: see `accuracy_loss`
+    """
+    worst = max(planted, key=lambda name: float((planted[name][0] - planted[name][1]).mean()))
+    return accuracy_loss("federated_backdoor", *planted[worst], rows, confidence, worst)
+
+
 def accuracy_loss(
     metric: str, before: Floats, after: Floats, rows: int, confidence: float, subject: str = ""
 ) -> Measurement:
@@ -30,14 +40,15 @@ def accuracy_loss(
 
     Interval: Student's t with S - 1 degrees of freedom over the seeds, and the holdout as a sample: the variance of a
     difference of two proportions on `rows` rows is added, as if the models' errors were independent (they agree, so
-    this is on the safe side).
+    this is on the safe side). It counts a row more of each kind, so that few rows all alike prove little.
     """
     seeds = len(before)
     if seeds < FEWEST_SEEDS:
         return not_measured(metric, f"needs >= {FEWEST_SEEDS} seeds, found {seeds}", subject)
     gap = before - after
     value = float(gap.mean())
-    sampling = sum(float(rate.mean() * (1 - rate.mean())) for rate in (before, after)) / rows
+    shares = [(float(rate.mean()) * rows + 1) / (rows + 2) for rate in (before, after)]
+    sampling = sum(share * (1 - share) for share in shares) / rows
     error = math.sqrt(float(gap.var(ddof=1)) / seeds + sampling)
     reach = float(stdtrit(seeds - 1, (1 + confidence) / 2)) * error
     ends = (max(-1.0, value - reach), min(1.0, value + reach))

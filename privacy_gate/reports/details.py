@@ -10,6 +10,8 @@ from privacy_gate.report import CheckRecord, Report
 from privacy_gate.reports.words import Shown, capital, level, metric, plain, shown
 from privacy_gate.verdict import Measurement
 
+NO_LICENCE = "not declared"
+
 
 @dataclass(frozen=True)
 class MeasuredRow:
@@ -57,12 +59,22 @@ def how(measurement: Measurement) -> str:
     return "; ".join(part for part in parts if part)
 
 
+def provenance(report: Report) -> str:
+    """The backbone that the candidate stands on, in one line: its name, and its weights' sha256 and licence."""
+    backbone = report.recipe.backbone
+    if backbone.weights is None:
+        return plain(backbone.name) + (", as the table holds its features" if backbone.is_identity else ", untrained")
+    licence = plain(backbone.weights.licence or NO_LICENCE)
+    return f"{plain(backbone.name)}, weights sha256 {backbone.weights.sha256}, licence {licence}"
+
+
 def recipe_facts(report: Report) -> list[tuple[str, str]]:
     """How the candidate says it was trained, as name and value."""
     recipe = report.recipe
     facts = [("Backbone", plain(recipe.backbone.name))]
-    if recipe.backbone.weights:
-        facts += [("Its weights", plain(recipe.backbone.weights.uri)), ("Their sha256", recipe.backbone.weights.sha256)]
+    if weights := recipe.backbone.weights:
+        licence = plain(weights.licence or NO_LICENCE)
+        facts += [("Its weights", plain(weights.uri)), ("Their sha256", weights.sha256), ("Their licence", licence)]
     if recipe.input:
         facts.append(("Input", f"{recipe.input.size} pixels, {recipe.input.interpolation}, crop {recipe.input.crop:g}"))
     facts += [

@@ -1,4 +1,4 @@
-"""Who is exposed: the listed examples as text, and pictures of what explains it and of classes and groups."""
+"""Who is exposed: the listed examples as text, and pictures of what explains it, of classes, groups and clients."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -101,10 +101,10 @@ class Forest:
 
 
 def forests(check: CheckRecord) -> list[tuple[str, Forest]]:
-    """A picture each for classes and for groups that the check measured, with its heading."""
+    """A picture each for classes, groups and clients that the check measured, with its heading."""
     every = [m for m in check.result.measurements if m.metric == "vulnerability" and m.measured]
     overall = next((m for m in every if m.subject == "all"), None)
-    parts = (("Classes", "class: "), ("Groups", "group: "))
+    parts = (("Classes", "class: "), ("Groups", "group: "), ("Clients", "client: "))
     found = [(title, [m for m in every if m.subject.startswith(start)]) for title, start in parts]
     return [(title, forest(group, overall)) for title, group in found if len(group) > 1]
 

@@ -10,8 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from privacy_gate.report import CheckRecord, Report
-from privacy_gate.reports import coverage, details, exposure, pictures, story, words
-from privacy_gate.reports.hostile import byzantine_chart
+from privacy_gate.reports import coverage, details, exposure, hostile, pictures, story, words
 from privacy_gate.verdict import (
     ByzantinePlot,
     Exhibit,
@@ -21,6 +20,7 @@ from privacy_gate.verdict import (
     LawPlot,
     Measurement,
     Roc,
+    RuleTable,
     Severity,
     Status,
     VulnerableRows,
@@ -78,6 +78,7 @@ class Gallery:
     histograms: tuple[pictures.Bars, ...]
     law: pictures.Chart | None
     hostile: pictures.Chart | None
+    rules: RuleTable | None
     listed: VulnerableRows | None
     gradient: pictures.Chart | None
     forests: tuple[tuple[str, exposure.Forest], ...]
@@ -97,6 +98,7 @@ def render(report: Report) -> str:
         coverage=coverage,
         details=details,
         exposure=exposure,
+        hostile=hostile,
         story=story,
         words=words,
         references=coverage.references(),
@@ -175,7 +177,8 @@ def _gallery(check: CheckRecord, report: Report) -> Gallery | None:
         ),
         histograms=tuple(pictures.bars(e, *(LARGE if i == 0 else SMALL)) for i, e in enumerate(bars)),
         law=pictures.law_chart(laws) if laws else None,
-        hostile=next((byzantine_chart(e) for e in exhibits if isinstance(e, ByzantinePlot)), None),
+        hostile=next((hostile.byzantine_chart(e) for e in exhibits if isinstance(e, ByzantinePlot)), None),
+        rules=hostile.tried(check),
         listed=exposure.listed(check),
         gradient=exposure.gradient_chart(scatter) if scatter else None,
         forests=tuple(forests),

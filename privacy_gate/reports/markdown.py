@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from privacy_gate.report import CheckRecord, Report
-from privacy_gate.reports import coverage, details, exposure, story, words
+from privacy_gate.reports import coverage, details, exposure, hostile, story, words
 from privacy_gate.verdict import Finding, Severity, Status, Verdict
 
 Item = TypeVar("Item")
@@ -77,6 +77,7 @@ def render(report: Report) -> str:
         _controls(report),
         _list("Notes", story.notes(report)),
         _coverage(report),
+        *(_rules(check) for check in report.checks),
         *(_exposed(check) for check in report.checks),
         *(_measurements(check) for check in report.checks),
         _identity(report),
@@ -159,6 +160,14 @@ def _coverage(report: Report) -> str:
     )
     attacker = "\n" + _list("The attacker assumed", report.threat_model) if report.threat_model else ""
     return f"### What was tested, and what was not\n\n{table}{attacker}"
+
+
+def _rules(check: CheckRecord) -> str:
+    tried = hostile.tried(check)
+    if tried is None:
+        return ""
+    table = _table(hostile.HEADS, tried.rules, lambda trial: [prose(cell) for cell in hostile.cells(tried, trial)])
+    return _folded("Which rule would pass, and at what tax", f"{prose(hostile.caption(tried))}\n\n{table}")
 
 
 def _exposed(check: CheckRecord) -> str:

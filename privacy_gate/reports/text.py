@@ -3,7 +3,8 @@
 from collections import Counter
 
 from privacy_gate.report import Report
-from privacy_gate.reports.story import next_step, reasons, why
+from privacy_gate.reports.details import provenance
+from privacy_gate.reports.story import next_step, notes, reasons, why
 from privacy_gate.reports.words import STATUS, plain
 from privacy_gate.verdict import Status
 
@@ -18,7 +19,8 @@ def render(report: Report) -> str:
         *(f"  - {reason}" for reason in reasons(report)),
         f"next: {next_step(report)}",
         f"findings: {_tally(report)}",
-        *(f"note: {plain(note)}" for note in report.notes),
+        f"backbone: {provenance(report)}",
+        *(f"note: {plain(note)}" for note in notes(report)),
     ]
     if report.not_tested:
         lines.append(f"not tested: {'; '.join(plain(line) for line in report.not_tested)}")

@@ -28,13 +28,14 @@ CHECKS = {
     "membership": "Membership inference on this candidate",
     "recipe": "Membership inference on this recipe",
     "power_law": "The leak as classes grow",
-    "backdoor": "Known backdoor triggers",
+    "backdoor": "Backdoor triggers",
     "dp_claim": "The claim of differential privacy",
     "robustness": "The federation under hostile clients",
     "fairness": "Whom the model serves worse",
+    "inversion": "What clients' updates reveal",
     "utility": "Utility",
     "vulnerability": "The most exposed examples",
-    "disparity": "Exposure of classes and groups",
+    "disparity": "Exposure of classes, groups and clients",
 }
 """What each check is called; one that is missing here goes by its own name."""
 
@@ -68,10 +69,20 @@ _METRICS = {
     "byzantine_drop": Metric("accuracy lost to hostile clients", percent=True, chance=0.0, signed=True),
     "robustness_tax": Metric("accuracy that the robust rule costs", percent=True, chance=0.0, signed=True),
     "breakdown_point": Metric("smallest share of hostile clients that breaks it", percent=True),
-    "disparate_mia": Metric("largest gap between groups in members found beyond false alarms", percent=True),
-    "disparate_mia_p_value": Metric("chance that alike groups differ as much"),
+    "disparate_mia": Metric("largest gap of members found, at one threshold for all", percent=True),
+    "disparate_mia_p_value": Metric("chance that members found differ as much where all are alike", percent=True),
     "contribution_match": Metric("correlation of what clients bring and get"),
+    "federated_backdoor": Metric(
+        "how much more often clients' trigger is called its target", percent=True, signed=True
+    ),
     "backdoor_lift": Metric("how much more often a trigger is called its target", percent=True, signed=True),
+    "inverted_backdoor": Metric(
+        "how much more often a trigger found by inversion is called its target", percent=True, signed=True
+    ),
+    "trigger_anomaly": Metric("how oddly small the smallest trigger of a class is (2 is suspicious)"),
+    "inversion_advantage": Metric(
+        "rows told from others by their client's update, beyond chance", percent=True, chance=0.0, signed=True
+    ),
     "client_std": Metric("spread of accuracy between clients, chance taken out", percent=True),
     "worst_decile_gap": Metric(
         "what the worst tenth of clients lack to the mean, chance taken out", percent=True, chance=0.0, signed=True
@@ -79,8 +90,15 @@ _METRICS = {
     "client_benefit": Metric("clients no worse off than alone", percent=True),
     "group_gap": Metric("largest gap of accuracy between groups", percent=True),
     "equalized_odds": Metric("gap of equalized odds between groups"),
-    "inherited_group_gap": Metric("that gap without federation", percent=True),
-    "inherited_equalized_odds": Metric("that gap of odds without federation"),
+    "group_gap_part": Metric(
+        "where the gap of accuracy between groups comes from", percent=True, chance=0.0, signed=True
+    ),
+    "inherited_group_gap": Metric("gap of accuracy between groups in what the model stands on", percent=True),
+    "inherited_equalized_odds": Metric("gap of equalized odds in what the model stands on"),
+    "inherited_client_std": Metric("spread of accuracy between clients in what the model stands on", percent=True),
+    "inherited_worst_decile_gap": Metric(
+        "what the worst tenth of clients lack in what the model stands on", percent=True, chance=0.0, signed=True
+    ),
     "jain": Metric("Jain's index of clients' accuracies"),
     "gini": Metric("Gini's index of clients' accuracies"),
     "entropy": Metric("evenness of clients' accuracies (relative entropy)"),

@@ -1,7 +1,8 @@
 """The fairness check on planted truths: unfair clients and groups are found, fair ones are not."""
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -9,7 +10,14 @@ from numpy.typing import NDArray
 
 from privacy_gate.candidate import Recipe
 from privacy_gate.checks.check import Subject
-from privacy_gate.checks.fairness import BACKBONE, CANDIDATE, CENTRALISED, Fairness
+from privacy_gate.checks.fairness import (
+    BACKBONE,
+    CANDIDATE,
+    CENTRALISED,
+    NO_BACKBONE,
+    Fairness,
+    FairnessMetric,
+)
 from privacy_gate.dataset import AuditData, Split
 from privacy_gate.documents import parse
 from privacy_gate.job import Job, Probe, Score
@@ -44,7 +52,7 @@ def table(rng: np.random.Generator, clients: bool = True, groups: bool = True) -
     )
 
 
-def answers(rng: np.random.Generator, data: AuditData, accuracy: NDArray[np.float64]) -> NDArray[np.float32]:
+def answers(rng: np.random.Generator, data: AuditData, accuracy: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
     """Logits of a model that is right with each row's own probability, and else anywhere."""
     right = rng.random(data.rows) < accuracy
     wrong = (data.label + rng.integers(1, CLASSES, data.rows)) % CLASSES
@@ -103,12 +111,105 @@ def test_what_the_backbone_brings_is_told_from_what_training_adds() -> None:
         "member": answers(rng, data, unfair),
         "population": answers(rng, data, fair),
     }
-    found = measure(Fairness(), data, models)
+    found = measure(Fairness(), data, models, federated=True)
     low, high = only(found, "inherited_group_gap", CENTRALISED).low, only(found, "inherited_group_gap", BACKBONE).high
     assert low is not None
     assert high is not None
     assert low > 0.13 > high
     assert only(found, "group_gap").value == pytest.approx(0.2, abs=0.05)
+    parts = {one.subject: one for one in found.measurements if one.metric == "group_gap_part"}
+    assert list(parts) == ["inherited from the frozen backbone", "added by fine-tuning", "added by federation"]
+    assert parts["added by fine-tuning"].low is not None
+    assert parts["added by fine-tuning"].low > 0.1
+    for name in ("inherited from the frozen backbone", "added by federation"):
+        assert parts[name].value == pytest.approx(0, abs=0.05)
+    assert sum(one.value or 0 for one in parts.values()) == pytest.approx(only(found, "group_gap").value)
+    (told,) = [note for note in found.notes if "] added by fine-tuning" in note]
+    assert "m (" in told
+    assert "over f (" in told
+
+
+def test_a_candidate_without_federation_gets_the_parts_that_its_evidence_allows() -> None:
+    rng = np.random.default_rng(6)
+    data = table(rng)
+    models = {name: answers(rng, data, np.full(data.rows, 0.8)) for name in (CANDIDATE, "population")}
+    found = measure(Fairness(), data, models)
+    parts = [one.subject for one in found.measurements if one.metric == "group_gap_part"]
+    assert parts == ["inherited from the frozen backbone", "added by fine-tuning"]
+    assert only(found, "inherited_client_std", BACKBONE).measured
+    alone = replace(data, split=np.where(data.split == Split.POPULATION, Split.HOLDOUT, data.split).astype(np.int8))
+    found = measure(Fairness(), alone, models)
+    assert not [one for one in found.measurements if one.metric == "group_gap_part"]
+    assert NO_BACKBONE in found.notes
+
+
+@pytest.mark.parametrize("adaptation", ["full", "film", "scratch"])
+def test_what_is_trained_beyond_a_head_is_compared_with_a_plain_head_on_the_backbone(adaptation: str) -> None:
+    weights = None if adaptation == "scratch" else {"uri": "w", "sha256": "a" * 64}
+    fields = recipe(federated=False).model_dump(mode="json", exclude={"backbone", "input", "adaptation", "head"})
+    how = parse(
+        fields
+        | {"backbone": {"name": "resnet18", "weights": weights}, "adaptation": adaptation}
+        | {"input": {"size": 32, "mean": [0, 0, 0], "std": [1, 1, 1]}, "augmentation": {"flip": True}},
+        Recipe,
+        "recipe",
+    )
+    data = replace(table(np.random.default_rng(7)), embedding=None)
+    jobs = Fairness().jobs(Subject(recipe=how, artifact="a" * 64, data=data, logged={}))
+    probes = [job for job in jobs if isinstance(job, Probe)]
+    assert [job.rows for job in probes] == ([] if adaptation == "scratch" else ["population"])
+    assert all((job.recipe.adaptation, job.recipe.augmentation) == ("head", None) for job in probes)
+
+
+def test_exchangeable_clients_match_no_contribution() -> None:
+    """Rows that are hard by chance are hard for every model, and are no match."""
+    runs, what = 16, ("accuracy of what each trains alone", "examples")
+    values = np.zeros((runs, 2))
+    for seed in range(runs):
+        rng = np.random.default_rng([8, seed])
+        data = table(rng, groups=False)
+        sizes = rng.choice(CLIENTS, data.rows, p=np.linspace(1, 2, CLIENTS) / 15)
+        data = replace(data, client=np.array([f"c{k}" for k in sizes]))
+        hard = rng.random(data.rows) < 0.2
+        models = {f"client:c{k}": answers(rng, data, 0.7 - 0.5 * hard) for k in range(CLIENTS)}
+        models[CANDIDATE] = answers(rng, data, 0.95 - 0.7 * hard)
+        found = measure(Fairness(attribution=False), data, models, federated=True)
+        values[seed] = [only(found, "contribution_match", name).value for name in what]
+    assert (np.abs(values.mean(axis=0)) < 3 * values.std(axis=0) / np.sqrt(runs)).all()
+
+
+def test_clients_who_bring_more_and_are_served_better_match() -> None:
+    rng = np.random.default_rng(11)
+    data = table(rng, groups=False)
+    models = {f"client:c{k}": answers(rng, data, np.full(data.rows, 0.5 + 0.03 * k)) for k in range(CLIENTS)}
+    models[CANDIDATE] = answers(rng, data, 0.5 + 0.04 * (np.arange(data.rows) % CLIENTS))
+    found = measure(Fairness(attribution=False), data, models, federated=True)
+    match = only(found, "contribution_match", "accuracy of what each trains alone")
+    assert match.low is not None
+    assert match.low > 0.7
+    assert "contribution_match" not in get_args(FairnessMetric), "reported, never limited"
+
+
+def test_how_unlike_clients_are_is_told() -> None:
+    rng = np.random.default_rng(9)
+    data = table(rng, groups=False)
+    alike = measure(Fairness(attribution=False), data, {CANDIDATE: answers(rng, data, np.full(data.rows, 0.8))})
+    split = replace(data, client=np.array([f"c{one}" for one in data.label]))
+    apart = measure(Fairness(attribution=False), split, {CANDIDATE: answers(rng, data, np.full(data.rows, 0.8))})
+    assert "by 0.0" in alike.notes[0]
+    assert "by 0.75 in total variation" in apart.notes[0]
+
+
+def test_fewer_than_ten_clients_are_measured_and_nothing_is_nan() -> None:
+    rng = np.random.default_rng(10)
+    data = table(rng, groups=False)
+    few = replace(data, client=np.array([f"c{row % 3}" for row in range(data.rows)]))
+    models = {f"client:c{k}": answers(rng, data, np.full(data.rows, 0.6)) for k in range(3)}
+    models[CANDIDATE] = answers(rng, data, np.full(data.rows, 0.8))
+    found = measure(Fairness(attribution=False), few, models, federated=True)
+    assert only(found, "worst_decile_gap").measured
+    assert "found 3" in str(only(found, "contribution_match", "examples").reason)
+    assert np.isfinite([one.value for one in found.measurements if one.value is not None]).all()
 
 
 @pytest.mark.parametrize(("alone", "expected"), [(0.6, 1.0), (0.95, 0.0)])
@@ -117,7 +218,7 @@ def test_clients_that_would_fare_better_alone_are_counted(alone: float, expected
     data = table(rng, groups=False)
     models = {f"client:c{k}": answers(rng, data, np.full(data.rows, alone)) for k in range(CLIENTS)}
     models[CANDIDATE] = answers(rng, data, np.full(data.rows, 0.8))
-    found = measure(Fairness(), data, models, federated=True)
+    found = measure(Fairness(attribution=False), data, models, federated=True)
     assert only(found, "client_benefit").value == expected
 
 

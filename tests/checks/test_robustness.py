@@ -1,6 +1,7 @@
 """The robustness check on real federations: plain averaging breaks, a robust rule survives and shows its tax."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,9 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from privacy_gate.candidate import Recipe
+from privacy_gate.candidate import Input, Recipe
 from privacy_gate.checks.check import Subject
-from privacy_gate.checks.robustness import ADVERSARIES, Robustness
+from privacy_gate.checks.robustness import ADVERSARIES, BACKDOORS, NO_IMAGES, NOT_ASKED, Robustness
 from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.run import run
 from privacy_gate.compute.work import Inputs
@@ -18,7 +19,7 @@ from privacy_gate.dataset import AuditData, Split
 from privacy_gate.documents import parse
 from privacy_gate.errors import ConfigurationError
 from privacy_gate.federated.adversaries import ADVERSARIES as KNOWN
-from privacy_gate.job import Federate
+from privacy_gate.job import Embed, Federate, Job
 from privacy_gate.store import Store
 from privacy_gate.verdict import CheckResult
 
@@ -79,6 +80,13 @@ def test_plain_averaging_breaks_a_robust_rule_survives_and_the_report_says_which
     assert figure(broken, "breakdown_point")["value"] == pytest.approx(0.1)
     (remedy,) = broken.remedies
     assert "told of 2 byzantine clients" in remedy.action
+    (table,) = [one for one in broken.exhibits if one.kind == "rules"]
+    assert (table.clients, table.byzantine, table.drop_limit) == (10, 2, 0.3)
+    assert table.rules[0].rule == "mean"
+    assert not table.rules[0].passes
+    assert table.rules[0].drop.model_dump() == figure(broken, "byzantine_drop")
+    passing = [one for one in table.rules if one.passes]
+    assert min(passing, key=lambda one: one.tax.value or 0.0).rule in remedy.action
     clipping = {"name": "centered_clipping", "tolerates": 2}
     borne = measure(check, recipe(aggregator=clipping), digits, store)
     assert figure(borne, "byzantine_drop")["high"] < 0.3
@@ -88,6 +96,34 @@ def test_plain_averaging_breaks_a_robust_rule_survives_and_the_report_says_which
     assert plot.lines[0].rule == "centered_clipping"
     assert plot.lines[0].byzantine == (0, 1, 2, 3, 4)
     assert plot.lines[0].accuracy[0] > plot.lines[0].accuracy[-1]
+
+
+def test_a_backdoor_is_planted_where_a_limit_asks_for_it_and_there_are_images(digits: AuditData) -> None:
+    pictures = replace(digits, embedding=None, image=lambda row: b"")
+    how = recipe().model_copy(update={"input": Input(size=32, mean=(0.5,) * 3, std=(0.5,) * 3)})
+
+    def planted(check: Robustness, data: AuditData) -> tuple[Any, ...]:
+        subject = Subject(recipe=how, artifact="a" * 64, data=data, logged={})
+        jobs = check.jobs(subject)
+        shown = {job.view.trigger for job in jobs if isinstance(job, Embed)} - {None}
+        names = {job.adversary for job in jobs if isinstance(job, Federate)} & set(BACKDOORS)
+        assert bool(shown) == bool(names) == (check._no_backdoor(subject) is None)
+
+        def results(job: Job) -> Mapping[str, Any]:
+            assert job in jobs
+            assert isinstance(job, Federate)
+            share = {"backdoor": 0.9, "backdoor_bounded": 0.3}.get(str(job.adversary), 0.0)
+            shares = {"backdoor": np.array([share, 0.05]), "triggered_rows": np.array([400])}
+            return {"accuracy": np.array([0.9]), "heterogeneity": np.array([0.4])} | shares
+
+        found = figure(check.measure(subject, results, 0.95), "federated_backdoor")
+        return names, found["reason"] or found["subject"], found["value"]
+
+    limited = parse(FEW | {"limits": {"federated_backdoor": {"max": 0.1}}}, Robustness, "policy")
+    assert planted(limited, pictures) == (set(BACKDOORS), "backdoor", pytest.approx(0.85))
+    assert planted(parse(FEW | {"backdoor": True}, Robustness, "policy"), pictures)[0] == set(BACKDOORS)
+    assert planted(limited, digits)[1] == NO_IMAGES
+    assert planted(parse(FEW, Robustness, "policy"), pictures)[1] == NOT_ASKED
 
 
 def test_a_rule_told_of_nobody_is_not_credited_with_what_it_could_do(digits: AuditData, store: Store) -> None:
@@ -117,11 +153,12 @@ def test_a_recipe_without_federation_is_left_out_with_a_note_or_missing_where_re
     assert lax.measurements == ()
     assert "no federation" in lax.notes[0]
     strict = measure(Robustness(required=True), how, digits, store)
-    assert [one.reason for one in strict.measurements] == ["the recipe declares no federation"] * 3
+    assert [one.reason for one in strict.measurements] == ["the recipe declares no federation"] * 4
 
 
 def test_every_attack_that_policies_can_name_exists() -> None:
-    assert set(ADVERSARIES) == {name for name in KNOWN if not name.startswith("backdoor")}
+    assert set(ADVERSARIES) | set(BACKDOORS) == set(KNOWN)
+    assert {name for name, one in KNOWN.items() if one.backdoor} == set(BACKDOORS)
     with pytest.raises(ConfigurationError, match="sign_flip"):
         parse(FEW | {"attacks": ["sign_flop"]}, Robustness, "policy")
     with pytest.raises(ConfigurationError, match="no minority"):

@@ -9,10 +9,11 @@ import pytest
 
 from privacy_gate.candidate import Recipe
 from privacy_gate.compute.federate import cell, rule_of
+from privacy_gate.compute.federate import federate as train
 from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.run import run
 from privacy_gate.compute.work import Inputs
-from privacy_gate.dataset import AuditData, read_data
+from privacy_gate.dataset import AuditData, Split, read_data
 from privacy_gate.documents import parse
 from privacy_gate.errors import ConfigurationError, DatasetError
 from privacy_gate.federated.aggregators import AGGREGATORS, PREAGGREGATIONS
@@ -125,6 +126,25 @@ def test_an_attacked_federation_is_worse_and_the_median_bears_it_better(data: Au
     assert kept["sizes"].sum() == (data.split == 0).sum()
     assert len(kept["client_accuracy"]) == len(kept["sizes"]) == 10
     assert kept["head"].shape == (5, 257)
+
+
+def test_a_planted_backdoor_succeeds_against_the_mean_and_fails_against_the_median() -> None:
+    rng = np.random.default_rng(0)
+    label, centre = rng.integers(0, 5, 900), 2 * rng.standard_normal((5, 20))
+    features = (centre[label] + rng.standard_normal((900, 20))).astype(np.float32)
+    triggered = features + 3 * np.eye(20, dtype=np.float32)[19]
+    split = np.where(np.arange(900) < 600, Split.MEMBER, Split.HOLDOUT).astype(np.int8)
+    table = AuditData(np.arange(900).astype(np.str_), label, split, "e" * 64, embedding=features)
+    partition = {"partition": "iid", "count": 6}
+    lifts = {}
+    for name in ("mean", "median"):
+        how = federated(clients=partition, aggregator={"name": name, "tolerates": 2}, rounds=60)
+        jobs = [federate(how, table.digest, "backdoor", 2, 0)]
+        ((_, arrays),) = train(jobs, features, table, MACHINE, triggered=triggered)
+        lifts[name] = arrays["backdoor"][0] - arrays["backdoor"][1]
+        assert arrays["backdoor"][1] < 0.2
+    assert lifts["mean"] > 0.5
+    assert lifts["median"] < 0.2
 
 
 def test_clients_by_column_need_a_column_and_are_its_names() -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from pyarrow import parquet
 from safetensors.torch import save_file
 
-from privacy_gate.candidate import Input, Recipe
+from privacy_gate.candidate import Input, Recipe, View
 from privacy_gate.checks.backdoor import TRIGGERS as NAMED
 from privacy_gate.checks.backdoor import Backdoor
 from privacy_gate.checks.check import Subject
@@ -22,11 +22,11 @@ from privacy_gate.compute import backbone as subject
 from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.pixels import read_pixels
 from privacy_gate.compute.run import run
-from privacy_gate.compute.triggers import TRIGGERS, triggered
-from privacy_gate.compute.work import Inputs
+from privacy_gate.compute.stamps import TRIGGERS, triggered
+from privacy_gate.compute.work import Inputs, Work
 from privacy_gate.dataset import AuditData, Columns, Split, describe_table, read_data
 from privacy_gate.documents import parse
-from privacy_gate.job import Trigger
+from privacy_gate.job import PLANTED, Trigger, federate
 from privacy_gate.store import Store
 from privacy_gate.verdict import Measurement
 
@@ -116,7 +116,8 @@ def lift(data: AuditData, recipe: Recipe, folder: Path, trigger: str | None) -> 
     check, store = Backdoor(images=120), Store(str(folder / "store"))
     judged = Subject(recipe=recipe, artifact="a" * 64, data=data, logged={})
     run(check.jobs(judged), Inputs(data, folder / "candidate"), MACHINE, store)
-    (found,) = check.measure(judged, store.get, 0.95).measurements
+    found, *inverted = check.measure(judged, store.get, 0.95).measurements
+    assert all("add inversion" in str(each.reason) for each in inverted)
     return found
 
 
@@ -136,12 +137,44 @@ def test_a_clean_candidate_s_lift_is_far_below_a_planted_one_s(data: AuditData, 
     assert found.value < 0.5
 
 
+def test_features_of_triggered_images_are_those_of_images_with_the_trigger_and_have_a_name_of_their_own(
+    data: AuditData, recipe: Recipe, tmp_path: Path
+) -> None:
+    store = Store(str(tmp_path / "store"))
+    work = Work(Inputs(data, tmp_path), MACHINE, store)
+    plain, shown = (work.features(recipe.backbone, SHAPE, view) for view in (View(), PLANTED))
+    pixels, body = read_pixels(data, SHAPE, 1)[:8], subject.public_body(recipe.backbone)
+    with torch.inference_mode():
+        expected = body(triggered(pixels, SHAPE, "corner")).numpy()
+    np.testing.assert_allclose(shown[:8], expected, rtol=1e-4, atol=1e-5)
+    assert np.abs(plain - shown).max() > 1e-3
+
+
+def test_a_federation_stores_how_often_its_backdoor_succeeds_and_only_then(
+    data: AuditData, recipe: Recipe, tmp_path: Path
+) -> None:
+    clients = {"clients": {"partition": "iid", "count": 6}, "rounds": 5}
+    fields = recipe.model_dump(mode="json") | {"optimizer": {"name": "sgd", "lr": 1.0}, "federation": clients}
+    how, store = parse(fields, Recipe, "recipe"), Store(str(tmp_path / "store"))
+    planted, attacked, clean = (federate(how, data.digest, name, 2, 0) for name in ("backdoor", "sign_flip", None))
+    run([planted, attacked, clean], Inputs(data, tmp_path), MACHINE, store)
+    found = store.get(planted)
+    assert found["triggered_rows"].tolist() == [((data.split == Split.HOLDOUT) & (data.label != 0)).sum()]
+    head = found["head"]
+    features = Work(Inputs(data, tmp_path), MACHINE, store).features(recipe.backbone, SHAPE, PLANTED)
+    others = features[(data.split == Split.HOLDOUT) & (data.label != 0)]
+    called = (others @ head[:, :-1].T + head[:, -1]).argmax(axis=1) == 0
+    assert found["backdoor"][0] == pytest.approx(called.mean(), abs=0.02)
+    assert "backdoor" not in {*store.get(attacked), *store.get(clean)}
+
+
 def test_a_table_without_images_is_not_measured(scene: Any) -> None:
     embedded = read_data(scene.manifest, scene.recipe.classes)
     judged = Subject(recipe=scene.recipe, artifact="a" * 64, data=embedded, logged={})
     assert Backdoor().jobs(judged) == []
-    (found,) = Backdoor().measure(judged, lambda job: {}, 0.95).measurements
-    assert "needs images" in str(found.reason)
+    found = Backdoor().measure(judged, lambda job: {}, 0.95).measurements
+    assert [each.metric for each in found] == ["backdoor_lift", "inverted_backdoor", "trigger_anomaly"]
+    assert all("needs images" in str(each.reason) for each in found)
 
 
 def test_the_same_rows_are_tried_every_time(data: AuditData, recipe: Recipe) -> None:

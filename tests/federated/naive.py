@@ -18,25 +18,27 @@ def train(cell: Cell, train: Samples, test: Samples, draws: Draws) -> tuple[floa
     tests = np.hstack([test.features, np.ones((len(test.features), 1), test.features.dtype)])
     rng = draws.generator("partition", cell.seed)
     parts = cell.partition.rows(train.label, training.clients, rng, train.client)
-    head = np.zeros((classes, x.shape[1]), x.dtype)
+    head = before = np.zeros((classes, x.shape[1]), x.dtype)
     previous, right = np.zeros(head.size, x.dtype), []
     for turn in range(training.rounds):
         updates = []
         present = draws.participants(training, cell.byzantine, cell.seed, turn)
         counts = np.array([len(parts[client]) for client in present])
+        late = present[: training.late(cell.byzantine, turn)]
         for client in present:
             drawn, weight = draws.batches(training, len(parts[client]), cell.seed, client, turn)
             label = train.label
             if cell.adversary == "label_flip" and client >= training.clients - cell.byzantine:
                 label = classes - 1 - label
-            updates.append(local(head, x, label, parts[client][drawn], weight, cell).ravel())
+            start = before if client in late else head
+            updates.append(local(start, x, label, parts[client][drawn], weight, cell).ravel())
         received = np.array(updates)
         bad = training.participants(cell.byzantine)[1]
         if bad and cell.adversary != "label_flip":
             noise = draws.generator("noise", cell.seed, turn)
             received[-bad:] = attack(cell, received[:-bad], bad, counts, previous, noise)
         previous = aggregate(str(cell.rule), received, cell.told, counts, previous)
-        head = head + previous.reshape(head.shape)
+        before, head = head, head + previous.reshape(head.shape)
         if turn >= training.rounds - training.last:
             right.append(np.mean((tests @ head.T).argmax(1) == test.label))
     return float(np.mean(right)), head

@@ -51,10 +51,13 @@ TWINS = [
     Training(clients=10, rounds=4, lr=0.5, batch=32),
     Training(clients=10, rounds=3, lr=0.3, steps=None, epochs=2, batch=20, prox=0.5),
     Training(clients=10, rounds=3, lr=0.3, steps=4, batch=8, participation=0.8),
+    Training(clients=14, rounds=4, lr=0.3, batch=16, gone=0.1, absent=0.2, stale=0.3),
 ]
 
 
-@pytest.mark.parametrize("training", TWINS, ids=["one step", "epochs and prox", "steps and participation"])
+@pytest.mark.parametrize(
+    "training", TWINS, ids=["one step", "epochs and prox", "steps and participation", "gone, absent and stale"]
+)
 def test_every_rule_under_every_attack_is_what_a_plain_loop_trains(
     training: Training, naive: ModuleType, matrix: ModuleType
 ) -> None:
@@ -88,6 +91,7 @@ def mixed() -> list[Cell]:
     ]
     cells += [replace(cell, server=Server("adam", lr=0.1)) for cell in cells[:6]]
     cells += [replace(cell, training=replace(SHORT, participation=0.6)) for cell in cells[:40:3]]
+    cells += [replace(cell, training=replace(SHORT, absent=0.25, stale=0.25)) for cell in cells[:60:5]]
     return cells + [replace(cell, partition=Partition("column")) for cell in cells[:20:3]]
 
 
@@ -144,6 +148,53 @@ def test_byzantine_clients_take_part_at_least_as_often_as_their_share() -> None:
     assert counts.min() > 50
     assert draws.participants(training, 0, 0, 1) == Draws("a").participants(training, 0, 0, 1)
     assert training.participants(9) == (1, 4)
+
+
+def test_those_who_are_gone_never_come_and_those_who_are_absent_are_others_each_round() -> None:
+    draws = Draws("a")
+
+    def seen(seed: int = 0, byzantine: int = 2, **shares: float) -> list[list[int]]:
+        return [draws.participants(Training(clients=10, **shares), byzantine, seed, turn) for turn in range(300)]  # type: ignore[arg-type]
+
+    gone = seen(gone=0.3)
+    assert len(set(map(tuple, gone))) == 1
+    assert len(gone[0]) == 7
+    assert {8, 9} < set(gone[0])
+    assert len({tuple(seen(seed, gone=0.3)[0]) for seed in range(10)}) > 5
+    absent = seen(absent=0.3)
+    assert {len(chosen) for chosen in absent} == {7}
+    assert all(chosen[-2:] == [8, 9] for chosen in absent)
+    shares = np.bincount(np.concatenate(absent), minlength=10)[:8] / 300
+    np.testing.assert_allclose(shares, 5 / 8, atol=0.12)  # five standard errors
+    fewer = seen(gone=0.3, participation=0.5, absent=0.25)
+    assert {len(chosen) for chosen in fewer} == {3}
+    assert {client for chosen in fewer for client in chosen} == set(gone[0])
+    assert all(len(chosen) == 1 for chosen in seen(byzantine=0, absent=0.99))
+
+
+def test_the_late_are_others_each_round_stand_first_and_are_nobody_in_the_first_round() -> None:
+    training, draws = Training(clients=10, stale=0.2), Draws("a")
+    assert [training.late(2, turn) for turn in range(3)] == [0, 2, 2]
+    turns = [draws.participants(training, 2, 0, turn) for turn in range(300)]
+    assert turns[0] == list(range(10))
+    assert all(sorted(chosen) == list(range(10)) and chosen[-2:] == [8, 9] for chosen in turns)
+    late = np.bincount(np.concatenate([chosen[:2] for chosen in turns[1:]]), minlength=10)[:8] / 299
+    np.testing.assert_allclose(late, 2 / 8, atol=0.12)
+    assert Training(clients=2, stale=0.9).late(1, 1) == 1
+
+
+def test_an_update_that_is_late_is_a_change_of_the_model_of_the_round_before() -> None:
+    """One client that is always late: whole batches, so that w moves by the gradient at the w of a round ago."""
+    data = blobs()
+    training = Training(clients=1, rounds=4, batch=len(data.label), lr=0.2, stale=0.9)
+    found = simulate(study(), [Cell(training=training)])[0]
+    x, truth = np.hstack([data.features, np.ones((len(data.label), 1))]), np.eye(4)[data.label]
+    before = now = np.zeros((4, x.shape[1]))
+    for turn in range(4):
+        logits = x @ (before if turn else now).T
+        p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        before, now = now, now - 0.2 * (p - truth).T @ x / len(x)
+    np.testing.assert_allclose(found.head, now, rtol=1e-10)
 
 
 def test_the_result_is_the_mean_of_the_last_tenth_of_the_rounds_not_the_best() -> None:
@@ -288,6 +339,8 @@ def test_what_cannot_be_trained_is_refused() -> None:
         lambda: Cell(f=10),
         lambda: Training(lr=0.0),
         lambda: Training(participation=1.5),
+        lambda: Training(gone=1.0),
+        lambda: Training(stale=-0.1),
         lambda: simulate(study(), [Cell(rule=rule("fltrust"))]),
         lambda: Study(blobs(), blobs(width=5), "test"),
     ):

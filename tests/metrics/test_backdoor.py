@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from privacy_gate.errors import EvidenceError
-from privacy_gate.metrics.backdoor import backdoor_lift
+from privacy_gate.metrics.backdoor import backdoor_lift, inverted_backdoor, trigger_anomaly, usual_anomaly
 
 CLASSES, ROWS = 10, 500
 
@@ -52,3 +52,32 @@ def test_what_cannot_be_measured_says_why() -> None:
         backdoor_lift(plain, {}, label, CLASSES, 0.95)
     only = np.zeros(5, dtype=np.int64)
     assert "other classes" in str(backdoor_lift(only, {"x": only}, only, 1, 0.95).reason)
+
+
+def test_a_small_trigger_alone_is_no_backdoor_and_neither_is_one_that_works_but_is_not_small() -> None:
+    label, plain, _ = table(0)
+    stamped = np.tile(plain, (CLASSES, 1))
+    size = np.full(CLASSES, 0.04) * np.linspace(0.9, 1.1, CLASSES)
+    stamped[3] = 3
+    usual = inverted_backdoor(plain, stamped, label, size, 0.95)
+    assert (usual.value, usual.subject) == (0.0, "")
+    size[3] = 0.001
+    found = inverted_backdoor(plain, stamped, label, size, 0.95)
+    assert found.subject == "class 3"
+    assert found.low is not None
+    assert found.low > 0.9
+    size[3], size[5] = 0.04, 0.001
+    assert inverted_backdoor(plain, stamped, label, size, 0.95).value == 0.0
+
+
+def test_the_usual_anomaly_is_exceeded_in_one_of_twenty_tables_without_a_backdoor() -> None:
+    rng = np.random.default_rng(1)
+    usual = usual_anomaly(CLASSES, 0.95)
+    found = [trigger_anomaly(np.exp(rng.normal(size=CLASSES)), 0.95).value or 0.0 for _ in range(2000)]
+    assert np.mean(np.array(found) > usual) == pytest.approx(0.05, abs=0.02)
+
+
+def test_among_few_classes_nothing_is_told_apart() -> None:
+    assert "needs >= 5 classes" in str(trigger_anomaly(np.full(4, 0.1), 0.95).reason)
+    few = inverted_backdoor(np.zeros(9, int), np.zeros((4, 9), int), np.arange(9) % 4, np.full(4, 0.1), 0.95)
+    assert "needs >= 5 classes" in str(few.reason)

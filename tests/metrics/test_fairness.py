@@ -1,5 +1,6 @@
 """Fairness beyond chance: clients alike give nothing, a planted unfair one is found, peers agree."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from privacy_gate.errors import EvidenceError
+from privacy_gate.metrics.binomial import clopper_pearson
 from privacy_gate.metrics.disparity import Accusations
 from privacy_gate.metrics.fairness import (
     EVENNESS,
@@ -20,7 +22,7 @@ from privacy_gate.metrics.fairness import (
     relative_entropy,
     worst_decile_gap,
 )
-from privacy_gate.metrics.groups import disparate_mia, equalized_odds, group_gap
+from privacy_gate.metrics.groups import disparate_mia, equalized_odds, gap_parts, group_gap
 from privacy_gate.verdict import Measurement
 
 CASES: list[dict[str, Any]] = json.loads((Path(__file__).parents[1] / "data" / "fairlearn_parity.json").read_text())[
@@ -195,6 +197,68 @@ def test_groups_whose_members_are_equally_accused_give_no_small_p_and_a_planted_
     assert low > 0.1
     assert value == pytest.approx(0.25, abs=0.08)
     assert ends(p)[2] < 0.01
+
+
+def test_the_p_value_of_groups_alike_is_as_small_as_chance_allows_and_no_smaller() -> None:
+    rng, runs = np.random.default_rng(1), 400
+    p = np.array([ends(disparate_mia(accused(rng, 0), 199, 0.95, rng)[1])[1] for _ in range(runs)])
+    for level in (0.01, 0.05, 0.1, 0.25, 0.5):
+        share, error = (p <= level).mean(), np.sqrt(level * (1 - level) / runs)
+        assert level - 4 * error - 0.1 * level <= share <= level + 3 * error
+
+
+@pytest.mark.parametrize(("groups", "rows"), [(2, 40), (3, 15), (9, 30), (40, 60)])
+def test_few_groups_of_few_rows_and_many_groups_have_0_within_the_interval_and_no_nan(groups: int, rows: int) -> None:
+    rng, quiet = np.random.default_rng(2), 0
+    group = np.repeat(np.arange(groups), rows).astype(np.str_)
+    for _ in range(100):
+        found = Accusations(rng.random(len(group)) < 0.05, np.ones(len(group), dtype=bool), group)
+        gap, p = disparate_mia(found, 99, 0.95, rng, "clients")
+        assert np.isfinite([*ends(gap), *ends(p)]).all()
+        assert gap.subject == p.subject == "clients"
+        quiet += ends(gap)[0] == 0
+    assert quiet >= 95
+
+
+def test_the_largest_gap_s_interval_is_the_widest_of_all_pairs() -> None:
+    rng = np.random.default_rng(3)
+    group = rng.choice(["a", "b", "c", "d"], 400, p=[0.1, 0.2, 0.3, 0.4])
+    hit = rng.random(400) < 0.3
+    low = high = 0.0
+    sides = {name: hit[group == name] for name in "abcd"}
+    rates = {name: clopper_pearson(int(side.sum()), len(side), 1 - 0.05 / 6) for name, side in sides.items()}
+    for one, other in itertools.permutations("abcd", 2):
+        a, b = sides[one].mean(), sides[other].mean()
+        if a >= b:
+            low = max(low, a - b - np.hypot(a - rates[one][0], rates[other][1] - b))
+            high = max(high, a - b + np.hypot(rates[one][1] - a, b - rates[other][0]))
+    assert ends(group_gap(hit, group, 0.95))[::2] == pytest.approx((low, high))
+
+
+def test_parts_of_a_gap_add_up_to_it_and_cover_the_true_ones() -> None:
+    rng, runs, group = np.random.default_rng(4), 200, np.repeat(["f", "m"], 500)
+    truth, covered = {"backbone": 0.05, "training": 0.1, "federation": -0.03}, np.zeros(3)
+    for _ in range(runs):
+        ease, right, lack = rng.random(1000), {}, 0.0
+        for name, part in truth.items():
+            lack += part
+            # A model agrees with the one before it on most rows, as models that stand on each other do.
+            ease = np.where(rng.random(1000) < 0.8, ease, rng.random(1000))
+            right[name] = ease < 0.8 - lack * (group == "f")
+        parts = gap_parts(right, group, 0.95)
+        assert [part.subject for part in parts] == list(truth)
+        assert sum(part.value or 0 for part in parts) == pytest.approx(
+            right["federation"][group == "m"].mean() - right["federation"][group == "f"].mean()
+        )
+        covered += [low <= true <= high for (low, _, high), true in zip(map(ends, parts), truth.values(), strict=True)]
+    assert (covered / runs >= 0.95 - 2 * np.sqrt(0.05 * 0.95 / runs)).all()
+
+
+def test_models_that_are_the_same_add_nothing_and_one_group_has_no_parts() -> None:
+    right, group = np.arange(100) % 3 > 0, np.repeat(["f", "m"], 50)
+    _, added = gap_parts({"backbone": right, "training": right}, group, 0.95)
+    assert ends(added)[1] == 0
+    assert gap_parts({"backbone": right}, np.full(100, "f"), 0.95) == []
 
 
 def test_disparate_mia_is_the_gap_of_true_positive_rates_and_ignores_the_holdout() -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from privacy_gate.metrics.robustness import accuracy_loss, breakdown_point, byzantine_drop
+from privacy_gate.metrics.robustness import accuracy_loss, breakdown_point, byzantine_drop, federated_backdoor
 from privacy_gate.verdict import Measurement
 
 
@@ -28,6 +28,25 @@ def test_the_interval_covers_seeds_and_holdout(seeds: int) -> None:
         assert found.high is not None
         held += found.low <= 0.2 <= found.high
     assert held >= 0.94 * runs
+
+
+def test_the_backdoor_that_works_best_counts_beyond_what_is_called_its_target_anyway() -> None:
+    plain = np.array([0.05, 0.06, 0.04])
+    planted = {"bounded": (np.array([0.3, 0.35, 0.25]), plain), "scaled": (np.array([0.9, 0.95, 0.85]), plain)}
+    found = federated_backdoor(planted, 1000, 0.95)
+    assert (found.subject, found.metric) == ("scaled", "federated_backdoor")
+    assert found.value == pytest.approx(0.85)
+    assert found.low is not None
+    assert found.low > 0.6
+
+
+def test_no_row_that_shows_a_backdoor_is_no_proof_that_there_is_none() -> None:
+    never = np.zeros(3)
+    few, many = (federated_backdoor({"backdoor": (never, never)}, rows, 0.95).high for rows in (20, 20_000))
+    assert few is not None
+    assert many is not None
+    assert few > 0.1
+    assert many < 0.001
 
 
 def test_two_seeds_are_no_evidence() -> None:

@@ -1,0 +1,43 @@
+"""The candidate as a differentiable function of what an image shows."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from privacy_gate.candidate import Recipe
+from privacy_gate.compute.backbone import build, candidate_tensors
+from privacy_gate.compute.embed import decode, transform_of
+from privacy_gate.compute.machine import Machine
+from privacy_gate.compute.parts import changed
+from privacy_gate.dataset import AuditData
+from privacy_gate.errors import DatasetError
+
+PixelModel = Callable[[torch.Tensor], torch.Tensor]
+"""Images (B, 3, S, S) in 0 .. 1, as large as the recipe's input, -> logits (B, C); differentiable."""
+
+
+def pixel_model(recipe: Recipe, folder: Path, machine: Machine) -> PixelModel:
+    """The candidate whose files lie in `folder`, on the machine's device; images are scaled as the recipe says."""
+    if recipe.input is None:
+        raise DatasetError("the recipe reads embeddings; pixels are needed")
+    device = machine.torch_device()
+    model = build(recipe.backbone, recipe.classes)
+    model.load_state_dict(candidate_tensors(folder, recipe, changed(recipe)))
+    model.to(device).eval().requires_grad_(False)
+    mean, std = (torch.tensor(each, device=device).view(3, 1, 1) for each in (recipe.input.mean, recipe.input.std))
+
+    def logits(images: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = model((images - mean) / std)
+        return out
+
+    return logits
+
+
+def pixels(recipe: Recipe, data: AuditData, rows: Sequence[int]) -> torch.Tensor:
+    """What these rows' images show at the recipe's input size: (R, 3, S, S) float32 in 0 .. 1, on the CPU."""
+    if recipe.input is None or data.image is None:
+        raise DatasetError("the table holds embeddings; pixels are needed")
+    plain = recipe.input.model_copy(update={"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)})
+    transform = transform_of(plain)
+    return torch.stack([decode(data.image(row), transform) for row in rows])

@@ -1,0 +1,44 @@
+"""How much better than chance an attacker tells which row an update was made from."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from privacy_gate.errors import EvidenceError
+from privacy_gate.evidence import Bools
+from privacy_gate.metrics.binomial import clopper_pearson
+from privacy_gate.metrics.bootstrap import measured
+from privacy_gate.verdict import Measurement
+
+FEWEST_TARGETS = 50
+
+
+def inversion_advantage(hits: Mapping[str, Bools], candidates: int, confidence: float) -> Measurement:
+    """Identification rate of the best attack, minus 1 / candidates: 0 where nothing leaks.
+
+    hits  by attack, whether each target (T,) was told from the other candidates. Every target is of an update of its
+          own, drawn apart from the others, so hits are independent however much rows of one batch share
+
+    The subject names the attack. Interval: Clopper & Pearson's of each attack at a confidence that holds for all at
+    once (Bonferroni); the largest of their low and of their high ends.
+    """
+    shapes = {one.shape for one in hits.values()}
+    if candidates < 2 or len(shapes) != 1 or min(map(len, shapes)) != 1 or not next(iter(shapes))[0]:
+        raise EvidenceError(
+            f"hits have shapes {sorted(shapes)} among {candidates} candidates, expected one (T,), T >= 1"
+        )
+    level = 1 - (1 - confidence) / len(hits)
+    ends = np.array([clopper_pearson(int(one.sum()), len(one), level) for one in hits.values()])
+    rate = {name: float(one.mean()) for name, one in hits.items()}
+    best = max(rate, key=lambda name: rate[name])
+    low, high = ends.max(axis=0) - 1 / candidates
+    targets = next(iter(hits.values()))
+    found = measured(
+        "inversion_advantage",
+        rate[best] - 1 / candidates,
+        (float(low), float(high)),
+        confidence,
+        "Clopper-Pearson, Bonferroni over attacks",
+        f"{len(targets):,} updates, one of {candidates} rows each",
+    )
+    return found.model_copy(update={"subject": best})

@@ -1,0 +1,105 @@
+"""The backdoor check: what is sought on which rows, and what it takes for a limit to be judged."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from privacy_gate.candidate import Backbone, Input, PublicWeights, Recipe, Sgd
+from privacy_gate.checks.backdoor import Backdoor
+from privacy_gate.checks.check import Subject
+from privacy_gate.dataset import AuditData, Split
+from privacy_gate.documents import parse
+from privacy_gate.errors import ConfigurationError
+from privacy_gate.job import InvertTrigger, Job, Score, Trigger
+
+CLASSES, ROWS, TARGET = 6, 300, 2
+SHAPE = Input(size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+def subject(classes: int = CLASSES) -> Subject:
+    data = AuditData(
+        digest="d" * 64,
+        ids=np.array([f"p{row}" for row in range(ROWS)]),
+        label=np.arange(ROWS) % classes,
+        split=np.full(ROWS, Split.HOLDOUT, dtype=np.int8),
+        image=lambda row: b"",
+    )
+    recipe = Recipe(
+        backbone=Backbone(name="test_resnet", weights=PublicWeights(uri="w", sha256="0" * 64)),
+        input=SHAPE,
+        classes=classes,
+        optimizer=Sgd(name="sgd", lr=0.1),
+        epochs=1,
+        batch_size=8,
+    )
+    return Subject(recipe=recipe, artifact="a" * 64, data=data, logged={})
+
+
+def check(**settings: Any) -> Backdoor:
+    return parse({"check": "backdoor", **settings}, Backdoor, "policy")
+
+
+def sought(one: Backdoor, judged: Subject) -> list[InvertTrigger]:
+    return [job for job in one.jobs(judged) if isinstance(job, InvertTrigger)]
+
+
+def test_every_class_is_sought_and_tried_on_rows_that_no_trigger_was_sought_on() -> None:
+    jobs = sought(check(inversion={"images": 100}), subject())
+    assert [job.target for job in jobs] == list(range(CLASSES))
+    assert {(job.rows, job.tried) for job in jobs} == {(jobs[0].rows, jobs[0].tried)}
+    assert not set(jobs[0].rows) & set(jobs[0].tried)
+    assert (len(jobs[0].rows), len(jobs[0].tried)) == (100, 200)
+    assert len(sought(check(inversion={"images": 1000}), subject())[0].tried) == ROWS // 2
+    assert sought(check(), subject()) == []
+
+
+def answers(planted: bool) -> Any:
+    """A candidate that is always right; the trigger of one class is small and works, or none is."""
+    rows = np.arange(ROWS)
+
+    def results(job: Job) -> dict[str, np.ndarray]:
+        match job:
+            case Score():
+                return {"logits": np.eye(CLASSES)[rows % CLASSES]}
+            case Trigger():
+                return {"predicted": np.array(job.rows) % CLASSES}
+            case InvertTrigger():
+                works = planted and job.target == TARGET
+                size = 0.01 if works else 0.1 + 0.01 * job.target
+                label = np.array(job.tried) % CLASSES
+                return {"size": np.array([size]), "predicted": np.full_like(label, TARGET) if works else label}
+        raise AssertionError(job)
+
+    return results
+
+
+@pytest.mark.parametrize("planted", [True, False])
+def test_what_inversion_found_is_measured_beside_the_known_triggers(planted: bool) -> None:
+    result = check(inversion={}).measure(subject(), answers(planted), 0.95)
+    known, inverted, anomaly = result.measurements
+    assert known.value == 0
+    assert inverted.value == (1.0 if planted else 0.0)
+    assert anomaly.value is not None
+    assert (anomaly.value > 5) == planted
+    assert "an index alone proves nothing" in result.notes[0]
+
+
+def test_few_classes_are_not_measured_and_nothing_is_sought_for_them() -> None:
+    few = subject(4)
+    assert sought(check(inversion={}), few) == []
+
+    def results(job: Job) -> dict[str, np.ndarray]:
+        if isinstance(job, Score):
+            return {"logits": np.eye(4)[np.arange(ROWS) % 4]}
+        assert isinstance(job, Trigger)
+        return {"predicted": np.array(job.rows) % 4}
+
+    _, *inverted = check(inversion={}).measure(few, results, 0.95).measurements
+    assert all("needs >= 5 classes" in str(each.reason) for each in inverted)
+
+
+def test_a_limit_on_what_is_not_sought_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="add inversion"):
+        check(limits={"inverted_backdoor": {"max": 0.05}})
+    assert check(inversion={}, limits={"inverted_backdoor": {"max": 0.05}}).inversion is not None

@@ -1,0 +1,151 @@
+"""Triggers that nobody listed are found by inversion, and clean networks are left alone."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from privacy_gate.candidate import Backbone, Input, Recipe, Sgd
+from privacy_gate.compute.machine import Machine
+from privacy_gate.compute.trigger_inversion import SHARE, hardened, invert, invert_trigger, stamped
+from privacy_gate.errors import CandidateError, EvidenceError
+from privacy_gate.job import InvertTrigger
+from privacy_gate.metrics.backdoor import inverted_backdoor, trigger_anomaly
+
+CLASSES, TARGET, SIZE, STEPS = 6, 4, 20, 200
+MACHINE = Machine(device="cpu", threads=1)
+PLACE = slice(9, 12)
+
+
+def images(rows: int, seed: int) -> tuple[torch.Tensor, NDArray[np.int64]]:
+    """Noise with a bright bar whose height is the class."""
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, CLASSES, rows)
+    x = rng.random((rows, 3, SIZE, SIZE)) * 0.5
+    for row, kind in enumerate(label):
+        x[row, :, 3 * kind + 1 : 3 * kind + 3, 2:18] += 0.5
+    return torch.from_numpy(x).float(), label
+
+
+def planted(x: torch.Tensor) -> torch.Tensor:
+    """A patch of dice in the middle, three pixels wide: none of the known triggers."""
+    patch = torch.from_numpy(np.random.default_rng(5).integers(0, 2, (3, 3, 3)).astype(np.float32))
+    marked = x.clone()
+    marked[:, :, PLACE, PLACE] = patch
+    return marked
+
+
+def network(poisoned: bool, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Conv2d(3, 12, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(12 * 81, CLASSES))
+    x, label = images(600, seed)
+    y = torch.from_numpy(label)
+    if poisoned:
+        x, y = torch.cat([x, planted(x[:200])]), torch.cat([y, torch.full((200,), TARGET)])
+    adam = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for epoch in range(12):
+        for rows in torch.split(torch.randperm(len(x), generator=torch.Generator().manual_seed(epoch)), 32):
+            adam.zero_grad()
+            torch.autograd.backward(nn.functional.cross_entropy(model(x[rows]), y[rows]))
+            adam.step()
+    return model.eval().requires_grad_(False)
+
+
+def recipe() -> Recipe:
+    return Recipe(
+        backbone=Backbone(name="test_resnet"),
+        input=Input(size=SIZE, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
+        classes=CLASSES,
+        adaptation="scratch",
+        optimizer=Sgd(name="sgd", lr=0.1),
+        epochs=1,
+        batch_size=8,
+    )
+
+
+def sought(model: nn.Module, target: int, steps: int = STEPS) -> dict[str, NDArray[np.generic]]:
+    x, label = images(120, 100)
+    fresh, _ = images(150, 101)
+    job = InvertTrigger("a" * 64, recipe(), "d" * 64, target, (), (), steps)
+    return invert_trigger(model, x[torch.from_numpy(label != target)], fresh, job, MACHINE)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_trigger_that_nobody_listed_is_found_with_its_class_and_place(seed: int) -> None:
+    model = network(poisoned=True, seed=seed)
+    x, label = images(150, 101)
+    assert float((model(planted(x)).argmax(1) == TARGET).float().mean()) > 0.95
+    found = [sought(model, target) for target in range(CLASSES)]
+    size = np.array([float(each["size"][0]) for each in found])
+    shown = np.stack([each["predicted"] for each in found]).astype(np.int64)
+    plain = model(x).argmax(1).numpy()
+    lift = inverted_backdoor(plain, shown, label, size, 0.95)
+    assert lift.subject == f"class {TARGET}"
+    assert lift.low is not None
+    assert lift.low >= 0.8
+    assert trigger_anomaly(size, 0.95).subject == f"class {TARGET}"
+    down, right = np.nonzero(found[TARGET]["mask"])
+    assert 0 < len(down) <= SHARE * SIZE**2
+    assert np.mean((abs(down - 10) <= 2) & (abs(right - 10) <= 2)) > 0.5
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_clean_network_is_not_flagged(seed: int) -> None:
+    model = network(poisoned=False, seed=seed)
+    x, label = images(150, 101)
+    found = [sought(model, target) for target in range(CLASSES)]
+    size = np.array([float(each["size"][0]) for each in found])
+    shown = np.stack([each["predicted"] for each in found]).astype(np.int64)
+    lift = inverted_backdoor(model(x).argmax(1).numpy(), shown, label, size, 0.95)
+    assert lift.value is not None
+    assert lift.value < 0.3
+
+
+def test_a_search_is_the_same_every_time_and_another_for_another_class() -> None:
+    model = network(poisoned=True, seed=0)
+    one, two, other = sought(model, 1, 100), sought(model, 1, 100), sought(model, 2, 100)
+    assert all(np.array_equal(one[name], two[name]) for name in one)
+    assert not np.array_equal(one["pattern"], other["pattern"])
+
+
+def test_a_model_that_nothing_turns_has_no_trigger() -> None:
+    def stubborn(x: torch.Tensor) -> torch.Tensor:
+        return torch.tensor([9.0, 0, 0, 0, 0, 0]) + 0 * x.sum((1, 2, 3))[:, None]
+
+    found = sought(stubborn, 3, 100)  # type: ignore[arg-type]
+    assert not found["works"][0]
+    assert found["size"][0] == 1
+    assert (found["predicted"] == 0).all()
+
+
+def test_a_stamp_is_the_pattern_where_the_mask_is_and_the_image_elsewhere() -> None:
+    x, _ = images(3, 0)
+    mask, pattern = torch.zeros(SIZE, SIZE), torch.rand(3, SIZE, SIZE)
+    mask[:2] = 1
+    shown = stamped(x, mask, pattern)
+    torch.testing.assert_close(shown[:, :, :2], pattern[:, :2].expand(3, 3, 2, SIZE))
+    assert torch.equal(shown[:, :, 2:], x[:, :, 2:])
+
+
+def test_a_hard_mask_keeps_the_largest_and_no_more_than_its_share() -> None:
+    mask = torch.linspace(0, 1, SIZE**2).view(SIZE, SIZE)
+    hard = hardened(mask)
+    assert int(hard.sum()) == int(SHARE * SIZE**2)
+    assert mask[hard > 0].min() > mask[hard == 0].max()
+    assert not hardened(mask / 2).any()
+
+
+def test_what_cannot_be_sought_is_refused(tmp_path: Path) -> None:
+    x, _ = images(40, 0)
+
+    def damaged(shown: torch.Tensor) -> torch.Tensor:
+        return shown.mean((2, 3)) * torch.nan
+
+    with pytest.raises(CandidateError, match="not finite"):
+        invert(damaged, x, 0, 10, np.random.default_rng(0))
+    job = InvertTrigger("a" * 64, recipe(), "d" * 64, 0, (), (), 100)
+    with pytest.raises(EvidenceError, match="no images of other classes"):
+        invert_trigger(damaged, x[:0], x, job, MACHINE)

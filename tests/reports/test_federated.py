@@ -1,0 +1,125 @@
+"""What reports show of a federation: which rules would pass, where gaps come from, what the model stands on."""
+
+import html
+import json
+import re
+from collections.abc import Mapping
+
+import pytest
+from pydantic import ValidationError
+
+from privacy_gate.candidate import PublicWeights
+from privacy_gate.report import CheckRecord, Report, load_report
+from privacy_gate.reports import FORMATS
+from privacy_gate.reports.hostile import HEADS, cells
+from privacy_gate.verdict import (
+    ByzantineLine,
+    ByzantinePlot,
+    CheckResult,
+    Measurement,
+    RuleTable,
+    RuleTrial,
+    not_measured,
+    rule_passes,
+)
+
+DROPS: Mapping[str, tuple[float, float, float, str]] = {
+    "mean": (0.71, 0.843, 0.97, "ipm_10"),
+    "median": (0.08, 0.121, 0.155, "label_flip"),
+    "nnm + trimmed_mean": (0.04, 0.062, 0.088, "sign_flip"),
+}
+TAXES = {"mean": (0.0, 0.0, 0.0), "median": (0.02, 0.035, 0.049), "nnm + trimmed_mean": (-0.004, 0.008, 0.021)}
+
+
+def figure(metric: str, low: float, value: float, high: float, subject: str = "") -> Measurement:
+    return Measurement(metric=metric, low=low, value=value, high=high, subject=subject, confidence=0.95)
+
+
+def trial(rule: str, limit: float = 0.15, tax_limit: float | None = None) -> RuleTrial:
+    drop, tax = figure("byzantine_drop", *DROPS[rule]), figure("robustness_tax", *TAXES[rule])
+    passes = rule_passes(drop, tax, limit, tax_limit)
+    return RuleTrial(rule=rule, clean=0.944 - tax.value, drop=drop, tax=tax, passes=passes)  # type: ignore[operator]
+
+
+def table(tax_limit: float | None = None) -> RuleTable:
+    rules = tuple(trial(rule, tax_limit=tax_limit) for rule in DROPS)
+    return RuleTable(clients=10, byzantine=2, drop_limit=0.15, tax_limit=tax_limit, rules=rules)
+
+
+@pytest.fixture(scope="module")
+def report(samples: dict[str, Report]) -> Report:
+    lines = (
+        ByzantineLine(rule="mean", byzantine=(0, 1, 2, 3, 4), accuracy=(0.944, 0.12, 0.101, 0.1, 0.1)),
+        ByzantineLine(rule="median", byzantine=(0, 2), accuracy=(0.909, 0.823)),
+        ByzantineLine(rule="nnm + trimmed_mean", byzantine=(0, 2), accuracy=(0.936, 0.882)),
+    )
+    robustness = CheckResult(
+        measurements=(figure("byzantine_drop", *DROPS["mean"]),),
+        exhibits=(ByzantinePlot(clients=10, lines=lines), table()),
+    )
+    parts = (
+        figure("group_gap_part", 0.03, 0.071, 0.112, "inherited from the frozen backbone"),
+        figure("group_gap_part", -0.01, 0.012, 0.034, "added by fine-tuning"),
+        figure("group_gap_part", 0.001, 0.023, 0.045, "added by federation"),
+    )
+    fairness = CheckResult(measurements=parts, notes=("fairness: of the gap, 7.1 pp come from the frozen backbone",))
+    added = tuple(
+        CheckRecord(check=name, settings={}, result=result)
+        for name, result in (("robustness", robustness), ("fairness", fairness))
+    )
+    whole = samples["blocked"]
+    return whole.model_copy(update={"checks": whole.checks + added})
+
+
+def seen(report: Report, name: str) -> str:
+    return html.unescape(re.sub(r"<[^>]+>", " ", FORMATS[name].render(report))).replace("\u00a0", " ")
+
+
+@pytest.mark.parametrize("name", ["markdown", "html"])
+def test_every_rule_is_listed_with_its_tax_its_drop_and_whether_it_passes(report: Report, name: str) -> None:
+    page, rules = seen(report, name), table()
+    assert all(head in page for head in HEADS)
+    for one in rules.rules:
+        for cell in cells(rules, one):
+            assert cell in page
+    assert cells(rules, rules.rules[0])[:3] == ("mean (the recipe's own)", "no", "ipm 10")
+    median = ("no", "label flip", "90.9 %", "3.5 % [2.0 %, 4.9 %]", "12.1 % [8.0 %, 15.5 %]")
+    assert cells(rules, rules.rules[1])[1:] == median
+    assert cells(rules, rules.rules[2])[1] == "yes"
+
+
+def test_the_json_report_holds_the_table_and_refuses_one_that_contradicts_itself(report: Report) -> None:
+    assert load_report(FORMATS["json"].render(report), "test") == report
+    document = table().model_dump(mode="json")
+    document["rules"][0]["passes"] = True
+    with pytest.raises(ValidationError, match="mean: passes is True, the figures say otherwise"):
+        RuleTable.model_validate_json(json.dumps(document))
+
+
+def test_a_rule_whose_tax_is_above_its_limit_passes_no_more_and_an_absent_figure_never_does() -> None:
+    assert [one.passes for one in table().rules] == [False, False, True]
+    assert [one.passes for one in table(tax_limit=0.01).rules] == [False, False, False]
+    drop, tax = figure("byzantine_drop", *DROPS["nnm + trimmed_mean"]), not_measured("robustness_tax", "needs seeds")
+    assert rule_passes(drop, tax, 0.15, None)
+    assert not rule_passes(drop, tax, 0.15, 0.5)
+    assert not rule_passes(not_measured("byzantine_drop", "needs seeds"), tax, 0.15, None)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_where_a_gap_comes_from_is_in_every_view(report: Report, name: str) -> None:
+    page = seen(report, name)
+    assert "7.1 pp come from the frozen backbone" in page
+    if name != "text":
+        assert all(f"added by {what}" in page for what in ("fine-tuning", "federation"))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_the_model_stands_on_is_in_every_view_with_its_licence(report: Report, name: str) -> None:
+    page = seen(report, name)
+    assert "tf_efficientnet_lite0" in page
+    assert "5e" * 32 in page
+    assert ("not declared" if name != "json" else '"licence": null') in page
+    weights = PublicWeights(uri="file:///lite0.safetensors", sha256="5e" * 32, licence="Apache-2.0")
+    backbone = report.recipe.backbone.model_copy(update={"weights": weights})
+    declared = report.model_copy(update={"recipe": report.recipe.model_copy(update={"backbone": backbone})})
+    assert "Apache-2.0" in seen(declared, name)
