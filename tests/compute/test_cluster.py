@@ -34,7 +34,7 @@ from privacy_gate.compute.work import Inputs
 from privacy_gate.dataset import AuditData, Columns, DataManifest, describe_table, read_data
 from privacy_gate.documents import parse
 from privacy_gate.errors import CandidateError, ConfigurationError, UnavailableError
-from privacy_gate.job import Job, Score, TrainControl, embed_jobs, train_reference
+from privacy_gate.job import Job, Score, TrainControl, Trigger, embed_jobs, train_reference
 from privacy_gate.progress import silent
 from privacy_gate.store import Store
 
@@ -200,6 +200,7 @@ def test_a_cluster_stores_the_same_files_as_this_machine(ray: Any, tmp_path: Pat
     jobs: list[Job] = [
         *embed_jobs(recipe.backbone, recipe.input, data.digest, data.rows),
         Score("a" * 64, recipe, data.digest),
+        Trigger("a" * 64, recipe, data.digest, "corner", (1, 3, 5)),
         TrainControl(recipe.backbone, recipe.input, data.digest),
         *(train_reference(recipe, data.digest, index) for index in range(40)),
     ]
@@ -210,7 +211,7 @@ def test_a_cluster_stores_the_same_files_as_this_machine(ray: Any, tmp_path: Pat
     assert stored(tmp_path / "far") == stored(tmp_path / "here")
     assert len(stored(tmp_path / "far")) == len(jobs)
     assert [each for each in seen if each[0] == "embed images"] == [("embed images", 1, 1)]
-    assert seen[-1] == ("train and score", 42, 42)
+    assert seen[-1] == ("train and score", 43, 43)
 
 
 def workers() -> list[int]:
