@@ -104,7 +104,12 @@ def subject_of(candidate: Candidate, data: AuditData, policy: Policy) -> Subject
     Raises ConfigurationError where the recipe needs a trainer and the policy names none.
     """
     return Subject(
-        recipe=_with_trainer(candidate, policy), artifact=candidate.digest, data=data, logged=candidate.logged
+        recipe=_with_trainer(candidate, policy),
+        artifact=candidate.digest,
+        data=data,
+        logged=candidate.logged,
+        claim=candidate.dossier.claim,
+        rounds=candidate.rounds_digest,
     )
 
 

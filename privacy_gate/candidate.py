@@ -311,6 +311,8 @@ class Candidate:
     folder   the downloaded artifact, every file checked and hashed
     digest   sha256 over the sorted (path, size, sha256) of its files
     logged   metrics the training run logged, by name
+    rounds   folder of the round log of its federation, and its digest (see roundlog); None where there is none, or
+             nobody asked
     """
 
     uri: str
@@ -323,6 +325,8 @@ class Candidate:
     run_id: str | None = None
     model_id: str | None = None
     logged: Mapping[str, float] = field(default_factory=dict)
+    rounds: Path | None = None
+    rounds_digest: str | None = None
 
     @property
     def recipe(self) -> Recipe:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from privacy_gate import gate, registry
+from privacy_gate import gate, producer
 from privacy_gate.candidate import Adam, Backbone, Input, PublicWeights, Recipe, Sgd
 from privacy_gate.compute.backbone import assemble
 from privacy_gate.compute.machine import Machine
@@ -107,7 +107,7 @@ def run_demo(folder: Path, now: datetime.datetime, progress: Progress) -> list[O
     weights = lite0_weights(folder)
     public = PublicWeights(uri=str(weights.resolve()), sha256=hashlib.sha256(weights.read_bytes()).hexdigest())
     backbone = Backbone(name="tf_efficientnet_lite0", weights=public)
-    home = Home(folder.resolve(), *registry.embedded(folder.resolve()))
+    home = Home(folder.resolve(), *producer.embedded(folder.resolve()))
     return [_gate(story, backbone, home, now, progress) for story in STORIES]
 
 
@@ -160,7 +160,7 @@ def _produce(story: Story, recipe: Recipe, manifest: DataManifest, home: Home, p
     model = assemble(recipe, weight, bias)
     metrics = {f"{split.name.lower()}_accuracy": _accuracy(features, data, split, weight, bias) for split in
                (Split.HOLDOUT, Split.MEMBER)}  # fmt: skip
-    return registry.register(model, story.name, recipe, manifest, metrics, home.tracking, home.experiment)
+    return producer.register(model, story.name, recipe, manifest, metrics, home.tracking, home.experiment)
 
 
 def _fit(features: NDArray[np.float32], label: NDArray[np.int64], recipe: Recipe) -> tuple[torch.Tensor, torch.Tensor]:

@@ -87,7 +87,8 @@ def open_case(
     rules, sha256 = load_policy(policy)
     results = Store(store)
     with tempfile.TemporaryDirectory(prefix="privacy-gate-") as folder:
-        candidate = registry.pull(uri, Path(folder), tracking_uri)
+        wanted = any(check.reads_rounds for check in rules.checks)
+        candidate = registry.pull(uri, Path(folder), tracking_uri, rounds=wanted)
         data = read_data(candidate.dossier.data, candidate.recipe.classes)
         recorded = results.remember(f"policy {sha256} judges {candidate.digest}", now.isoformat(timespec="seconds"))
         yield Case(rules, sha256, str(policy), candidate, data, results, recorded)
@@ -110,12 +111,16 @@ def _compute(
     from privacy_gate.compute.work import Inputs  # noqa: PLC0415
 
     missing, candidate = case.missing(jobs), case.candidate
+    here = missing
     if missing and cluster:
+        # A round log may be larger than all the rest; what reads it stays where it is.
+        here = [job for job in missing if hasattr(job, "rounds")]
         manifest, classes = candidate.dossier.data, candidate.recipe.classes
-        run_on_cluster(missing, manifest, classes, candidate.folder, machine, case.store, cluster, progress)
-    elif missing:
-        store = case.store.made_by(numerics(machine))
-        run(missing, Inputs(case.data, candidate.folder), machine, store, progress)
+        away = [job for job in missing if job not in here]
+        run_on_cluster(away, manifest, classes, candidate.folder, machine, case.store, cluster, progress)
+    if here:
+        inputs = Inputs(case.data, candidate.folder, candidate.rounds)
+        run(here, inputs, machine, case.store.made_by(numerics(machine)), progress)
     return len(missing), len(jobs) - len(missing)
 
 

@@ -11,8 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -22,23 +21,26 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 import mlflow
 import mlflow.pytorch
 from mlflow import MlflowClient
-from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from privacy_gate.candidate import Candidate, Claim, Dossier, Recipe
 from privacy_gate.dataset import DataManifest
-from privacy_gate.documents import MAX_BYTES, Record, dump, load, parse
+from privacy_gate.documents import MAX_BYTES, Record, load
 from privacy_gate.errors import CandidateError, ConfigurationError, RegistryError
+from privacy_gate.roundlog import MAX_BYTES as MAX_ROUND_BYTES
+from privacy_gate.roundlog import RoundLog, round_named
 from privacy_gate.weights import artifact_digest
 
 FOLDER = "privacy_gate"
 """Inside a model's artifacts: where the dossier lies. Inside a run's: where reports are logged."""
 
-_URI = re.compile(r"models:/(?P<name>[^/]+)(/(?P<version>[0-9]+)|@(?P<alias>[\w-]+))\Z")
-_MODEL_ID = re.compile(r"models:/(m-[^/@]+)\Z")
-_RUN_ID = re.compile(r"[0-9a-f]{32}\Z")
+ROUNDS = f"{FOLDER}/rounds"
+"""Inside a run's artifacts: where the round log lies."""
+
+URI = re.compile(r"models:/(?P<name>[^/]+)(/(?P<version>[0-9]+)|@(?P<alias>[\w-]+))\Z")
+MODEL_ID = re.compile(r"models:/(m-[^/@]+)\Z")
 _PASSWORD = re.compile(r"(?<=//)[^/@\s]+(?=@)")
 _MISSING = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND"}
 _PATIENCE = {
@@ -48,8 +50,6 @@ _PATIENCE = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 """MLflow's own defaults retry an unreachable server for minutes, and print to the standard output."""
-
-R = TypeVar("R", bound=Record)
 
 
 @contextmanager
@@ -98,14 +98,15 @@ def client_of(tracking_uri: str | None) -> MlflowClient:
     return MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
 
 
-def pull(uri: str, folder: Path, tracking_uri: str | None) -> Candidate:
+def pull(uri: str, folder: Path, tracking_uri: str | None, *, rounds: bool = False) -> Candidate:
     """Pins the version that `uri` names, and downloads and hashes its bytes into a private folder.
 
     uri: models:/NAME/VERSION or models:/NAME@ALIAS; an alias is resolved once. Nothing is loaded.
+    rounds: whether the round log of its run is wanted too, where there is one.
     Raises ConfigurationError (2) for a version or alias that is not there, CandidateError (5) for
     unsafe files or a missing or malformed dossier, RegistryError (6) where MLflow does not answer.
     """
-    found = _URI.match(uri)
+    found = URI.match(uri)
     if not found or not uri.isprintable():  # a line break in a name could forge a line of a CI log
         raise ConfigurationError(f"{uri!r}: write models:/NAME/VERSION or models:/NAME@ALIAS, in printable characters")
     name, alias = found["name"], found["alias"]
@@ -114,6 +115,7 @@ def pull(uri: str, folder: Path, tracking_uri: str | None) -> Candidate:
         version = found["version"] or aliased_version(client, name, alias)
         entry = client.get_model_version(name, version)
     files, digest = download(entry, folder / "artifact", tracking_uri)
+    log = _round_log(entry, folder / "run", tracking_uri) if rounds else None
     return Candidate(
         uri=uri,
         name=name,
@@ -125,6 +127,8 @@ def pull(uri: str, folder: Path, tracking_uri: str | None) -> Candidate:
         run_id=entry.run_id or None,
         model_id=model_id_of(entry),
         logged=_logged(client, entry),
+        rounds=log,
+        rounds_digest=None if log is None else RoundLog.open(log).digest,
     )
 
 
@@ -158,7 +162,7 @@ def download(entry: ModelVersion, target: Path, tracking_uri: str | None) -> tup
 
 def model_id_of(entry: ModelVersion) -> str | None:
     """The LoggedModel behind a version; SQL stores keep it only in the source."""
-    found = _MODEL_ID.match(entry.source or "")
+    found = MODEL_ID.match(entry.source or "")
     return entry.model_id or (found[1] if found else None)
 
 
@@ -201,130 +205,29 @@ def _logged(client: MlflowClient, entry: ModelVersion) -> Mapping[str, float]:
         return {}
 
 
-def log_dossier(
-    model: Any,
-    recipe: Recipe | Mapping[str, Any] | str | Path,
-    data: DataManifest | Mapping[str, Any] | str | Path,
-    tracking_uri: str | None = None,
-    claim: Claim | Mapping[str, Any] | str | Path | None = None,
-) -> None:
-    """Attaches a dossier to a logged model, inside its artifacts. Call it where the model is trained.
+def _round_log(entry: ModelVersion, target: Path, tracking_uri: str | None) -> Path | None:
+    """The round log of the version's run, below `target`; None where the run has none, or is gone.
 
-    model   what mlflow.*.log_model or register_model returned, a LoggedModel, models:/NAME/VERSION,
-            or the run (or its id) that logged one model
-    recipe  a Recipe, the same as plain data, or the path of a YAML file; data: likewise
-    claim   likewise, where differential privacy is claimed
-    Raises ConfigurationError for a recipe or manifest that is wrong, at file:line:col.
+    Raises CandidateError for a log of more than roundlog.MAX_BYTES, or with anything but rounds in it.
     """
-    dossier: dict[str, Record] = {"recipe": _record(recipe, Recipe), "data": _record(data, DataManifest)}
-    if claim is not None:
-        dossier["claim"] = _record(claim, Claim)
-    with TemporaryDirectory() as folder, conversation("attach the dossier"):
-        for part, record in dossier.items():
-            (Path(folder) / f"{part}.yaml").write_text(dump(record), encoding="utf-8")
-        client = client_of(tracking_uri)
-        model_id, run_id, path = _place(model, client)
-        if model_id:
-            client.log_model_artifacts(model_id, folder, FOLDER)
-        else:
-            client.log_artifacts(run_id, folder, f"{path}/{FOLDER}")
-
-
-def _record(given: Any, kind: type[R]) -> R:
-    if isinstance(given, kind):
-        return given
-    if isinstance(given, Mapping):
-        return parse(given, kind, kind.__name__.lower())
+    if not entry.run_id:
+        return None
+    target.mkdir(mode=0o700)
     try:
-        return load(Path(given).read_text(encoding="utf-8"), kind, str(given))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{given}: cannot be read: {error}; name a YAML file") from error
-
-
-def _place(model: Any, client: MlflowClient) -> tuple[str | None, str, str]:
-    """LoggedModel id, or run id and artifact path, of what the user named."""
-    if isinstance(model, Run):
-        return _only_model(model.info.run_id, client), "", ""
-    if isinstance(model, ModelVersion):
-        return _version_place(model, client)
-    if not isinstance(model, str):
-        if model_id := getattr(model, "model_id", None):
-            return str(model_id), "", ""
-        raise ConfigurationError(
-            f"{type(model).__name__}: pass what log_model returned, a LoggedModel, a run, or models:/NAME/VERSION"
-        )
-    if _RUN_ID.match(model):
-        return _only_model(model, client), "", ""
-    if found := _MODEL_ID.match(model):
-        return found[1], "", ""
-    if not (found := _URI.match(model)):
-        raise ConfigurationError(f"{model}: write models:/NAME/VERSION or a run's id, or pass what log_model returned")
-    version = found["version"] or aliased_version(client, found["name"], found["alias"])
-    return _version_place(client.get_model_version(found["name"], version), client)
-
-
-def _only_model(run_id: str, client: MlflowClient) -> str:
-    outputs = client.get_run(run_id).outputs
-    found = sorted({output.model_id for output in outputs.model_outputs}) if outputs else []
-    if len(found) != 1:
-        names = ", ".join(f"models:/{model_id}" for model_id in found[:20]) or "none"
-        raise ConfigurationError(f"run {run_id} logged {len(found)} models ({names}); pass the one that is meant")
-    return str(found[0])
-
-
-def _version_place(entry: ModelVersion, client: MlflowClient) -> tuple[str | None, str, str]:
-    """Where a version's files lie: its LoggedModel, the version it copies, or a folder of its run."""
-    source = entry.source or ""
-    if model_id := model_id_of(entry):
-        return model_id, "", ""
-    if _URI.match(source):
-        return _place(source, client)
-    if run := re.match(r"runs:/(?P<run>[^/]+)/(?P<path>.+)\Z", source):
-        return None, run["run"], run["path"]
-    if entry.run_id:
-        root = str(client.get_run(entry.run_id).info.artifact_uri).rstrip("/") + "/"
-        if source.startswith(root):
-            return None, entry.run_id, source.removeprefix(root)
-    raise ConfigurationError(
-        f"version {entry.version} of {entry.name}: its artifacts lie outside MLflow; put {FOLDER}/ into them yourself"
-    )
-
-
-def embedded(folder: Path) -> tuple[str, str]:
-    """A registry in one fresh folder, artifacts too: its tracking URI, and the id of an experiment in it."""
-    uri = f"sqlite:///{folder / 'mlflow.db'}"
-    with conversation(f"make a registry in {folder}"):
-        return uri, str(client_of(uri).create_experiment("demo", artifact_location=(folder / "artifacts").as_uri()))
-
-
-def register(
-    model: Any,
-    name: str,
-    recipe: Recipe,
-    data: DataManifest,
-    metrics: Mapping[str, float],
-    tracking_uri: str,
-    experiment: str | None = None,
-) -> str:
-    """Logs a torch module in MLflow's pickle layout, with metrics and dossier; returns its version's URI.
-
-    experiment: the id of the experiment that holds the run; None: MLflow's default.
-    """
-    before = os.environ.get("MLFLOW_TRACKING_URI")  # set_tracking_uri sets it too; None unsets both
-    with conversation(f"register {name}"):
-        mlflow.set_tracking_uri(tracking_uri)
-        try:
-            with mlflow.start_run(experiment_id=experiment):
-                mlflow.log_metrics(dict(metrics))
-                # Inferring requirements would load the model in another process; the gate reads none.
-                info = mlflow.pytorch.log_model(
-                    model, name="model", serialization_format="pickle", pip_requirements=["torch"]
-                )
-                log_dossier(info, recipe, data, tracking_uri)
+        with conversation(f"read the round log of run {entry.run_id}"):
             client = client_of(tracking_uri)
-            if not client.search_registered_models(f"name = '{name}'"):
-                client.create_registered_model(name)
-            entry = client.create_model_version(name, info.model_uri, info.run_id, model_id=info.model_id)
-        finally:
-            mlflow.set_tracking_uri(before)  # type: ignore[arg-type]
-    return f"models:/{name}/{entry.version}"
+            files = client.list_artifacts(entry.run_id, ROUNDS)
+            total = sum(file.file_size or 0 for file in files)
+            if not files:
+                return None
+            if total > MAX_ROUND_BYTES or any(file.is_dir or not round_named(file.path) for file in files):
+                raise CandidateError(
+                    f"the round log of run {entry.run_id} has {total:,} bytes in {len(files)} entries; expected rounds "
+                    f"alone, of {MAX_ROUND_BYTES:,} bytes at most: log fewer, or only= the last layer"
+                )
+            got = mlflow.artifacts.download_artifacts(
+                run_id=entry.run_id, artifact_path=ROUNDS, dst_path=str(target), tracking_uri=tracking_uri
+            )
+            return Path(got)
+    except ConfigurationError:
+        return None

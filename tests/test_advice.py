@@ -314,11 +314,11 @@ def test_a_wrong_alternative_on_the_command_line_is_exit_code_2(tmp_path: Path) 
 def test_the_command_writes_a_page_and_nothing_to_the_registry(
     scenes: Callable[..., object], tracking: str, tmp_path: Path
 ) -> None:
-    from privacy_gate import registry
+    from privacy_gate import producer, registry
 
     scene = scenes(tmp_path, holdout=200, features=32, epochs=4)
     model = scene.train(scene.member_rows)  # type: ignore[attr-defined]
-    registry.register(model, "advised", scene.recipe, scene.manifest, {}, tracking)  # type: ignore[attr-defined]
+    producer.register(model, "advised", scene.recipe, scene.manifest, {}, tracking)  # type: ignore[attr-defined]
     (tmp_path / "policy.yaml").write_text(POLICY)
     before = registry.client_of(tracking).get_model_version("advised", "1")
     arguments = [

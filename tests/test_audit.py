@@ -1,20 +1,22 @@
 """From stored results to a report, and how jobs are shared out."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from privacy_gate.audit import REFERENCE_BLOCK, Shard, evidence_tier
-from privacy_gate.candidate import Recipe
+from privacy_gate.audit import REFERENCE_BLOCK, Shard, evidence_tier, subject_of
+from privacy_gate.candidate import Candidate, Claim, Dossier, Recipe
 from privacy_gate.checks import AnyCheck
 from privacy_gate.checks.fairness import Fairness
 from privacy_gate.checks.utility import Utility
-from privacy_gate.dataset import AuditData, Split
+from privacy_gate.dataset import AuditData, DataManifest, Split
 from privacy_gate.documents import load
 from privacy_gate.errors import ConfigurationError
 from privacy_gate.federation import Federation
 from privacy_gate.job import Embed, Job, embed_jobs, train_reference
+from privacy_gate.policy import Policy
 
 RECIPE = load(
     """{backbone: {name: x, weights: {uri: w, sha256: "%s"}}, input: {size: 32, mean: [0, 0, 0], std: [1, 1, 1]},
@@ -60,3 +62,22 @@ def test_the_report_says_which_evidence_federated_checks_had_and_what_comes_next
     tiers = [evidence_tier(*each, checks)[0] for each in ((RECIPE, bare), (RECIPE, named), (federated, named))]
     assert [tier[:16] for tier in tiers] == ["evidence tier E0", "evidence tier E1", "evidence tier E2"]
     assert evidence_tier(RECIPE, bare, [Utility()]) == []
+
+
+def test_checks_are_told_what_the_dossier_claims_and_which_rounds_were_logged() -> None:
+    split = np.array([Split.MEMBER, Split.HOLDOUT], dtype=np.int8)
+    data = AuditData(np.array(["a", "b"]), np.array([0, 1]), split, "d" * 64)
+    manifest = load(f"{{table: {{uri: t, sha256: {'a' * 64}, format: parquet}}, columns: {{image: x}}}}", DataManifest, "data")
+    claim = Claim(epsilon=3.0, delta=1e-5)
+    candidate = Candidate(
+        uri="models:/x/1",
+        name="x",
+        version="1",
+        folder=Path(),
+        digest="a" * 64,
+        dossier=Dossier(recipe=RECIPE, data=manifest, claim=claim),
+        rounds_digest="b" * 64,
+    )
+    policy = load("{name: p, version: 1, release_context: api, checks: [{check: utility}]}", Policy, "policy")
+    judged = subject_of(candidate, data, policy)
+    assert (judged.claim, judged.rounds) == (claim, "b" * 64)

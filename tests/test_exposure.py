@@ -408,11 +408,11 @@ def test_the_page_is_its_owner_s_alone_and_replaces_a_link_without_following_it(
 def test_a_pass_with_thumbnails_in_the_report_s_folder_stops_before_anything_is_computed(
     scene: Any, tracking: str, tmp_path: Path
 ) -> None:
-    from privacy_gate import registry
+    from privacy_gate import producer
     from privacy_gate.compute.machine import Machine
 
     (tmp_path / "policy.yaml").write_text(POLICY)
-    uri = registry.register(scene.train(scene.member_rows), "exposure", scene.recipe, scene.manifest, {}, tracking)
+    uri = producer.register(scene.train(scene.member_rows), "exposure", scene.recipe, scene.manifest, {}, tracking)
     with pytest.raises(ConfigurationError, match="lies in the report's folder"):
         check(
             uri,

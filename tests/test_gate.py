@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from privacy_gate import gate, registry
+from privacy_gate import gate, producer, registry
 from privacy_gate.audit import Shard
 from privacy_gate.compute.machine import Machine
 from privacy_gate.errors import ConfigurationError, ConflictError, StoreError, UndecidedError
@@ -66,7 +66,7 @@ def decide(report: Report, tracking: str, folder: Path, **options: Any) -> list[
 
 def register(scene: Any, name: str, tracking: str, rows: np.ndarray | None = None) -> str:  # type: ignore[type-arg]
     model = scene.train(scene.member_rows if rows is None else rows)
-    return registry.register(
+    return producer.register(
         model,
         name,
         scene.recipe,

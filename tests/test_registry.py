@@ -18,7 +18,7 @@ import pytest
 from mlflow import MlflowClient
 from typer.testing import CliRunner
 
-from privacy_gate import promotion, registry
+from privacy_gate import producer, promotion, registry
 from privacy_gate.candidate import Candidate, Claim, Recipe
 from privacy_gate.cli import app
 from privacy_gate.dataset import Columns, DataManifest, Table
@@ -360,13 +360,13 @@ def test_what_is_no_tracking_uri_is_a_configuration_error(tracking_uri: str, tmp
 @pytest.mark.slow
 def test_mlflow_says_nothing_of_its_own_and_leaves_the_environment_alone(tmp_path: Path) -> None:
     script = (
-        "import os, sys, torch; from pathlib import Path; from privacy_gate import registry\n"
+        "import os, sys, torch; from pathlib import Path; from privacy_gate import producer, registry\n"
         "from privacy_gate.candidate import Recipe; from privacy_gate.dataset import DataManifest\n"
         "from privacy_gate.documents import load; from privacy_gate.errors import GateError\n"
         "before = dict(os.environ)\n"
         "recipe = load(Path('privacy_gate/recipe.yaml').read_text(), Recipe, 'r')\n"
         "data = load(Path('privacy_gate/data.yaml').read_text(), DataManifest, 'd')\n"
-        "uri = registry.register(torch.nn.Linear(2, 5), 'quiet', recipe, data, {'x': 1.0}, 'sqlite:///fresh.db')\n"
+        "uri = producer.register(torch.nn.Linear(2, 5), 'quiet', recipe, data, {'x': 1.0}, 'sqlite:///fresh.db')\n"
         "registry.pull(uri, Path('.'), 'sqlite:///fresh.db')\n"
         "for missing, where in (('models:/absent/1', 'sqlite:///fresh.db'), (uri, 'http://127.0.0.1:9')):\n"
         "    try: registry.pull(missing, Path('.'), where)\n"
@@ -404,7 +404,7 @@ def test_a_dossier_is_attached_to_whatever_names_one_logged_model(
     ]
     for named in names:
         model = log({})
-        registry.log_dossier(named(model), RECIPE, DATA, tracking)
+        producer.log_dossier(named(model), RECIPE, DATA, tracking)
         assert pull(by_version(model)).dossier.data == DATA
 
 
@@ -413,11 +413,11 @@ def test_a_run_with_no_model_or_several_does_not_say_which_is_meant(
 ) -> None:
     run_id = client.create_run(experiment).info.run_id
     with pytest.raises(ConfigurationError, match=rf"run {run_id} logged 0 models \(none\)"):
-        registry.log_dossier(run_id, RECIPE, DATA, tracking)
+        producer.log_dossier(run_id, RECIPE, DATA, tracking)
     models = sorted(log({}, run_id).model_id for _ in range(2))
     expected = ", ".join(f"models:/{model}" for model in models)
     with pytest.raises(ConfigurationError, match=rf"logged 2 models \({expected}\); pass the one that is meant"):
-        registry.log_dossier(client.get_run(run_id), RECIPE, DATA, tracking)
+        producer.log_dossier(client.get_run(run_id), RECIPE, DATA, tracking)
 
 
 @pytest.mark.parametrize(
@@ -433,7 +433,7 @@ def test_a_run_with_no_model_or_several_does_not_say_which_is_meant(
 )
 def test_a_dossier_for_nothing_known_is_a_configuration_error(model: Any, expected: str, tracking: str) -> None:
     with pytest.raises(ConfigurationError, match=expected):
-        registry.log_dossier(model, RECIPE, DATA, tracking)
+        producer.log_dossier(model, RECIPE, DATA, tracking)
 
 
 def test_recipe_and_data_are_records_mappings_or_files(
@@ -449,18 +449,18 @@ def test_recipe_and_data_are_records_mappings_or_files(
         (folder / "recipe.yaml", folder / "data.yaml"),
         (str(folder / "recipe.yaml"), DATA),
     ):
-        registry.log_dossier(model, recipe, data, tracking)
+        producer.log_dossier(model, recipe, data, tracking)
         candidate = pull(uri)
         assert candidate.dossier.recipe == RECIPE
         digests.add(candidate.digest)
     assert len(digests) == 1  # the same dossier is the same bytes, however it was given
     with pytest.raises(ConfigurationError, match=r"absent.yaml: cannot be read"):
-        registry.log_dossier(model, "absent.yaml", DATA, tracking)
+        producer.log_dossier(model, "absent.yaml", DATA, tracking)
     with pytest.raises(ConfigurationError, match=r"recipe:\d+:1: epoch: unknown key"):
-        registry.log_dossier(model, {**RECIPE.model_dump(mode="json"), "epoch": 1}, DATA, tracking)
+        producer.log_dossier(model, {**RECIPE.model_dump(mode="json"), "epoch": 1}, DATA, tracking)
     (folder / "recipe.yaml").write_text("classes: 5\nclasses: 6\n")
     with pytest.raises(ConfigurationError, match=r"recipe.yaml:2:1: key 'classes' is repeated"):
-        registry.log_dossier(model, folder / "recipe.yaml", DATA, tracking)
+        producer.log_dossier(model, folder / "recipe.yaml", DATA, tracking)
 
 
 def test_a_claim_travels_with_the_dossier_and_a_wrong_one_is_refused(
@@ -468,10 +468,10 @@ def test_a_claim_travels_with_the_dossier_and_a_wrong_one_is_refused(
 ) -> None:
     model = log({})
     uri = new_version(client, "claimed", model.model_uri)
-    registry.log_dossier(model, RECIPE, DATA, tracking, claim={"epsilon": 3.0, "delta": 1e-5})
+    producer.log_dossier(model, RECIPE, DATA, tracking, claim={"epsilon": 3.0, "delta": 1e-5})
     assert pull(uri).dossier.claim == Claim(epsilon=3.0, delta=1e-5)
     with pytest.raises(ConfigurationError, match="epsilon"):
-        registry.log_dossier(model, RECIPE, DATA, tracking, claim={"epsilon": -1.0, "delta": 1e-5})
+        producer.log_dossier(model, RECIPE, DATA, tracking, claim={"epsilon": -1.0, "delta": 1e-5})
 
 
 @pytest.mark.parametrize("absolute", [False, True], ids=["runs-uri", "absolute-source"])
@@ -487,7 +487,7 @@ def test_a_version_of_plain_run_artifacts_takes_a_dossier_and_is_pulled(
     client.log_artifacts(run.info.run_id, str(write(tmp_path / "plain", {"weights.txt": "w"})), "some/model")
     root = run.info.artifact_uri if absolute else f"runs:/{run.info.run_id}"
     uri = new_version(client, f"plain-{absolute}", f"{root}/some/model", run.info.run_id)
-    registry.log_dossier(uri, RECIPE, DATA, tracking)
+    producer.log_dossier(uri, RECIPE, DATA, tracking)
     candidate = pull(uri)
     assert candidate.dossier.recipe == RECIPE
     assert candidate.model_id is None
@@ -498,7 +498,7 @@ def test_a_version_of_plain_run_artifacts_takes_a_dossier_and_is_pulled(
 def test_artifacts_outside_mlflow_take_no_dossier(client: MlflowClient, tracking: str, tmp_path: Path) -> None:
     uri = new_version(client, "outside", str(write(tmp_path / "outside", {"weights.txt": "w"})))
     with pytest.raises(ConfigurationError, match="version 1 of outside: its artifacts lie outside MLflow"):
-        registry.log_dossier(uri, RECIPE, DATA, tracking)
+        producer.log_dossier(uri, RECIPE, DATA, tracking)
 
 
 def test_a_copied_version_keeps_bytes_digest_and_dossier_and_is_judged_by_its_own_alias(
@@ -507,7 +507,7 @@ def test_a_copied_version_keeps_bytes_digest_and_dossier_and_is_judged_by_its_ow
     model = log({})
     original = new_version(client, "m-original", model.model_uri, model.source_run_id)
     client.copy_model_version(original, "copied")
-    registry.log_dossier("models:/copied/1", RECIPE, DATA, tracking)
+    producer.log_dossier("models:/copied/1", RECIPE, DATA, tracking)
     before, after = pull(original), pull("models:/copied/1")
     assert (before.digest, before.dossier) == (after.digest, after.dossier)
     promotion.promote(report_on(after), alias="champion", artifacts={}, tracking_uri=tracking)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from privacy_gate import gate, registry
+from privacy_gate import gate, producer, registry
 from privacy_gate.compute.machine import Machine
 from privacy_gate.errors import RegistryError
 from privacy_gate.progress import silent
@@ -142,7 +142,7 @@ def folder(path: Path) -> Path:
 def register(scene: Any, name: str, tracking: str) -> str:
     model = scene.train(scene.member_rows)
     accuracy = scene.accuracy(model, scene.holdout_rows)
-    return registry.register(model, name, scene.recipe, scene.manifest, {"holdout_accuracy": accuracy}, tracking)
+    return producer.register(model, name, scene.recipe, scene.manifest, {"holdout_accuracy": accuracy}, tracking)
 
 
 def check(uri: str, tracking: str, folder: Path) -> Report:

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from numpy.typing import NDArray
 
@@ -19,17 +19,22 @@ Results = Callable[[Job], Mapping[str, NDArray[Any]]]
 
 @dataclass(frozen=True)
 class Subject:
-    """What is judged: the recipe, the artifact's digest, the audit data, metrics the run logged, and a DP claim."""
+    """What is judged: the recipe, the artifact's digest, the audit data, metrics the run logged, a DP claim, and the
+    digest of the federation's round log."""
 
     recipe: Recipe
     artifact: str
     data: AuditData
     logged: Mapping[str, float]
     claim: Claim | None = None
+    rounds: str | None = None
 
 
 class Check(Record):
     """One check of a policy. Subclasses add a `check` literal, settings, and limits on the metrics they measure."""
+
+    reads_rounds: ClassVar[bool] = False
+    """Whether the check needs the candidate's round log, which may be large."""
 
     @property
     def name(self) -> str:

@@ -33,10 +33,11 @@ class Results(Protocol):
 
 @dataclass(frozen=True)
 class Inputs:
-    """What jobs read beside their own fields: the audit data and the folder of the candidate's files."""
+    """What jobs read beside their own fields: audit data, and the folders of the candidate's files and round log."""
 
     data: AuditData
     candidate: Path
+    rounds: Path | None = None
 
 
 @dataclass
