@@ -20,6 +20,7 @@ from privacy_gate.checks.membership import Membership
 from privacy_gate.checks.power_law import PowerLaw
 from privacy_gate.checks.recipe import RecipeLeak
 from privacy_gate.checks.robustness import Robustness
+from privacy_gate.checks.trajectory import TrajectoryMia
 from privacy_gate.checks.utility import Utility
 from privacy_gate.checks.vulnerability import Vulnerability
 from privacy_gate.dataset import AuditData, Split
@@ -43,6 +44,7 @@ THREAT_MODEL = (
 )
 
 NOT_TESTED_WITHOUT = {
+    "trajectory": "privacy of a federation's rounds",
     "backdoor": "backdoors",
     "robustness": "the federation under hostile clients",
     "fairness": "whom the model serves worse",
@@ -59,7 +61,6 @@ NOT_TESTED = (
     "training-data extraction by prompting or regurgitation",
     "evasion",
     "white-box membership inference from gradients or weights",
-    "privacy of a federation's rounds",
 )
 
 
@@ -190,21 +191,26 @@ def audit(
         not_tested=(*NOT_TESTED, *_untested(checks)),
         notes=(
             *policy.idle_waivers(candidate.name, findings, now.date()),
-            *evidence_tier(candidate.recipe, data, checks),
+            *evidence_tier(subject, checks),
         ),
         claim=candidate.dossier.claim,
     )
 
 
-def evidence_tier(recipe: Recipe, data: AuditData, checks: Iterable[AnyCheck]) -> list[str]:
+def evidence_tier(subject: Subject, checks: Iterable[AnyCheck]) -> list[str]:
     """Which evidence the federated checks had, and what would give them more; nothing where none was asked for."""
-    if not any(isinstance(check, Robustness | Fairness | Inversion) for check in checks):
+    recipe, data, checks = subject.recipe, subject.data, list(checks)
+    if not any(isinstance(check, Robustness | Fairness | Inversion | TrajectoryMia) for check in checks):
         return []
     if data.client is None and data.group is None:
         return ["evidence tier E0, a checkpoint and labelled rows: name client or group columns to reach E1 (fairness)"]
     if recipe.federation is None:
         return ["evidence tier E1, clients or groups: declare federation in the recipe, if there was one, to reach E2"]
-    return ["evidence tier E2, the federation's recipe; what its rounds tell (tier E3) is not measured by this version"]
+    if subject.rounds is not None:
+        return ["evidence tier E3, the federation's recipe and its round log"]
+    if not any(check.reads_rounds for check in checks):
+        return ["evidence tier E2, the federation's recipe: add the check trajectory to read its rounds (tier E3)"]
+    return ["evidence tier E2, the federation's recipe: log its rounds with privacy_gate.log_round to reach E3"]
 
 
 def _untested(checks: Iterable[AnyCheck]) -> list[str]:

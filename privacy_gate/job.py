@@ -185,7 +185,24 @@ class InvertTrigger:
     steps: int
 
 
-Job = Embed | Score | TrainReference | TrainControl | Federate | Probe | Trigger | Invert | InvertTrigger
+@dataclass(frozen=True)
+class Trajectory:
+    """What the candidate's round log says of every row: see federated.trajectory.
+
+    rounds  digest of the log
+
+    Result: z (2, N, K) float32, by signal, row and client of the log; client (K,), which of the table's clients, sorted
+    by name, each is, or -1; seen (K,), rounds in which each took part; rounds (1,), how many were read; distance (1,),
+    from where the log ends to the candidate's head, in lengths of that head.
+    """
+
+    artifact: str
+    recipe: Recipe
+    dataset: str
+    rounds: str
+
+
+Job = Embed | Score | TrainReference | TrainControl | Federate | Probe | Trigger | Invert | InvertTrigger | Trajectory
 
 
 def train_reference(

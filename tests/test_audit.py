@@ -9,7 +9,9 @@ import pytest
 from privacy_gate.audit import REFERENCE_BLOCK, Shard, evidence_tier, subject_of
 from privacy_gate.candidate import Candidate, Claim, Dossier, Recipe
 from privacy_gate.checks import AnyCheck
+from privacy_gate.checks.check import Subject
 from privacy_gate.checks.fairness import Fairness
+from privacy_gate.checks.trajectory import TrajectoryMia
 from privacy_gate.checks.utility import Utility
 from privacy_gate.dataset import AuditData, DataManifest, Split
 from privacy_gate.documents import load
@@ -59,15 +61,24 @@ def test_the_report_says_which_evidence_federated_checks_had_and_what_comes_next
     named = dataclasses.replace(bare, client=np.array(["x", "y"]))
     checks: list[AnyCheck] = [Fairness()]
     federated = RECIPE.model_copy(update={"federation": Federation(rounds=2)})
-    tiers = [evidence_tier(*each, checks)[0] for each in ((RECIPE, bare), (RECIPE, named), (federated, named))]
-    assert [tier[:16] for tier in tiers] == ["evidence tier E0", "evidence tier E1", "evidence tier E2"]
-    assert evidence_tier(RECIPE, bare, [Utility()]) == []
+
+    def told(recipe: Recipe, data: AuditData, checks: list[AnyCheck], rounds: str | None = None) -> list[str]:
+        return evidence_tier(Subject(recipe, "a" * 64, data, {}, rounds=rounds), checks)
+
+    tiers = [told(*each, checks)[0] for each in ((RECIPE, bare), (RECIPE, named), (federated, named))]
+    tiers.append(told(federated, named, [TrajectoryMia()], "b" * 64)[0])
+    assert [tier[:16] for tier in tiers] == [f"evidence tier E{tier}" for tier in range(4)]
+    assert "add the check trajectory" in tiers[2]
+    assert "log_round" in told(federated, named, [TrajectoryMia()])[0]
+    assert told(RECIPE, bare, [Utility()]) == []
 
 
 def test_checks_are_told_what_the_dossier_claims_and_which_rounds_were_logged() -> None:
     split = np.array([Split.MEMBER, Split.HOLDOUT], dtype=np.int8)
     data = AuditData(np.array(["a", "b"]), np.array([0, 1]), split, "d" * 64)
-    manifest = load(f"{{table: {{uri: t, sha256: {'a' * 64}, format: parquet}}, columns: {{image: x}}}}", DataManifest, "data")
+    manifest = load(
+        f"{{table: {{uri: t, sha256: {'a' * 64}, format: parquet}}, columns: {{image: x}}}}", DataManifest, "data"
+    )
     claim = Claim(epsilon=3.0, delta=1e-5)
     candidate = Candidate(
         uri="models:/x/1",

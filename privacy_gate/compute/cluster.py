@@ -177,11 +177,11 @@ class _Work:
                     jobs = waiting.popleft()
                     files = self._files if any(map(_reads_candidate, jobs)) else None
                     flying[self._task.remote(jobs, self._setting, files)] = len(jobs)
-                finished, _ = self._ray.wait(list(flying))
-                for task in finished:
-                    self._ray.get(task)
-                    done += flying.pop(task)
-                    progress(name, done, total)
+                (finished,), _ = self._ray.wait(list(flying))
+                # No longer in flight: Ray 2.60 aborts this process where a task is cancelled that has just ended.
+                done += flying.pop(finished)
+                self._ray.get(finished)
+                progress(name, done, total)
         finally:
             for task in flying:
                 self._ray.cancel(task, force=True)

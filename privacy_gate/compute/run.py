@@ -10,6 +10,7 @@ from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.probes import run_probe
 from privacy_gate.compute.references import run_references
 from privacy_gate.compute.scores import run_score
+from privacy_gate.compute.trajectory import run_trajectory
 from privacy_gate.compute.trigger_inversion import run_invert_trigger
 from privacy_gate.compute.triggers import run_trigger
 from privacy_gate.compute.work import Inputs, Results, Work, run_embed
@@ -23,6 +24,7 @@ from privacy_gate.job import (
     Score,
     TrainControl,
     TrainReference,
+    Trajectory,
     Trigger,
 )
 from privacy_gate.progress import Progress, silent
@@ -37,6 +39,7 @@ RUNNERS: Mapping[type[Job], Callable[[Sequence[Any], Work], None]] = {
     InvertTrigger: run_invert_trigger,
     Probe: run_probe,
     Invert: run_invert,
+    Trajectory: run_trajectory,
 }
 """Every kind of job with what computes it, in the order in which kinds are computed: features first, since all
 else stands on them."""

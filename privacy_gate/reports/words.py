@@ -33,6 +33,7 @@ CHECKS = {
     "robustness": "The federation under hostile clients",
     "fairness": "Whom the model serves worse",
     "inversion": "What clients' updates reveal",
+    "trajectory": "What the federation's rounds reveal",
     "utility": "Utility",
     "vulnerability": "The most exposed examples",
     "disparity": "Exposure of classes, groups and clients",
@@ -83,6 +84,12 @@ _METRICS = {
     "inversion_advantage": Metric(
         "rows told from others by their client's update, beyond chance", percent=True, chance=0.0, signed=True
     ),
+    "trajectory_tpr": Metric("members told by their client's updates, at 1 % false alarms", percent=True, chance=0.01),
+    "source_inference_advantage": Metric(
+        "members whose client is named, beyond naming the largest", percent=True, chance=0.0, signed=True
+    ),
+    "client_mia_gap": Metric("largest gap between clients of members told by updates", percent=True),
+    "client_mia_gap_p_value": Metric("chance that clients differ as much where all are alike", percent=True),
     "client_std": Metric("spread of accuracy between clients, chance taken out", percent=True),
     "worst_decile_gap": Metric(
         "what the worst tenth of clients lack to the mean, chance taken out", percent=True, chance=0.0, signed=True

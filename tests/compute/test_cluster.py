@@ -305,6 +305,9 @@ def test_errors_of_workers_keep_their_meaning(ray: Any, scene: Any, tmp_path: Pa
         run_on_cluster(
             score, scene.manifest, 5, tmp_path / "candidate", MACHINE, Store(str(tmp_path / "far")), Cluster()
         )
+    for _ in range(50):  # a task that has ended is not cancelled: Ray would abort this process, now and then
+        with pytest.raises(CandidateError):
+            run_on_cluster(score, scene.manifest, 5, tmp_path / "candidate", MACHINE, Store("far"), Cluster())
     control: list[Job] = [TrainControl(scene.recipe.backbone, None, data.digest)]
     with pytest.raises(UnavailableError, match="1 results that workers computed are not in it as this machine sees it"):
         run_on_cluster(control, scene.manifest, 5, tmp_path, MACHINE, Store(f"memory://{tmp_path}"), Cluster())

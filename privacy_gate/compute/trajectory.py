@@ -1,0 +1,90 @@
+"""The candidate's round log, read round by round against every row of the audit table."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from privacy_gate.candidate import Recipe
+from privacy_gate.compute.backbone import build, candidate_head, head_names
+from privacy_gate.compute.judged import Arrays
+from privacy_gate.compute.work import Work
+from privacy_gate.dataset import AuditData
+from privacy_gate.errors import CandidateError, UndecidedError
+from privacy_gate.federated.samples import with_ones
+from privacy_gate.federated.trajectory import Trajectory
+from privacy_gate.job import Trajectory as Job
+from privacy_gate.roundlog import Arrays as Tensors
+from privacy_gate.roundlog import RoundLog
+
+
+def run_trajectory(jobs: Sequence[Job], work: Work) -> None:
+    """Reads the log once for each job; there is seldom more than one."""
+    for job in jobs:
+        work.results.put(job, _read(job, work))
+
+
+def _read(job: Job, work: Work) -> Arrays:
+    """See job.Trajectory. Two passes: who took part, then what they sent."""
+    if work.inputs.rounds is None:
+        raise UndecidedError("the candidate's round log is not here; run the step that pulls it")
+    log = RoundLog.open(work.inputs.rounds)
+    if log.digest != job.rounds:
+        raise CandidateError("the round log changed since it was pinned; run the gate again")
+    features = work.features(job.recipe.backbone, job.recipe.input)
+    head = candidate_head(work.inputs.candidate, job.recipe)
+    candidate = np.concatenate([head.weight.numpy(), head.bias.numpy()[:, None]], axis=1).astype(np.float64)
+    names = sorted({client for each in log.rounds() for client in each.updates})
+    place = {client: index for index, client in enumerate(names)}
+    known = {str(client): index for index, client in enumerate(np.unique(_named(work.inputs.data)))}
+    seen = Trajectory(with_ones(features.astype(np.float64)), work.inputs.data.label, len(names))
+    rounds, last = 0, candidate
+    for done, each in enumerate(log.rounds(), 1):
+        pair = _head_of(each.weights, next(iter(each.updates.values())), job.recipe)
+        before = _joined(each.weights, pair, candidate.shape)
+        updates = np.stack([_joined(update, pair, candidate.shape) for update in each.updates.values()])
+        rounds += seen.add(before, updates, np.array([place[client] for client in each.updates]))
+        share = np.array([each.examples.get(client, 1) for client in each.updates], dtype=np.float64)
+        last = before + np.tensordot(share / share.sum(), updates, axes=1)
+        work.progress("read rounds", done, len(log.files))
+    length = float(np.linalg.norm(candidate))
+    return {
+        "z": seen.z().astype(np.float32),
+        "seen": seen.seen,
+        "client": np.array([known.get(client, -1) for client in names]),
+        "rounds": np.array([rounds]),
+        "distance": np.array([float(np.linalg.norm(candidate - last)) / length if length else np.inf]),
+    }
+
+
+def _named(data: AuditData) -> NDArray[np.str_]:
+    """Each row's client; none where the table names none."""
+    return np.array([], dtype=np.str_) if data.client is None else data.client
+
+
+def _head_of(weights: Tensors, update: Tensors, recipe: Recipe) -> tuple[str, str | None]:
+    """Names of the last layer's weight and bias in the log: the architecture's, or those of a lone linear layer."""
+    if not recipe.backbone.is_identity:
+        names = head_names(build(recipe.backbone, recipe.classes))
+        if set(names) <= set(update):
+            return names
+    matrices = [name for name in update if weights[name].ndim == 2]
+    vectors = [name for name in update if weights[name].ndim == 1]
+    if len(matrices) != 1 or len(vectors) > 1:
+        raise CandidateError(
+            f"round log: its updates hold {sorted(update)[:5]}; expected the candidate's last layer, by its own names"
+        )
+    return matrices[0], vectors[0] if vectors else None
+
+
+def _joined(
+    tensors: Mapping[str, NDArray[np.generic]], names: tuple[str, str | None], shape: tuple[int, ...]
+) -> NDArray[np.float64]:
+    """Weight and bias in one, (C, D + 1); a layer without a bias has zeros."""
+    weight = np.asarray(tensors[names[0]], dtype=np.float64)
+    bias = np.zeros(len(weight)) if names[1] is None else np.asarray(tensors[names[1]], dtype=np.float64)
+    if weight.shape != (shape[0], shape[1] - 1) or bias.shape != shape[:1]:
+        raise CandidateError(
+            f"round log: {names[0]} has shape {weight.shape}, the candidate's head {(shape[0], shape[1] - 1)}"
+        )
+    return np.concatenate([weight, bias[:, None]], axis=1)
