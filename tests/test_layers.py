@@ -24,7 +24,7 @@ FLOORS = [
     ["store", "reports", "registry", "packaged", "audit"],
     ["compute", "promotion", "producer"],
     ["gate", "lint"],
-    ["demo"],
+    ["demo", "flower"],
     ["cli"],
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
