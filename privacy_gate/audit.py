@@ -20,6 +20,7 @@ from privacy_gate.checks.membership import Membership
 from privacy_gate.checks.power_law import PowerLaw
 from privacy_gate.checks.recipe import RecipeLeak
 from privacy_gate.checks.robustness import Robustness
+from privacy_gate.checks.stress import SystemStress
 from privacy_gate.checks.trajectory import TrajectoryMia
 from privacy_gate.checks.utility import Utility
 from privacy_gate.checks.vulnerability import Vulnerability
@@ -47,6 +48,7 @@ NOT_TESTED_WITHOUT = {
     "trajectory": "privacy of a federation's rounds",
     "backdoor": "backdoors",
     "robustness": "the federation under hostile clients",
+    "system_stress": "the federation under absent, late and unlike clients",
     "fairness": "whom the model serves worse",
     "inversion": "reconstruction from clients' updates",
 }
@@ -200,7 +202,7 @@ def audit(
 def evidence_tier(subject: Subject, checks: Iterable[AnyCheck]) -> list[str]:
     """Which evidence the federated checks had, and what would give them more; nothing where none was asked for."""
     recipe, data, checks = subject.recipe, subject.data, list(checks)
-    if not any(isinstance(check, Robustness | Fairness | Inversion | TrajectoryMia) for check in checks):
+    if not any(isinstance(check, Robustness | SystemStress | Fairness | Inversion | TrajectoryMia) for check in checks):
         return []
     if data.client is None and data.group is None:
         return ["evidence tier E0, a checkpoint and labelled rows: name client or group columns to reach E1 (fairness)"]

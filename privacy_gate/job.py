@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from privacy_gate.candidate import Backbone, Input, Recipe, View
 
@@ -77,6 +77,9 @@ class TrainControl:
     dataset: str
 
 
+Stress = tuple[Literal["gone", "absent", "stale"], float]
+
+
 @dataclass(frozen=True)
 class Federate:
     """The recipe's federation from the start, on the members, perhaps with clients that attack it.
@@ -84,6 +87,7 @@ class Federate:
     adversary  by name (federated.adversaries), or None; the last `byzantine` clients attack. A backdoor's trigger is
                that of PLANTED
     seed       who holds what, and the order of batches
+    stress     what goes wrong without anybody's will, and for what share: see federated.cells.Training
 
     Result: accuracy (1,) on the holdout, class_accuracy (C,), client_accuracy (K,), all means over the last
     tenth of the rounds; curve and rounds (R,); heterogeneity (1,), mean total variation distance of the clients'
@@ -97,15 +101,18 @@ class Federate:
     adversary: str | None
     byzantine: int
     seed: int
+    stress: Stress | None = None
 
 
 PLANTED = View(trigger="corner")
 """How clients that plant a backdoor show their images."""
 
 
-def federate(recipe: Recipe, dataset: str, adversary: str | None, byzantine: int, seed: int) -> Federate:
+def federate(
+    recipe: Recipe, dataset: str, adversary: str | None, byzantine: int, seed: int, stress: Stress | None = None
+) -> Federate:
     """The job; a candidate retrained with another seed has the same one."""
-    return Federate(recipe.model_copy(update={"seed": 0}), dataset, adversary, byzantine, seed)
+    return Federate(recipe.model_copy(update={"seed": 0}), dataset, adversary, byzantine, seed, stress)
 
 
 @dataclass(frozen=True)
@@ -238,6 +245,8 @@ def describe(job: Job) -> dict[str, Any]:
             del holder["weights"]["uri"], holder["weights"]["licence"]
     if "view" in fields and fields["view"]["trigger"] is None:
         del fields["view"]["trigger"]  # views had none when FORMAT was set
+    if fields.get("stress", fields) is None:
+        del fields["stress"]  # likewise
     if "trainer" in fields.get("recipe", {}):
         del fields["recipe"]["table"], fields["recipe"]["trainer"]["timeout_s"]
     return fields

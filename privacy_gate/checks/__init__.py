@@ -13,6 +13,7 @@ from privacy_gate.checks.membership import Membership
 from privacy_gate.checks.power_law import PowerLaw
 from privacy_gate.checks.recipe import RecipeLeak
 from privacy_gate.checks.robustness import Robustness
+from privacy_gate.checks.stress import SystemStress
 from privacy_gate.checks.trajectory import TrajectoryMia
 from privacy_gate.checks.utility import Utility
 from privacy_gate.checks.vulnerability import Vulnerability
@@ -27,6 +28,7 @@ AnyCheck = Annotated[
     | PowerLaw
     | RecipeLeak
     | Robustness
+    | SystemStress
     | TrajectoryMia
     | Utility
     | Vulnerability,

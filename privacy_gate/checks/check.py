@@ -11,7 +11,7 @@ from privacy_gate.candidate import Claim, Recipe
 from privacy_gate.dataset import AuditData
 from privacy_gate.documents import Record, nearest
 from privacy_gate.job import Job
-from privacy_gate.verdict import CheckResult, Limit
+from privacy_gate.verdict import CheckResult, Limit, Measurement
 
 Results = Callable[[Job], Mapping[str, NDArray[Any]]]
 """The stored arrays of a job; raises UndecidedError where they are missing."""
@@ -64,3 +64,10 @@ def distinct_names(names: tuple[str, ...], known: Iterable[str], kind: str) -> t
     if len(set(names)) < len(names):
         raise ValueError(f"an {kind} is listed twice")
     return names
+
+
+def in_percent(measurement: Measurement) -> str:
+    """The figure and its interval, for remedies and notes."""
+    if measurement.value is None or measurement.low is None or measurement.high is None:
+        return "not measured"
+    return f"{100 * measurement.value:.1f} % [{100 * measurement.low:.1f}, {100 * measurement.high:.1f}]"

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from privacy_gate.candidate import Recipe
-from privacy_gate.checks.check import Check, Results, Subject, distinct_names
+from privacy_gate.checks.check import Check, Results, Subject, distinct_names, in_percent
 from privacy_gate.checks.references import feature_jobs
 from privacy_gate.federated.lineup import eligible
 from privacy_gate.job import Invert, Job
@@ -120,7 +120,7 @@ class Inversion(Check):
         for recipe in self._alternative(subject.recipe):
             summed, _ = self._figure(subject, recipe, results, confidence)
             if summed.high is not None and found.low is not None and summed.high < found.low:
-                basis = f"inversion_advantage of the recipe with it: {_percent(summed)}; without: {_percent(found)}"
+                basis = f"inversion_advantage of the recipe with it: {in_percent(summed)}; without: {in_percent(found)}"
                 return [Remedy(action="declare, and use, secure aggregation: the server sees sums alone", basis=basis)]
         return []
 
@@ -140,9 +140,3 @@ def _notes(stored: Mapping[str, Mapping[str, NDArray[Any]]]) -> list[str]:
     if (near := float(np.mean(any_of["near"]))) < 1:
         notes.append(f"inversion: {1 - near:.0%} of decoys are other clients', which makes rows look easier to find")
     return notes
-
-
-def _percent(measurement: Measurement) -> str:
-    if measurement.value is None or measurement.low is None or measurement.high is None:
-        return "not measured"
-    return f"{100 * measurement.value:.1f} % [{100 * measurement.low:.1f}, {100 * measurement.high:.1f}]"

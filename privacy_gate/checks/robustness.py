@@ -1,6 +1,6 @@
 """Does the recipe's federation survive hostile clients, and what does its rule cost where there are none?"""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Literal, Self, get_args
@@ -8,13 +8,12 @@ from typing import Annotated, Literal, Self, get_args
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
-from privacy_gate.candidate import Recipe
-from privacy_gate.checks.check import Check, Results, Subject, distinct_names
+from privacy_gate.checks.check import Check, Results, Subject, distinct_names, in_percent
+from privacy_gate.checks.federations import MEAN, NO_FEDERATION, Federations
 from privacy_gate.checks.references import feature_jobs
-from privacy_gate.dataset import Split
 from privacy_gate.evidence import Floats
-from privacy_gate.federation import Aggregator, Clients, Federation
-from privacy_gate.job import PLANTED, Federate, Job, embed_jobs, federate
+from privacy_gate.federation import Aggregator, Federation
+from privacy_gate.job import PLANTED, Federate, Job, embed_jobs
 from privacy_gate.metrics.robustness import accuracy_loss, breakdown_point, byzantine_drop, federated_backdoor
 from privacy_gate.verdict import (
     ByzantineLine,
@@ -55,8 +54,6 @@ BACKDOORS = ("backdoor", "backdoor_bounded")
 WORST = ("sign_flip", "ipm_0.1", "ipm_10", "alie_search", "label_flip", "inflated_counts")
 """Tried unless the policy says otherwise: no attack is worst for every rule, and each of these is for some."""
 
-MEAN = Aggregator(name="mean")
-
 ROBUST = (
     Aggregator(name="median"),
     Aggregator(name="trimmed_mean"),
@@ -69,8 +66,6 @@ ROBUST = (
 
 DROP = 0.15
 """byzantine_drop that the breakdown point and remedies are measured by where the policy names no limit."""
-
-NO_FEDERATION = "the recipe declares no federation"
 
 NOT_ASKED = "not asked for: set a limit on it, or backdoor: true"
 
@@ -118,19 +113,22 @@ class Robustness(Check):
         """Every federation of the study; none for a recipe without federation."""
         if subject.recipe.federation is None:
             return []
-        study = Study(self, subject, subject.recipe.federation)
-        found: list[Job] = [*feature_jobs(subject), *study.clean(MEAN), *self._planting(study)]
+        study = self._study(subject, subject.recipe.federation)
+        found: list[Job] = [*feature_jobs(subject), *study.clean(MEAN), *self._planting(subject, study)]
         for rule in study.rules():
             found += study.clean(rule)
             for byzantine in study.numbers(rule):
                 found += [job for jobs in study.attacked(rule, byzantine).values() for job in jobs]
         return list(dict.fromkeys(found))
 
-    def _planting(self, study: "Study") -> list[Job]:
+    def _study(self, subject: Subject, federation: Federation) -> "Study":
+        return Study(self, Federations(subject, federation, self.clients, self.alpha, self.seeds))
+
+    def _planting(self, subject: Subject, study: "Study") -> list[Job]:
         """Features of every image with the trigger, and the federations where it is planted."""
-        if self._no_backdoor(study.subject):
+        if self._no_backdoor(subject):
             return []
-        recipe, data = study.subject.recipe, study.subject.data
+        recipe, data = subject.recipe, subject.data
         shown = embed_jobs(recipe.backbone, recipe.input, data.digest, data.rows, [PLANTED])
         return [*shown, *(job for jobs in study.planted().values() for job in jobs)]
 
@@ -148,7 +146,7 @@ class Robustness(Check):
                 return CheckResult(measurements=tuple(absent))
             return CheckResult(measurements=(), notes=(f"robustness: left out, since {NO_FEDERATION}",))
         # Figures, picture and remedies ask for the same federations: each is read from the store once.
-        figures = _Figures(Study(self, subject, subject.recipe.federation), cache(results), confidence)
+        figures = _Figures(self._study(subject, subject.recipe.federation), cache(results), confidence)
         own, *others = figures.study.rules()
         drops = {f: figures.drop(own, f) for f in figures.study.numbers(own)}
         table = figures.table([own, *others], {name: limit.max for name, limit in self.limits.items()})
@@ -156,7 +154,7 @@ class Robustness(Check):
             measurements=(
                 drops[self.byzantine],
                 figures.tax(own),
-                breakdown_point(drops, figures.study.count, table.drop_limit, confidence),
+                breakdown_point(drops, figures.study.federations.count, table.drop_limit, confidence),
                 figures.backdoor(self._no_backdoor(subject)),
             ),
             exhibits=(figures.plot([own, *others]), table),
@@ -167,61 +165,34 @@ class Robustness(Check):
 
 @dataclass(frozen=True)
 class Study:
-    """The federations that a check trains for one subject."""
+    """Whom the check tries, by which rules."""
 
     check: Robustness
-    subject: Subject
-    federation: Federation
-
-    @property
-    def count(self) -> int:
-        """Clients of the study's federations."""
-        if self.check.clients != "recipe":
-            return self.check.clients
-        if self.federation.clients.count is not None:
-            return self.federation.clients.count
-        data = self.subject.data
-        return 0 if data.client is None else len(np.unique(data.client[data.split == Split.MEMBER]))
+    federations: Federations
 
     def rules(self) -> list[Aggregator]:
         """The recipe's own, and the alternatives told of those who attack."""
-        own = self.federation.aggregator
+        own = self.federations.federation.aggregator
         others = ROBUST if self.check.alternatives else ()
         return [own, *(_told(rule, self.check.byzantine) for rule in others if str(rule) != str(own))]
 
     def numbers(self, rule: Aggregator) -> list[int]:
         """How many clients attack: every minority for the recipe's rule, the policy's number for the others."""
-        least = range(1, (self.count - 1) // 2 + 1) if rule == self.federation.aggregator else ()
+        minorities = range(1, (self.federations.count - 1) // 2 + 1)
+        least = minorities if rule == self.federations.federation.aggregator else ()
         return sorted({*least, self.check.byzantine})
 
     def clean(self, rule: Aggregator) -> list[Federate]:
         """Federations that nobody attacks, by seed."""
-        how, data = self._recipe(rule), self.subject.data
-        return [federate(how, data.digest, None, 0, seed) for seed in range(self.check.seeds)]
+        return self.federations.jobs(rule)
 
     def attacked(self, rule: Aggregator, byzantine: int) -> dict[str, list[Federate]]:
         """Federations that so many clients attack, by attack and seed."""
-        return self._attacked(rule, byzantine, self.check.attacks)
+        return {name: self.federations.jobs(rule, (name, byzantine)) for name in self.check.attacks}
 
     def planted(self) -> dict[str, list[Federate]]:
         """Federations by the recipe's rule in which a backdoor is planted, by adversary and seed."""
-        return self._attacked(self.federation.aggregator, self.check.byzantine, BACKDOORS)
-
-    def _attacked(self, rule: Aggregator, byzantine: int, attacks: Iterable[str]) -> dict[str, list[Federate]]:
-        how, data = self._recipe(rule), self.subject.data
-        return {
-            name: [federate(how, data.digest, name, byzantine, seed) for seed in range(self.check.seeds)]
-            for name in attacks
-        }
-
-    def _recipe(self, rule: Aggregator) -> Recipe:
-        """The recipe with this rule and the study's clients."""
-        changed: dict[str, object] = {"aggregator": rule}
-        if self.check.clients != "recipe":
-            changed["clients"] = Clients(
-                partition="dirichlet_by_class", count=self.check.clients, alpha=self.check.alpha, minimum=2
-            )
-        return self.subject.recipe.model_copy(update={"federation": self.federation.model_copy(update=changed)})
+        return {name: self.federations.jobs(None, (name, self.check.byzantine)) for name in BACKDOORS}
 
 
 @dataclass(frozen=True)
@@ -264,7 +235,7 @@ class _Figures:
             ]
             unharmed = float(self._accuracy(self.study.clean(rule)).mean())
             lines.append(ByzantineLine(rule=str(rule), byzantine=(0, *numbers), accuracy=(unharmed, *worst)))
-        return ByzantinePlot(clients=self.study.count, lines=tuple(lines))
+        return ByzantinePlot(clients=self.study.federations.count, lines=tuple(lines))
 
     def table(self, rules: list[Aggregator], limits: Mapping[str, float | None]) -> RuleTable:
         """Every rule against the limits, or against DROP."""
@@ -275,20 +246,19 @@ class _Figures:
             clean = float(self._accuracy(self.study.clean(rule)).mean())
             passes = rule_passes(drop, tax, bound, most)
             trials.append(RuleTrial(rule=str(rule), clean=clean, tax=tax, drop=drop, passes=passes))
-        count = self.study.count
+        count = self.study.federations.count
         return RuleTable(clients=count, byzantine=byzantine, drop_limit=bound, tax_limit=most, rules=tuple(trials))
 
     def heterogeneity(self) -> str:
         """How differently the study's clients are spread over the classes."""
-        found = np.mean([float(self.results(job)["heterogeneity"][0]) for job in self.study.clean(MEAN)])
-        return f"robustness: clients' classes differ from everyone's by {found:.2f} in total variation, on average"
+        return f"robustness: {self.study.federations.heterogeneity(self.study.clean(MEAN), self.results)}"
 
     def _accuracy(self, jobs: list[Federate]) -> Floats:
-        return np.array([float(self.results(job)["accuracy"][0]) for job in jobs])
+        return self.study.federations.accuracy(jobs, self.results)
 
     @property
     def _rows(self) -> int:
-        return int((self.study.subject.data.split == Split.HOLDOUT).sum())
+        return self.study.federations.rows
 
 
 def _remedies(table: RuleTable) -> list[Remedy]:
@@ -296,7 +266,7 @@ def _remedies(table: RuleTable) -> list[Remedy]:
     own, *others = table.rules
     if own.passes or not others:
         return []
-    basis = "; ".join(f"{one.rule}: drop {_percent(one.drop)}, tax {_percent(one.tax)}" for one in others)
+    basis = "; ".join(f"{one.rule}: drop {in_percent(one.drop)}, tax {in_percent(one.tax)}" for one in others)
     passing = [one for one in others if one.passes]
     if not passing:
         return [Remedy(action="no rule tried passes: admit fewer unknown clients, or vet them", basis=basis)]
@@ -306,9 +276,3 @@ def _remedies(table: RuleTable) -> list[Remedy]:
 
 def _told(rule: Aggregator, byzantine: int) -> Aggregator:
     return rule.model_copy(update={"tolerates": byzantine})
-
-
-def _percent(measurement: Measurement) -> str:
-    if measurement.value is None or measurement.low is None or measurement.high is None:
-        return "not measured"
-    return f"{100 * measurement.value:.1f} % [{100 * measurement.low:.1f}, {100 * measurement.high:.1f}]"

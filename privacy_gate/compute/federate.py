@@ -97,6 +97,10 @@ def federated_heads(
 def cell_of(job: Federate, train: Samples) -> Cell:
     """The cell that the job describes."""
     plain = cell(job.recipe, train, job.seed)
+    if job.stress is not None:
+        share = {"gone": 0.0, "absent": 0.0, "stale": 0.0} | dict([job.stress])
+        stressed = replace(plain.training, gone=share["gone"], absent=share["absent"], stale=share["stale"])
+        plain = replace(plain, training=stressed)
     if job.adversary is None:
         return plain
     return replace(plain, adversary=job.adversary, f=job.byzantine, tolerated=plain.told)

@@ -33,6 +33,7 @@ CHECKS = {
     "robustness": "The federation under hostile clients",
     "fairness": "Whom the model serves worse",
     "inversion": "What clients' updates reveal",
+    "system_stress": "The federation under stress",
     "trajectory": "What the federation's rounds reveal",
     "utility": "Utility",
     "vulnerability": "The most exposed examples",
@@ -90,6 +91,10 @@ _METRICS = {
     ),
     "client_mia_gap": Metric("largest gap between clients of members told by updates", percent=True),
     "client_mia_gap_p_value": Metric("chance that clients differ as much where all are alike", percent=True),
+    "heterogeneity_drop": Metric("accuracy lost where clients are very unlike", percent=True, chance=0.0, signed=True),
+    "gone_drop": Metric("accuracy lost where some clients never take part", percent=True, chance=0.0, signed=True),
+    "absent_drop": Metric("accuracy lost where some clients do not answer", percent=True, chance=0.0, signed=True),
+    "stale_drop": Metric("accuracy lost where some updates arrive late", percent=True, chance=0.0, signed=True),
     "client_std": Metric("spread of accuracy between clients, chance taken out", percent=True),
     "worst_decile_gap": Metric(
         "what the worst tenth of clients lack to the mean, chance taken out", percent=True, chance=0.0, signed=True

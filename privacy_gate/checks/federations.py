@@ -1,0 +1,83 @@
+"""The recipe's federation trained anew, under whatever a check puts it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from privacy_gate.checks.check import Results, Subject
+from privacy_gate.dataset import Split
+from privacy_gate.errors import ConfigurationError
+from privacy_gate.evidence import Floats
+from privacy_gate.federation import Aggregator, Clients, Federation
+from privacy_gate.job import Federate, Stress, federate
+
+MEAN = Aggregator(name="mean")
+
+NO_FEDERATION = "the recipe declares no federation"
+
+
+@dataclass(frozen=True)
+class Federations:
+    """Federations of one recipe, of several seeds each.
+
+    clients  how many, or the recipe's own, holding what they hold
+    alpha    of the Dirichlet partition of so many clients; the recipe's own keep theirs
+    """
+
+    subject: Subject
+    federation: Federation
+    clients: Literal["recipe"] | int
+    alpha: float
+    seeds: int
+
+    @property
+    def count(self) -> int:
+        """Clients of each federation. Raises ConfigurationError where a column counts them, and there is none."""
+        if self.clients != "recipe":
+            return self.clients
+        if self.federation.clients.count is not None:
+            return self.federation.clients.count
+        data = self.subject.data
+        if data.client is None:
+            raise ConfigurationError(
+                "the recipe's clients come from a column, and the data manifest names none: add columns: {client: ...}"
+            )
+        return len(np.unique(data.client[data.split == Split.MEMBER]))
+
+    @property
+    def rows(self) -> int:
+        """Holdout rows, on which accuracy is measured."""
+        return int((self.subject.data.split == Split.HOLDOUT).sum())
+
+    def jobs(
+        self,
+        rule: Aggregator | None = None,
+        attack: tuple[str, int] | None = None,
+        stress: Stress | None = None,
+        alpha: float | None = None,
+    ) -> list[Federate]:
+        """One federation a seed.
+
+        rule    None: the recipe's own
+        attack  by name, and how many clients attack; None: nobody
+        stress  see job.Federate
+        alpha   of a Dirichlet partition in place of the study's
+        """
+        changed: dict[str, object] = {"aggregator": rule or self.federation.aggregator}
+        if alpha is not None or self.clients != "recipe":
+            changed["clients"] = Clients(
+                partition="dirichlet_by_class", count=self.count, alpha=alpha or self.alpha, minimum=2
+            )
+        how = self.subject.recipe.model_copy(update={"federation": self.federation.model_copy(update=changed)})
+        name, byzantine = attack or (None, 0)
+        return [federate(how, self.subject.data.digest, name, byzantine, seed, stress) for seed in range(self.seeds)]
+
+    def accuracy(self, jobs: list[Federate], results: Results) -> Floats:
+        """Holdout accuracy by seed, the mean over the last tenth of the rounds, (S,)."""
+        return np.array([float(results(job)["accuracy"][0]) for job in jobs])
+
+    def heterogeneity(self, jobs: list[Federate], results: Results) -> str:
+        """How differently the clients are spread over the classes, in words."""
+        found = np.mean([float(results(job)["heterogeneity"][0]) for job in jobs])
+        return f"clients' classes differ from everyone's by {found:.2f} in total variation, on average"

@@ -1,0 +1,89 @@
+"""Does the recipe's federation bear what goes wrong without anybody's will: unlike, absent and late clients?"""
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Annotated, Literal, get_args
+
+from pydantic import Field
+
+from privacy_gate.checks.check import Check, Results, Subject
+from privacy_gate.checks.federations import NO_FEDERATION, Federations
+from privacy_gate.checks.references import feature_jobs
+from privacy_gate.federation import Federation
+from privacy_gate.job import Federate, Job
+from privacy_gate.metrics.robustness import accuracy_loss
+from privacy_gate.verdict import CheckResult, Limit, not_measured
+
+StressMetric = Literal["heterogeneity_drop", "gone_drop", "absent_drop", "stale_drop"]
+
+EVEN = 100.0
+"""alpha of clients who are nearly alike."""
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class SystemStress(Check):
+    """Holdout accuracy that a federation of the recipe loses under stress (arXiv 2402.01857: exacerbated
+    out-of-distribution resilience, and the systems' failures of federated learning).
+
+    heterogeneity_drop  from clients nearly alike (alpha 100) to very unlike ones (alpha `uneven`)
+    gone_drop    where a share `gone` of the clients never takes part
+    absent_drop  where a share `absent` does not answer, others in each round
+    stale_drop   where a share `stale` of each round's updates arrives a round late
+
+    clients, alpha  of the federations of the last three: see robustness; seeds: federations of each kind
+    required   a recipe without federation leaves the metrics not measured, so the verdict undecided
+    """
+
+    check: Literal["system_stress"] = "system_stress"
+    clients: Literal["recipe"] | Annotated[int, Field(ge=4, le=1000)] = 10
+    alpha: Annotated[float, Field(gt=0)] = 0.5
+    uneven: Annotated[float, Field(gt=0, lt=EVEN)] = 0.1
+    gone: Share = 0.3
+    absent: Share = 0.3
+    stale: Share = 0.2
+    seeds: Annotated[int, Field(ge=3, le=100)] = 5
+    required: bool = False
+    limits: Mapping[StressMetric, Limit] = Field(default_factory=dict)
+
+    def jobs(self, subject: Subject) -> list[Job]:
+        """Every federation, stressed and not; none for a recipe without federation."""
+        federation = subject.recipe.federation
+        if federation is None:
+            return []
+        pairs = self._pairs(self._federations(subject, federation)).values()
+        return [*feature_jobs(subject), *dict.fromkeys(job for pair in pairs for jobs in pair for job in jobs)]
+
+    def measure(self, subject: Subject, results: Results, confidence: float) -> CheckResult:
+        """Each metric paired by seed: the same clients and batches, with the stress and without."""
+        federation, read = subject.recipe.federation, cache(results)
+        if federation is None:
+            if self.required:
+                absent = (not_measured(name, NO_FEDERATION) for name in get_args(StressMetric))
+                return CheckResult(measurements=tuple(absent))
+            return CheckResult(measurements=(), notes=(f"system_stress: left out, since {NO_FEDERATION}",))
+        study = self._federations(subject, federation)
+        pairs = self._pairs(study)
+        found = [
+            accuracy_loss(name, study.accuracy(calm, read), study.accuracy(stressed, read), study.rows, confidence)
+            for name, (calm, stressed) in pairs.items()
+        ]
+        even, uneven = pairs["heterogeneity_drop"]
+        notes = [
+            f"system_stress, alpha {alpha:g}: {study.heterogeneity(jobs, read)}"
+            for alpha, jobs in ((EVEN, even), (self.uneven, uneven))
+        ]
+        return CheckResult(measurements=tuple(found), notes=tuple(notes))
+
+    def _federations(self, subject: Subject, federation: Federation) -> Federations:
+        return Federations(subject, federation, self.clients, self.alpha, self.seeds)
+
+    def _pairs(self, study: Federations) -> dict[StressMetric, tuple[list[Federate], list[Federate]]]:
+        """By metric: federations without the stress, and with it."""
+        calm = study.jobs()
+        return {
+            "heterogeneity_drop": (study.jobs(alpha=EVEN), study.jobs(alpha=self.uneven)),
+            "gone_drop": (calm, study.jobs(stress=("gone", self.gone))),
+            "absent_drop": (calm, study.jobs(stress=("absent", self.absent))),
+            "stale_drop": (calm, study.jobs(stress=("stale", self.stale))),
+        }

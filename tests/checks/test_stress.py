@@ -1,0 +1,125 @@
+"""Stress without anybody's will: what costs a federation is found, what costs nothing passes."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from privacy_gate.candidate import Recipe
+from privacy_gate.checks.check import Subject
+from privacy_gate.checks.stress import SystemStress
+from privacy_gate.compute.machine import Machine
+from privacy_gate.compute.run import run
+from privacy_gate.compute.work import Inputs
+from privacy_gate.dataset import AuditData, Split
+from privacy_gate.documents import parse
+from privacy_gate.errors import ConfigurationError
+from privacy_gate.job import Federate, describe, digest
+from privacy_gate.store import Store
+from privacy_gate.verdict import CheckResult, Limit, Status, judged_status
+
+METRICS = ["heterogeneity_drop", "gone_drop", "absent_drop", "stale_drop"]
+
+
+def recipe(**federation: Any) -> Recipe:
+    fields = {
+        "backbone": {"name": "identity"},
+        "classes": 10,
+        "optimizer": {"name": "sgd", "lr": 0.5},
+        "epochs": 1,
+        "batch_size": 32,
+        "federation": {"clients": {"partition": "iid", "count": 10}, "rounds": 60, "steps": 1} | federation,
+    }
+    return parse(fields, Recipe, "recipe")
+
+
+def check(**settings: Any) -> SystemStress:
+    return parse({"check": "system_stress"} | settings, SystemStress, "policy")
+
+
+@pytest.fixture(scope="module")
+def digits() -> AuditData:
+    """Three clients of the column hold three, three and four classes each."""
+    x, y = load_digits(return_X_y=True)
+    split = np.full(len(x), Split.HOLDOUT, dtype=np.int8)
+    split[np.random.default_rng(0).permutation(len(x))[:900]] = Split.MEMBER
+    return AuditData(
+        ids=np.array([f"d{row}" for row in range(len(x))]),
+        label=y.astype(np.int64),
+        split=split,
+        digest="d" * 64,
+        embedding=(x / 16).astype(np.float32),
+        client=np.array(["north", "south", "west"])[np.minimum(y // 3, 2)],
+    )
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(str(tmp_path_factory.mktemp("store")))
+
+
+def measured(how: SystemStress, made: Recipe, data: AuditData, store: Store) -> CheckResult:
+    subject = Subject(recipe=made, artifact="a" * 64, data=data, logged={})
+    run([job for job in how.jobs(subject) if not store.has(job)], Inputs(data, Path()), Machine(threads=1), store)
+    return how.measure(subject, store.get, 0.95)
+
+
+def figures(result: CheckResult) -> Mapping[str, Any]:
+    assert [one.metric for one in result.measurements] == METRICS
+    return {one.metric: one for one in result.measurements}
+
+
+def test_few_steps_bear_all_of_it_and_long_local_training_breaks_on_unlike_clients(
+    digits: AuditData, store: Store
+) -> None:
+    borne = measured(check(), recipe(), digits, store)
+    found = figures(borne)
+    for metric in ("gone_drop", "absent_drop", "stale_drop"):
+        assert judged_status(found[metric], Limit(max=0.1)) is Status.MET, metric
+    broken = figures(measured(check(uneven=0.05), recipe(steps=40, rounds=10), digits, store))
+    assert broken["heterogeneity_drop"].low > 0
+    assert broken["heterogeneity_drop"].value > found["heterogeneity_drop"].value
+    alike, unlike = (float(note.rpartition("by ")[2].split()[0]) for note in borne.notes)
+    assert alike < 0.1
+    assert unlike > 0.5
+
+
+def test_a_client_who_alone_knows_three_classes_is_missed_where_it_is_gone(digits: AuditData, store: Store) -> None:
+    named = recipe(clients={"partition": "column"})
+    found = figures(measured(check(clients="recipe", seeds=3), named, digits, store))
+    assert found["gone_drop"].low > 0.2  # each seed loses one of three clients, and what it alone knew
+    assert found["gone_drop"].value > found["absent_drop"].value  # who is back in the next round is not forgotten
+
+
+def test_a_share_that_is_nobody_costs_exactly_nothing(digits: AuditData, store: Store) -> None:
+    found = figures(measured(check(gone=0.04, absent=0.04, stale=0.04, seeds=3), recipe(), digits, store))
+    assert [found[metric].value for metric in METRICS[1:]] == [0, 0, 0]
+    assert all(found[metric].high > 0 for metric in METRICS[1:])  # three seeds alike prove little
+
+
+def test_federations_without_stress_keep_the_names_of_their_results(digits: AuditData) -> None:
+    subject = Subject(recipe=recipe(), artifact="a" * 64, data=digits, logged={})
+    jobs = [job for job in check().jobs(subject) if isinstance(job, Federate)]
+    assert len(jobs) == len(set(map(digest, jobs))) == 6 * 5
+    assert {"stress" in describe(job) for job in jobs if job.stress is None} == {False}
+    assert all(describe(job)["stress"] == job.stress for job in jobs if job.stress is not None)
+
+
+def test_without_a_federation_it_is_left_out_or_undecided(digits: AuditData) -> None:
+    alone = recipe().model_copy(update={"federation": None})
+    subject = Subject(recipe=alone, artifact="a" * 64, data=digits, logged={})
+    assert check().jobs(subject) == []
+    assert check().measure(subject, dict[Any, Any]().__getitem__, 0.95).measurements == ()
+    found = figures(check(required=True).measure(subject, dict[Any, Any]().__getitem__, 0.95))
+    assert {judged_status(one, Limit(max=1.0)) for one in found.values()} == {Status.NOT_MEASURED}
+
+
+def test_clients_of_a_column_that_is_not_named_are_a_mistake_of_the_manifest(digits: AuditData) -> None:
+    named = recipe(clients={"partition": "column"})
+    subject = Subject(recipe=named, artifact="a" * 64, data=replace(digits, client=None), logged={})
+    with pytest.raises(ConfigurationError, match="the data manifest names none"):
+        check(clients="recipe").jobs(subject)
