@@ -57,18 +57,34 @@ def smallest(scores: torch.Tensor, count: int) -> torch.Tensor:
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, order, True)
 
 
-def ordered(updates: torch.Tensor) -> list[torch.Tensor]:
+def ordered(updates: torch.Tensor, ranks: range | None = None) -> list[torch.Tensor]:
     """The n order statistics of each coordinate, ascending, n tensors (..., d); NaN counts as +inf.
 
-    By Batcher's merge exchange (Knuth, volume 3, algorithm 5.2.2 M): a fixed sequence of minima and maxima of
-    whole tensors, many times faster than sorting n values at a time.
+    ranks: those wanted, counted from 0, no others being right; None: all. By Batcher's merge exchange (Knuth, volume 3,
+    algorithm 5.2.2 M): a fixed sequence of minima and maxima of whole tensors, many times faster than sorting n values
+    at a time, less those that no wanted rank depends on.
     """
     if bool(updates.sum().isnan()):  # inf - inf too, which changes nothing
         updates = torch.where(updates.isnan(), torch.inf, updates)
     rows = list(updates.unbind(-2))
-    for low, high in _exchanges(len(rows)):
-        rows[low], rows[high] = torch.minimum(rows[low], rows[high]), torch.maximum(rows[low], rows[high])
+    for low, high, least, most in _needed(len(rows), ranks or range(len(rows))):
+        first, second = rows[low], rows[high]
+        if least:
+            rows[low] = torch.minimum(first, second)
+        if most:
+            rows[high] = torch.maximum(first, second)
     return rows
+
+
+@cache
+def _needed(n: int, ranks: range) -> tuple[tuple[int, int, bool, bool], ...]:
+    """The exchanges that the ranks depend on: both places, and whether the lesser and the larger value is wanted."""
+    wanted, found = set(ranks), []
+    for low, high in reversed(_exchanges(n)):
+        if low in wanted or high in wanted:
+            found.append((low, high, low in wanted, high in wanted))
+            wanted |= {low, high}
+    return tuple(reversed(found))
 
 
 @cache
@@ -83,6 +99,12 @@ def _exchanges(n: int) -> tuple[tuple[int, int], ...]:
             distance, q, r = q - p, q >> 1, p
         p >>= 1
     return tuple(pairs)
+
+
+def coordinate_median(updates: torch.Tensor) -> torch.Tensor:
+    """Of updates (..., n, d), coordinate by coordinate: (..., d); NaN counts as +inf."""
+    n = updates.shape[-2]
+    return middle(ordered(updates, range((n - 1) // 2, n // 2 + 1)))
 
 
 def middle(rows: list[torch.Tensor]) -> torch.Tensor:

@@ -11,9 +11,9 @@ import torch
 from privacy_gate.errors import ConfigurationError
 from privacy_gate.federated.geometry import (
     closest_to_middle,
+    coordinate_median,
     finite_rows,
     mean_of,
-    middle,
     ordered,
     smallest,
     squared_distances,
@@ -34,16 +34,17 @@ CHUNK = 256
 def median(updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch.Tensor:
     """Coordinate-wise median: Yin et al. 2018 (arXiv 1803.01498)."""
     refuse_few(updates, f, 2 * f + 1, "median")
-    return middle(ordered(updates))
+    return coordinate_median(updates)
 
 
 def trimmed_mean(updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch.Tensor:
     """Coordinate-wise mean without the f smallest and the f largest: Yin et al. 2018 (arXiv 1803.01498)."""
     refuse_few(updates, f, 2 * f + 1, "trimmed mean")
-    rows = ordered(updates) if f else list(updates.unbind(-2))
-    kept = rows[f : len(rows) - f]
-    total = kept[0].clone()
-    for row in kept[1:]:
+    kept = range(f, updates.shape[-2] - f)
+    rows = ordered(updates, kept) if f else list(updates.unbind(-2))
+    kept_rows = [rows[rank] for rank in kept]
+    total = kept_rows[0].clone()
+    for row in kept_rows[1:]:
         total += row
     return total / len(kept)
 
@@ -104,7 +105,7 @@ def geometric_median(
     Pillutla et al. 2022 (arXiv 1912.13445). The coordinate-wise median is a start that f updates cannot move far.
     """
     refuse_few(updates, f, 2 * f + 1, "geometric median")
-    return weiszfeld(updates, middle(ordered(updates)), nu, iterations)
+    return weiszfeld(updates, coordinate_median(updates), nu, iterations)
 
 
 def weiszfeld(updates: torch.Tensor, start: torch.Tensor, nu: float, iterations: int) -> torch.Tensor:

@@ -214,8 +214,9 @@ class Federation:
 
 
 def _compact(places: list[int], device: torch.device) -> torch.Tensor | slice:
-    if places[-1] - places[0] == len(places) - 1:
-        return slice(places[0], places[-1] + 1)
+    step = places[1] - places[0] if len(places) > 1 else 1
+    if places == list(range(places[0], places[-1] + 1, step)):
+        return slice(places[0], places[-1] + 1, step)
     return torch.tensor(places, device=device)
 
 

@@ -19,7 +19,7 @@ from privacy_gate.federated.rounds import Federation, Table
 from privacy_gate.federated.samples import Samples, with_ones
 from privacy_gate.federated.scores import Exam, backdoor_exam, exam
 
-CPU_BYTES = 8 << 20
+CPU_BYTES = 16 << 20
 """What the updates of one block may take on a CPU: larger blocks leave its caches."""
 
 
@@ -30,7 +30,8 @@ class Outcome:
     accuracy         of all rows
     curve            (R',)  at each round in `rounds` (R',), counted from 1
     class_accuracy   (C,)   NaN for a class without rows
-    client_accuracy  (K,)   of each client's own test rows where they name their clients, else with its classes' shares
+    client_accuracy  (K,)   of each client's own test rows where they name their clients, else with its classes' shares;
+                     NaN for one whose classes nobody is tested on
     backdoor         share of triggered rows of other classes that the last head calls the target; None without one
     heterogeneity    mean total variation distance of the clients' classes from everyone's
     sizes            (K,)   training rows of each client
@@ -206,7 +207,8 @@ def _outcome(
         by_client = mean[classes:]
     else:
         shares = held.shares[:, seen]
-        by_client = shares @ mean[:classes][seen] / shares.sum(axis=1)
+        known = shares.sum(axis=1)  # 0 for a client whose classes nobody is tested on
+        by_client = np.divide(shares @ mean[:classes][seen], known, out=np.full(len(known), np.nan), where=known > 0)
     return Outcome(
         accuracy=float(curve[-cell.training.last :].mean()),
         curve=curve,
