@@ -49,6 +49,7 @@ NOT_TESTED_WITHOUT = {
     "backdoor": "backdoors",
     "robustness": "the federation under hostile clients",
     "system_stress": "the federation under absent, late and unlike clients",
+    "evasion": "evasion",
     "fairness": "whom the model serves worse",
     "inversion": "reconstruction from clients' updates",
 }
@@ -61,7 +62,6 @@ NOT_TESTED = (
     "reconstruction and model inversion",
     "attribute inference",
     "training-data extraction by prompting or regurgitation",
-    "evasion",
     "white-box membership inference from gradients or weights",
 )
 

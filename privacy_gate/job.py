@@ -193,6 +193,48 @@ class InvertTrigger:
 
 
 @dataclass(frozen=True)
+class Evade:
+    """What the candidate still gets right under the worst small change of each image: see compute.evasion.
+
+    levels   largest change of a pixel, of 255
+    steps    of each attack
+    targets  classes that the targeted attack tries, likeliest first
+
+    Result, all (R,) bool, for each of `rows`: right, as it is; untargeted, right under APGD on the cross entropy;
+    standing, right under the targeted attacks as well. Signs of masked gradients: guessed, wrong under random changes
+    of the same size; wide, right under changes that no model withstands; flat, right where there is no gradient.
+    """
+
+    artifact: str
+    recipe: Recipe
+    dataset: str
+    rows: tuple[int, ...]
+    levels: float
+    steps: int
+    targets: int
+
+
+@dataclass(frozen=True)
+class Universal:
+    """One change for all images, crafted on the public backbone and a linear probe of `rows`: see compute.evasion.
+
+    tried   images it is tried on, ascending, none of `rows`
+    levels  largest change of a pixel, of 255
+
+    Result, all (T,) int64: the class that is named, by the candidate, predicted_plain, predicted_shifted with the
+    change and predicted_noise with random signs of the same size; and by the probe, probe_plain and so on.
+    """
+
+    artifact: str
+    recipe: Recipe
+    dataset: str
+    rows: tuple[int, ...]
+    tried: tuple[int, ...]
+    levels: float
+    steps: int
+
+
+@dataclass(frozen=True)
 class Trajectory:
     """What the candidate's round log says of every row: see federated.trajectory.
 
@@ -209,7 +251,20 @@ class Trajectory:
     rounds: str
 
 
-Job = Embed | Score | TrainReference | TrainControl | Federate | Probe | Trigger | Invert | InvertTrigger | Trajectory
+Job = (
+    Embed
+    | Score
+    | TrainReference
+    | TrainControl
+    | Federate
+    | Probe
+    | Trigger
+    | Invert
+    | InvertTrigger
+    | Evade
+    | Universal
+    | Trajectory
+)
 
 
 def train_reference(

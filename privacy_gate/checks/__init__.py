@@ -7,6 +7,7 @@ from pydantic import Field
 from privacy_gate.checks.backdoor import Backdoor
 from privacy_gate.checks.disparity import Disparity
 from privacy_gate.checks.dp_claim import DpClaim
+from privacy_gate.checks.evasion import Evasion
 from privacy_gate.checks.fairness import Fairness
 from privacy_gate.checks.inversion import Inversion
 from privacy_gate.checks.membership import Membership
@@ -22,6 +23,7 @@ AnyCheck = Annotated[
     Backdoor
     | Disparity
     | DpClaim
+    | Evasion
     | Fairness
     | Inversion
     | Membership

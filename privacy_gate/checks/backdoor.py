@@ -4,12 +4,11 @@ from collections.abc import Mapping
 from typing import Annotated, Literal, Self, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 
 from privacy_gate.checks.check import Check, Results, Subject, distinct_names
+from privacy_gate.checks.holdout import NO_IMAGES, apart, first, has_images
 from privacy_gate.checks.references import feature_jobs
-from privacy_gate.dataset import Split
 from privacy_gate.documents import Record
 from privacy_gate.evidence import Ints
 from privacy_gate.job import InvertTrigger, Job, Score, Trigger
@@ -28,8 +27,6 @@ INVERTED: tuple[BackdoorMetric, ...] = ("inverted_backdoor", "trigger_anomaly")
 
 TRIGGERS = ("corner", "grid", "blended", "sinusoid")
 """Those of compute.stamps."""
-
-NO_IMAGES = "needs images: the table holds embeddings, or a program of the policy's trains"
 
 NOT_ASKED = "the policy asks for no inversion: add inversion: {} to the check"
 
@@ -79,30 +76,29 @@ class Backdoor(Check):
 
     def jobs(self, subject: Subject) -> list[Job]:
         """The candidate's answers with each trigger, known or sought, and without; none where there are no images."""
-        if not _has_images(subject):
+        if not has_images(subject):
             return []
         score = Score(subject.artifact, subject.recipe, subject.data.digest)
         return [*feature_jobs(subject), score, *self._tried(subject).values(), *self._sought(subject)]
 
     def _tried(self, subject: Subject) -> dict[str, Trigger]:
-        rows = tuple(np.sort(_holdout(subject)[: self.images]).tolist())
+        rows = first(subject, self.images)
         return {
             name: Trigger(subject.artifact, subject.recipe, subject.data.digest, name, rows) for name in self.triggers
         }
 
     def _sought(self, subject: Subject) -> list[InvertTrigger]:
         """A search for each class, on rows apart from those that triggers are tried on."""
-        rows, classes = _holdout(subject), subject.recipe.classes
+        classes = subject.recipe.classes
         if self.inversion is None or classes < FEWEST_CLASSES:
             return []
-        apart = max(len(rows) - self.inversion.images, len(rows) // 2)
-        on, tried = (tuple(np.sort(some).tolist()) for some in (rows[apart:], rows[: min(apart, self.images)]))
+        on, tried = apart(subject, self.inversion.images, self.images)
         fixed = (subject.artifact, subject.recipe, subject.data.digest)
         return [InvertTrigger(*fixed, target, on, tried, self.inversion.steps) for target in range(classes)]
 
     def measure(self, subject: Subject, results: Results, confidence: float) -> CheckResult:
         """The lift of the worst known trigger and target, and what inversion found."""
-        if not _has_images(subject):
+        if not has_images(subject):
             return CheckResult(measurements=tuple(not_measured(name, NO_IMAGES) for name in get_args(BackdoorMetric)))
         label = subject.data.label
         plain = results(Score(subject.artifact, subject.recipe, subject.data.digest))["logits"].argmax(axis=1)
@@ -138,14 +134,3 @@ class Backdoor(Check):
             f"{1 - confidence:.0%} of cases, so an index alone proves nothing"
         )
         return figures, note
-
-
-def _has_images(subject: Subject) -> bool:
-    return subject.data.image is not None and subject.recipe.adaptation != "command"
-
-
-def _holdout(subject: Subject) -> NDArray[np.int64]:
-    """Holdout rows in an order drawn by the data's digest."""
-    rows = np.flatnonzero(subject.data.split == Split.HOLDOUT)
-    rng = np.random.default_rng(int(subject.data.digest[:16], 16))
-    return rng.permutation(rows)

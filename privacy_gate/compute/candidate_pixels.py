@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from privacy_gate.candidate import Recipe
-from privacy_gate.compute.backbone import build, candidate_tensors
+from privacy_gate.candidate import Input, Recipe
+from privacy_gate.compute.backbone import build, candidate_tensors, public_body
 from privacy_gate.compute.embed import decode, transform_of
 from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.parts import changed
@@ -21,17 +21,30 @@ def pixel_model(recipe: Recipe, folder: Path, machine: Machine) -> PixelModel:
     """The candidate whose files lie in `folder`, on the machine's device; images are scaled as the recipe says."""
     if recipe.input is None:
         raise DatasetError("the recipe reads embeddings; pixels are needed")
-    device = machine.torch_device()
     model = build(recipe.backbone, recipe.classes)
     model.load_state_dict(candidate_tensors(folder, recipe, changed(recipe)))
+    return _scaled(model, recipe.input, machine)
+
+
+def public_pixel_model(recipe: Recipe, head: tuple[torch.Tensor, torch.Tensor], machine: Machine) -> PixelModel:
+    """The public backbone with a head, weight (C, D) and bias (C,), likewise."""
+    if recipe.input is None:
+        raise DatasetError("the recipe reads embeddings; pixels are needed")
+    weight, bias = (each.to(machine.torch_device()) for each in head)
+    body = _scaled(public_body(recipe.backbone), recipe.input, machine)
+    return lambda images: body(images) @ weight.T + bias
+
+
+def _scaled(model: torch.nn.Module, shape: Input, machine: Machine) -> PixelModel:
+    device = machine.torch_device()
     model.to(device).eval().requires_grad_(False)
-    mean, std = (torch.tensor(each, device=device).view(3, 1, 1) for each in (recipe.input.mean, recipe.input.std))
+    mean, std = (torch.tensor(each, device=device).view(3, 1, 1) for each in (shape.mean, shape.std))
 
-    def logits(images: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = model((images - mean) / std)
-        return out
+    def out(images: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = model((images - mean) / std)
+        return found
 
-    return logits
+    return out
 
 
 def pixels(recipe: Recipe, data: AuditData, rows: Sequence[int]) -> torch.Tensor:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from privacy_gate.compute.control import run_control
+from privacy_gate.compute.evasion import run_evade, run_universal
 from privacy_gate.compute.federate import run_federate
 from privacy_gate.compute.invert import run_invert
 from privacy_gate.compute.machine import Machine
@@ -16,6 +17,7 @@ from privacy_gate.compute.triggers import run_trigger
 from privacy_gate.compute.work import Inputs, Results, Work, run_embed
 from privacy_gate.job import (
     Embed,
+    Evade,
     Federate,
     Invert,
     InvertTrigger,
@@ -26,6 +28,7 @@ from privacy_gate.job import (
     TrainReference,
     Trajectory,
     Trigger,
+    Universal,
 )
 from privacy_gate.progress import Progress, silent
 
@@ -40,6 +43,8 @@ RUNNERS: Mapping[type[Job], Callable[[Sequence[Any], Work], None]] = {
     Probe: run_probe,
     Invert: run_invert,
     Trajectory: run_trajectory,
+    Evade: run_evade,
+    Universal: run_universal,
 }
 """Every kind of job with what computes it, in the order in which kinds are computed: features first, since all
 else stands on them."""

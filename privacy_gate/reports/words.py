@@ -34,6 +34,7 @@ CHECKS = {
     "fairness": "Whom the model serves worse",
     "inversion": "What clients' updates reveal",
     "system_stress": "The federation under stress",
+    "evasion": "The model under adversarial images",
     "trajectory": "What the federation's rounds reveal",
     "utility": "Utility",
     "vulnerability": "The most exposed examples",
@@ -95,6 +96,8 @@ _METRICS = {
     "gone_drop": Metric("accuracy lost where some clients never take part", percent=True, chance=0.0, signed=True),
     "absent_drop": Metric("accuracy lost where some clients do not answer", percent=True, chance=0.0, signed=True),
     "stale_drop": Metric("accuracy lost where some updates arrive late", percent=True, chance=0.0, signed=True),
+    "robust_accuracy": Metric("rows still right under the worst small change of the image", percent=True),
+    "universal_transfer": Metric("answers changed by one change crafted on the public backbone", percent=True),
     "client_std": Metric("spread of accuracy between clients, chance taken out", percent=True),
     "worst_decile_gap": Metric(
         "what the worst tenth of clients lack to the mean, chance taken out", percent=True, chance=0.0, signed=True

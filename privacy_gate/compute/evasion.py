@@ -1,0 +1,132 @@
+"""The candidate under small changes of its images: sought for each image, or one for all."""
+
+from collections.abc import Sequence
+from itertools import groupby
+from operator import attrgetter
+
+import numpy as np
+import torch
+
+from privacy_gate.candidate import Recipe
+from privacy_gate.compute.apgd import apgd, cross_entropy, towards
+from privacy_gate.compute.candidate_pixels import PixelModel, pixel_model, pixels, public_pixel_model
+from privacy_gate.compute.judged import Arrays
+from privacy_gate.compute.universal import linear_probe, sign_noise, universal
+from privacy_gate.compute.work import Work
+from privacy_gate.job import Evade, Universal
+
+GUESSES = 10
+"""Random changes that each image is also tried with; where these fool the model and gradients do not, gradients are
+masked."""
+
+WIDE = 64 / 255
+"""A radius within which any image can be shown as another class: who withstands it hides its gradients."""
+
+
+def run_evade(jobs: Sequence[Evade], work: Work) -> None:
+    """Attacks every row of every job, batch by batch."""
+    for recipe, same in groupby(jobs, attrgetter("recipe")):
+        model = pixel_model(recipe, work.inputs.candidate, work.machine)
+        for job in same:
+            work.results.put(job, _evade(model, recipe, job, work))
+
+
+def _evade(model: PixelModel, recipe: Recipe, job: Evade, work: Work) -> Arrays:
+    device, size = work.machine.torch_device(), work.machine.batch
+    found: list[Arrays] = []
+    for first in range(0, len(job.rows), size):
+        rows = job.rows[first : first + size]
+        x = pixels(recipe, work.inputs.data, rows).to(device)
+        label = torch.from_numpy(work.inputs.data.label[list(rows)]).to(device)
+        found.append(evade(model, x, label, rows, job))
+        work.progress("seek adversarial images", min(first + size, len(job.rows)), len(job.rows))
+    return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+
+
+def evade(model: PixelModel, x: torch.Tensor, label: torch.Tensor, rows: Sequence[int], job: Evade) -> Arrays:
+    """The job's result for images x (B, 3, S, S) in 0 .. 1 of these rows, labels (B,)."""
+    radius = job.levels / 255
+    with torch.inference_mode():
+        logits = model(x)
+    right = logits.argmax(1) == label
+    masked = logits.clone().scatter_(1, label.unsqueeze(1), -torch.inf)
+    targets = masked.argsort(stable=True, dim=1, descending=True)[:, : min(job.targets, logits.shape[1] - 1)]
+    flat = torch.zeros_like(right)
+    flat[right] = _flat(model, x[right], label[right], targets[right, 0])
+    alone = right & ~_fooled(model, x, label, right, None, radius, job.steps)
+    standing = alone
+    for target in targets.unbind(1):
+        standing = standing & ~_fooled(model, x, label, standing, target, radius, job.steps)
+    guessed = torch.zeros_like(right)
+    with torch.inference_mode():
+        for guess in range(GUESSES):
+            noise = torch.stack([sign_noise(x.shape[-1], row, guess) for row in rows]).to(x)
+            guessed |= right & (model((x + radius * noise).clamp(0, 1)).argmax(1) != label)
+    wide = right.clone()
+    for chosen in (None, targets[:, 0]):
+        wide = wide & ~_fooled(model, x, label, wide, chosen, WIDE, job.steps)
+    named = {"right": right, "untargeted": alone, "standing": standing, "guessed": guessed, "wide": wide, "flat": flat}
+    return {name: values.cpu().numpy() for name, values in named.items()}
+
+
+def _fooled(
+    model: PixelModel,
+    x: torch.Tensor,
+    label: torch.Tensor,
+    among: torch.Tensor,
+    target: torch.Tensor | None,
+    radius: float,
+    steps: int,
+) -> torch.Tensor:
+    """Which of the rows `among` (B,) an attack fools, (B,)."""
+    fooled = torch.zeros_like(among)
+    if bool(among.any()):
+        loss = cross_entropy if target is None else towards(target[among])
+        fooled[among] = apgd(model, x[among], label[among], loss, radius, steps)[1]
+    return fooled
+
+
+def _flat(model: PixelModel, x: torch.Tensor, label: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Where a difference of two logits has no gradient at all, (B,)."""
+    if not len(x):
+        return torch.zeros(0, dtype=torch.bool, device=x.device)
+    leaf = x.detach().requires_grad_()
+    with torch.enable_grad():
+        (gradient,) = torch.autograd.grad(towards(target)(model(leaf), label).sum(), [leaf])
+    return ~(gradient != 0).flatten(1).any(1)
+
+
+def run_universal(jobs: Sequence[Universal], work: Work) -> None:
+    """Crafts each change on the public backbone and tries it on the candidate."""
+    for done, job in enumerate(jobs, 1):
+        work.results.put(job, _universal(job, work))
+        work.progress("seek a universal change", done, len(jobs))
+
+
+def _universal(job: Universal, work: Work) -> Arrays:
+    data, recipe, device = work.inputs.data, job.recipe, work.machine.torch_device()
+    rows = list(job.rows)
+    features = work.features(recipe.backbone, recipe.input)[rows]
+    probe = linear_probe(torch.from_numpy(features), torch.from_numpy(data.label[rows]), recipe.classes)
+    source = public_pixel_model(recipe, probe, work.machine)
+    x, label = pixels(recipe, data, rows).to(device), torch.from_numpy(data.label[rows]).to(device)
+    change = universal(source, x, label, job.levels / 255, job.steps)
+    fresh = pixels(recipe, data, job.tried)
+    noise = job.levels / 255 * sign_noise(fresh.shape[-1], 0, 0).to(device)
+    model = pixel_model(recipe, work.inputs.candidate, work.machine)
+    found = {}
+    for name, asked in (("predicted", model), ("probe", source)):
+        for suffix, shift in (("plain", None), ("shifted", change), ("noise", noise)):
+            found[f"{name}_{suffix}"] = _classes(asked, fresh, shift, work.machine.batch, device)
+    return found
+
+
+def _classes(
+    model: PixelModel, images: torch.Tensor, shift: torch.Tensor | None, size: int, device: torch.device
+) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+    found = []
+    with torch.inference_mode():
+        for batch in torch.split(images, size):
+            shown = batch.to(device) if shift is None else (batch.to(device) + shift).clamp(0, 1)
+            found.append(model(shown).argmax(1).cpu().numpy())
+    return np.concatenate(found)
