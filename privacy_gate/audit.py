@@ -50,6 +50,7 @@ NOT_TESTED_WITHOUT = {
     "robustness": "the federation under hostile clients",
     "system_stress": "the federation under absent, late and unlike clients",
     "evasion": "evasion",
+    "corruption": "accuracy on corrupted images",
     "fairness": "whom the model serves worse",
     "inversion": "reconstruction from clients' updates",
 }

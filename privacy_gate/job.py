@@ -235,6 +235,21 @@ class Universal:
 
 
 @dataclass(frozen=True)
+class Corrupt:
+    """What the candidate says of rows whose images are corrupted: see compute.corruptions.
+
+    Result: predicted (R,) int64, the class of the largest logit, for each of `rows`, ascending.
+    """
+
+    artifact: str
+    recipe: Recipe
+    dataset: str
+    rows: tuple[int, ...]
+    corruption: str
+    severity: int
+
+
+@dataclass(frozen=True)
 class Trajectory:
     """What the candidate's round log says of every row: see federated.trajectory.
 
@@ -263,6 +278,7 @@ Job = (
     | InvertTrigger
     | Evade
     | Universal
+    | Corrupt
     | Trajectory
 )
 

@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from privacy_gate.checks.backdoor import Backdoor
+from privacy_gate.checks.corruption import Corruption
 from privacy_gate.checks.disparity import Disparity
 from privacy_gate.checks.dp_claim import DpClaim
 from privacy_gate.checks.evasion import Evasion
@@ -21,6 +22,7 @@ from privacy_gate.checks.vulnerability import Vulnerability
 
 AnyCheck = Annotated[
     Backdoor
+    | Corruption
     | Disparity
     | DpClaim
     | Evasion

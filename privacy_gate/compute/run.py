@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from privacy_gate.compute.control import run_control
+from privacy_gate.compute.corruption import run_corrupt
 from privacy_gate.compute.evasion import run_evade, run_universal
 from privacy_gate.compute.federate import run_federate
 from privacy_gate.compute.invert import run_invert
@@ -16,6 +17,7 @@ from privacy_gate.compute.trigger_inversion import run_invert_trigger
 from privacy_gate.compute.triggers import run_trigger
 from privacy_gate.compute.work import Inputs, Results, Work, run_embed
 from privacy_gate.job import (
+    Corrupt,
     Embed,
     Evade,
     Federate,
@@ -45,6 +47,7 @@ RUNNERS: Mapping[type[Job], Callable[[Sequence[Any], Work], None]] = {
     Trajectory: run_trajectory,
     Evade: run_evade,
     Universal: run_universal,
+    Corrupt: run_corrupt,
 }
 """Every kind of job with what computes it, in the order in which kinds are computed: features first, since all
 else stands on them."""

@@ -1,0 +1,107 @@
+"""Does the candidate still work on images that are noisy, blurred, foggy? (arXiv 2402.01857: out-of-distribution
+resilience)"""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from privacy_gate.checks.check import Check, Results, Subject, distinct_names
+from privacy_gate.checks.holdout import NO_IMAGES, first, has_images
+from privacy_gate.checks.references import feature_jobs
+from privacy_gate.evidence import Bools
+from privacy_gate.job import Corrupt, Job, Score
+from privacy_gate.metrics.corruption import corruption_ratio
+from privacy_gate.verdict import CheckResult, Limit, not_measured
+
+CORRUPTIONS = (
+    "gaussian_noise",
+    "shot_noise",
+    "impulse_noise",
+    "defocus_blur",
+    "glass_blur",
+    "motion_blur",
+    "zoom_blur",
+    "snow",
+    "frost",
+    "fog",
+    "brightness",
+    "contrast",
+    "elastic_transform",
+    "pixelate",
+    "jpeg_compression",
+)
+"""Those of compute.corruptions."""
+
+Severity = Annotated[int, Field(ge=1, le=5)]
+
+
+class Corruption(Check):
+    """corruption_ratio: accuracy under fifteen common corruptions, of three severities each, over accuracy without.
+
+    Hendrycks & Dietterich 2019 (arXiv 1903.12261). Standard networks keep .775 of it on CIFAR-10-C and .515 on
+    ImageNet-C.
+
+    images       holdout images that are corrupted, at most
+    corruptions  by name
+    severities   of 1 to 5
+    """
+
+    check: Literal["corruption"] = "corruption"
+    images: Annotated[int, Field(ge=100, le=2000)] = 300
+    corruptions: Annotated[tuple[str, ...], Field(min_length=1)] = CORRUPTIONS
+    severities: Annotated[tuple[Severity, ...], Field(min_length=1)] = (1, 3, 5)
+    limits: Mapping[Literal["corruption_ratio"], Limit] = Field(default_factory=dict)
+
+    @field_validator("corruptions")
+    @classmethod
+    def _corruptions_exist(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return distinct_names(names, CORRUPTIONS, "corruption")
+
+    @field_validator("severities")
+    @classmethod
+    def _severities_differ(cls, severities: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(severities)) < len(severities):
+            raise ValueError("a severity is listed twice")
+        return severities
+
+    def jobs(self, subject: Subject) -> list[Job]:
+        """The candidate's answers with each corruption, and without; none where there are no images."""
+        if not has_images(subject):
+            return []
+        return [*feature_jobs(subject), self._score(subject), *self._corrupted(subject).values()]
+
+    def measure(self, subject: Subject, results: Results, confidence: float) -> CheckResult:
+        """The ratio over all corruptions and severities; what each corruption leaves, in a note."""
+        if not has_images(subject):
+            return CheckResult(measurements=(not_measured("corruption_ratio", NO_IMAGES),))
+        jobs = self._corrupted(subject)
+        rows = list(first(subject, self.images))
+        label = subject.data.label[rows]
+        right = results(self._score(subject))["logits"][rows].argmax(axis=1) == label
+        spoiled = {name: results(job)["predicted"] == label for name, job in jobs.items()}
+        rng = np.random.default_rng(int(subject.data.digest[:16], 16))
+        found = corruption_ratio(right, spoiled, label, confidence, rng)
+        notes = (self._note(right, spoiled),) if found.measured else ()
+        return CheckResult(measurements=(found,), notes=notes)
+
+    def _note(self, right: Bools, spoiled: Mapping[str, Bools]) -> str:
+        """What each corruption leaves of the accuracy, the worst first."""
+        kept = {
+            name: float(np.mean([spoiled[f"{name} {severity}"].mean() for severity in self.severities]) / right.mean())
+            for name in self.corruptions
+        }
+        told = ", ".join(f"{name} {share:.2f}" for name, share in sorted(kept.items(), key=lambda each: each[1]))
+        return f"corruption: of an accuracy of {right.mean():.1%} are left, by corruption: {told}"
+
+    def _score(self, subject: Subject) -> Score:
+        return Score(subject.artifact, subject.recipe, subject.data.digest)
+
+    def _corrupted(self, subject: Subject) -> dict[str, Corrupt]:
+        rows, fixed = first(subject, self.images), (subject.artifact, subject.recipe, subject.data.digest)
+        return {
+            f"{name} {severity}": Corrupt(*fixed, rows, name, severity)
+            for name in self.corruptions
+            for severity in self.severities
+        }

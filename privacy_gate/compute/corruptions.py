@@ -1,0 +1,311 @@
+"""Fifteen common corruptions of images: Hendrycks & Dietterich 2019 (arXiv 1903.12261), appendix B.
+
+Every one takes what an image shows, (S, S, 3) float32 in 0 .. 1, its strength, and a generator, and gives the same
+shape and range. Strengths are the paper's, of five severities, in two sets: for images of 32 pixels and of 224; between
+and beyond, see `strength`. Written anew; where this departs from the paper, the docstring says so.
+"""
+
+import io
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+
+Pixels = NDArray[np.float32]
+Corruption = Callable[[Pixels, Sequence[float], np.random.Generator], Pixels]
+
+SMALL, LARGE = 32, 224
+"""Sides of the images that the two sets of strengths are meant for."""
+
+
+def gaussian_noise(x: Pixels, c: Sequence[float], rng: np.random.Generator) -> Pixels:
+    """Normal noise of standard deviation c0."""
+    return _clipped(x + rng.normal(scale=c[0], size=x.shape))
+
+
+def shot_noise(x: Pixels, c: Sequence[float], rng: np.random.Generator) -> Pixels:
+    """As if c0 photons made full brightness."""
+    return _clipped(rng.poisson(x * c[0]) / c[0])
+
+
+def impulse_noise(x: Pixels, c: Sequence[float], rng: np.random.Generator) -> Pixels:
+    """A share c0 of all values becomes 0 or 1."""
+    drawn = rng.random(x.shape)
+    return _clipped(np.where(drawn < c[0] / 2, 0.0, np.where(drawn < c[0], 1.0, x)))
+
+
+def defocus_blur(x: Pixels, c: Sequence[float], rng: np.random.Generator) -> Pixels:
+    """A disk of radius c0, its edge blurred by c1."""
+    reach = max(2, math.ceil(c[0] + 3 * c[1]))
+    down, right = np.mgrid[-reach : reach + 1, -reach : reach + 1]
+    disk = np.clip(c[0] + 0.5 - np.hypot(down, right), 0, 1)
+    return _convolved(x, ndimage.gaussian_filter(disk, c[1]))
+
+
+def glass_blur(x: Pixels, c: Sequence[float], rng: np.random.Generator) -> Pixels:
+    """Blurred by c0, pixels moved by up to c1, c2 times, blurred again.
+
+    The paper exchanges neighbours one after the other; here all move at once, which looks the same.
+    """
+    side, found = x.shape[0], ndimage.gaussian_filter(x, (c[0], c[0], 0))
+    for _ in range(max(1, round(c[2]))):
+        moved = np.indices((side, side)) + np.rint(rng.uniform(-c[1], c[1], (2, side, side))).astype(int)
+        down, right = np.clip(moved, 0, side - 1)
+        found = found[down, right]
+    return _clipped(ndimage.gaussian_filter(found, (c[0], c[0], 0)))
+
+
+def motion_blur(x: Pixels, c: Sequence[float], rng: np.random.Generator) -> Pixels:
+    """Along a line of c0 pixels within 45 degrees of level, weights falling with standard deviation c1."""
+    return _clipped(_streaked(x, c[0], c[1], rng.uniform(-45, 45)))
+
+
+def zoom_blur(x: Pixels, c: Sequence[float], rng: np.random.Generator) -> Pixels:
+    """The mean of views enlarged from 1 to c0, eleven of them and the image itself."""
+    views = [x.astype(np.float64)]
+    for factor in np.linspace(1, c[0], 11):
+        enlarge = _enlarging(x.shape[0], float(factor))
+        views.append(np.stack([enlarge @ x[..., channel] @ enlarge.T for channel in range(3)], axis=2))
+    return _clipped(np.mean(views, axis=0))
+
+
+def snow(x: Pixels, c: Sequence[float], rng: np.random.Generator) -> Pixels:
+    """Flakes: noise of mean c0 and standard deviation c1, enlarged c2 times, above c3, blurred along a falling line of
+    c4 pixels; over the image whitened by 1 - c5."""
+    side = x.shape[0]
+    coarse = rng.normal(c[0], c[1], [math.ceil(side / c[2]) + 1] * 2)
+    flakes = ndimage.zoom(coarse, c[2], order=1)[:side, :side]
+    flakes = np.clip(np.where(flakes < c[3], 0, flakes), 0, 1)[..., None]
+    flakes = _streaked(flakes, c[4], c[4] / 2, rng.uniform(-135, -45))
+    grey = x @ np.array([0.299, 0.587, 0.114])
+    whitened = c[5] * x + (1 - c[5]) * np.maximum(x, (1.5 * grey + 0.5)[..., None])
+    return _clipped(whitened + flakes + flakes[::-1, ::-1])
+
+
+def frost(x: Pixels, c: Sequence[float], rng: np.random.Generator) -> Pixels:
+    """c0 of the image and c1 of ice on a pane.
+
+    The paper lays photographs of frost over the image; here crystals are drawn: ridges of cloudy noise, bluish white.
+    """
+    side = x.shape[0]
+    ridges = np.zeros((side, side))
+    for decay, weight in ((1.0, 0.5), (1.4, 0.5)):
+        cloud = _cloud(side, decay, rng)
+        ridges += weight * (1 - np.abs(2 * cloud - 1)) ** 4
+    cover = np.clip(0.35 + ridges - 0.5 * _cloud(side, 2.0, rng), 0, 1)
+    ice = cover[..., None] * np.array([0.86, 0.93, 1.0])
+    return _clipped(c[0] * x + c[1] * ice)
+
+
+def fog(x: Pixels, c: Sequence[float], rng: np.random.Generator) -> Pixels:
+    """c0 of a cloud, the smoother the larger c1, brightness kept.
+
+    The cloud is noise whose amplitude falls with frequency, in place of the paper's diamond-square.
+    """
+    top = float(x.max())
+    thick = x + c[0] * _cloud(x.shape[0], c[1], rng)[..., None]
+    return _clipped(thick * top / (top + c[0]))
+
+
+def brightness(x: Pixels, c: Sequence[float], rng: np.random.Generator) -> Pixels:
+    """The largest channel of each pixel raised by c0, hue and saturation kept."""
+    value = x.max(axis=2, keepdims=True)
+    raised = np.minimum(value + c[0], 1)
+    return _clipped(np.where(value > 0, x * raised / np.maximum(value, 1e-6), raised))
+
+
+def contrast(x: Pixels, c: Sequence[float], rng: np.random.Generator) -> Pixels:
+    """Distance from each channel's mean times c0."""
+    mean = x.mean(axis=(0, 1), keepdims=True, dtype=np.float64)
+    return _clipped(mean + c[0] * (x - mean))
+
+
+def elastic_transform(x: Pixels, c: Sequence[float], rng: np.random.Generator) -> Pixels:
+    """Pixels moved by c0 of the side, root mean square, smoothly over c1 of it.
+
+    Strengths of our own: the paper's change form from severity to severity and do not grow.
+    """
+    side = x.shape[0]
+    moved = rng.uniform(-1, 1, (2, side, side))
+    moved = np.stack([ndimage.gaussian_filter(each, c[1] * side, mode="reflect") for each in moved])
+    moved *= c[0] * side / max(float(np.sqrt((moved**2).mean())), 1e-12)
+    places = np.indices((side, side)) + moved
+    channels = [ndimage.map_coordinates(x[..., channel], places, order=1, mode="reflect") for channel in range(3)]
+    return _clipped(np.stack(channels, axis=2))
+
+
+def pixelate(x: Pixels, c: Sequence[float], rng: np.random.Generator) -> Pixels:
+    """Shrunk to c0 of its side, and enlarged again."""
+    side = x.shape[0]
+    small = max(1, round(side * c[0]))
+    shrunk = _picture(x).resize((small, small), Image.Resampling.BOX)
+    return _shown(shrunk.resize((side, side), Image.Resampling.NEAREST))
+
+
+def jpeg_compression(x: Pixels, c: Sequence[float], rng: np.random.Generator) -> Pixels:
+    """Written as a JPEG file of quality c0, and read again."""
+    file = io.BytesIO()
+    _picture(x).save(file, "JPEG", quality=round(c[0]))
+    return _shown(Image.open(file))
+
+
+Strengths = Sequence[Sequence[float]]
+"""Of the severities 1 to 5."""
+
+CORRUPTIONS: dict[str, tuple[Corruption, Strengths, Strengths]] = {
+    "gaussian_noise": (
+        gaussian_noise,
+        [(0.04,), (0.06,), (0.08,), (0.09,), (0.10,)],
+        [(0.08,), (0.12,), (0.18,), (0.26,), (0.38,)],
+    ),
+    "shot_noise": (
+        shot_noise,
+        [(500,), (250,), (100,), (75,), (50,)],
+        [(60,), (25,), (12,), (5,), (3,)],
+    ),
+    "impulse_noise": (
+        impulse_noise,
+        [(0.01,), (0.02,), (0.03,), (0.05,), (0.07,)],
+        [(0.03,), (0.06,), (0.09,), (0.17,), (0.27,)],
+    ),
+    "defocus_blur": (
+        defocus_blur,
+        [(0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.6), (1.5, 0.6)],
+        [(3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5)],
+    ),
+    "glass_blur": (
+        glass_blur,
+        [(0.05, 0.55, 1), (0.15, 0.7, 1), (0.3, 0.9, 1), (0.4, 1, 2), (0.4, 1.4, 3)],
+        [(0.7, 1, 2), (0.9, 2, 2), (1, 2, 3), (1.1, 3, 3), (1.5, 4, 3)],
+    ),
+    "motion_blur": (
+        motion_blur,
+        [(3, 1), (4, 1.5), (5, 2), (6, 2.2), (7, 2.5)],
+        [(10, 3), (15, 5), (15, 8), (15, 12), (20, 15)],
+    ),
+    "zoom_blur": (
+        zoom_blur,
+        [(1.06,), (1.11,), (1.16,), (1.21,), (1.26,)],
+        [(1.11,), (1.16,), (1.21,), (1.26,), (1.33,)],
+    ),
+    "snow": (
+        snow,
+        [
+            (0.1, 0.2, 1, 0.6, 3, 0.95),
+            (0.1, 0.2, 1, 0.5, 4, 0.9),
+            (0.15, 0.3, 1.75, 0.55, 4, 0.9),
+            (0.25, 0.3, 2.25, 0.6, 5, 0.85),
+            (0.3, 0.3, 1.25, 0.65, 6, 0.8),
+        ],
+        [
+            (0.1, 0.3, 3, 0.5, 10, 0.8),
+            (0.2, 0.3, 2, 0.5, 12, 0.7),
+            (0.55, 0.3, 4, 0.9, 12, 0.7),
+            (0.55, 0.3, 4.5, 0.85, 12, 0.65),
+            (0.55, 0.3, 2.5, 0.85, 12, 0.55),
+        ],
+    ),
+    "frost": (
+        frost,
+        [(1, 0.2), (0.95, 0.3), (0.9, 0.4), (0.85, 0.45), (0.75, 0.5)],
+        [(1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.75), (0.6, 0.8)],
+    ),
+    "fog": (
+        fog,
+        [(0.2, 1.5), (0.5, 1.5), (0.75, 1.4), (1, 1.4), (1.5, 1.3)],
+        [(1.5, 1.5), (2, 1.5), (2.5, 1.4), (2.75, 1.4), (3, 1.3)],
+    ),
+    "brightness": (
+        brightness,
+        [(0.05,), (0.1,), (0.15,), (0.2,), (0.3,)],
+        [(0.1,), (0.2,), (0.3,), (0.4,), (0.5,)],
+    ),
+    "contrast": (
+        contrast,
+        [(0.75,), (0.5,), (0.4,), (0.3,), (0.15,)],
+        [(0.4,), (0.3,), (0.2,), (0.1,), (0.05,)],
+    ),
+    "elastic_transform": (
+        elastic_transform,
+        [(0.01, 0.06), (0.015, 0.06), (0.02, 0.06), (0.025, 0.06), (0.03, 0.06)],
+        [(0.01, 0.03), (0.015, 0.03), (0.02, 0.03), (0.025, 0.03), (0.03, 0.03)],
+    ),
+    "pixelate": (
+        pixelate,
+        [(0.95,), (0.9,), (0.85,), (0.75,), (0.65,)],
+        [(0.6,), (0.5,), (0.4,), (0.3,), (0.25,)],
+    ),
+    "jpeg_compression": (
+        jpeg_compression,
+        [(80,), (65,), (58,), (50,), (40,)],
+        [(25,), (18,), (15,), (10,), (7,)],
+    ),
+}
+"""By name: the function, and its strengths for images of SMALL and of LARGE pixels. A new one is one line."""
+
+
+def corrupted(x: Pixels, name: str, severity: int, rng: np.random.Generator) -> Pixels:
+    """The image with one corruption of severity 1 to 5."""
+    corruption, small, large = CORRUPTIONS[name]
+    found: Pixels = corruption(x, strength(small[severity - 1], large[severity - 1], x.shape[0]), rng)
+    return found
+
+
+def strength(small: Sequence[float], large: Sequence[float], side: int) -> tuple[float, ...]:
+    """Between the two sets by the logarithm of the side; the nearer one's beyond them."""
+    share = min(1.0, max(0.0, math.log(side / SMALL) / math.log(LARGE / SMALL)))
+    return tuple(a + share * (b - a) for a, b in zip(small, large, strict=True))
+
+
+def _clipped(x: NDArray[np.floating]) -> Pixels:
+    return np.asarray(np.clip(x, 0, 1), dtype=np.float32)
+
+
+def _convolved(x: Pixels, kernel: NDArray[np.floating]) -> Pixels:
+    weight = (kernel / kernel.sum()).astype(np.float32)
+    channels = [ndimage.convolve(x[..., channel], weight, mode="nearest") for channel in range(x.shape[2])]
+    return _clipped(np.stack(channels, axis=2))
+
+
+def _streaked(x: NDArray[np.floating], length: float, spread: float, angle: float) -> NDArray[np.float64]:
+    """Each pixel (S, S, ...) the weighted mean of those along a line of so many pixels, at `angle` degrees."""
+    steps = np.arange(round(length) + 1)
+    weight = np.exp(-(steps**2) / (2 * spread**2))
+    down, right = (np.rint(steps * turn(math.radians(angle))).astype(int) for turn in (math.sin, math.cos))
+    margin = len(steps)
+    padded = np.pad(x, [(margin, margin), (margin, margin), (0, 0)], mode="edge")
+    total, side = np.zeros(x.shape), x.shape[0]
+    for share, below, beside in zip(weight / weight.sum(), down + margin, right + margin, strict=True):
+        total += share * padded[below : below + side, beside : beside + side]
+    return total
+
+
+def _enlarging(side: int, factor: float) -> NDArray[np.float64]:
+    """Linear interpolation along one axis, (S, S): what lies around the middle, so many times as large."""
+    middle = (side - 1) / 2
+    places = np.clip((np.arange(side) - middle) / factor + middle, 0, side - 1)
+    below = np.minimum(places.astype(int), side - 2)
+    found = np.zeros((side, side))
+    found[np.arange(side), below] = 1 - (places - below)
+    found[np.arange(side), below + 1] += places - below
+    return found
+
+
+def _cloud(side: int, decay: float, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Noise in 0 .. 1, (S, S), whose amplitude falls as frequency to the power of -decay."""
+    frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None, :])
+    frequency[0, 0] = np.inf
+    waves = np.fft.rfft2(rng.normal(size=(side, side))) / frequency**decay
+    drawn = np.fft.irfft2(waves, s=(side, side))
+    return np.asarray((drawn - drawn.min()) / max(float(np.ptp(drawn)), 1e-12))
+
+
+def _picture(x: Pixels) -> Image.Image:
+    return Image.fromarray(np.rint(255 * x).astype(np.uint8))
+
+
+def _shown(picture: Image.Image) -> Pixels:
+    return _clipped(np.asarray(picture, dtype=np.float32) / 255)
