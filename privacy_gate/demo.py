@@ -21,6 +21,7 @@ from privacy_gate.federation import Federation
 from privacy_gate.packaged import lite0_weights, mnist_table, policy_path
 from privacy_gate.progress import Progress
 from privacy_gate.report import Report
+from privacy_gate.roundlog import Round
 from privacy_gate.store import Store
 
 INPUT = Input(size=96, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -53,6 +54,9 @@ class Story:
     policy: str = "baseline"
     exit_code: int = 0
 
+
+LOGGED = 6
+"""Every so many rounds of the federation one is logged."""
 
 HASTY = Adam(name="adam", lr=1e-3)
 CAREFUL = Sgd(name="sgd", lr=3e-3, momentum=0.9)
@@ -152,15 +156,15 @@ def _produce(story: Story, recipe: Recipe, manifest: DataManifest, home: Home, p
     inputs, machine = Inputs(data, home.folder), Machine()
     work = Work(inputs, machine, Store(home.store), progress)
     features = work.features(recipe.backbone, recipe.input)
-    members = data.split == Split.MEMBER
+    members, log = data.split == Split.MEMBER, list[Round]()
     if recipe.federation is None or data.client is None:
         weight, bias = _fit(features[members], data.label[members], recipe)
     else:
-        weight, bias = _average(features[members], data.label[members], data.client[members], recipe)
+        weight, bias, log = _average(features[members], data.label[members], data.client[members], recipe)
     model = assemble(recipe, weight, bias)
     metrics = {f"{split.name.lower()}_accuracy": _accuracy(features, data, split, weight, bias) for split in
                (Split.HOLDOUT, Split.MEMBER)}  # fmt: skip
-    return producer.register(model, story.name, recipe, manifest, metrics, home.tracking, home.experiment)
+    return producer.register(model, story.name, recipe, manifest, metrics, home.tracking, home.experiment, log)
 
 
 def _fit(features: NDArray[np.float32], label: NDArray[np.int64], recipe: Recipe) -> tuple[torch.Tensor, torch.Tensor]:
@@ -186,21 +190,32 @@ def _fit(features: NDArray[np.float32], label: NDArray[np.int64], recipe: Recipe
 
 def _average(
     features: NDArray[np.float32], label: NDArray[np.int64], client: NDArray[np.str_], recipe: Recipe
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Federated averaging, as anybody would write it: each round every client takes a step on some of its images."""
+) -> tuple[torch.Tensor, torch.Tensor, list[Round]]:
+    """Federated averaging, as anybody would write it: each round every client takes a step on some of its images.
+
+    Every sixth round is kept for the log, the last among them.
+    """
     generator = torch.Generator().manual_seed(recipe.seed)
-    holders = [torch.from_numpy(np.flatnonzero(client == name)) for name in np.unique(client)]
+    holders = {str(name): torch.from_numpy(np.flatnonzero(client == name)) for name in np.unique(client)}
     x, y = torch.from_numpy(features), torch.from_numpy(label)
     head = torch.zeros(recipe.classes, x.shape[1] + 1)
     x = torch.cat([x, torch.ones(len(x), 1)], dim=1)
-    for _ in range(recipe.federation.rounds if recipe.federation else 0):
-        total = torch.zeros_like(head)
-        for rows in holders:
+    log, examples = [], {name: len(rows) for name, rows in holders.items()}
+    for turn in range(1, 1 + (recipe.federation.rounds if recipe.federation else 0)):
+        updates = {}
+        for name, rows in holders.items():
             batch = rows[torch.randperm(len(rows), generator=generator)[: recipe.batch_size]]
             error = (x[batch] @ head.T).softmax(1) - torch.nn.functional.one_hot(y[batch], recipe.classes)
-            total -= recipe.optimizer.lr * len(rows) / len(x) * error.T @ x[batch] / len(batch)
-        head += total
-    return head[:, :-1].clone(), head[:, -1].clone()
+            updates[name] = -recipe.optimizer.lr * error.T @ x[batch] / len(batch)
+        if turn % LOGGED == 0:
+            log.append(Round(turn, _named(head), {name: _named(each) for name, each in updates.items()}, examples))
+        head += sum(examples[name] / len(x) * each for name, each in updates.items())
+    return head[:, :-1].clone(), head[:, -1].clone(), log
+
+
+def _named(head: torch.Tensor) -> dict[str, NDArray[np.float32]]:
+    """A head (C, D + 1), bias last, as the log has it."""
+    return {"weight": head[:, :-1].numpy().copy(), "bias": head[:, -1].numpy().copy()}
 
 
 def _accuracy(

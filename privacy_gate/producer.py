@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
@@ -186,10 +186,12 @@ def register(
     metrics: Mapping[str, float],
     tracking_uri: str,
     experiment: str | None = None,
+    rounds: Iterable[Round] = (),
 ) -> str:
     """Logs a torch module in MLflow's pickle layout, with metrics and dossier; returns its version's URI.
 
-    experiment: the id of the experiment that holds the run; None: MLflow's default.
+    experiment  the id of the experiment that holds the run; None: MLflow's default
+    rounds      of the federation that trained it
     """
     before = os.environ.get("MLFLOW_TRACKING_URI")  # set_tracking_uri sets it too; None unsets both
     with conversation(f"register {name}"):
@@ -202,6 +204,8 @@ def register(
                     model, name="model", serialization_format="pickle", pip_requirements=["torch"]
                 )
                 log_dossier(info, recipe, data, tracking_uri)
+                for each in rounds:
+                    log_round(each.index, each.weights, each.updates, each.examples, tracking_uri=tracking_uri)
             client = client_of(tracking_uri)
             if not client.search_registered_models(f"name = '{name}'"):
                 client.create_registered_model(name)
