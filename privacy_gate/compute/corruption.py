@@ -37,10 +37,10 @@ def predict_corrupted(model: PixelModel, images: torch.Tensor, job: Corrupt, mac
         shown = images[place].permute(1, 2, 0).numpy()
         return torch.from_numpy(corrupted(shown, job.corruption, job.severity, rng)).permute(2, 0, 1)
 
-    predicted, device = [], machine.torch_device()
+    predicted, device, size = [], machine.torch_device(), machine.images(images.shape[-1])
     with ThreadPoolExecutor(machine.cpu_threads()) as pool, torch.inference_mode():
-        for first in range(0, len(images), machine.batch):
-            places = range(first, min(first + machine.batch, len(images)))
+        for first in range(0, len(images), size):
+            places = range(first, min(first + size, len(images)))
             batch = torch.stack(list(pool.map(spoiled, places))).to(device)
             predicted.append(model(batch).argmax(1).cpu().numpy())
     return {"predicted": np.concatenate(predicted)}

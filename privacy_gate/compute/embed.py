@@ -63,7 +63,7 @@ def embed(jobs: Sequence[Embed], data: AuditData, machine: Machine, progress: Pr
     unreadable: dict[int, str] = {}
     done, total = 0, sum(job.last - job.first for job in jobs)
     with single_threaded_kernels(device), ThreadPoolExecutor(threads) as pool:
-        for job, batches in _ahead(jobs, work, machine.batch, threads + PREFETCH, pool):
+        for job, batches in _ahead(jobs, work, machine.images(jobs[0].input.size), threads + PREFETCH, pool):
             made = []
             for batch in batches:
                 made.append(batch.result())

@@ -32,7 +32,7 @@ def run_evade(jobs: Sequence[Evade], work: Work) -> None:
 
 
 def _evade(model: PixelModel, recipe: Recipe, job: Evade, work: Work) -> Arrays:
-    device, size = work.machine.torch_device(), work.machine.batch
+    device, size = work.machine.torch_device(), work.machine.images(_side(recipe))
     found: list[Arrays] = []
     for first in range(0, len(job.rows), size):
         rows = job.rows[first : first + size]
@@ -41,6 +41,10 @@ def _evade(model: PixelModel, recipe: Recipe, job: Evade, work: Work) -> Arrays:
         found.append(evade(model, x, label, rows, job))
         work.progress("seek adversarial images", min(first + size, len(job.rows)), len(job.rows))
     return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+
+
+def _side(recipe: Recipe) -> int:
+    return recipe.input.size if recipe.input else 1
 
 
 def evade(model: PixelModel, x: torch.Tensor, label: torch.Tensor, rows: Sequence[int], job: Evade) -> Arrays:
@@ -117,7 +121,7 @@ def _universal(job: Universal, work: Work) -> Arrays:
     found = {}
     for name, asked in (("predicted", model), ("probe", source)):
         for suffix, shift in (("plain", None), ("shifted", change), ("noise", noise)):
-            found[f"{name}_{suffix}"] = _classes(asked, fresh, shift, work.machine.batch, device)
+            found[f"{name}_{suffix}"] = _classes(asked, fresh, shift, work.machine.images(fresh.shape[-1]), device)
     return found
 
 

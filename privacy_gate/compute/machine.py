@@ -8,6 +8,9 @@ import torch
 
 from privacy_gate.errors import ConfigurationError
 
+CPU_PIXELS = 4 * 224 * 224
+"""Of all images in one forward pass on a CPU."""
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -15,7 +18,7 @@ class Machine:
 
     device   "auto" (a CUDA GPU if there is one, else the CPU), or a torch device: "cpu", "cuda:1"
     workers  threads that decode images and feed them to a GPU; on a CPU its own threads decode
-    batch    images per forward pass of the backbone
+    batch    images per forward pass; None: 32, and on a CPU fewer large ones, see `images`
     block    references trained stacked in one go; None: as many as suit the caches or the GPU
     threads  CPU threads; None: as many as torch would use (all cores, or OMP_NUM_THREADS)
 
@@ -24,7 +27,7 @@ class Machine:
 
     device: str = "auto"
     workers: int = 2
-    batch: int = 32
+    batch: int | None = None
     block: int | None = None
     threads: int | None = None
 
@@ -44,6 +47,16 @@ class Machine:
         except (RuntimeError, AssertionError) as error:  # torch says "not compiled with CUDA" by an assertion
             reason = str(error).splitlines()[0]
             raise ConfigurationError(f"device {self.device}: {reason}; use 'auto' or 'cpu'") from error
+
+    def images(self, size: int) -> int:
+        """Images of so many pixels a side in one forward pass.
+
+        On a CPU as many as leave a layer's values in reach of its caches: EfficientNet-Lite0 reads 75 images of 224
+        pixels a second four at a time, and 40 at 32.
+        """
+        if self.batch is not None:
+            return self.batch
+        return 32 if self.torch_device().type != "cpu" else min(32, max(1, CPU_PIXELS // size**2))
 
     def cpu_threads(self) -> int:
         """How many CPU threads work may use."""

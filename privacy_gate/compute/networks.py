@@ -208,10 +208,10 @@ def network_logits(
     first = next(model.parameters())
     inside = {name: tensor.to(first.device) for name, tensor in tensors.items()}
     model.eval()
-    parts = []
+    parts, size = [], machine.images(images.pixels.shape[-1])
     with torch.inference_mode():
-        for begin in range(0, len(images), machine.batch):
-            rows = np.arange(begin, min(begin + machine.batch, len(images)))
+        for begin in range(0, len(images), size):
+            rows = np.arange(begin, min(begin + size, len(images)))
             x = images.take(rows + view * len(images), device, first.dtype)
             parts.append(functional_call(model, inside, x).float().cpu())
     return np.asarray(torch.cat(parts).numpy())

@@ -65,7 +65,7 @@ def invert_trigger(
     hard, colours = hardened(mask), (255 * pattern).round()
     predicted = []
     with torch.inference_mode():
-        for batch in torch.split(fresh, machine.batch):
+        for batch in torch.split(fresh, machine.images(fresh.shape[-1])):
             logits = _finite(model(stamped(batch.to(device), hard, colours / 255)))
             predicted.append(logits.argmax(1).cpu().numpy())
     return {

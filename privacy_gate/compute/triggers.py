@@ -42,11 +42,12 @@ def predict_triggered(
     model = build(recipe.backbone, recipe.classes)
     model.load_state_dict(candidate_tensors(folder, recipe, changed(recipe)))
     model.to(device).eval()
+    size = machine.images(shape.size)
     for job in jobs:
         found = []
         with torch.inference_mode():
-            for first in range(0, len(job.rows), machine.batch):
-                batch = [decode(image(row), transform) for row in job.rows[first : first + machine.batch]]
+            for first in range(0, len(job.rows), size):
+                batch = [decode(image(row), transform) for row in job.rows[first : first + size]]
                 shown = triggered(torch.stack(batch), shape, job.trigger).to(device)
                 found.append(model(shown).argmax(1).cpu().numpy())
         yield job, {"predicted": np.concatenate(found)}

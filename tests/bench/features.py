@@ -1,0 +1,114 @@
+"""Images a second through the frozen backbone: the gate, which also reads and checks the files, and bare timm.
+
+Bare timm: the model alone on pixels decoded beforehand, at its best of several batch sizes, with all threads inside one
+product and with a thread for each batch. The gate: encoded images in, features and content hashes out. All in one run,
+turn by turn; the ratio is the median of the turns' ratios.
+"""
+
+import argparse
+import hashlib
+import io
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from privacy_gate.candidate import Backbone, Input, PublicWeights
+from privacy_gate.compute import backbone as backbones
+from privacy_gate.compute.embed import decode, embed, transform_of
+from privacy_gate.compute.machine import Machine
+from privacy_gate.dataset import AuditData, Split
+from privacy_gate.job import embed_jobs
+
+
+def rate(work: Callable[[], object], images: int) -> float:
+    start = time.perf_counter()
+    work()
+    return images / (time.perf_counter() - start)
+
+
+def photographs(count: int) -> list[bytes]:
+    """JPEG files of 256 pixels, about as hard to decode as photographs."""
+    rng, payloads = np.random.default_rng(0), []
+    for _ in range(count):
+        file = io.BytesIO()
+        coarse = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((256, 256), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+        payloads.append(file.getvalue())
+    return payloads
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="tf_efficientnet_lite0", help="of timm (default tf_efficientnet_lite0)")
+    parser.add_argument("--size", type=int, default=224, help="pixels (default 224)")
+    parser.add_argument("--images", type=int, default=512, help="(default 512)")
+    parser.add_argument("--turns", type=int, default=3, help="how often everything is measured (default 3)")
+    parser.add_argument("--device", default="cpu", help="(default cpu)")
+    arguments = parser.parse_args()
+    payloads = photographs(arguments.images)
+    torch.manual_seed(0)
+    model: Any = backbones.timm.create_model(arguments.model, num_classes=0).eval().to(arguments.device)
+    shape = Input(size=arguments.size, mean=(0.5,) * 3, std=(0.5,) * 3)
+    transform = transform_of(shape)
+    pixels = torch.stack([decode(payload, transform) for payload in payloads])
+    threads = torch.get_num_threads()
+
+    def forward(batch: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            out: torch.Tensor = model(batch.to(arguments.device, memory_format=torch.channels_last)).cpu()
+        return out
+
+    def whole(size: int) -> None:
+        for batch in pixels.split(size):
+            forward(batch)
+
+    def side_by_side(size: int) -> None:
+        torch.set_num_threads(1)
+        try:
+            with ThreadPoolExecutor(threads) as pool:
+                list(pool.map(forward, pixels.split(size)))
+        finally:
+            torch.set_num_threads(threads)
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "weights.safetensors"
+        save_file({name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}, path)
+        public = PublicWeights(uri=str(path), sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+        kept = Backbone(name=arguments.model, weights=public)
+        rows = arguments.images
+        split = np.full(rows, Split.HOLDOUT, dtype=np.int8)
+        ids = np.array([str(row) for row in range(rows)])
+        data = AuditData(ids, np.zeros(rows, dtype=np.int64), split, "d" * 64, image=payloads.__getitem__)
+        jobs = embed_jobs(kept, shape, data.digest, rows)
+        machine = Machine(device=arguments.device)
+        turns = []
+        for _ in range(arguments.turns):
+            found = {
+                f"timm, {how.__name__.replace('_', ' ')}, batch {size}": rate(lambda h=how, s=size: h(s), rows)  # type: ignore[misc]
+                for how in (whole, side_by_side)
+                for size in (4, 8, 32)
+            }
+            found["gate, files to features"] = rate(lambda: list(embed(jobs, data, machine)), rows)
+            turns.append(found)
+    print(f"{platform.processor() or platform.machine()}, {threads} threads; torch {torch.__version__}")
+    batch = machine.images(arguments.size)
+    print(f"{arguments.model} at {arguments.size} px, {rows} JPEGs of 256 px, batch of the gate {batch}\n")
+    for name in turns[0]:
+        print(f"{name:40}{median(found[name] for found in turns):10.1f} images/s")
+    ratio = median(found["gate, files to features"] / max(v for k, v in found.items() if k != "gate, files to features")
+                   for found in turns)  # fmt: skip
+    print(f"\nthe gate against the best of timm: {ratio:.2f}")
+
+
+if __name__ == "__main__":
+    main()
