@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from privacy_gate.candidate import Claim, Recipe
-from privacy_gate.checks.disparity import Disparity
-from privacy_gate.checks.membership import FPRS, Membership
+from privacy_gate.checks.membership import FPRS
 from privacy_gate.dataset import AuditData, DataManifest, Split, duplicates, read_data
 from privacy_gate.documents import load
 from privacy_gate.errors import ConfigurationError
@@ -19,21 +18,15 @@ def lint_policy(path: Path, holdout: int | None) -> list[str]:
     lines = [f"{path}: sound; policy '{policy.name}' version {policy.version}, sha256 {sha256}"]
     for check in policy.checks:
         lines += [f"  {check.name}: {metric} {limit} ({limit.severity})" for metric, limit in check.bounds.items()]
-        if isinstance(check, Disparity) and check.fpr != "best":
-            lines.append(_resolution(f"disparity at fpr {check.fpr:g}", needed_holdout(check.fpr), holdout))
-        if not isinstance(check, Membership):
-            continue
-        for metric in check.bounds:
-            if metric in FPRS:
-                lines.append(_resolution(metric, needed_holdout(FPRS[metric]), holdout))
+        lines += [_need(metric, needed, holdout) for metric, needed in check.needed_holdout(policy.confidence).items()]
     return lines
 
 
-def _resolution(metric: str, needed: int, holdout: int | None) -> str:
-    line = f"  {metric} needs at least {needed:,} holdout rows to be measured"
-    if holdout is None or holdout >= needed:
-        return line
-    return f"{line}: with your {holdout:,} the verdict would be undecided"
+def _need(metric: str, needed: int | None, holdout: int | None) -> str:
+    if needed is None:
+        return f"  {metric}: no number of holdout rows meets this limit: relax it, or let the check use more of them"
+    line = f"  {metric} needs at least {needed:,} holdout rows to meet its limit"
+    return line if holdout is None or holdout >= needed else f"{line}: with your {holdout:,} no model does"
 
 
 def lint_dossier(folder: Path, *, read_table: bool) -> list[str]:
@@ -57,7 +50,8 @@ def lint_data(data: AuditData) -> list[str]:
     counts = {split: int((data.split == split).sum()) for split in Split}
     lines = [f"  {split.name.lower()}: {count:,} rows" for split, count in counts.items()]
     lines += [
-        _resolution(metric, needed_holdout(fpr), counts[Split.HOLDOUT])
+        f"  {metric} needs at least {needed_holdout(fpr):,} holdout rows to be measured: with your "
+        f"{counts[Split.HOLDOUT]:,} the verdict would be undecided"
         for metric, fpr in FPRS.items()
         if needed_holdout(fpr) > counts[Split.HOLDOUT]
     ]

@@ -56,7 +56,9 @@ def test_help_imports_neither_torch_nor_mlflow_and_is_quick() -> None:
 def test_policy_lint_says_what_the_holdout_cannot_resolve() -> None:
     code, text = invoke("policy", "lint", str(ROOT / "policies" / "strict.yaml"), "--holdout", "2000")
     assert code == 0
-    assert "tpr_at_0.001_fpr needs at least 10,000 holdout rows to be measured: with your 2,000 the verdict" in text
+    assert (
+        "tpr_at_0.001_fpr needs at least 10,000 holdout rows to meet its limit: with your 2,000 no model does" in text
+    )
 
 
 def test_policy_lint_audit_and_report_do_not_import_torch() -> None:

@@ -46,6 +46,13 @@ class Check(Record):
         """The check's limits by metric."""
         return dict(getattr(self, "limits"))  # noqa: B009 - declared by every subclass, keyed by its own metrics
 
+    def needed_holdout(self, confidence: float) -> Mapping[str, int | None]:
+        """Holdout rows below which not even the best outcome meets the limit, by metric; None: however many there are.
+
+        The rest of the table is taken to be as large as it need be. A metric stands here only if its need is known.
+        """
+        return {}
+
     @abstractmethod
     def jobs(self, subject: Subject) -> list[Job]:
         """Everything the check needs computed, the same list on every machine."""

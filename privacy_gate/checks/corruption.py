@@ -12,7 +12,7 @@ from privacy_gate.checks.holdout import NO_IMAGES, first, has_images
 from privacy_gate.checks.references import feature_jobs
 from privacy_gate.evidence import Bools
 from privacy_gate.job import Corrupt, Job, Score
-from privacy_gate.metrics.corruption import corruption_ratio
+from privacy_gate.metrics.corruption import FEWEST, corruption_ratio
 from privacy_gate.verdict import CheckResult, Limit, not_measured
 
 CORRUPTIONS = (
@@ -65,6 +65,10 @@ class Corruption(Check):
         if len(set(severities)) < len(severities):
             raise ValueError("a severity is listed twice")
         return severities
+
+    def needed_holdout(self, confidence: float) -> Mapping[str, int | None]:
+        """What resampling asks for: where no row is lost to a corruption, none of the resampled ratios is below 1."""
+        return dict.fromkeys(self.limits, FEWEST)
 
     def jobs(self, subject: Subject) -> list[Job]:
         """The candidate's answers with each corruption, and without; none where there are no images."""

@@ -65,6 +65,13 @@ class Disparity(Check):
     permutations: Annotated[int, Field(ge=99, le=100_000)] = 1999
     limits: Mapping[DisparityMetric, Limit] = Field(default_factory=dict)
 
+    def needed_holdout(self, confidence: float) -> Mapping[str, int | None]:
+        """What resolves the threshold's false positive rate, or the larger one that `best` falls back on.
+
+        More is not asked for: groups may have such shares of the members that any gap is seen to be small.
+        """
+        return dict.fromkeys(self.limits, needed_holdout(FPRS[-1] if self.fpr == "best" else self.fpr))
+
     def jobs(self, subject: Subject) -> list[Job]:
         """Those of the membership check with as many references."""
         return reference_jobs(subject, self.references)

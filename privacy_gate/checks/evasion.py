@@ -6,11 +6,12 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from privacy_gate.checks.check import Check, Results, Subject
-from privacy_gate.checks.holdout import NO_IMAGES, apart, first, has_images, shuffled
+from privacy_gate.checks.holdout import NO_IMAGES, apart, first, has_images, needed_apart, shuffled
 from privacy_gate.checks.references import feature_jobs
 from privacy_gate.documents import Record
 from privacy_gate.job import Evade, Job
 from privacy_gate.job import Universal as Craft
+from privacy_gate.metrics.accuracy import needed_rows
 from privacy_gate.metrics.evasion import robust_accuracy, universal_transfer
 from privacy_gate.verdict import CheckResult, Limit, Measurement, not_measured
 
@@ -62,6 +63,16 @@ class Evasion(Check):
         if "universal_transfer" in self.limits and self.universal is None:
             raise ValueError("a limit on universal_transfer needs a change to be crafted: add universal: {}")
         return self
+
+    def needed_holdout(self, confidence: float) -> Mapping[str, int | None]:
+        """What a model that no attack turns asks for, `images` at most, and what a change is crafted on besides."""
+        needed: dict[str, int | None] = {}
+        for metric, limit in self.limits.items():
+            rows = needed_rows(limit, confidence, self.images)
+            if rows is not None and metric == "universal_transfer" and self.universal is not None:
+                rows = needed_apart(self.universal.images, rows)
+            needed[metric] = None if rows is None else max(FEWEST, rows)
+        return needed
 
     def jobs(self, subject: Subject) -> list[Job]:
         """The attacks; none where there are no images."""

@@ -32,3 +32,12 @@ def apart(subject: Subject, sought: int, tried: int) -> tuple[tuple[int, ...], t
     border = max(len(rows) - sought, len(rows) // 2)
     on, others = (tuple(np.sort(some).tolist()) for some in (rows[border:], rows[: min(border, tried)]))
     return on, others
+
+
+def needed_apart(sought: int, tried: int) -> int:
+    """Holdout rows below which `apart` leaves fewer than `tried` to try something on.
+
+    >>> needed_apart(sought=500, tried=72), needed_apart(sought=50, tried=72)
+    (144, 122)
+    """
+    return min(2 * tried, tried + sought)

@@ -18,7 +18,17 @@ from privacy_gate.metrics.controls import (
     negative_control,
     positive_control,
 )
-from privacy_gate.metrics.membership import auc, balanced_accuracy, histogram, precision, roc, tpr_at_fpr
+from privacy_gate.metrics.membership import (
+    PRECISION_FPR,
+    auc,
+    balanced_accuracy,
+    histogram,
+    needed_for_balance,
+    needed_holdout,
+    precision,
+    roc,
+    tpr_at_fpr,
+)
 from privacy_gate.metrics.plausibility import plausibility
 from privacy_gate.metrics.power_law import published, remedy, shots_needed
 from privacy_gate.verdict import (
@@ -54,6 +64,9 @@ ADVISE = Remedy(
 
 FPRS = {"tpr_at_0.1_fpr": 0.1, "tpr_at_0.01_fpr": 0.01, "tpr_at_0.001_fpr": 0.001}
 
+RESOLVED = {**FPRS, **{f"precision_at_{prior:g}_prior": PRECISION_FPR for prior in PRIORS}}
+"""False positive rates that the holdout must resolve, by the metric that is read there."""
+
 
 class Membership(Check):
     """Membership inference against the candidate (arXiv 2402.06674).
@@ -66,6 +79,19 @@ class Membership(Check):
     references: Annotated[int, Field(ge=8, le=10_000)] = 64
     attacks: AttackNames = ("lira", "bavaria", "rmia", "loss")
     limits: Mapping[MembershipMetric, Limit] = Field(default_factory=dict)
+
+    def needed_holdout(self, confidence: float) -> Mapping[str, int | None]:
+        """What resolves each false positive rate, and what a balanced accuracy at chance asks for.
+
+        Not for `auc`, which a limit of at least .5 leaves with a handful of rows: scores may as well be the wrong way.
+        """
+        needed: dict[str, int | None] = {}
+        for metric, limit in self.limits.items():
+            if metric in RESOLVED:
+                needed[metric] = needed_holdout(RESOLVED[metric])
+            elif metric == "balanced_accuracy":
+                needed[metric] = needed_for_balance(limit, confidence)
+        return needed
 
     def jobs(self, subject: Subject) -> list[Job]:
         """Features, the candidate's logits, every reference, and the positive control."""

@@ -48,6 +48,10 @@ class TrajectoryMia(Check):
     required: bool = False
     limits: Mapping[TrajectoryMetric, Limit] = Field(default_factory=dict)
 
+    def needed_holdout(self, confidence: float) -> Mapping[str, int | None]:
+        """What resolves 1 % false alarms; source inference asks members alone."""
+        return {metric: needed_holdout(FPR) for metric in self.limits if metric != "source_inference_advantage"}
+
     def jobs(self, subject: Subject) -> list[Job]:
         """The reading of the log; none where there is none to read."""
         return [] if self._absent(subject) else [*feature_jobs(subject), self._job(subject)]

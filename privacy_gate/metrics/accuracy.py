@@ -4,7 +4,8 @@ import numpy as np
 
 from privacy_gate.evidence import Bools
 from privacy_gate.metrics.binomial import clopper_pearson
-from privacy_gate.verdict import Measurement, not_measured
+from privacy_gate.metrics.fewest import fewest
+from privacy_gate.verdict import Limit, Measurement, Status, judged_status, not_measured
 
 
 def accuracy(correct: Bools, confidence: float, metric: str, subject: str = "") -> Measurement:
@@ -27,3 +28,19 @@ def accuracy(correct: Bools, confidence: float, metric: str, subject: str = "") 
         method="Clopper-Pearson",
         samples=f"{rows:,} rows",
     )
+
+
+def needed_rows(limit: Limit, confidence: float, most: int) -> int | None:
+    """Rows below which even a model always right does not meet the limit, or, if it is a max, one never right.
+
+    None where as many as `most` are still too few.
+
+    >>> needed_rows(Limit(min=0.9), 0.95, most=500), needed_rows(Limit(min=0.9), 0.95, most=30)
+    (36, None)
+    """
+
+    def meets(rows: int) -> bool:
+        best = np.full(rows, limit.min is not None)
+        return judged_status(accuracy(best, confidence, "accuracy"), limit) is Status.MET
+
+    return fewest(meets, most)

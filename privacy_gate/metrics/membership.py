@@ -14,8 +14,9 @@ from scipy.stats import binom, rankdata
 
 from privacy_gate.errors import EvidenceError
 from privacy_gate.evidence import Floats
+from privacy_gate.metrics.fewest import fewest
 from privacy_gate.metrics.ranks import checked, corners, members_above
-from privacy_gate.verdict import Histogram, Measurement, Roc, not_measured
+from privacy_gate.verdict import Histogram, Limit, Measurement, Roc, Status, judged_status, not_measured
 
 ROUNDING = 1e-9
 """Slack in counts: .001 * 3000 is 3, whatever the last bit says."""
@@ -34,6 +35,9 @@ POINTS = 190
 
 BINS = 40
 """Bins of a histogram."""
+
+ENDLESS = 1e18
+"""Members that leave an interval as wide as the holdout alone makes it."""
 
 TAIL = 0.005
 """Share of either group's scores beyond the outermost edges, counted in the outermost bins."""
@@ -126,7 +130,13 @@ def balanced_accuracy(member: Floats, holdout: Floats, confidence: float, subjec
     member, holdout = checked(member, holdout)
     m, n = len(member), len(holdout)
     accused, caught = corners(member, holdout)
-    gap = float(np.max(caught / m - accused / n))
+    ends = _balance(float(np.max(caught / m - accused / n)), m, n, confidence)
+    method = "Smirnov below, Wilson's principle above"
+    return rate_measurement("balanced_accuracy", subject, ends, confidence, method, _samples(member, holdout))
+
+
+def _balance(gap: float, m: float, n: float, confidence: float) -> tuple[float, float, float]:
+    """balanced_accuracy and its ends, (low, value, high), of the largest difference found of m members, n holdout."""
     spread = 1 / m + 1 / n
     # Over the tpr, V = tpr (1 - tpr) / m + (tpr - D) (1 - tpr + D) / n is at most spread (1 - 4 uneven D^2) / 4.
     uneven = m * n / (m + n) ** 2
@@ -134,9 +144,22 @@ def balanced_accuracy(member: Floats, holdout: Floats, confidence: float, subjec
     root = math.sqrt(max(gap**2 - (1 + c * uneven) * (gap**2 - c / 4), 0.0))
     high = (gap + root) / (1 + c * uneven)
     low = gap - math.sqrt(-math.log((1 - confidence) / 2) / 2 * spread)
-    ends = ((1 + max(low, 0.0)) / 2, (1 + gap) / 2, (1 + min(high, 1.0)) / 2)
-    method = "Smirnov below, Wilson's principle above"
-    return rate_measurement("balanced_accuracy", subject, ends, confidence, method, _samples(member, holdout))
+    return (1 + max(low, 0.0)) / 2, (1 + gap) / 2, (1 + min(high, 1.0)) / 2
+
+
+def needed_for_balance(limit: Limit, confidence: float) -> int | None:
+    """Holdout rows below which no balanced_accuracy meets the limit, with ever so many members; None: with any number.
+
+    >>> needed_for_balance(Limit(max=0.55), 0.95)
+    97
+    """
+    gap = 0.0 if limit.max is not None else 1.0
+
+    def meets(rows: int) -> bool:
+        ends = _balance(gap, ENDLESS, rows, confidence)
+        return judged_status(rate_measurement("balanced_accuracy", "", ends, confidence, "", ""), limit) is Status.MET
+
+    return fewest(meets)
 
 
 def precision(member: Floats, holdout: Floats, prior: float, confidence: float, subject: str = "") -> Measurement:

@@ -1,0 +1,229 @@
+"""How many holdout rows a policy needs: with so many the best outcome meets its limits, with one fewer it does not."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from privacy_gate.candidate import Recipe
+from privacy_gate.checks import AnyCheck
+from privacy_gate.checks.check import Subject
+from privacy_gate.checks.corruption import Corruption
+from privacy_gate.checks.disparity import Disparity
+from privacy_gate.checks.evasion import Evasion
+from privacy_gate.checks.evasion import Universal as Crafted
+from privacy_gate.checks.membership import FPRS, PRIORS, Membership
+from privacy_gate.checks.trajectory import TrajectoryMia
+from privacy_gate.checks.utility import Utility
+from privacy_gate.dataset import AuditData, Split
+from privacy_gate.documents import parse
+from privacy_gate.job import Corrupt, Embed, Evade, Job, Score, TrainReference, Universal
+from privacy_gate.lint import lint_policy
+from privacy_gate.metrics.disparity import accusations, vulnerability_gap
+from privacy_gate.metrics.membership import balanced_accuracy, precision, tpr_at_fpr
+from privacy_gate.verdict import Limit, Measurement, Severity, Status, judged_status
+
+CLASSES, MEMBERS = 4, 4000
+INPUT = {"size": 32, "mean": [0.5] * 3, "std": [0.5] * 3}
+PLAIN = {"classes": CLASSES, "optimizer": {"name": "sgd", "lr": 0.1}, "epochs": 1, "batch_size": 8}
+ON_IMAGES = {"backbone": {"name": "test_resnet", "weights": {"uri": "w", "sha256": "0" * 64}}, "input": INPUT}
+FEDERATED = {"backbone": {"name": "identity"}, "federation": {"clients": {"partition": "column"}, "rounds": 8}}
+
+
+def subject(holdout: int, *, images: bool) -> Subject:
+    """Classes and clients of one size."""
+    rows = MEMBERS + holdout
+    data = AuditData(
+        ids=np.array([f"r{row}" for row in range(rows)]),
+        label=np.arange(rows) % CLASSES,
+        split=np.where(np.arange(rows) < MEMBERS, Split.MEMBER, Split.HOLDOUT).astype(np.int8),
+        digest="d" * 64,
+        client=np.array(["north", "south"])[np.arange(rows) % 2],
+        embedding=None if images else np.zeros((rows, 1), dtype=np.float32),
+        image=(lambda row: b"") if images else None,
+    )
+    recipe = parse(PLAIN | (ON_IMAGES if images else FEDERATED), Recipe, "recipe")
+    return Subject(recipe, "a" * 64, data, {}, rounds="b" * 64)
+
+
+def nothing_is_told(judged: Subject) -> Callable[[Job], Mapping[str, Any]]:
+    """Results of a model that tells nothing of its members, that no corruption and no attack turns."""
+    data = judged.data
+    rows = data.rows
+    logits = np.eye(CLASSES)[data.label]
+
+    def results(job: Job) -> Mapping[str, Any]:
+        match job:
+            case Score():
+                return {"logits": logits, "confidence": np.zeros(rows)}
+            case TrainReference():
+                included = (np.arange(rows) + job.index) % 2 == 0
+                zeros = np.zeros(rows)
+                return {"confidence": zeros, "included": included, "residual": zeros, "logits": logits}
+            case Embed():
+                return {"features": np.zeros((rows, 1))}
+            case Corrupt():
+                return {"predicted": data.label[list(job.rows)]}
+            case Evade():
+                yes, no = (np.full(len(job.rows), each) for each in (True, False))
+                return {"right": yes, "untargeted": yes, "standing": yes, "guessed": no, "wide": no, "flat": no}
+            case Universal():
+                plain = np.zeros(len(job.tried), dtype=np.int64)
+                names = ("probe_plain", "predicted_plain", "predicted_shifted", "predicted_noise")
+                return {"probe_shifted": plain + 1, **dict.fromkeys(names, plain)}
+        z = np.repeat(np.where(data.split == Split.MEMBER, -1.0, 0.0)[None, :, None], 2, axis=2)
+        found = {"rounds": np.array([5]), "distance": np.zeros(1), "seen": np.array([5, 5]), "client": np.arange(2)}
+        return found | {"z": np.concatenate([z, z])}
+
+    return results
+
+
+def statuses(check: AnyCheck, holdout: int, confidence: float) -> dict[str, set[Status]]:
+    """How each limit fares at its best, whatever the measurement is of."""
+    images = check.name in ("corruption", "evasion")
+    judged = subject(holdout, images=images)
+    found: dict[str, set[Status]] = {}
+    for each in check.measure(judged, nothing_is_told(judged), confidence).measurements:
+        if each.metric in check.bounds:
+            found.setdefault(each.metric, set()).add(judged_status(each, check.bounds[each.metric]))
+    return found
+
+
+DISPARITY: Any = {
+    "vulnerability": Limit(max=0.1),
+    "vulnerability_gap": Limit(max=0.1),
+    "disparity_p_value": Limit(min=0.01),
+    "disparate_mia": Limit(max=0.1, severity=Severity.WARN),
+    "disparate_mia_p_value": Limit(min=0.01),
+}
+TRAJECTORY: Any = {
+    "trajectory_tpr": Limit(max=0.05),
+    "client_mia_gap": Limit(max=0.05, severity=Severity.WARN),
+    "client_mia_gap_p_value": Limit(min=0.01),
+}
+COMMON: Any = {"references": 8, "attack": "loss", "permutations": 499, "limits": DISPARITY}
+ROBUST: Any = {"robust_accuracy": Limit(min=0.9)}
+TRANSFER: Any = {"universal_transfer": Limit(max=0.05)}
+CASES: dict[str, tuple[AnyCheck, dict[str, int]]] = {
+    "disparity at one rate": (Disparity(**COMMON, fpr=0.03), dict.fromkeys(DISPARITY, 334)),
+    "disparity at the best": (Disparity(**COMMON), dict.fromkeys(DISPARITY, 100)),
+    "trajectory": (TrajectoryMia(limits=TRAJECTORY), dict.fromkeys(TRAJECTORY, 1000)),
+    "corruption": (Corruption(limits={"corruption_ratio": Limit(min=1)}), {"corruption_ratio": 100}),
+    "evasion": (Evasion(limits=ROBUST), {"robust_accuracy": 36}),
+    "evasion, any accuracy": (Evasion(limits={"robust_accuracy": Limit(min=0.1)}), {"robust_accuracy": 20}),
+    "evasion, half crafted on": (Evasion(limits=TRANSFER, universal=Crafted()), {"universal_transfer": 144}),
+    "evasion, few crafted on": (
+        Evasion(limits=TRANSFER | ROBUST, universal=Crafted(images=50)),
+        {"universal_transfer": 122, "robust_accuracy": 36},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_best_outcome_meets_a_limit_with_as_many_rows_and_with_none_fewer(name: str) -> None:
+    check, expected = CASES[name]
+    needed = check.needed_holdout(0.95)
+    assert needed == expected
+    for metric, rows in needed.items():
+        assert rows is not None
+        assert statuses(check, rows, 0.95)[metric] == {Status.MET}
+        assert Status.MET not in statuses(check, rows - 1, 0.95)[metric]
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.9, 0.999])
+@pytest.mark.parametrize("limit", [0.97, 0.5, 0.0])
+def test_robust_accuracy_needs_what_its_interval_at_one_does(confidence: float, limit: float) -> None:
+    check = Evasion(limits={"robust_accuracy": Limit(min=limit)})
+    rows = check.needed_holdout(confidence)["robust_accuracy"]
+    assert rows is not None
+    assert statuses(check, rows, confidence)["robust_accuracy"] == {Status.MET}
+    assert statuses(check, rows - 1, confidence)["robust_accuracy"] != {Status.MET}
+
+
+@pytest.mark.parametrize(
+    ("limit", "images", "holdout"),
+    [(Limit(min=0.99), 300, 3000), (Limit(min=1.0), 500, 3000), (Limit(max=-0.1), 100, 200)],
+)
+def test_a_limit_that_no_number_of_rows_meets_is_told(limit: Limit, images: int, holdout: int) -> None:
+    check = Evasion(images=images, limits={"robust_accuracy": limit})
+    assert check.needed_holdout(0.95) == {"robust_accuracy": None}
+    assert statuses(check, holdout, 0.95)["robust_accuracy"] == {Status.VIOLATED}
+
+
+def unseen(metric: str, rows: int, members: int = 10**6) -> Measurement:
+    """Scores of members all below those of the holdout, none of which the threshold tells from another."""
+    member, holdout = np.zeros(members), np.zeros(rows) if metric == "balanced_accuracy" else np.ones(rows)
+    if metric == "balanced_accuracy":
+        return balanced_accuracy(member, holdout, 0.95)
+    if metric in FPRS:
+        return tpr_at_fpr(member, holdout, FPRS[metric], 0.95)
+    prior = next(prior for prior in PRIORS if metric == f"precision_at_{prior:g}_prior")
+    return precision(member, holdout, prior, 0.95)
+
+
+MEMBERSHIP = {
+    "tpr_at_0.1_fpr": (Limit(max=0.2), 100),
+    "tpr_at_0.01_fpr": (Limit(max=0.05), 1000),
+    "tpr_at_0.001_fpr": (Limit(max=0.01), 10_000),
+    "balanced_accuracy": (Limit(max=0.52), 601),
+    "precision_at_0.5_prior": (Limit(max=0.7), 1000),
+    "precision_at_0.1_prior": (Limit(max=0.2), 1000),
+    "precision_at_0.01_prior": (Limit(max=0.05), 1000),
+}
+
+
+@pytest.mark.parametrize("metric", MEMBERSHIP)
+def test_membership_needs_what_resolves_its_rates_and_chance(metric: str) -> None:
+    limit, rows = MEMBERSHIP[metric]
+    check = Membership(limits={metric: limit, "auc": Limit(max=0.6)})
+    assert check.needed_holdout(0.95) == {metric: rows}
+    assert judged_status(unseen(metric, rows), limit) is Status.MET
+    assert judged_status(unseen(metric, rows - 1), limit) is not Status.MET
+
+
+def test_any_holdout_may_meet_a_limit_on_the_auc_and_none_a_balanced_accuracy_of_chance() -> None:
+    check = Membership(limits={"auc": Limit(max=0.5), "balanced_accuracy": Limit(max=0.5)})
+    assert check.needed_holdout(0.95) == {"balanced_accuracy": None}
+
+
+def test_a_gap_may_be_seen_to_be_none_with_the_fewest_rows_that_are_measured() -> None:
+    """Both groups' members are accused as often as their holdout, and members are of one group, holdout of the other:
+    everyone's vulnerability is far above either's."""
+    member, holdout = np.repeat([9.0, 0.0], [90_000, 10_000]), np.repeat([8.0, 1.0], [10, 90])
+    groups = np.repeat(["a", "b"], [90_000, 10_000]), np.repeat(["a", "b"], [10, 90])
+    gap = vulnerability_gap(accusations(member, holdout, *groups, 0.1), 0.95)
+    assert judged_status(gap, Limit(max=0.0)) is Status.MET
+
+
+POLICY = """
+name: house
+version: 1
+release_context: api
+checks:
+  - check: disparity
+    limits: {vulnerability_gap: {max: 0.1, severity: warn}}
+  - check: evasion
+    images: 100
+    limits: {robust_accuracy: {min: 0.99}}
+  - check: corruption
+    limits: {corruption_ratio: {min: 0.5}}
+  - check: utility
+    limits: {holdout_accuracy: {min: 0.8}}
+"""
+
+
+def test_a_policy_is_told_what_each_of_its_limits_needs(tmp_path: Path) -> None:
+    (tmp_path / "policy.yaml").write_text(POLICY)
+    told = "\n".join(lint_policy(tmp_path / "policy.yaml", 99))
+    assert "vulnerability_gap needs at least 100 holdout rows to meet its limit: with your 99 no model does" in told
+    assert "robust_accuracy: no number of holdout rows meets this limit" in told
+    assert "corruption_ratio needs at least 100 holdout rows to meet its limit: with" in told
+    assert "holdout_accuracy needs" not in told
+    assert "with your" not in "\n".join(lint_policy(tmp_path / "policy.yaml", 100))
+    assert "with your" not in "\n".join(lint_policy(tmp_path / "policy.yaml", None))
+
+
+def test_a_check_whose_need_is_not_known_says_nothing() -> None:
+    assert Utility(limits={"holdout_accuracy": Limit(min=0.8)}).needed_holdout(0.95) == {}
