@@ -1,0 +1,59 @@
+"""What would help a model that is blocked."""
+
+from typing import Annotated
+
+import typer
+
+from privacy_gate.cli.options import (
+    OUTPUT,
+    STORE,
+    Device,
+    Output,
+    PolicyFile,
+    StoreRoot,
+    Tracking,
+    Uri,
+    Workers,
+    chosen_machine,
+    now,
+)
+from privacy_gate.cli.terminal import progress_bar, say
+
+app = typer.Typer()
+_FAMILIES = "epochs, weight-decay, label-smoothing, drop or dp-sgd"
+
+
+@app.command(epilog="Example: privacy-gate advise models:/digits/3 --policy policies/baseline.yaml --epsilon 8")
+def advise(
+    uri: Uri,
+    policy: PolicyFile,
+    store: StoreRoot = STORE,
+    output: Output = OUTPUT,
+    tracking_uri: Tracking = None,
+    device: Device = "auto",
+    workers: Workers = None,
+    references: Annotated[int, typer.Option(min=8, max=10_000, help="Models trained for each alternative.")] = 32,
+    epsilon: Annotated[list[float] | None, typer.Option(min=0.01, help="DP-SGD at this epsilon; repeatable.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help=f"{_FAMILIES}: try no other; repeatable.")] = None,
+    skip: Annotated[list[str] | None, typer.Option(help="Do not try this one; repeatable.")] = None,
+) -> None:
+    """Measure what other recipes would leak and cost: fewer epochs, weight decay, and others. Decides nothing."""
+    from privacy_gate import gate
+    from privacy_gate.alternatives import families
+    from privacy_gate.reports.advice_page import table
+
+    chosen = families(only or (), skip or ())
+    opened = gate.open_case(uri, policy, store=store, tracking_uri=tracking_uri, now=now())
+    with progress_bar() as progress, opened as case:
+        advised, computed = gate.advise(
+            case,
+            chosen_machine(device, workers),
+            references=references,
+            families=chosen,
+            epsilons=epsilon or (),
+            now=now(),
+            progress=progress,
+        )
+    files = gate.write_advice(advised, output)
+    say(table(advised))
+    say("\n".join([f"{computed} jobs computed", *(f"advice: {path}" for path in files)]))

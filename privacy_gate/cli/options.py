@@ -1,0 +1,66 @@
+"""Arguments and options that several commands take, and what they stand for."""
+
+import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from privacy_gate.compute.cluster import Cluster
+    from privacy_gate.compute.machine import Machine
+
+Uri = Annotated[str, typer.Argument(help="models:/NAME/VERSION or models:/NAME@ALIAS", show_default=False)]
+PolicyFile = Annotated[Path, typer.Option("--policy", "-p", help="The policy, a YAML file.", show_default=False)]
+StoreRoot = Annotated[
+    str,
+    typer.Option("--store", "-s", envvar="PRIVACY_GATE_STORE", help="Where results are kept: a folder or fsspec URL."),
+]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the report.")]
+Tracking = Annotated[
+    str | None, typer.Option("--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="The MLflow server or database.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N. Changes speed, never a result.")]
+Workers = Annotated[int | None, typer.Option(min=0, help="Threads that feed a GPU with decoded images.")]
+Part = Annotated[str, typer.Option("--shard", help="i/n: do part i of n, for a CI matrix that shares one store.")]
+Engine = Annotated[
+    Literal["local", "ray"], typer.Option(help="Where work is done: on this machine, or on a Ray cluster.")
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option("--ray-address", envvar="RAY_ADDRESS", help="The cluster; default: one on this machine alone."),
+]
+Gpus = Annotated[float, typer.Option("--gpus-per-task", min=0, help="Ray: share of a GPU each task takes; 0: CPUs.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be written to the registry; write nothing.")]
+Expect = Annotated[
+    str | None,
+    typer.Option("--expect-current", help="Refuse unless the alias is at this version now ('none': not set)."),
+]
+Thumbnails = Annotated[
+    Path | None,
+    typer.Option("--thumbnails", help="Also write the listed examples' images to this file. Shows training records."),
+]
+
+STORE = "privacy-gate-store"
+OUTPUT = Path("privacy-gate-report")
+
+
+def chosen_machine(device: str, workers: int | None) -> "Machine":
+    """The machine that the options speak of."""
+    from privacy_gate.compute.machine import Machine
+
+    return Machine(device=device) if workers is None else Machine(device=device, workers=workers)
+
+
+def chosen_cluster(engine: str, address: str | None, gpus: float) -> "Cluster | None":
+    """The Ray cluster that the options speak of; None for this machine alone."""
+    if engine == "local":
+        return None
+    from privacy_gate.compute.cluster import Cluster
+
+    return Cluster(address, gpus)
+
+
+def now() -> datetime.datetime:
+    """The time that reports state."""
+    return datetime.datetime.now(datetime.UTC)

@@ -1,0 +1,82 @@
+"""What is done with a report: shown, and acted on."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from privacy_gate.cli.options import DryRun, Expect, Tracking
+from privacy_gate.cli.terminal import say
+from privacy_gate.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from privacy_gate.report import Report
+
+app = typer.Typer()
+
+ReportFile = Annotated[Path, typer.Argument(help="A report.json that audit or check wrote.", show_default=False)]
+
+
+@app.command(epilog="Example: privacy-gate report privacy-gate-report/report.json --format markdown")
+def report(
+    path: ReportFile,
+    format: Annotated[str, typer.Option("--format", "-f", help="text, markdown, html or json.")] = "text",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File; default: standard output.")] = None,
+) -> None:
+    """Show a stored report in another format."""
+    from privacy_gate.documents import nearest
+    from privacy_gate.reports import FORMATS
+
+    if format not in FORMATS:
+        raise ConfigurationError(f"--format {format}: no such format; {nearest(format, FORMATS)}")
+    text = FORMATS[format].render(load(path))
+    if output is None:
+        say(text)
+        return
+    try:
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(f"{output}: {error.strerror}; name a file that can be written") from error
+
+
+@app.command(epilog="Example: privacy-gate promote privacy-gate-report/report.json --expect-current 2")
+def promote(
+    path: ReportFile,
+    tracking_uri: Tracking = None,
+    expect_current: Expect = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Act on a report: move the alias if it approves, else record why not. Hashes the artifact again first."""
+    found = load(path)
+    decide(found, path.parent, tracking_uri, expect_current=expect_current, dry_run=dry_run)
+    raise typer.Exit(found.exit_code)
+
+
+def decide(
+    report: "Report", folder: Path, tracking_uri: str | None, *, expect_current: str | None, dry_run: bool
+) -> None:
+    """Writes the decision to the registry and says what was written."""
+    from privacy_gate import gate
+
+    lines = gate.decide(report, folder, tracking_uri=tracking_uri, expect_current=expect_current, dry_run=dry_run)
+    say("\n".join(lines))
+
+
+def load(path: Path) -> "Report":
+    """The report in the file; raises ConfigurationError."""
+    from privacy_gate.report import load_report
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(f"{path}: {error.strerror}; name a report.json that audit wrote") from error
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{path}: not UTF-8 text; name a report.json that audit wrote") from error
+    return load_report(text, str(path))
+
+
+def summary(report: "Report") -> str:
+    """The report in a few lines of text."""
+    from privacy_gate.reports import FORMATS
+
+    return FORMATS["text"].render(report)

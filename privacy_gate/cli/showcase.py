@@ -1,0 +1,41 @@
+"""What there is to see without a model of one's own."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from privacy_gate.cli.options import now
+from privacy_gate.cli.reports import summary
+from privacy_gate.cli.terminal import progress_bar, say, say_table
+from privacy_gate.errors import GateError
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example: privacy-gate demo --folder demo")
+def demo(
+    folder: Annotated[Path, typer.Option(help="A fresh folder for the registry, the store and the reports.")] = Path(
+        "demo"
+    ),
+) -> None:
+    """Gate three real models on an embedded registry: one leaks, one is approved, one's federation is breakable."""
+    from privacy_gate.demo import run_demo
+
+    with progress_bar() as progress:
+        outcomes = run_demo(folder, now(), progress)
+    for outcome in outcomes:
+        say(f"== {outcome.title}")
+        say(summary(outcome.report))
+        say("\n".join(f"   {line}" for line in outcome.lines) + "\n")
+    if any(outcome.report.exit_code != outcome.expected for outcome in outcomes):
+        raise GateError("the demo expects its verdicts to be blocked, approved, blocked: please report this run")
+
+
+@app.command(epilog="Example: privacy-gate attacks")
+def attacks() -> None:
+    """List the membership attacks: what each needs, costs and assumes."""
+    from privacy_gate.attacks import ATTACKS
+
+    rows = ((name, attack.needs, attack.cost, attack.assumes, attack.source) for name, attack in ATTACKS.items())
+    say_table(("attack", "needs", "cost", "assumes", "source"), rows)

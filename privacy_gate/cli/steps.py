@@ -1,0 +1,120 @@
+"""The gate's pass, at once or step by step."""
+
+from typing import Annotated
+
+import typer
+
+from privacy_gate.cli.options import (
+    OUTPUT,
+    STORE,
+    Device,
+    DryRun,
+    Engine,
+    Expect,
+    Gpus,
+    Output,
+    Part,
+    PolicyFile,
+    RayAddress,
+    StoreRoot,
+    Thumbnails,
+    Tracking,
+    Uri,
+    Workers,
+    chosen_cluster,
+    chosen_machine,
+    now,
+)
+from privacy_gate.cli.reports import decide, summary
+from privacy_gate.cli.terminal import progress_bar, say
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example: privacy-gate check models:/digits@candidate --policy policies/baseline.yaml")
+def check(
+    uri: Uri,
+    policy: PolicyFile,
+    store: StoreRoot = STORE,
+    output: Output = OUTPUT,
+    tracking_uri: Tracking = None,
+    device: Device = "auto",
+    workers: Workers = None,
+    promote: Annotated[bool, typer.Option("--promote/--no-promote", help="Write the decision to the registry.")] = True,
+    expect_current: Expect = None,
+    dry_run: DryRun = False,
+    thumbnails: Thumbnails = None,
+    engine: Engine = "local",
+    ray_address: RayAddress = None,
+    gpus_per_task: Gpus = 0,
+) -> None:
+    """Run the whole pass: pull, measure, judge, report, promote or block."""
+    from privacy_gate import gate
+
+    with progress_bar() as progress:
+        report, files = gate.check(
+            uri,
+            policy,
+            store=store,
+            output=output,
+            tracking_uri=tracking_uri,
+            machine=chosen_machine(device, workers),
+            now=now(),
+            progress=progress,
+            thumbnails=thumbnails,
+            cluster=chosen_cluster(engine, ray_address, gpus_per_task),
+        )
+    say(summary(report))
+    say("\n".join(f"report: {path}" for path in files))
+    if promote:
+        decide(report, output, tracking_uri, expect_current=expect_current, dry_run=dry_run)
+    raise typer.Exit(report.exit_code)
+
+
+@app.command(epilog="Example: privacy-gate prepare models:/digits/3 --policy policies/baseline.yaml --shard 2/4")
+def prepare(
+    uri: Uri,
+    policy: PolicyFile,
+    store: StoreRoot = STORE,
+    tracking_uri: Tracking = None,
+    device: Device = "auto",
+    workers: Workers = None,
+    shard: Part = "1/1",
+    engine: Engine = "local",
+    ray_address: RayAddress = None,
+    gpus_per_task: Gpus = 0,
+) -> None:
+    """Compute what the policy needs (the slow, resumable step; needs no right to write to the registry)."""
+    from privacy_gate import gate
+    from privacy_gate.audit import Shard
+
+    part, cluster = Shard.parse(shard), chosen_cluster(engine, ray_address, gpus_per_task)
+    opened = gate.open_case(uri, policy, store=store, tracking_uri=tracking_uri, now=now())
+    with progress_bar() as progress, opened as case:
+        done, stored = gate.prepare(case, chosen_machine(device, workers), part, progress, cluster)
+    say(f"{done} jobs computed, {stored} were stored already")
+
+
+@app.command(epilog="Example: privacy-gate audit models:/digits/3 --policy policies/baseline.yaml")
+def audit(
+    uri: Uri,
+    policy: PolicyFile,
+    store: StoreRoot = STORE,
+    output: Output = OUTPUT,
+    tracking_uri: Tracking = None,
+    thumbnails: Thumbnails = None,
+) -> None:
+    """Judge what `prepare` stored and write the report (CPU, seconds)."""
+    from privacy_gate import gate
+
+    opened = gate.open_case(uri, policy, store=store, tracking_uri=tracking_uri, now=now())
+    with progress_bar() as progress, opened as case:
+        if thumbnails:
+            gate.refuse_thumbnails(thumbnails, output, case.policy)
+        report = case.audit(now(), progress)
+        if thumbnails:
+            gate.write_thumbnails(thumbnails, report, case.data)
+    files = gate.write(report, output)
+    say(summary(report))
+    say("\n".join(f"report: {path}" for path in files))
+    raise typer.Exit(report.exit_code)
