@@ -195,7 +195,7 @@ from the public weights; everything, from random ones; what a program of the pol
 
 
 class DpSgd(Record):
-    """Differentially private training of a head: Abadi et al. 2016 (arXiv 1607.00133), as Opacus does it.
+    """Differentially private training: Abadi et al. 2016 (arXiv 1607.00133), as Opacus does it.
 
     Every step takes each example with probability batch_size / examples, cuts its gradient to norm `clip`, adds
     normal noise of `noise_multiplier` * clip to the sum, and divides by batch_size.
@@ -237,8 +237,8 @@ class Recipe(Record):
             raise ValueError(f"adaptation '{self.adaptation}' trains a network; backbone 'identity' has none: use head")
         if (self.adaptation == "lora") != (self.lora is not None):
             raise ValueError("adaptation lora and its settings go together: lora: {rank: 8, targets: [attention]}")
-        if self.privacy is not None and (self.adaptation not in ("head", "command") or self.federation is not None):
-            raise ValueError("privacy is simulated for adaptation head without federation; else use command")
+        if self.privacy is not None and self.federation is not None and self.adaptation != "command":
+            raise ValueError("privacy is not simulated in a federation: use adaptation command")
         if self.federation is not None:
             self._refuse_what_clients_do_not()
         if self.augmentation and (self.input is None or self.augmentation.shift >= self.input.size):

@@ -6,7 +6,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from privacy_gate.audit import Shard, audit, plan, subject_of
 from privacy_gate.candidate import Candidate
 from privacy_gate.checks.vulnerability import Vulnerability
 from privacy_gate.dataset import AuditData, read_data
-from privacy_gate.errors import ConfigurationError, UndecidedError
+from privacy_gate.errors import CandidateError, ConfigurationError, UndecidedError
 from privacy_gate.job import Job
 from privacy_gate.policy import Policy, load_policy
 from privacy_gate.progress import Progress
@@ -242,7 +242,13 @@ def advise(
             continue
         without = advice.dropped_rows(option, subject, as_is)
         jobs = advice.jobs(option, subject, references, without)
-        computed += _compute(case, jobs, machine, _named(option.name, progress))[0]
+        try:
+            computed += _compute(case, jobs, machine, _named(option.name, progress))[0]
+        except CandidateError as error:
+            if as_is is None:
+                raise
+            rows.append(advice.unmeasured(replace(option, reason=str(error)), goals))
+            continue
         trained = advice.gather(option, subject, references, without, case.store.get)
         as_is = as_is or trained
         rows.append(advice.measure(option, subject, trained, as_is, goals, case.policy.confidence))

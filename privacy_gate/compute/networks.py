@@ -5,39 +5,29 @@ trains the stack in one go. A stack of one takes torch's plain path.
 """
 
 import copy
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.func import functional_call, grad, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import cross_entropy
+from torch.func import functional_call
 
-from privacy_gate.candidate import Recipe, View
+from privacy_gate.candidate import DpSgd, Recipe, View
 from privacy_gate.compute.backbone import Tensors
 from privacy_gate.compute.course import Course
 from privacy_gate.compute.embed import seen
 from privacy_gate.compute.machine import Machine, single_threaded_kernels
+from privacy_gate.compute.network_stack import NetworkStack, TrainedNetwork
 from privacy_gate.compute.optimizers import stepper
-from privacy_gate.compute.parts import network, remembered, start, trained
+from privacy_gate.compute.parts import network
+from privacy_gate.compute.private import private_batches
 from privacy_gate.compute.subsets import Subset, shown
 from privacy_gate.progress import Progress, silent
 
 GPU_BLOCK = 16
 """References stacked on a GPU to begin with; halved until they fit."""
-
-
-@dataclass(frozen=True, eq=False)
-class TrainedNetwork:
-    """Reference `index`: every tensor that its training changed, by name."""
-
-    index: int
-    tensors: Tensors
 
 
 class Images:
@@ -135,69 +125,41 @@ class _Work:
         return [*self.train(block[:half]), *self.train(block[half:])]
 
     def _train(self, block: list[Subset]) -> list[TrainedNetwork]:
-        recipe, views = self._recipe, len(self._recipe.views)
+        recipe = self._recipe
         # functional_call puts tensors into the module for a while: threads must not share it.
-        stack = Stack(copy.deepcopy(self._model), recipe, [index for index, _ in block])
+        stack = NetworkStack(copy.deepcopy(self._model), recipe, [index for index, _ in block])
         step = stepper(stack.parameters, stack.gradient, recipe.optimizer)
         for epoch in range(recipe.epochs):
             lr = recipe.optimizer.lr * recipe.schedule.factor(epoch, recipe.epochs)
-            order = np.stack([shown(index, epoch, rows, views, len(self._images)) for index, rows in block])
-            for first in range(0, order.shape[1], recipe.batch_size):
-                places = order[:, first : first + recipe.batch_size]
-                x = self._images.take(places.ravel(), self._device, self._dtype)
-                y = self._label[torch.from_numpy(places % len(self._images)).to(self._device)]
-                stack.differentiate(x.view(*places.shape, *x.shape[1:]), y)
+            privacy = recipe.privacy
+            for _ in self._private(stack, block, epoch, privacy) if privacy else self._plain(stack, block, epoch):
                 step(lr)
             self._course.advance(len(block))
         return stack.networks()
 
+    def _plain(self, stack: NetworkStack, block: list[Subset], epoch: int) -> Iterator[None]:
+        """Sets the stack's gradient, one step of the epoch after the other."""
+        views, size = len(self._recipe.views), self._recipe.batch_size
+        order = np.stack([shown(index, epoch, rows, views, len(self._images)) for index, rows in block])
+        for first in range(0, order.shape[1], size):
+            stack.differentiate(*self._shown(order[:, first : first + size]))
+            yield
 
-class Stack:
-    """What M references train, laid out as one (M, P) tensor with its gradient beside it."""
+    def _private(self, stack: NetworkStack, block: list[Subset], epoch: int, privacy: DpSgd) -> Iterator[None]:
+        """Likewise by DP-SGD, as `stack.train_block` does it for heads."""
+        recipe = self._recipe
+        for batch in private_batches(block, epoch, recipe, self._label.repeat(len(recipe.views))):
+            x, y = self._shown(batch.rows.cpu().numpy())
+            stack.differentiate_clipped(x, y, batch.present.to(self._dtype), privacy.clip)
+            stack.gradient += batch.noise(privacy, stack.gradient.shape[1:], stack.gradient)
+            stack.gradient /= recipe.batch_size
+            yield
 
-    def __init__(self, model: torch.nn.Module, recipe: Recipe, indices: Sequence[int]) -> None:
-        self._model, self._indices = model, indices
-        starts = [start(model, recipe, index) for index in indices]
-        self._names, buffers = trained(model, recipe), remembered(model, recipe)
-        self._shapes = [starts[0][name].shape for name in self._names]
-        self._sizes = [starts[0][name].numel() for name in self._names]
-        flat = [torch.cat([tensors[name].reshape(-1) for name in self._names]) for tensors in starts]
-        self.parameters = torch.stack(flat)
-        self.gradient = torch.zeros_like(self.parameters)
-        self._buffers = {name: torch.stack([tensors[name] for tensors in starts]) for name in buffers}
-        self._smoothing = recipe.label_smoothing
-        for parameter in model.parameters():
-            parameter.requires_grad = False
-
-    def differentiate(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        """Sets the gradient of every reference's mean cross-entropy: x (M, B, 3, S, S), y (M, B)."""
-        if len(self._indices) == 1:
-            parameters = {name: value[0].requires_grad_() for name, value in self._split(self.parameters.detach())}
-            loss = self._loss(parameters, {name: value[0] for name, value in self._buffers.items()}, x[0], y[0])
-            found = torch.autograd.grad(loss, list(parameters.values()))
-            torch.cat([part.reshape(1, -1) for part in found], dim=1, out=self.gradient)
-            return
-        each: Callable[..., Any] = vmap(grad(self._loss), in_dims=(0, 0, 0, 0))
-        with sdpa_kernel(SDPBackend.MATH):  # fused attention knows no stacks: vmap would loop over it
-            gradients = each(dict(self._split(self.parameters)), self._buffers, x, y)
-        torch.cat([gradients[name].flatten(1) for name in self._names], dim=1, out=self.gradient)
-
-    def _loss(self, parameters: Tensors, buffers: Tensors, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        logits = functional_call(self._model, {**parameters, **buffers}, x)
-        return cross_entropy(logits, y, label_smoothing=self._smoothing)
-
-    def _split(self, flat: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-        """Views of (M, P), each (M, *shape), by name."""
-        for name, shape, part in zip(self._names, self._shapes, torch.split(flat, self._sizes, dim=1), strict=True):
-            yield name, part.view(len(flat), *shape)
-
-    def networks(self) -> list[TrainedNetwork]:
-        """The references as they are now."""
-        tensors = {**dict(self._split(self.parameters)), **self._buffers}
-        return [
-            TrainedNetwork(index, {name: value[place].clone() for name, value in tensors.items()})
-            for place, index in enumerate(self._indices)
-        ]
+    def _shown(self, places: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images and labels of rows in views, (M, B) -> (M, B, 3, S, S) and (M, B)."""
+        x = self._images.take(places.ravel(), self._device, self._dtype)
+        y = self._label[torch.from_numpy(places % len(self._images)).to(self._device)]
+        return x.view(*places.shape, *x.shape[1:]), y
 
 
 def network_logits(

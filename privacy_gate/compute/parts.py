@@ -59,6 +59,13 @@ def network(recipe: Recipe) -> nn.Module:
                 f"recipe: {recipe.backbone.name} drops units at random in {random[0]}; adaptation "
                 f"'{recipe.adaptation}' cannot repeat that"
             )
+        mixing = [name for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
+        if recipe.privacy is not None and mixing:
+            raise CandidateError(
+                f"recipe: BatchNorm in {mixing[0]} of {recipe.backbone.name} mixes the examples of a batch, so none "
+                "has a gradient of its own for DP-SGD to cut: use adaptation film, whose statistics stay, or a network "
+                "with GroupNorm or LayerNorm"
+            )
     return model
 
 

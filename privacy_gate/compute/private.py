@@ -1,8 +1,4 @@
-"""DP-SGD for stacked heads: Poisson batches and noise, each reference's own, whatever its block.
-
-The gradient of an example is error x', so its norm is |error| |x| and clipping is a weight on the error: no
-gradient of a single example is ever formed.
-"""
+"""DP-SGD: Poisson batches and noise, each reference's own, whatever its block."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from privacy_gate.candidate import Recipe
+from privacy_gate.candidate import DpSgd, Recipe
 from privacy_gate.compute.subsets import Subset, gradient_noise, poisson_batch, shown
 
 
@@ -25,12 +21,12 @@ class PrivateBatch:
     epoch: int
     step: int
 
-    def noise(self, recipe: Recipe, classes: int, width: int, like: torch.Tensor) -> torch.Tensor:
-        """What is added to the sums of gradients, (M, C, width)."""
-        if recipe.privacy is None or recipe.privacy.noise_multiplier == 0:
-            return like.new_zeros(1, 1, 1)
-        drawn = np.stack([gradient_noise(index, self.epoch, self.step, (classes, width)) for index in self.indices])
-        scale = recipe.privacy.noise_multiplier * recipe.privacy.clip
+    def noise(self, privacy: DpSgd, shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
+        """What is added to the sums of gradients, (M, *shape)."""
+        if privacy.noise_multiplier == 0:
+            return like.new_zeros(len(self.indices), *shape)
+        drawn = np.stack([gradient_noise(index, self.epoch, self.step, shape) for index in self.indices])
+        scale = privacy.noise_multiplier * privacy.clip
         return torch.from_numpy(drawn * scale).to(like.device, like.dtype)
 
 

@@ -64,10 +64,14 @@ def _heads(recipe: Recipe, jobs: Sequence[TrainReference], work: Work) -> None:
         else:
             heads = federated_heads(features[0].cpu().numpy(), data, recipe, subsets, machine, work.progress)
         for head in heads:
-            arrays = {**_judge(head, features, work), "included": rows[head.index]}
-            if head.index == 0 and (spent := spent_epsilon(recipe, int(rows[0].sum()))) is not None:
-                arrays["epsilon"] = np.array([spent])
+            arrays = {**_judge(head, features, work), **_drawn(recipe, head.index, rows[head.index])}
             work.results.put(by_index[head.index], arrays)
+
+
+def _drawn(recipe: Recipe, index: int, rows: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:
+    """The rows that the reference is trained on, and for the first what DP-SGD on so many spends."""
+    spent = spent_epsilon(recipe, int(rows.sum())) if index == 0 else None
+    return {"included": rows} if spent is None else {"included": rows, "epsilon": np.array([spent])}
 
 
 def _judge(head: TrainedHead, features: torch.Tensor, work: Work) -> dict[str, NDArray[Any]]:
@@ -90,7 +94,7 @@ def _networks(recipe: Recipe, jobs: Sequence[TrainReference], work: Work) -> Non
         subsets = [(index, np.flatnonzero(chosen)) for index, chosen in rows.items()]
         for found in train_networks(images, data.label, recipe, subsets, machine, progress=work.progress):
             logits = [network_logits(judge, found.tensors, images, machine, view) for view in range(len(recipe.views))]
-            arrays = {**judged(logits, data.label), "included": rows[found.index]}
+            arrays = {**judged(logits, data.label), **_drawn(recipe, found.index, rows[found.index])}
             work.results.put(by_index[found.index], arrays if found.index else {**arrays, "logits": logits[0]})
 
 

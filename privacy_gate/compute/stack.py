@@ -4,6 +4,9 @@ All heads share the features and differ in their rows, so one step of M heads is
 matrix products and one optimiser update, with the gradient in closed form: (p - target) x'. Each head keeps
 its own mini-batches, exactly those it would have alone. Logits are laid out (M, C, batch), with weights
 (M, C, W): then both products read and write rows in order, several times faster where C is small.
+
+Where DP-SGD cuts each example's gradient, error x', its norm is |error| |x| and the cut a weight on the error: no
+gradient of a single example is ever formed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -65,12 +68,13 @@ def train_block(
             stack.parameters[place, :, :width] = torch.from_numpy(weight)
             stack.parameters[place, :, width] = torch.from_numpy(bias)
     step = stepper(stack.parameters, stack.gradient, recipe.optimizer)
+    privacy, shape = recipe.privacy, (recipe.classes, width + 1)
     for epoch in range(recipe.epochs):
         lr = recipe.optimizer.lr * recipe.schedule.factor(epoch, recipe.epochs)
-        if recipe.privacy is not None:
+        if privacy is not None:
             for batch in private_batches(block, epoch, recipe, y):
-                stack.differentiate(batch.rows, batch.label, batch.present, recipe.privacy.clip)
-                stack.gradient[:, :, : width + 1] += batch.noise(recipe, recipe.classes, width + 1, stack.gradient)
+                stack.differentiate(batch.rows, batch.label, batch.present, privacy.clip)
+                stack.gradient[:, :, : width + 1] += batch.noise(privacy, shape, stack.gradient)
                 stack.gradient /= recipe.batch_size
                 step(lr)
         else:

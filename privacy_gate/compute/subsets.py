@@ -4,6 +4,8 @@ Every draw comes from a generator keyed by what it is for and by the reference's
 many references there are: references 64 to 127 can be added to the first 64 without changing them.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -113,8 +115,8 @@ def poisson_batch(index: int, epoch: int, step: int, size: int, rate: float) -> 
     return np.flatnonzero(np.random.default_rng([_POISSON, index, epoch, step]).random(size) < rate)
 
 
-def gradient_noise(index: int, epoch: int, step: int, shape: tuple[int, int]) -> NDArray[np.float64]:
-    """Standard normal noise of one step of DP-SGD, (C, D + 1)."""
+def gradient_noise(index: int, epoch: int, step: int, shape: Sequence[int]) -> NDArray[np.float64]:
+    """Standard normal noise of one step of DP-SGD; shape of a reference's parameters: a head's are (C, D + 1)."""
     return np.random.default_rng([_NOISE, index, epoch, step]).standard_normal(shape)
 
 

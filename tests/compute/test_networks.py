@@ -16,7 +16,8 @@ from privacy_gate.compute import backbone as subject
 from privacy_gate.compute import parts
 from privacy_gate.compute.embed import seen
 from privacy_gate.compute.machine import Machine
-from privacy_gate.compute.networks import Images, TrainedNetwork, train_networks
+from privacy_gate.compute.network_stack import TrainedNetwork
+from privacy_gate.compute.networks import Images, train_networks
 from privacy_gate.compute.subsets import Subset, shown
 from privacy_gate.documents import parse
 

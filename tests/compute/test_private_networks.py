@@ -1,0 +1,188 @@
+"""DP-SGD for networks: what Opacus does with the same batches, for every adaptation, stacked or alone."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch.nn.functional import cross_entropy
+
+from privacy_gate.candidate import Recipe
+from privacy_gate.compute import backbone as subject
+from privacy_gate.compute import network_stack, parts
+from privacy_gate.compute.machine import Machine
+from privacy_gate.compute.network_stack import TrainedNetwork
+from privacy_gate.compute.networks import Images, train_networks
+from privacy_gate.compute.private import steps_of
+from privacy_gate.compute.subsets import Subset, gradient_noise, poisson_batch, shown
+from privacy_gate.documents import parse
+from privacy_gate.errors import CandidateError
+
+CNN, VIT = "test_efficientnet", "test_vit"
+ROWS, CLASSES, SIZE = 14, 3, {CNN: 32, VIT: 160}
+SUBSETS: list[Subset] = [(0, np.arange(0, 10)), (3, np.arange(4, 14))]
+KINDS: list[tuple[str, str, dict[str, Any]]] = [
+    (CNN, "film", {}),
+    (VIT, "lora", {"lora": {"rank": 2, "alpha": 4, "targets": ["attention", "mlp"]}}),
+    (VIT, "full", {}),
+    (VIT, "film", {"augmentation": {"flip": True}, "label_smoothing": 0.1}),
+]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Public weights of two small architectures."""
+    torch.manual_seed(0)
+    found = {}
+    for name in (CNN, VIT):
+        found[name] = tmp_path_factory.mktemp(name) / "weights.safetensors"
+        model: Any = subject.timm.create_model(name, num_classes=7)
+        save_file({key: tensor.contiguous() for key, tensor in model.state_dict().items()}, found[name])
+    return found
+
+
+def make(weights: dict[str, Path], name: str, adaptation: str, **changes: Any) -> Recipe:
+    sha256 = hashlib.sha256(weights[name].read_bytes()).hexdigest()
+    plain = {
+        "backbone": {"name": name, "weights": {"uri": str(weights[name]), "sha256": sha256}},
+        "input": {"size": SIZE[name], "mean": [0.5] * 3, "std": [0.5] * 3},
+        "classes": CLASSES,
+        "adaptation": adaptation,
+        "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.5},
+        "epochs": 2,
+        "batch_size": 4,
+        "privacy": {"noise_multiplier": 0.6, "clip": 0.7},
+    }
+    return parse(plain | changes, Recipe, "recipe")
+
+
+def trained(recipe: Recipe, block: int) -> dict[int, TrainedNetwork]:
+    images, label = problem(recipe)
+    machine = Machine(device="cpu", threads=1, block=block)
+    found = train_networks(images, label, recipe, SUBSETS, machine, dtype=torch.float64)
+    return {each.index: each for each in found}
+
+
+def problem(recipe: Recipe) -> tuple[Images, np.ndarray]:
+    rng = np.random.default_rng(0)
+    size = SIZE[recipe.backbone.name]
+    pixels = torch.from_numpy(rng.normal(size=(ROWS, 3, size, size)).astype(np.float32))
+    return Images(pixels, recipe.views), rng.integers(0, CLASSES, ROWS)
+
+
+Sums = Callable[[torch.nn.Module, list[torch.nn.Parameter], torch.Tensor, torch.Tensor, Recipe], None]
+"""Sets .grad to the sum of cut gradients over the batch size."""
+
+
+def one_by_one(
+    model: torch.nn.Module, chosen: list[torch.nn.Parameter], x: torch.Tensor, y: torch.Tensor, recipe: Recipe
+) -> None:
+    assert recipe.privacy is not None
+    for parameter in chosen:
+        parameter.grad = torch.zeros_like(parameter)
+    for image, truth in zip(x, y, strict=True):
+        loss = cross_entropy(model(image[None]), truth[None], label_smoothing=recipe.label_smoothing)
+        found = torch.autograd.grad(loss, chosen)
+        norm = float(torch.stack([part.norm() for part in found]).norm())
+        for parameter, part in zip(chosen, found, strict=True):
+            assert parameter.grad is not None
+            parameter.grad += part * min(1.0, recipe.privacy.clip / norm) / recipe.batch_size
+
+
+def by_opacus(
+    model: torch.nn.Module, chosen: list[torch.nn.Parameter], x: torch.Tensor, y: torch.Tensor, recipe: Recipe
+) -> None:
+    opacus = pytest.importorskip("opacus")
+    assert recipe.privacy is not None
+    watched = opacus.GradSampleModule(model)
+    optimizer = opacus.optimizers.DPOptimizer(
+        torch.optim.SGD(chosen, lr=1.0),
+        noise_multiplier=0.0,
+        max_grad_norm=recipe.privacy.clip,
+        expected_batch_size=recipe.batch_size,
+    )
+    optimizer.zero_grad()
+    torch.autograd.backward(cross_entropy(watched(x), y, label_smoothing=recipe.label_smoothing))
+    optimizer.pre_step()
+    watched.to_standard_module()
+
+
+def twin(recipe: Recipe, subset: Subset, sums: Sums) -> dict[str, torch.Tensor]:
+    """torch.optim's steps on the gate's batches with the gate's noise, gradients cut and summed by others."""
+    assert recipe.privacy is not None
+    (index, rows), (images, label) = subset, problem(recipe)
+    model = parts.network(recipe)
+    model.load_state_dict({**model.state_dict(), **parts.start(model, recipe, index)})
+    model = model.double()
+    names = parts.trained(model, recipe)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in names)
+    chosen = [model.get_parameter(name) for name in names]
+    optimizer = torch.optim.SGD(chosen, lr=recipe.optimizer.lr, momentum=0.5)
+    scale = recipe.privacy.noise_multiplier * recipe.privacy.clip / recipe.batch_size
+    for epoch in range(recipe.epochs):
+        order = shown(index, epoch, rows, len(recipe.views), ROWS)
+        for step in range(steps_of(len(order), recipe.batch_size)):
+            places = order[poisson_batch(index, epoch, step, len(order), recipe.batch_size / len(order))]
+            optimizer.zero_grad(set_to_none=False)
+            if len(places):
+                x = images.take(places, torch.device("cpu"), torch.float64)
+                sums(model, chosen, x, torch.from_numpy(label[places % ROWS]), recipe)
+            size = sum(parameter.numel() for parameter in chosen)
+            noise = torch.from_numpy(gradient_noise(index, epoch, step, (size,))) * scale
+            for parameter, part in zip(chosen, noise.split([one.numel() for one in chosen]), strict=True):
+                found = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                parameter.grad = found + part.view_as(parameter)
+            optimizer.step()
+    return {name: model.get_parameter(name).detach() for name in names}
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook", "ignore:There is a performance drop")
+@pytest.mark.parametrize(
+    ("name", "adaptation", "changes", "sums"),
+    [(*kind, one_by_one) for kind in KINDS]
+    # Opacus refuses layers with buffers, as frozen BatchNorm has, layers within layers, as LoRA's, and frozen ones.
+    + [(*kind, by_opacus) for kind in KINDS[2:3]],
+    ids=lambda value: getattr(value, "__name__", str(value)[:20]),
+)
+def test_others_take_the_same_steps(
+    weights: dict[str, Path], name: str, adaptation: str, changes: dict[str, Any], sums: Sums
+) -> None:
+    recipe = make(weights, name, adaptation, **changes)
+    found = trained(recipe, 1)
+    for subset in SUBSETS:
+        expected = twin(recipe, subset, sums)
+        assert expected.keys() == found[subset[0]].tensors.keys()
+        furthest = max((found[subset[0]].tensors[key] - value).abs().max().item() for key, value in expected.items())
+        assert furthest < 1e-6  # Opacus adds a millionth to every norm
+
+
+@pytest.mark.parametrize(("name", "adaptation", "changes"), KINDS[:2], ids=lambda value: str(value)[:20])
+def test_neither_block_nor_memory_matters(
+    weights: dict[str, Path], name: str, adaptation: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = make(weights, name, adaptation, **changes)
+    alone = trained(recipe, 1)
+    monkeypatch.setattr(network_stack, "CLIPPED_BYTES", 1)  # one example after the other
+    together = trained(recipe, 2)
+    for index, one in alone.items():
+        assert max((together[index].tensors[key] - value).abs().max() for key, value in one.tensors.items()) < 1e-9
+
+
+def test_no_example_moves_a_network_further_than_the_clip_allows(weights: dict[str, Path]) -> None:
+    quiet = {"privacy": {"noise_multiplier": 0.0, "clip": 1e-3}, "epochs": 1}
+    recipe = make(weights, CNN, "film", **quiet, optimizer={"name": "sgd", "lr": 1.0})
+    start = parts.start(parts.network(recipe), recipe, 0)
+    moved = trained(recipe, 1)[0].tensors
+    length = float(torch.cat([(moved[key] - value.double()).flatten() for key, value in start.items()]).norm())
+    taken = sum(len(poisson_batch(0, 0, step, 10, 0.4)) for step in range(3))
+    assert 0 < length <= taken * 1e-3 / 4 * (1 + 1e-9)
+
+
+def test_batch_norm_in_training_is_refused(weights: dict[str, Path]) -> None:
+    with pytest.raises(CandidateError, match=r"BatchNorm in .* mixes the examples"):
+        parts.network(make(weights, CNN, "full"))
