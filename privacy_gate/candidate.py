@@ -246,15 +246,20 @@ class Recipe(Record):
         return self
 
     def _refuse_what_clients_do_not(self) -> None:
-        """A federation is simulated with heads and plain SGD at the clients, and nothing else is passed off as it."""
+        """A federation is simulated with plain SGD at the clients, and nothing else is passed off as it."""
         plain = isinstance(self.optimizer, Sgd) and not self.optimizer.momentum
-        if self.adaptation not in ("head", "command") or not plain or self.schedule.name != "constant":
+        if self.adaptation == "scratch" or not plain or self.schedule.name != "constant":
             raise ValueError(
-                "federation is simulated for adaptation head, with optimizer {name: sgd} without momentum and a "
+                "federation is simulated from public weights, with optimizer {name: sgd} without momentum and a "
                 "constant schedule; for another use adaptation command"
             )
         if self.head.initial != "zeros" or self.label_smoothing or self.augmentation:
             raise ValueError("federation is simulated from a head of zeros, without label smoothing or augmentation")
+
+    @property
+    def trains_network(self) -> bool:
+        """Whether the gate trains more of such a model than its head."""
+        return self.adaptation not in ("head", "command")
 
     @property
     def views(self) -> tuple[View, ...]:

@@ -91,7 +91,8 @@ class Federate:
 
     Result: accuracy (1,) on the holdout, class_accuracy (C,), client_accuracy (K,), all means over the last
     tenth of the rounds; curve and rounds (R,); heterogeneity (1,), mean total variation distance of the clients'
-    classes from everyone's; sizes (K,); head (C, D + 1) float32 as the last round left it, bias last. Where a backdoor
+    classes from everyone's; sizes (K,); and where heads are trained head (C, D + 1) float32 as the last round left it,
+    bias last. Where a backdoor
     is planted also backdoor (2,): how often the last head calls the triggered_rows (1,) of the holdout that are of
     other classes the backdoor's target, with the trigger and without.
     """
@@ -113,6 +114,29 @@ def federate(
 ) -> Federate:
     """The job; a candidate retrained with another seed has the same one."""
     return Federate(recipe.model_copy(update={"seed": 0}), dataset, adversary, byzantine, seed, stress)
+
+
+def screening(recipe: Recipe) -> Recipe:
+    """The same federation of heads on the frozen backbone: cheap enough to try every attack and rule on."""
+    return recipe.model_copy(update={"adaptation": "head", "lora": None, "seed": 0})
+
+
+@dataclass(frozen=True)
+class Confirm:
+    """A federation that trains a network, under the attack that harms its `screening` most, by mean accuracy over
+    `seeds` seeds.
+
+    attacks  that were screened, by name
+
+    Result: accuracy (1,) as Federate's; attack (1,) int64, which of `attacks` it was.
+    """
+
+    recipe: Recipe
+    dataset: str
+    attacks: tuple[str, ...]
+    byzantine: int
+    seed: int
+    seeds: int
 
 
 @dataclass(frozen=True)
@@ -272,6 +296,7 @@ Job = (
     | TrainReference
     | TrainControl
     | Federate
+    | Confirm
     | Probe
     | Trigger
     | Invert

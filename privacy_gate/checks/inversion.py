@@ -86,6 +86,8 @@ class Inversion(Check):
             return NO_FEDERATION
         if subject.recipe.adaptation == "command":
             return UNKNOWN_CLIENTS
+        if subject.recipe.trains_network:
+            return "simulated for recipes that train a head; the update of a network tells more than its head's"
         if not eligible(subject.data, self.candidates).any():
             return (
                 f"needs a class with members and {self.candidates - 1} holdout rows as decoys: ask for fewer candidates"

@@ -1,7 +1,7 @@
 """Does the recipe's federation survive hostile clients, and what does its rule cost where there are none?"""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Annotated, Literal, Self, get_args
 
@@ -9,11 +9,12 @@ import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from privacy_gate.checks.check import Check, Results, Subject, distinct_names, in_percent
+from privacy_gate.checks.confirmation import Confirmation
 from privacy_gate.checks.federations import MEAN, NO_FEDERATION, Federations
 from privacy_gate.checks.references import feature_jobs
 from privacy_gate.evidence import Floats
 from privacy_gate.federation import Aggregator, Federation
-from privacy_gate.job import PLANTED, Federate, Job, embed_jobs
+from privacy_gate.job import PLANTED, Federate, Job, embed_jobs, screening
 from privacy_gate.metrics.robustness import accuracy_loss, breakdown_point, byzantine_drop, federated_backdoor
 from privacy_gate.verdict import (
     ByzantineLine,
@@ -72,6 +73,9 @@ NOT_ASKED = "not asked for: set a limit on it, or backdoor: true"
 NO_IMAGES = "needs images, on which a trigger can be put: the table holds embeddings"
 
 
+NO_NETWORKS = "triggers are planted in heads alone, and the recipe trains a network"
+
+
 class Robustness(Check):
     """byzantine_drop, robustness_tax, breakdown_point and federated_backdoor (arXiv 2402.01857) by federations trained
     anew.
@@ -85,6 +89,9 @@ class Robustness(Check):
     backdoor   also lets the byzantine plant a trigger; takes another pass of the backbone over the images. A limit on
                federated_backdoor asks for it too
     required   a recipe without federation leaves the metrics not measured, so the verdict undecided
+
+    Where the recipe trains a network, heads on the frozen backbone stand for it but in byzantine_drop and
+    robustness_tax: see `Confirmation`.
     """
 
     check: Literal["robustness"] = "robustness"
@@ -119,10 +126,21 @@ class Robustness(Check):
             found += study.clean(rule)
             for byzantine in study.numbers(rule):
                 found += [job for jobs in study.attacked(rule, byzantine).values() for job in jobs]
-        return list(dict.fromkeys(found))
+        confirmation = self._confirmation(subject, subject.recipe.federation)
+        return list(dict.fromkeys([*found, *(confirmation.jobs() if confirmation else [])]))
 
     def _study(self, subject: Subject, federation: Federation) -> "Study":
-        return Study(self, Federations(subject, federation, self.clients, self.alpha, self.seeds))
+        """Of heads: on the frozen backbone, where the recipe trains a network."""
+        recipe = subject.recipe
+        heads = replace(subject, recipe=screening(recipe)) if recipe.trains_network else subject
+        return Study(self, Federations(heads, federation, self.clients, self.alpha, self.seeds))
+
+    def _confirmation(self, subject: Subject, federation: Federation) -> Confirmation | None:
+        """Of networks, where the recipe trains them."""
+        if not subject.recipe.trains_network:
+            return None
+        federations = Federations(subject, federation, self.clients, self.alpha, self.seeds)
+        return Confirmation(federations, self.attacks, self.byzantine)
 
     def _planting(self, subject: Subject, study: "Study") -> list[Job]:
         """Features of every image with the trigger, and the federations where it is planted."""
@@ -136,6 +154,8 @@ class Robustness(Check):
         """Why no backdoor is planted; None where one is."""
         if not self.backdoor and "federated_backdoor" not in self.limits:
             return NOT_ASKED
+        if subject.recipe.trains_network:
+            return NO_NETWORKS
         return NO_IMAGES if subject.data.embedding is not None else None
 
     def measure(self, subject: Subject, results: Results, confidence: float) -> CheckResult:
@@ -150,16 +170,20 @@ class Robustness(Check):
         own, *others = figures.study.rules()
         drops = {f: figures.drop(own, f) for f in figures.study.numbers(own)}
         table = figures.table([own, *others], {name: limit.max for name, limit in self.limits.items()})
+        drop, tax, notes = drops[self.byzantine], figures.tax(own), [figures.heterogeneity()]
+        if confirmation := self._confirmation(subject, subject.recipe.federation):
+            drop, tax = confirmation.drop(results, confidence), confirmation.tax(results, confidence)
+            notes.append(confirmation.told(results))
         return CheckResult(
             measurements=(
-                drops[self.byzantine],
-                figures.tax(own),
+                drop,
+                tax,
                 breakdown_point(drops, figures.study.federations.count, table.drop_limit, confidence),
                 figures.backdoor(self._no_backdoor(subject)),
             ),
             exhibits=(figures.plot([own, *others]), table),
             remedies=tuple(_remedies(table)),
-            notes=(figures.heterogeneity(),),
+            notes=tuple(notes),
         )
 
 

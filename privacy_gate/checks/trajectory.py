@@ -69,6 +69,8 @@ class TrajectoryMia(Check):
             return "under secure aggregation the server sees no client's update; inversion judges what the sum tells"
         if subject.recipe.adaptation == "command":
             return "a program of the policy's trains: what its clients send is not known"
+        if subject.recipe.trains_network:
+            return "read for recipes that train a head on a frozen backbone alone"
         if federation.clients.partition != "column" or data.client is None:
             return "needs each row's client: clients: {partition: column} in the recipe, columns: {client: ...} in data"
         if subject.rounds is None:

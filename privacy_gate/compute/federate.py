@@ -10,9 +10,11 @@ import torch
 from numpy.typing import NDArray
 
 from privacy_gate.candidate import Recipe, Sgd
+from privacy_gate.compute.federated_networks import NetworkLearner, Roll
 from privacy_gate.compute.heads import TrainedHead
 from privacy_gate.compute.judged import Arrays
 from privacy_gate.compute.machine import Machine
+from privacy_gate.compute.network_stack import TrainedNetwork
 from privacy_gate.compute.subsets import Subset
 from privacy_gate.compute.work import Work
 from privacy_gate.dataset import AuditData, Split
@@ -20,7 +22,7 @@ from privacy_gate.errors import ConfigurationError
 from privacy_gate.federated.adversaries import ADVERSARIES, Backdoor
 from privacy_gate.federated.aggregators import Rule, Step, step
 from privacy_gate.federated.cells import Cell, Training
-from privacy_gate.federated.partitions import Partition, partition
+from privacy_gate.federated.partitions import Partition, Rows, partition
 from privacy_gate.federated.samples import Samples, with_ones
 from privacy_gate.federated.servers import Server
 from privacy_gate.federated.simulator import Outcome, Study, simulate
@@ -33,12 +35,21 @@ CHUNK = 128
 
 
 def run_federate(jobs: Sequence[Federate], work: Work) -> None:
-    """Trains the federations, those on the same features together."""
-    for (backbone, shape), group in groupby(jobs, attrgetter("recipe.backbone", "recipe.input")):
-        alike, features, data = list(group), work.features(backbone, shape), work.inputs.data
+    """Trains the federations, those on the same features together, and those of networks recipe by recipe."""
+    data = work.inputs.data
+    heads = [job for job in jobs if not job.recipe.trains_network]
+    for (backbone, shape), group in groupby(heads, attrgetter("recipe.backbone", "recipe.input")):
+        alike, features = list(group), work.features(backbone, shape)
         planting = data.embedding is None and any(_planted(job) for job in alike)
         triggered = work.features(backbone, shape, PLANTED) if planting else None
         for job, arrays in federate(alike, features, data, work.machine, work.progress, triggered):
+            work.results.put(job, arrays)
+    networks = [job for job in jobs if job.recipe.trains_network]
+    for recipe, group in groupby(networks, lambda job: job.recipe.model_copy(update={"federation": None})):
+        member, holdout = (np.flatnonzero(data.split == split) for split in (Split.MEMBER, Split.HOLDOUT))
+        learner = _learner(recipe, member, holdout, work)
+        features = work.features(recipe.backbone, recipe.input)
+        for job, arrays in federate(list(group), features, data, work.machine, work.progress, learner=learner):
             work.results.put(job, arrays)
 
 
@@ -49,10 +60,12 @@ def federate(
     machine: Machine,
     progress: Progress = silent,
     triggered: NDArray[np.float32] | None = None,
+    learner: NetworkLearner | None = None,
 ) -> Iterator[tuple[Federate, Arrays]]:
     """Trains on the members, judges by the holdout: every job with its result. features (N, D).
 
     triggered  (N, D), of the same images with the trigger of PLANTED; adversaries that plant it need them
+    learner    of networks, where the jobs' recipes train those
     """
     study = Study(
         train=_samples(features, data, data.split == Split.MEMBER, triggered),
@@ -60,12 +73,16 @@ def federate(
         check="federate",
         root=_root(features, data),
         device=str(machine.torch_device()),
-        threads=machine.cpu_threads(),
+        # A learner of networks has threads of its own: it trains several clients at once.
+        threads=1 if learner else machine.cpu_threads(),
     )
-    for first in range(0, len(jobs), CHUNK):
-        some = jobs[first : first + CHUNK]
-        for job, outcome in zip(some, simulate(study, [cell_of(job, study.train) for job in some]), strict=True):
-            yield job, _arrays(outcome) | _success(job, outcome, study.test)
+    size = 1 if learner else CHUNK
+    for first in range(0, len(jobs), size):
+        some = jobs[first : first + size]
+        cells = [cell_of(job, study.train) for job in some]
+        for job, outcome in zip(some, simulate(study, cells, learner=learner), strict=True):
+            found = _arrays(outcome)
+            yield job, found if learner else found | _head(outcome) | _success(job, outcome, study.test)
         progress("train federations", first + len(some), len(jobs))
 
 
@@ -92,6 +109,30 @@ def federated_heads(
         head = torch.from_numpy(simulate(study, [cell(recipe, study.train, index)])[0].head)
         yield TrainedHead(index, head[:, :-1].float(), head[:, -1].float())
         progress("train references", done, len(subsets))
+
+
+def federated_networks(recipe: Recipe, subsets: Sequence[Subset], work: Work) -> Iterator[TrainedNetwork]:
+    """References of a federated candidate whose network is trained: each the same federation on its own rows."""
+    data, features = work.inputs.data, work.features(recipe.backbone, recipe.input)
+    nobody = np.flatnonzero(data.split == Split.HOLDOUT)[:1]
+    for done, (index, rows) in enumerate(subsets, 1):
+        learner = _learner(recipe, rows, nobody, work)
+        train = _samples(features, data, rows)
+        study = Study(train, _samples(features, data, nobody), "references", _root(features, data))
+        yield learner.network(
+            torch.from_numpy(simulate(study, [cell(recipe, train, index)], learner=learner)[0].model), index
+        )
+        work.progress("train references", done, len(subsets))
+
+
+def _learner(recipe: Recipe, train: Rows, test: Rows, work: Work) -> NetworkLearner:
+    data = work.inputs.data
+    averages = [data.label[test] == name for name in range(recipe.classes)]
+    if data.client is not None:
+        averages += [data.client[test] == name for name in np.unique(data.client[train])]
+    own = np.flatnonzero(data.split == Split.POPULATION)
+    roll = Roll(train, test, own, np.array(averages, dtype=np.float64))
+    return NetworkLearner(recipe, work.images(recipe), data.label, roll, work.machine)
 
 
 def cell_of(job: Federate, train: Samples) -> Cell:
@@ -200,5 +241,8 @@ def _arrays(outcome: Outcome) -> Arrays:
         "rounds": outcome.rounds,
         "heterogeneity": np.array([outcome.heterogeneity]),
         "sizes": outcome.sizes,
-        "head": outcome.head.astype(np.float32),
     }
+
+
+def _head(outcome: Outcome) -> Arrays:
+    return {"head": outcome.head.astype(np.float32)}

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from privacy_gate.candidate import Recipe
 from privacy_gate.compute.backbone import Tensors
 from privacy_gate.compute.parts import remembered, start, trained
+from privacy_gate.errors import CandidateError
 
 CLIPPED_BYTES = 256 << 20
 """What the gradients of single examples may take at once where DP-SGD cuts each of them."""
@@ -43,7 +44,21 @@ class NetworkStack:
             parameter.requires_grad = False
 
     def differentiate(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        """Sets the gradient of every reference's mean cross-entropy: x (M, B, 3, S, S), y (M, B)."""
+        """Sets the gradient of every reference's mean cross-entropy: x (M, B, 3, S, S), y (M, B).
+
+        Raises CandidateError where a batch is too small for BatchNorm.
+        """
+        try:
+            self._differentiate(x, y)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise CandidateError(
+                f"recipe: BatchNorm cannot tell how {x.shape[1]} example of a batch varies: choose a batch_size that "
+                "leaves no batch of one"
+            ) from error
+
+    def _differentiate(self, x: torch.Tensor, y: torch.Tensor) -> None:
         if len(self._indices) == 1:
             parameters = {name: value[0].requires_grad_() for name, value in self._split(self.parameters.detach())}
             loss = self._loss(parameters, {name: value[0] for name, value in self._buffers.items()}, x[0], y[0])
@@ -95,6 +110,29 @@ class NetworkStack:
         """Views of (M, P), each (M, *shape), by name."""
         for name, shape, part in zip(self._names, self._shapes, torch.split(flat, self._sizes, dim=1), strict=True):
             yield name, part.view(len(flat), *shape)
+
+    def state(self) -> torch.Tensor:
+        """What each reference trains, and what its BatchNorm remembers, flat: (M, P + R)."""
+        kept = [value.flatten(1) for value in self._remembered().values()]
+        return torch.cat([self.parameters, *kept], dim=1)
+
+    def load(self, state: torch.Tensor) -> None:
+        """Puts (M, P + R) in the place of what is there."""
+        self.parameters.copy_(state[:, : self.parameters.shape[1]])
+        first = self.parameters.shape[1]
+        for value in self._remembered().values():
+            size = value[0].numel()
+            value.copy_(state[:, first : first + size].view_as(value))
+            first += size
+
+    def _remembered(self) -> Tensors:
+        """Running statistics; how many batches they are of changes nothing where BatchNorm has a momentum."""
+        return {name: value for name, value in self._buffers.items() if value.is_floating_point()}
+
+    def loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Mean cross-entropy of a stack of one, before a step, nats: x (1, B, 3, S, S), y (1, B)."""
+        parameters = {name: value[0] for name, value in self._split(self.parameters)}
+        return self._loss(parameters, {name: value[0].clone() for name, value in self._buffers.items()}, x[0], y[0])
 
     def networks(self) -> list[TrainedNetwork]:
         """The references as they are now."""

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from privacy_gate.candidate import CommandRecipe, Recipe
 from privacy_gate.compute.accountant import spent_epsilon
 from privacy_gate.compute.command import train_by_command
-from privacy_gate.compute.federate import federated_heads
+from privacy_gate.compute.federate import federated_heads, federated_networks
 from privacy_gate.compute.heads import TrainedHead, confidences, head_logits, train_heads
 from privacy_gate.compute.judged import judged
+from privacy_gate.compute.network_stack import TrainedNetwork
 from privacy_gate.compute.networks import network_logits, train_networks
 from privacy_gate.compute.parts import network
 from privacy_gate.compute.subsets import included, subpool
@@ -92,7 +93,12 @@ def _networks(recipe: Recipe, jobs: Sequence[TrainReference], work: Work) -> Non
     images, judge = work.images(recipe), network(recipe).to(machine.torch_device())
     for by_index, rows in _pools(jobs, data):
         subsets = [(index, np.flatnonzero(chosen)) for index, chosen in rows.items()]
-        for found in train_networks(images, data.label, recipe, subsets, machine, progress=work.progress):
+        networks: Iterator[TrainedNetwork]
+        if recipe.federation is None:
+            networks = train_networks(images, data.label, recipe, subsets, machine, progress=work.progress)
+        else:
+            networks = federated_networks(recipe, subsets, work)
+        for found in networks:
             logits = [network_logits(judge, found.tensors, images, machine, view) for view in range(len(recipe.views))]
             arrays = {**judged(logits, data.label), **_drawn(recipe, found.index, rows[found.index])}
             work.results.put(by_index[found.index], arrays if found.index else {**arrays, "logits": logits[0]})

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from privacy_gate.compute.confirm import run_confirm
 from privacy_gate.compute.control import run_control
 from privacy_gate.compute.corruption import run_corrupt
 from privacy_gate.compute.evasion import run_evade, run_universal
@@ -17,6 +18,7 @@ from privacy_gate.compute.trigger_inversion import run_invert_trigger
 from privacy_gate.compute.triggers import run_trigger
 from privacy_gate.compute.work import Inputs, Results, Work, run_embed
 from privacy_gate.job import (
+    Confirm,
     Corrupt,
     Embed,
     Evade,
@@ -40,6 +42,7 @@ RUNNERS: Mapping[type[Job], Callable[[Sequence[Any], Work], None]] = {
     TrainControl: run_control,
     TrainReference: run_references,
     Federate: run_federate,
+    Confirm: run_confirm,
     Trigger: run_trigger,
     InvertTrigger: run_invert_trigger,
     Probe: run_probe,

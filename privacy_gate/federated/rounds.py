@@ -1,7 +1,6 @@
 """The rounds of one block of federations: local training, attack, aggregation, server step. Axis letters: local.py."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -14,7 +13,8 @@ from privacy_gate.federated.aggregators import Rule
 from privacy_gate.federated.blocks import Block
 from privacy_gate.federated.cells import Cell, Draws, steps_of
 from privacy_gate.federated.known import Known
-from privacy_gate.federated.local import Batches, local_updates
+from privacy_gate.federated.learner import Learner
+from privacy_gate.federated.local import Batches
 from privacy_gate.federated.partitions import Rows
 
 Key = TypeVar("Key")
@@ -22,35 +22,18 @@ Places = dict[Key, torch.Tensor | slice]
 """Where each key stands among cells: a slice where it can be, since that copies nothing."""
 
 
-@dataclass(frozen=True, eq=False)
-class Table:
-    """All rows that may be trained on: the clients', their triggered twins, the server's own.
-
-    features   (N', E)  with a column of ones, on the device
-    label      (N',)
-    triggered  how far behind a row its triggered twin is; None without
-    root       the server's own rows; empty without
-    """
-
-    features: torch.Tensor
-    label: NDArray[np.int64]
-    classes: int
-    triggered: int | None
-    root: Rows
-
-
 class Federation:
-    """A block of cells in training: heads (A G, C E) from zero, what their servers remember, and the next round."""
+    """A block of cells in training: models (A G, P), what their servers remember, and the next round."""
 
     def __init__(
-        self, table: Table, cells: Sequence[Cell], block: Block, parts: Sequence[Sequence[Rows]], draws: Draws
+        self, learner: Learner, cells: Sequence[Cell], block: Block, parts: Sequence[Sequence[Rows]], draws: Draws
     ) -> None:
-        self._table, self._block, self._parts, self._draws = table, block, parts, draws
+        self._learner, self._block, self._parts, self._draws = learner, block, parts, draws
         self._cells = [cells[place] for place in block.order]
         self._turn = 0
-        self.heads = table.features.new_zeros(len(self._cells), table.classes * table.features.shape[1])
+        self.models = learner.start([cell.seed for cell in self._cells])
         self._previous: torch.Tensor | None = None
-        self._before = self.heads.clone() if block.training.stale else self.heads
+        self._before = self.models.clone() if block.training.stale else self.models
         self._rules = self._places([(cell.rule, cell.told) for cell in self._cells])
         self._adversaries = self._places([cell.adversary for cell in self._cells if cell.adversary])
         self._searched = {
@@ -58,10 +41,10 @@ class Federation:
             for name in self._adversaries
         }
         self._servers = self._places([cell.server for cell in self._cells])
-        self._states = {server: server.start(self.heads[places]) for server, places in self._servers.items()}
+        self._states = {server: server.start(self.models[places]) for server, places in self._servers.items()}
         named = {step.name for rule, _ in self._rules for step in (*rule.before, rule.aggregator)}
         self._rooted, self._losses, self._shuffled = (name in named for name in ("fltrust", "q_fedavg", "bucketing"))
-        if self._rooted and not len(table.root):
+        if self._rooted and not len(learner.root):
             raise ConfigurationError(
                 "fltrust needs rows of the server's own: give root samples, or choose another rule"
             )
@@ -87,22 +70,22 @@ class Federation:
         self._attack(updates, known)
         self._previous = _aggregate(self._rules, updates, known)
         if training.stale:
-            self._before.copy_(self.heads)
+            self._before.copy_(self.models)
         for server, places in self._servers.items():
             step, self._states[server] = server.step(self._previous[places], self._states[server])
-            self.heads[places] += step
+            self.models[places] += step
         self._turn += 1
 
     def _trained(self, batches: Batches) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Updates (A G, K, C E), and where a rule wants them losses (A G, K); clients that are late stand first."""
-        training, table = self._block.training, self._table
+        """Updates (A G, K, P), and where a rule wants them losses (A G, K); clients that are late stand first."""
+        training = self._block.training
         late = training.late(self._block.byzantine, self._turn)
         found = []
-        for heads, clients in ((self._before, slice(0, late)), (self.heads, slice(late, None))):
+        for models, clients in ((self._before, slice(0, late)), (self.models, slice(late, None))):
             if clients.stop == 0:
                 continue
-            start = heads.view(-1, len(self._block.sources), table.classes, table.features.shape[1])
-            found.append(local_updates(table.features, start, batches.of(clients), training, self._losses))
+            start = models.view(-1, len(self._block.sources), models.shape[1])
+            found.append(self._learner.updates(start, batches.of(clients), training, self._losses))
         updates = torch.cat([update for update, _ in found], 2) if late else found[0][0]
         losses = torch.cat([loss for _, loss in found if loss is not None], 2) if self._losses else None
         return updates.flatten(0, 1), None if losses is None else losses.flatten(0, 1)
@@ -112,12 +95,12 @@ class Federation:
         return values.repeat(len(self._block.cells[0]), *[1] * (values.ndim - 1))
 
     def _on_device(self, values: NDArray[np.generic]) -> torch.Tensor:
-        return torch.from_numpy(values).to(self._table.features.device)
+        return torch.from_numpy(values).to(self._learner.device)
 
     def _batches(self, present: list[list[int]]) -> Batches:
         """What everyone trains on: (G, K, S, B), the server itself last where it trains."""
         training, root = self._block.training, [self._block.training.clients] * self._rooted
-        held = [[*parts, self._table.root] for parts in self._parts]
+        held = [[*parts, self._learner.root] for parts in self._parts]
         steps = max(
             steps_of(training, len(rows[client]))
             for rows, chosen in zip(held, present, strict=True)
@@ -130,10 +113,9 @@ class Federation:
                 mine = held[group][client]
                 drawn, share = self._draws.batches(training, len(mine), source.seed, client, self._turn)
                 rows[group, place, : len(drawn)], weight[group, place, : len(drawn)] = mine[drawn], share
-        label = self._table.label[rows]
+        label = self._learner.label[rows]
         self._poison(rows, label, len(present[0]))
-        dtype = self._table.features.dtype
-        return Batches(self._on_device(rows), self._on_device(label), self._on_device(weight).to(dtype))
+        return Batches(self._on_device(rows), self._on_device(label), self._on_device(weight).to(self._learner.dtype))
 
     def _poison(self, rows: Rows, label: NDArray[np.int64], clients: int) -> None:
         """Changes what byzantine clients train on, in place."""
@@ -142,12 +124,12 @@ class Federation:
             attack = ADVERSARIES[source.poison] if source.poison else None
             mine = (group, slice(clients - bad, clients))
             if attack and attack.labels:
-                label[mine] = attack.labels(self._table.classes)[label[mine]]
+                label[mine] = attack.labels(self._learner.classes)[label[mine]]
             if attack and attack.backdoor:
-                if self._table.triggered is None:
+                if self._learner.triggered is None:
                     raise ConfigurationError("a backdoor needs features of triggered images, and the samples have none")
                 shown = (*mine, slice(None), slice(0, max(1, round(attack.backdoor.share * rows.shape[-1]))))
-                rows[shown] += self._table.triggered
+                rows[shown] += self._learner.triggered
                 label[shown] = attack.backdoor.target
 
     def _bad(self) -> int:
@@ -171,7 +153,7 @@ class Federation:
         return self._each(self._on_device(np.array(drawn)))
 
     def _attack(self, updates: torch.Tensor, known: Known) -> None:
-        """Puts what the byzantine clients send in the place of what they trained; updates (A G, K, C E), in place."""
+        """Puts what the byzantine clients send in the place of what they trained; updates (A G, K, P), in place."""
         honest = updates.shape[1] - self._bad()
         for name, places in self._adversaries.items():
             attack = ADVERSARIES[name]
@@ -199,7 +181,7 @@ class Federation:
         return Scene(loyal, self._bad(), updates[:, honest:], some.previous, noise, respond if attack.search else None)
 
     def _noise(self, width: int) -> torch.Tensor:
-        """(G, f, C E), standard normal."""
+        """(G, f, P), standard normal."""
         drawn = [
             self._draws.generator("noise", source.seed, self._turn).standard_normal((self._bad(), width))
             for source in self._block.sources
@@ -210,7 +192,7 @@ class Federation:
         found: dict[Key, list[int]] = {}
         for place, key in enumerate(keys):
             found.setdefault(key, []).append(place)
-        return {key: _compact(places, self._table.features.device) for key, places in found.items()}
+        return {key: _compact(places, self._learner.device) for key, places in found.items()}
 
 
 def _compact(places: list[int], device: torch.device) -> torch.Tensor | slice:
@@ -221,7 +203,7 @@ def _compact(places: list[int], device: torch.device) -> torch.Tensor | slice:
 
 
 def _aggregate(rules: Places[tuple[Rule, int]], updates: torch.Tensor, known: Known) -> torch.Tensor:
-    """What each cell's own rule makes of its updates (cells, ..., K, C E): (cells, ..., C E)."""
+    """What each cell's own rule makes of its updates (cells, ..., K, P): (cells, ..., P)."""
     found = updates.new_empty(*updates.shape[:-2], updates.shape[-1])
     for (rule, told), places in rules.items():
         found[places] = rule(updates[places], told, known.at(places))

@@ -12,6 +12,18 @@ LOGITS = 8 << 20
 """Numbers of logits that are looked at at once."""
 
 
+def right(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    """How far each of T rows is called what it is by each model: logits (T, C, cells), label (T,); (T, cells) float64.
+
+    A tie counts as one who breaks it at random gets it, so a head of zeros is right in 1 of C; logits that are not
+    finite are never right.
+    """
+    top = logits.amax(1)
+    ties = (logits == top.unsqueeze(1)).sum(1)
+    true = logits.gather(1, label.view(-1, 1, 1).expand(-1, 1, logits.shape[2])).squeeze(1)
+    return ((true == top) / ties.clamp(min=1)).double()
+
+
 @dataclass(frozen=True, eq=False)
 class Exam:
     """Rows that heads are tried on.
@@ -27,8 +39,7 @@ class Exam:
     def rates(self, heads: torch.Tensor, classes: int) -> torch.Tensor:
         """The share each head (cells, C E) has right in each average: (cells, Q) float64; NaN where no row counts.
 
-        A tie counts as one who breaks it at random gets it, so a head of zeros is right in 1 of C; a head that is not
-        finite is never right.
+        See `right`.
         """
         cells = len(heads)
         weight = heads.view(cells, classes, -1).transpose(0, 1).reshape(classes * cells, -1)
@@ -37,11 +48,7 @@ class Exam:
         for first in range(0, len(self.label), step):
             part = slice(first, first + step)
             logits = (self.features[part] @ weight.T).view(-1, classes, cells)
-            top = logits.amax(1)
-            ties = (logits == top.unsqueeze(1)).sum(1)
-            true = logits.gather(1, self.label[part].view(-1, 1, 1).expand(-1, 1, cells)).squeeze(1)
-            right = (true == top) / ties.clamp(min=1)
-            hits += self.members[:, part] @ right.double()
+            hits += self.members[:, part] @ right(logits, self.label[part])
         return (hits / self.members.sum(1, keepdim=True)).T
 
 

@@ -14,10 +14,12 @@ from privacy_gate.evidence import Floats
 from privacy_gate.federated.adversaries import ADVERSARIES
 from privacy_gate.federated.blocks import Block, blocks
 from privacy_gate.federated.cells import Cell, Draws
+from privacy_gate.federated.heads import Heads
+from privacy_gate.federated.learner import Learner
 from privacy_gate.federated.partitions import COLUMN, Partition, Rows, class_shares, heterogeneity
-from privacy_gate.federated.rounds import Federation, Table
+from privacy_gate.federated.rounds import Federation
 from privacy_gate.federated.samples import Samples, with_ones
-from privacy_gate.federated.scores import Exam, backdoor_exam, exam
+from privacy_gate.federated.scores import exam
 
 CPU_BYTES = 16 << 20
 """What the updates of one block may take on a CPU: larger blocks leave its caches."""
@@ -35,7 +37,7 @@ class Outcome:
     backdoor         share of triggered rows of other classes that the last head calls the target; None without one
     heterogeneity    mean total variation distance of the clients' classes from everyone's
     sizes            (K,)   training rows of each client
-    head             (C, D + 1)  the last head, bias last
+    model            (P,)   as the last round left it
     """
 
     accuracy: float
@@ -46,7 +48,12 @@ class Outcome:
     backdoor: float | None
     heterogeneity: float
     sizes: NDArray[np.int64]
-    head: Floats
+    model: Floats
+
+    @property
+    def head(self) -> Floats:
+        """The model where it is a head: (C, D + 1), bias last."""
+        return self.model.reshape(len(self.class_accuracy), -1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,20 +85,21 @@ class Study:
         return 1 + max(int(part.label.max()) for part in (self.train, self.test, self.root) if part is not None)
 
 
-def simulate(study: Study, cells: Sequence[Cell], every: int = 0) -> list[Outcome]:
+def simulate(study: Study, cells: Sequence[Cell], every: int = 0, learner: Learner | None = None) -> list[Outcome]:
     """Trains every cell; outcomes in the order of the cells.
 
-    every: also measure accuracy each so many rounds; the last tenth is always measured. A cell's outcome is its own, up
+    every: also measure accuracy each so many rounds; the last tenth is always measured. learner: what clients train on
+    the study's rows; None: heads on their features. A cell's outcome is its own, up
     to rounding: it depends on no other cell, nor on threads, memory or device.
     """
-    draws, table = Draws(study.check), _table(study)
+    draws = Draws(study.check)
+    names = [] if study.train.client is None else list(np.unique(study.train.client))
+    learner = learner or _heads(study, names)
     largest = max((cell.training.clients for cell in cells), default=1) + 1
-    each = largest * table.classes * table.features.shape[1] * table.features.element_size()
+    each = largest * learner.width * learner.dtype.itemsize
     work = blocks(cells, max(1, study.memory // each))
     held = {key: _hold(study, draws, key) for key in set(map(_key, cells))}
-    names = [] if study.train.client is None else list(np.unique(study.train.client))
-    test = exam(study.test, table.classes, names, torch.device(study.device), study.dtype)
-    run = partial(_run, study, table, cells, held, draws, test, every)
+    run = partial(_run, study, learner, cells, held, draws, every)
     outcomes: dict[int, Outcome] = {}
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # blocks run side by side: threads that meet at no barrier lose nothing
@@ -128,7 +136,8 @@ def _hold(study: Study, draws: Draws, key: _Key) -> _Held:
     return _Held(rows, class_shares(rows, label, study.classes), heterogeneity(rows, label))
 
 
-def _table(study: Study) -> Table:
+def _heads(study: Study, names: Sequence[object]) -> Heads:
+    """Heads on the study's features; names of the clients whose own test rows count."""
     train, root = study.train, study.root
     pieces = [train.features] + [train.triggered] * (train.triggered is not None)
     labels = [train.label] * len(pieces)
@@ -138,16 +147,23 @@ def _table(study: Study) -> Table:
         pieces, labels = [*pieces, root.features], [*labels, root.label]
     features = torch.from_numpy(with_ones(np.concatenate([piece for piece in pieces if piece is not None])))
     label = np.concatenate(labels).astype(np.int64)
-    return Table(features.to(study.device, study.dtype), label, study.classes, triggered, np.arange(first, len(label)))
+    return Heads(
+        features.to(study.device, study.dtype),
+        label,
+        study.classes,
+        triggered,
+        np.arange(first, len(label)),
+        exam(study.test, study.classes, names, torch.device(study.device), study.dtype),
+        study.test,
+    )
 
 
 def _run(
     study: Study,
-    table: Table,
+    learner: Learner,
     cells: Sequence[Cell],
     everyone: dict[_Key, _Held],
     draws: Draws,
-    test: Exam,
     every: int,
     block: Block,
 ) -> dict[int, Outcome]:
@@ -155,14 +171,14 @@ def _run(
     held = [everyone[_key(cells[places[0]])] for places in block.cells]
     training, rounds, found = block.training, [], []
     with torch.inference_mode():
-        federation = Federation(table, cells, block, [each.rows for each in held], draws)
+        federation = Federation(learner, cells, block, [each.rows for each in held], draws)
         for turn in range(1, training.rounds + 1):
             federation.advance()
             if turn > training.rounds - training.last or (every and turn % every == 0):
                 rounds.append(turn)
-                found.append(test.rates(federation.heads, table.classes).cpu().numpy())
-        backdoor = [_backdoor(study, table.classes, source.poison, federation.heads) for source in block.sources]
-    heads = federation.heads.view(len(federation.heads), table.classes, -1).cpu().numpy()
+                found.append(learner.rates(federation.models).cpu().numpy())
+        backdoor = [_backdoor(learner, source.poison, federation.models) for source in block.sources]
+    models = federation.models.cpu().numpy()
     outcomes = {}
     for index, place in enumerate(block.order):
         source = index % len(block.sources)
@@ -174,18 +190,18 @@ def _run(
             np.array(rounds),
             rates,
             None if success is None else success[index],
-            heads[index],
+            models[index],
         )
     return outcomes
 
 
-def _backdoor(study: Study, classes: int, poison: str | None, heads: torch.Tensor) -> Floats | None:
-    """How often each head calls triggered rows the target, (cells,)."""
+def _backdoor(learner: Learner, poison: str | None, models: torch.Tensor) -> Floats | None:
+    """How often each model calls triggered rows the target, (cells,)."""
     planted = ADVERSARIES[poison].backdoor if poison else None
     if planted is None:
         return None
-    trial = backdoor_exam(study.test, planted.target, torch.device(study.device), study.dtype)
-    return None if trial is None else trial.rates(heads, classes)[:, 0].cpu().numpy()
+    found = learner.backdoor(models, planted.target)
+    return None if found is None else found.cpu().numpy()
 
 
 def _outcome(
@@ -195,7 +211,7 @@ def _outcome(
     rounds: NDArray[np.int64],
     rates: Floats,
     backdoor: float | None,
-    head: Floats,
+    model: Floats,
 ) -> Outcome:
     """rates (R', C + K): accuracy by class, then by client where the test samples name them."""
     classes = study.classes
@@ -218,5 +234,5 @@ def _outcome(
         backdoor=None if backdoor is None else float(backdoor),
         heterogeneity=held.heterogeneity,
         sizes=np.array([len(rows) for rows in held.rows]),
-        head=head,
+        model=model,
     )

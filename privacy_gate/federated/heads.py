@@ -1,0 +1,63 @@
+"""Softmax heads on cached features as what clients train. Axis letters: local.py."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from privacy_gate.federated.cells import Training
+from privacy_gate.federated.local import Batches, local_updates
+from privacy_gate.federated.partitions import Rows
+from privacy_gate.federated.samples import Samples
+from privacy_gate.federated.scores import Exam, backdoor_exam
+
+
+@dataclass(frozen=True, eq=False)
+class Heads:
+    """Heads that start from zero, (C, E) each.
+
+    features  (N', E) with a column of ones, on the device
+    test      what they are judged by; samples, the same rows with their triggered twins
+    """
+
+    features: torch.Tensor
+    label: NDArray[np.int64]
+    classes: int
+    triggered: int | None
+    root: Rows
+    test: Exam
+    samples: Samples
+
+    @property
+    def width(self) -> int:
+        return self.classes * self.features.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.features.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.features.device
+
+    def start(self, seeds: Sequence[int]) -> torch.Tensor:
+        """Zeros: (cells, C E)."""
+        return self.features.new_zeros(len(seeds), self.width)
+
+    def updates(
+        self, models: torch.Tensor, batches: Batches, training: Training, losses: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(A, G, K, C E) and (A, G, K): see local.local_updates."""
+        heads = models.view(*models.shape[:2], self.classes, -1)
+        return local_updates(self.features, heads, batches, training, losses)
+
+    def rates(self, models: torch.Tensor) -> torch.Tensor:
+        """(cells, C + K): see scores.Exam."""
+        return self.test.rates(models, self.classes)
+
+    def backdoor(self, models: torch.Tensor, target: int) -> torch.Tensor | None:
+        """(cells,), or None without triggered rows."""
+        trial = backdoor_exam(self.samples, target, self.device, self.dtype)
+        return None if trial is None else trial.rates(models, self.classes)[:, 0]

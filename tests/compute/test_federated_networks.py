@@ -1,0 +1,169 @@
+"""Federations whose clients train a network: what a plain loop of torch does with state dicts, client by client."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch.nn.functional import cross_entropy
+
+from privacy_gate.candidate import Recipe, View
+from privacy_gate.compute import backbone, parts
+from privacy_gate.compute.federate import cell
+from privacy_gate.compute.federated_networks import NetworkLearner, Roll
+from privacy_gate.compute.machine import Machine
+from privacy_gate.compute.networks import Images
+from privacy_gate.documents import parse
+from privacy_gate.errors import CandidateError
+from privacy_gate.federated.cells import Draws
+from privacy_gate.federated.partitions import class_shares
+from privacy_gate.federated.samples import Samples
+from privacy_gate.federated.simulator import Outcome, Study, simulate
+
+CNN, VIT = "test_efficientnet", "test_vit"
+SIZE, ROWS, HELD, CLASSES = {CNN: 32, VIT: 160}, 40, 24, 3
+KINDS: list[tuple[str, str, dict[str, Any]]] = [
+    (CNN, "full", {}),
+    (CNN, "film", {}),
+    (VIT, "lora", {"lora": {"rank": 2, "alpha": 4, "targets": ["attention", "mlp"]}}),
+]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Public weights of two small architectures."""
+    torch.manual_seed(0)
+    found = {}
+    for name in (CNN, VIT):
+        found[name] = tmp_path_factory.mktemp(name) / "weights.safetensors"
+        model: Any = backbone.timm.create_model(name, num_classes=7)
+        save_file({key: tensor.contiguous() for key, tensor in model.state_dict().items()}, found[name])
+    return found
+
+
+def make(weights: dict[str, Path], name: str, adaptation: str, **changes: Any) -> Recipe:
+    sha256 = hashlib.sha256(weights[name].read_bytes()).hexdigest()
+    plain = {
+        "backbone": {"name": name, "weights": {"uri": str(weights[name]), "sha256": sha256}},
+        "input": {"size": SIZE[name], "mean": [0.5] * 3, "std": [0.5] * 3},
+        "classes": CLASSES,
+        "adaptation": adaptation,
+        "optimizer": {"name": "sgd", "lr": 0.05, "weight_decay": 0.01},
+        "epochs": 1,
+        "batch_size": 4,
+        "federation": {"clients": {"partition": "iid", "count": 3}, "rounds": 3, "prox": 0.1},
+    }
+    return parse(plain | changes, Recipe, "recipe")
+
+
+class Scene:
+    """Images of three colours, easily told apart, and what a federation on the first of them is judged by."""
+
+    def __init__(self, name: str) -> None:
+        rng = np.random.default_rng(0)
+        self.label = np.arange(ROWS) % CLASSES
+        pixels = rng.normal(size=(ROWS, 3, SIZE[name], SIZE[name])).astype(np.float32) / 2
+        pixels[np.arange(ROWS), self.label] += 1
+        self.images = Images(torch.from_numpy(pixels), (View(),))
+        self.train, self.test = np.arange(HELD), np.arange(HELD, ROWS)
+        averages = np.array([self.label[self.test] == one for one in range(CLASSES)], dtype=np.float64)
+        self.roll = Roll(self.train, self.test, np.arange(0), averages)
+        flat = np.zeros((ROWS, 1), dtype=np.float32)
+        self.study = Study(Samples(flat[:HELD], self.label[:HELD]), Samples(flat[HELD:], self.label[HELD:]), "federate")
+
+    def outcome(self, recipe: Recipe, threads: int = 1, **changes: Any) -> tuple[NetworkLearner, Outcome]:
+        machine = Machine(device="cpu", threads=threads)
+        learner = NetworkLearner(recipe, self.images, self.label, self.roll, machine, dtype=torch.float64)
+        one = cell(recipe, self.study.train, 5)
+        return learner, simulate(self.study, [type(one)(**{**vars(one), **changes})], learner=learner)[0]
+
+
+def plain(recipe: Recipe, scene: Scene) -> dict[str, torch.Tensor]:
+    """The slow twin: FedAvg of whole state dicts, weighted by rows."""
+    assert recipe.federation is not None
+    how, draws = cell(recipe, scene.study.train, 5), Draws("federate")
+    held = how.partition.rows(scene.label[:HELD], 3, draws.generator("partition", 5), None)
+    model = parts.network(recipe)
+    names = parts.trained(model, recipe)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in names)
+    model.load_state_dict({**model.state_dict(), **parts.start(model, recipe, 5)})
+    model = model.double()
+    current = {name: value.clone() for name, value in model.state_dict().items()}
+    for turn in range(recipe.federation.rounds):
+        found = []
+        for client, mine in enumerate(held):
+            model.load_state_dict(current)
+            optimizer = torch.optim.SGD([one for one in model.parameters() if one.requires_grad], **sgd(recipe))
+            rows, weight = draws.batches(how.training, len(mine), 5, client, turn)
+            for chosen, there in zip(rows, weight > 0, strict=True):
+                picked = mine[chosen[there]]
+                optimizer.zero_grad()
+                loss = cross_entropy(model(scene.images.pixels[picked].double()), torch.from_numpy(scene.label[picked]))
+                for name, parameter in model.named_parameters():
+                    if parameter.requires_grad:
+                        loss = loss + recipe.federation.prox / 2 * (parameter - current[name]).square().sum()
+                torch.autograd.backward(loss)
+                optimizer.step()
+            found.append({name: value.clone() for name, value in model.state_dict().items()})
+        sizes = np.array([len(mine) for mine in held], dtype=np.float64)
+        for name, value in current.items():
+            if value.is_floating_point():
+                changed = sum(
+                    share * (one[name] - value) for share, one in zip(sizes / sizes.sum(), found, strict=True)
+                )
+                current[name] = value + changed
+    return current
+
+
+def sgd(recipe: Recipe) -> dict[str, float]:
+    return {"lr": recipe.optimizer.lr, "weight_decay": recipe.optimizer.weight_decay}
+
+
+@pytest.mark.parametrize(("name", "adaptation", "changes"), KINDS, ids=lambda value: str(value)[:20])
+def test_a_federation_is_that_of_a_plain_loop(
+    weights: dict[str, Path], name: str, adaptation: str, changes: dict[str, Any]
+) -> None:
+    recipe, scene = make(weights, name, adaptation, **changes), Scene(name)
+    learner, outcome = scene.outcome(recipe)
+    expected = plain(recipe, scene)
+    found = learner.network(torch.from_numpy(outcome.model), 0).tensors
+    start = parts.start(parts.network(recipe), recipe, 5)
+    moved = 0.0
+    for key in (key for key, value in found.items() if value.is_floating_point()):
+        assert (found[key] - expected[key]).abs().max() < 1e-7, key
+        moved = max(moved, float((found[key] - start[key]).abs().max()))
+    assert moved > 1e-3
+    assert adaptation != "full" or any("running_mean" in key for key in found)
+
+
+def test_threads_change_nothing(weights: dict[str, Path]) -> None:
+    recipe, scene = make(weights, CNN, "full"), Scene(CNN)
+    one, two = scene.outcome(recipe)[1], scene.outcome(recipe, threads=3)[1]
+    np.testing.assert_array_equal(one.model, two.model)
+    assert one.accuracy == two.accuracy
+    assert one.sizes.sum() == HELD
+    assert np.allclose(class_shares([np.arange(HELD)], scene.label[:HELD], CLASSES), 1 / 3)
+
+
+def test_a_network_is_broken_by_hostile_clients_and_the_median_bears_them(weights: dict[str, Path]) -> None:
+    federation = {"clients": {"partition": "iid", "count": 5}, "rounds": 25}
+    settings: dict[str, Any] = {"batch_size": 8, "optimizer": {"name": "sgd", "lr": 0.2}}
+    scene, median = Scene(CNN), {"aggregator": {"name": "median", "tolerates": 1}}
+    recipe = make(weights, CNN, "full", federation=federation, **settings)
+    robust = make(weights, CNN, "full", federation=federation | median, **settings)
+    clean = scene.outcome(recipe)[1].accuracy
+    broken = scene.outcome(recipe, adversary="ipm_10", f=1, tolerated=0)[1].accuracy
+    borne = scene.outcome(robust, adversary="ipm_10", f=1, tolerated=1)[1].accuracy
+    assert clean > 0.8
+    assert broken < 0.4
+    assert borne > 0.6
+
+
+def test_a_batch_of_one_is_named_where_batch_norm_is_trained(weights: dict[str, Path]) -> None:
+    recipe = make(weights, CNN, "full", federation={"clients": {"partition": "iid", "count": 8}, "rounds": 1})
+    with pytest.raises(CandidateError, match="leaves no batch of one"):
+        Scene(CNN).outcome(recipe.model_copy(update={"batch_size": 2}))
