@@ -11,6 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from privacy_gate.cli import app
+from privacy_gate.cli.options import chosen_machine
+from privacy_gate.cli.terminal import progress_bar
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = [
@@ -132,3 +134,27 @@ def test_an_interrupt_exits_with_130(tmp_path: Path) -> None:
     os.close(writer)
     assert process.returncode == 130
     assert "run the same command to go on" in complaint
+
+
+def test_gpus_that_stay_idle_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    machine = chosen_machine("auto", None)
+    assert machine.gpus() == 1
+    assert "3 more on this machine are idle: --engine ray --gpus-per-task 1" in capsys.readouterr().err
+    for device, engine in (("auto", "ray"), ("cpu", "local"), ("cuda:1", "local")):
+        chosen_machine(device, None, engine)
+    assert capsys.readouterr().err == ""
+
+
+def test_the_bar_says_how_fast_work_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.delenv("CI", raising=False)
+    with progress_bar() as progress:
+        for done in range(6):
+            progress("train references", done, 6)
+            time.sleep(0.06)
+    shown = capsys.readouterr().err
+    assert "train references" in shown
+    assert "/s" in shown

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from privacy_gate.cli.terminal import say
+
 if TYPE_CHECKING:
     from privacy_gate.compute.cluster import Cluster
     from privacy_gate.compute.machine import Machine
@@ -45,11 +47,15 @@ STORE = "privacy-gate-store"
 OUTPUT = Path("privacy-gate-report")
 
 
-def chosen_machine(device: str, workers: int | None) -> "Machine":
-    """The machine that the options speak of."""
+def chosen_machine(device: str, workers: int | None, engine: str = "local") -> "Machine":
+    """The machine that the options speak of; says on stderr where it leaves GPUs idle."""
     from privacy_gate.compute.machine import Machine
 
-    return Machine(device=device) if workers is None else Machine(device=device, workers=workers)
+    machine = Machine(device=device) if workers is None else Machine(device=device, workers=workers)
+    if engine == "local" and (idle := machine.idle_gpus()):
+        hint = "--engine ray --gpus-per-task 1 runs a process on each"
+        say(f"one GPU is used, and {idle} more on this machine are idle: {hint}", error=True)
+    return machine
 
 
 def chosen_cluster(engine: str, address: str | None, gpus: float) -> "Cluster | None":

@@ -1,5 +1,6 @@
 """The gate's pass, at once or step by step."""
 
+import time
 from typing import Annotated
 
 import typer
@@ -58,7 +59,7 @@ def check(
             store=store,
             output=output,
             tracking_uri=tracking_uri,
-            machine=chosen_machine(device, workers),
+            machine=chosen_machine(device, workers, engine),
             now=now(),
             progress=progress,
             thumbnails=thumbnails,
@@ -90,9 +91,12 @@ def prepare(
 
     part, cluster = Shard.parse(shard), chosen_cluster(engine, ray_address, gpus_per_task)
     opened = gate.open_case(uri, policy, store=store, tracking_uri=tracking_uri, now=now())
+    machine, began = chosen_machine(device, workers, engine), time.monotonic()
     with progress_bar() as progress, opened as case:
-        done, stored = gate.prepare(case, chosen_machine(device, workers), part, progress, cluster)
-    say(f"{done} jobs computed, {stored} were stored already")
+        done, stored = gate.prepare(case, machine, part, progress, cluster)
+    seconds = time.monotonic() - began
+    price = f"{seconds:.0f} GPU-seconds" if cluster is None and machine.gpus() else f"{seconds:.0f} s"
+    say(f"{done} jobs computed, {stored} were stored already; {price}")
 
 
 @app.command(epilog="Example: privacy-gate audit models:/digits/3 --policy policies/baseline.yaml")

@@ -48,6 +48,14 @@ class Machine:
             reason = str(error).splitlines()[0]
             raise ConfigurationError(f"device {self.device}: {reason}; use 'auto' or 'cpu'") from error
 
+    def gpus(self) -> int:
+        """GPUs that work uses: one, or none on a CPU."""
+        return int(self.torch_device().type == "cuda")
+
+    def idle_gpus(self) -> int:
+        """GPUs of this machine that work leaves idle though nobody named the one it uses."""
+        return torch.cuda.device_count() - 1 if self.device == "auto" and self.gpus() else 0
+
     def images(self, size: int) -> int:
         """Images of so many pixels a side in one forward pass.
 
