@@ -30,15 +30,16 @@ class Confirmation:
 
     def drop(self, results: Results, confidence: float) -> Measurement:
         """byzantine_drop of the recipe's rule."""
-        accuracy = self.federations.accuracy
+        accuracy, study = self.federations.accuracy, self.federations
         attacked = {name: accuracy(jobs, results) for name, jobs in self._blind().items()}
         attacked[self.worst(results)] = np.array([float(results(job)["accuracy"][0]) for job in self._worst()])
-        return byzantine_drop(accuracy(self._plain(), results), attacked, self.federations.rows, confidence)
+        return byzantine_drop(accuracy(self._plain(), results), attacked, study.rows, confidence, blind=study.blind)
 
     def tax(self, results: Results, confidence: float) -> Measurement:
         """robustness_tax of the recipe's rule."""
         plain, own = (self.federations.accuracy(jobs, results) for jobs in (self._plain(), self._own()))
-        return accuracy_loss("robustness_tax", plain, own, self.federations.rows, confidence)
+        study = self.federations
+        return accuracy_loss("robustness_tax", plain, own, study.rows, confidence, blind=study.blind)
 
     def told(self, results: Results) -> str:
         """Which figures are of what."""

@@ -50,6 +50,12 @@ class Federations:
         """Holdout rows, on which accuracy is measured."""
         return int((self.subject.data.split == Split.HOLDOUT).sum())
 
+    @property
+    def blind(self) -> float:
+        """Share of the holdout that a model has right which always names the commonest class."""
+        data = self.subject.data
+        return float(np.bincount(data.label[data.split == Split.HOLDOUT]).max(initial=0) / max(1, self.rows))
+
     def jobs(
         self,
         rule: Aggregator | None = None,

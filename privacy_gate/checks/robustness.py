@@ -230,12 +230,14 @@ class _Figures:
     def drop(self, rule: Aggregator, byzantine: int) -> Measurement:
         """byzantine_drop of the rule."""
         attacked = {name: self._accuracy(jobs) for name, jobs in self.study.attacked(rule, byzantine).items()}
-        return byzantine_drop(self._accuracy(self.study.clean(MEAN)), attacked, self._rows, self.confidence)
+        clean = self._accuracy(self.study.clean(MEAN))
+        return byzantine_drop(clean, attacked, self._rows, self.confidence, blind=self.study.federations.blind)
 
     def tax(self, rule: Aggregator) -> Measurement:
         """robustness_tax of the rule."""
         plain, own = self._accuracy(self.study.clean(MEAN)), self._accuracy(self.study.clean(rule))
-        return accuracy_loss("robustness_tax", plain, own, self._rows, self.confidence)
+        blind = self.study.federations.blind
+        return accuracy_loss("robustness_tax", plain, own, self._rows, self.confidence, blind=blind)
 
     def backdoor(self, absent: str | None) -> Measurement:
         """federated_backdoor of the recipe's rule; or why there is none."""

@@ -65,7 +65,14 @@ class SystemStress(Check):
         study = self._federations(subject, federation)
         pairs = self._pairs(study)
         found = [
-            accuracy_loss(name, study.accuracy(calm, read), study.accuracy(stressed, read), study.rows, confidence)
+            accuracy_loss(
+                name,
+                study.accuracy(calm, read),
+                study.accuracy(stressed, read),
+                study.rows,
+                confidence,
+                blind=study.blind,
+            )
             for name, (calm, stressed) in pairs.items()
         ]
         even, uneven = pairs["heterogeneity_drop"]

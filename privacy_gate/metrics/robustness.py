@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 
-from scipy.special import stdtrit
+from scipy.special import ndtri, stdtrit
 
 from privacy_gate.evidence import Floats
 from privacy_gate.metrics.bootstrap import measured
@@ -12,15 +12,17 @@ from privacy_gate.verdict import Measurement, not_measured
 FEWEST_SEEDS = 3
 
 
-def byzantine_drop(clean: Floats, attacked: Mapping[str, Floats], rows: int, confidence: float) -> Measurement:
+def byzantine_drop(
+    clean: Floats, attacked: Mapping[str, Floats], rows: int, confidence: float, *, blind: float = 0.0
+) -> Measurement:
     """Accuracy of the plain mean without an attack, minus that of the recipe's rule under the worst attack.
 
     clean (S,) and each of attacked (S,): accuracies by seed, on so many holdout rows. The worst attack is the one with
-    the lowest mean; picked among many it looks a little worse than it is, which is the safe side. Interval: see
-    `accuracy_loss`.
+    the lowest mean; picked among many it looks a little worse than it is, which is the safe side. blind, interval:
+    see `accuracy_loss`.
     """
     worst = min(attacked, key=lambda name: float(attacked[name].mean()))
-    return accuracy_loss("byzantine_drop", clean, attacked[worst], rows, confidence, worst)
+    return accuracy_loss("byzantine_drop", clean, attacked[worst], rows, confidence, worst, blind=blind)
 
 
 def federated_backdoor(planted: Mapping[str, tuple[Floats, Floats]], rows: int, confidence: float) -> Measurement:
@@ -34,9 +36,12 @@ def federated_backdoor(planted: Mapping[str, tuple[Floats, Floats]], rows: int, 
 
 
 def accuracy_loss(
-    metric: str, before: Floats, after: Floats, rows: int, confidence: float, subject: str = ""
+    metric: str, before: Floats, after: Floats, rows: int, confidence: float, subject: str = "", *, blind: float = 0.0
 ) -> Measurement:
     """Mean over seeds of before - after, (S,) each and paired: share of rows.
+
+    blind: the share that a model has right which always names the same class. Where `before` is not beyond what so many
+    rows make of it by chance, there is nothing to lose, and nothing is measured.
 
     Interval: Student's t with S - 1 degrees of freedom over the seeds, and the holdout as a sample: the variance of a
     difference of two proportions on `rows` rows is added, as if the models' errors were independent (they agree, so
@@ -45,6 +50,12 @@ def accuracy_loss(
     seeds = len(before)
     if seeds < FEWEST_SEEDS:
         return not_measured(metric, f"needs >= {FEWEST_SEEDS} seeds, found {seeds}", subject)
+    if blind and float(before.mean()) <= blind + float(ndtri(confidence)) * math.sqrt(blind * (1 - blind) / rows):
+        reason = (
+            f"the federation learns nothing that could be lost: {before.mean():.3f} right before, and {blind:.3f} by "
+            "naming one class; train longer"
+        )
+        return not_measured(metric, reason, subject)
     gap = before - after
     value = float(gap.mean())
     shares = [(float(rate.mean()) * rows + 1) / (rows + 2) for rate in (before, after)]

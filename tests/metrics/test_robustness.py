@@ -63,3 +63,17 @@ def test_the_breakdown_point_is_the_first_share_beyond_the_limit_at_each_end() -
     assert (found.low, found.value, found.high) == (0.2, 0.3, 0.4)
     never = breakdown_point({1: drop(0.0, 0.01, 0.02)}, 10, 0.15, 0.95)
     assert (never.low, never.value, never.high) == (0.5, 0.5, 0.5)
+
+
+def test_a_federation_that_learns_nothing_has_nothing_to_lose_and_so_shows_nothing() -> None:
+    idle, rng = 0.25 + 0.01 * np.arange(5) / 5, np.random.default_rng(0)
+    found = byzantine_drop(idle, {"harsh": idle - 0.01}, 1000, 0.95, blind=0.25)
+    assert not found.measured
+    assert "learns nothing that could be lost: 0.254 right before" in str(found.reason)
+    assert byzantine_drop(idle + 0.05, {"harsh": idle}, 1000, 0.95, blind=0.25).measured
+    # Models that answer by chance pass as learned no more often than the confidence allows.
+    passed = [
+        accuracy_loss("x", np.repeat(rng.binomial(400, 0.25) / 400, 3), np.zeros(3), 400, 0.95, blind=0.25).measured
+        for _ in range(4000)
+    ]
+    assert np.mean(passed) < 0.06
