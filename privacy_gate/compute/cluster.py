@@ -149,7 +149,7 @@ def _batch(job: Job) -> tuple[Any, ...]:
             # Programs train one after the other and may take hours: nothing is gained by keeping them together.
             block = 1 if job.recipe.adaptation == "command" else REFERENCE_BLOCK
             return (TrainReference, job.recipe, job.divisor, job.without, job.index // block)
-        case Federate():  # seeds train stacked
+        case Federate() if not job.recipe.trains_network:  # seeds train stacked
             return (Federate, job.recipe, job.adversary, job.byzantine)
         case Probe():
             return (Probe, job.recipe)

@@ -83,16 +83,19 @@ class NetworkLearner:
             drawn = [each.clone() for each in (batches.rows, batches.label, batches.weight)]
 
         def train(place: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-            return self._train(starts[place[:2]], [each[place[1:]] for each in drawn], training)
+            return self._train(starts[place[:2]], [each[place[1:]] for each in drawn], training, losses)
 
         for place, (update, surprise) in zip(places, self._pool.map(train, places), strict=True):
             updates[place], loss[place] = update, surprise
         return updates, loss if losses else None
 
     def _train(
-        self, start: torch.Tensor, batches: Sequence[torch.Tensor], training: Training
+        self, start: torch.Tensor, batches: Sequence[torch.Tensor], training: Training, losses: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What one client's steps change of `start` (P,), and the loss of its first batch; batches (S, B) each."""
+        """What one client's steps change of `start` (P,), and the loss of its first batch, 0 where nobody asks.
+
+        batches: rows, label and weight (S, B).
+        """
         stack = self._stack()
         stack.load(start.unsqueeze(0))
         origin, loss = stack.parameters.clone(), start.new_zeros(())
@@ -103,7 +106,7 @@ class NetworkLearner:
             places = self._places[rows[there].cpu().numpy()]
             x = self._images.take(places, self.device, self.dtype).unsqueeze(0)
             y = label[there].unsqueeze(0)
-            if step == 0:
+            if step == 0 and losses:
                 loss = stack.loss(x, y).detach()
             stack.differentiate(x, y)
             towards = stack.gradient + training.decay * stack.parameters + training.prox * (stack.parameters - origin)

@@ -98,7 +98,7 @@ def simulate(study: Study, cells: Sequence[Cell], every: int = 0, learner: Learn
     largest = max((cell.training.clients for cell in cells), default=1) + 1
     each = largest * learner.width * learner.dtype.itemsize
     work = blocks(cells, max(1, study.memory // each))
-    held = {key: _hold(study, draws, key) for key in set(map(_key, cells))}
+    held = {key: _hold(study, learner.classes, draws, key) for key in set(map(_key, cells))}
     run = partial(_run, study, learner, cells, held, draws, every)
     outcomes: dict[int, Outcome] = {}
     before = torch.get_num_threads()
@@ -129,11 +129,11 @@ def _key(cell: Cell) -> _Key:
     return cell.partition, cell.training.clients, cell.seed
 
 
-def _hold(study: Study, draws: Draws, key: _Key) -> _Held:
+def _hold(study: Study, classes: int, draws: Draws, key: _Key) -> _Held:
     partition, clients, seed = key
     label = study.train.label
     rows = partition.rows(label, clients, draws.generator("partition", seed), study.train.client)
-    return _Held(rows, class_shares(rows, label, study.classes), heterogeneity(rows, label))
+    return _Held(rows, class_shares(rows, label, classes), heterogeneity(rows, label))
 
 
 def _heads(study: Study, names: Sequence[object]) -> Heads:
@@ -185,6 +185,7 @@ def _run(
         rates, success = np.array([rate[index] for rate in found]), backdoor[source]
         outcomes[place] = _outcome(
             study,
+            learner.classes,
             cells[place],
             held[source],
             np.array(rounds),
@@ -206,6 +207,7 @@ def _backdoor(learner: Learner, poison: str | None, models: torch.Tensor) -> Flo
 
 def _outcome(
     study: Study,
+    classes: int,
     cell: Cell,
     held: _Held,
     rounds: NDArray[np.int64],
@@ -214,7 +216,6 @@ def _outcome(
     model: Floats,
 ) -> Outcome:
     """rates (R', C + K): accuracy by class, then by client where the test samples name them."""
-    classes = study.classes
     counts = np.bincount(study.test.label, minlength=classes)
     seen = counts > 0
     curve = rates[:, :classes][:, seen] @ (counts[seen] / counts.sum())

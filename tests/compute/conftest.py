@@ -3,9 +3,13 @@
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
+
+from privacy_gate.compute import backbone
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +22,16 @@ def plain_loop() -> Callable[..., torch.nn.Linear]:
     spec.loader.exec_module(module)
     loop: Callable[..., torch.nn.Linear] = module.plain_loop
     return loop
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Public weights of two small architectures; batch statistics that differ from the initial ones."""
+    torch.manual_seed(0)
+    found = {}
+    for name, size in (("test_efficientnet", 64), ("test_vit", 160)):
+        model: Any = backbone.timm.create_model(name, num_classes=7).train()
+        model(torch.randn(8, 3, size, size))
+        found[name] = tmp_path_factory.mktemp(name) / "weights.safetensors"
+        save_file({key: tensor.contiguous() for key, tensor in model.state_dict().items()}, found[name])
+    return found

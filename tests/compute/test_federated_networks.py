@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 
 from privacy_gate.candidate import Recipe, View
-from privacy_gate.compute import backbone, parts
+from privacy_gate.compute import parts
 from privacy_gate.compute.federate import cell
 from privacy_gate.compute.federated_networks import NetworkLearner, Roll
 from privacy_gate.compute.machine import Machine
@@ -19,6 +18,7 @@ from privacy_gate.compute.networks import Images
 from privacy_gate.documents import parse
 from privacy_gate.errors import CandidateError
 from privacy_gate.federated.cells import Draws
+from privacy_gate.federated.local import Batches
 from privacy_gate.federated.partitions import class_shares
 from privacy_gate.federated.samples import Samples
 from privacy_gate.federated.simulator import Outcome, Study, simulate
@@ -30,18 +30,6 @@ KINDS: list[tuple[str, str, dict[str, Any]]] = [
     (CNN, "film", {}),
     (VIT, "lora", {"lora": {"rank": 2, "alpha": 4, "targets": ["attention", "mlp"]}}),
 ]
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Public weights of two small architectures."""
-    torch.manual_seed(0)
-    found = {}
-    for name in (CNN, VIT):
-        found[name] = tmp_path_factory.mktemp(name) / "weights.safetensors"
-        model: Any = backbone.timm.create_model(name, num_classes=7)
-        save_file({key: tensor.contiguous() for key, tensor in model.state_dict().items()}, found[name])
-    return found
 
 
 def make(weights: dict[str, Path], name: str, adaptation: str, **changes: Any) -> Recipe:
@@ -147,6 +135,35 @@ def test_threads_change_nothing(weights: dict[str, Path]) -> None:
     assert one.accuracy == two.accuracy
     assert one.sizes.sum() == HELD
     assert np.allclose(class_shares([np.arange(HELD)], scene.label[:HELD], CLASSES), 1 / 3)
+
+
+def test_losses_are_those_of_the_first_batch_before_any_step(weights: dict[str, Path]) -> None:
+    recipe, scene = make(weights, CNN, "full"), Scene(CNN)
+    learner, _ = scene.outcome(recipe)
+    start, rows = learner.start([5]), torch.arange(8).view(1, 2, 1, 4)
+    batches = Batches(rows, torch.from_numpy(scene.label)[rows], torch.full(rows.shape, 0.25))
+    training = cell(recipe, scene.study.train, 5).training
+    updates, losses = learner.updates(start.unsqueeze(1), batches, training, losses=True)
+    assert losses is not None
+    model = parts.network(recipe)
+    model.load_state_dict({**model.state_dict(), **parts.start(model, recipe, 5)})
+    for client, chosen in enumerate(rows[0, :, 0]):
+        logits = model.double()(scene.images.pixels[chosen].double())
+        expected = cross_entropy(logits, torch.from_numpy(scene.label)[chosen])
+        assert losses[0, 0, client].item() == pytest.approx(expected.item(), abs=1e-9)
+    unasked, nothing = learner.updates(start.unsqueeze(1), batches, training, losses=False)
+    assert nothing is None
+    assert torch.equal(updates, unasked)
+
+
+def test_a_class_that_nobody_holds_has_no_accuracy_and_changes_no_other(weights: dict[str, Path]) -> None:
+    recipe, scene = make(weights, CNN, "film", classes=CLASSES + 1), Scene(CNN)
+    scene.roll = Roll(scene.train, scene.test, np.arange(0), np.vstack([scene.roll.averages, np.zeros(16)]))
+    found = scene.outcome(recipe)[1]
+    assert np.isnan(found.class_accuracy[CLASSES])
+    assert np.isfinite(found.class_accuracy[:CLASSES]).all()
+    assert np.isfinite(found.client_accuracy).all()
+    assert 0 <= found.accuracy <= 1
 
 
 def test_a_network_is_broken_by_hostile_clients_and_the_median_bears_them(weights: dict[str, Path]) -> None:

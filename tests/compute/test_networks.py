@@ -8,11 +8,9 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 
 from privacy_gate.candidate import Recipe
-from privacy_gate.compute import backbone as subject
 from privacy_gate.compute import parts
 from privacy_gate.compute.embed import seen
 from privacy_gate.compute.machine import Machine
@@ -31,20 +29,6 @@ ADAPTATIONS: list[tuple[str, str, dict[str, Any]]] = [
     (VIT, "full", {}),
     (CNN, "scratch", {}),
 ]
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Public weights of two small architectures; batch statistics that differ from the initial ones."""
-    torch.manual_seed(0)
-    found = {}
-    for name in (CNN, VIT):
-        model: Any = subject.timm.create_model(name, num_classes=7).train()
-        size = model.pretrained_cfg["input_size"][1] if name == VIT else 64
-        model(torch.randn(8, 3, size, size))
-        found[name] = tmp_path_factory.mktemp(name) / "weights.safetensors"
-        save_file({key: tensor.contiguous() for key, tensor in model.state_dict().items()}, found[name])
-    return found
 
 
 def size_of(name: str) -> int:

@@ -8,11 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 
 from privacy_gate.candidate import Recipe
-from privacy_gate.compute import backbone as subject
 from privacy_gate.compute import network_stack, parts
 from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.network_stack import TrainedNetwork
@@ -31,18 +29,6 @@ KINDS: list[tuple[str, str, dict[str, Any]]] = [
     (VIT, "full", {}),
     (VIT, "film", {"augmentation": {"flip": True}, "label_smoothing": 0.1}),
 ]
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Public weights of two small architectures."""
-    torch.manual_seed(0)
-    found = {}
-    for name in (CNN, VIT):
-        found[name] = tmp_path_factory.mktemp(name) / "weights.safetensors"
-        model: Any = subject.timm.create_model(name, num_classes=7)
-        save_file({key: tensor.contiguous() for key, tensor in model.state_dict().items()}, found[name])
-    return found
 
 
 def make(weights: dict[str, Path], name: str, adaptation: str, **changes: Any) -> Recipe:
