@@ -182,7 +182,7 @@ class Robustness(Check):
                 figures.backdoor(self._no_backdoor(subject)),
             ),
             exhibits=(figures.plot([own, *others]), table),
-            remedies=tuple(_remedies(table)),
+            remedies=tuple(_remedies(table, drop, tax)),
             notes=tuple(notes),
         )
 
@@ -287,10 +287,14 @@ class _Figures:
         return self.study.federations.rows
 
 
-def _remedies(table: RuleTable) -> list[Remedy]:
-    """The rule that passes at the least tax; or that none tried does."""
-    own, *others = table.rules
-    if own.passes or not others:
+def _remedies(table: RuleTable, drop: Measurement, tax: Measurement) -> list[Remedy]:
+    """The rule that passes at the least tax, or that none does, where the recipe's own, of drop and tax, does not.
+
+    Nothing where that was not measured: of what learns nothing no rule makes more.
+    """
+    others = table.rules[1:]
+    passes = rule_passes(drop, tax, table.drop_limit, table.tax_limit)
+    if passes or not others or not (drop.measured and tax.measured):
         return []
     basis = "; ".join(f"{one.rule}: drop {in_percent(one.drop)}, tax {in_percent(one.tax)}" for one in others)
     passing = [one for one in others if one.passes]

@@ -98,6 +98,15 @@ def test_plain_averaging_breaks_a_robust_rule_survives_and_the_report_says_which
     assert plot.lines[0].accuracy[0] > plot.lines[0].accuracy[-1]
 
 
+def test_where_nothing_is_learnt_nothing_is_advised(digits: AuditData, store: Store) -> None:
+    idle = parse(recipe().model_dump(mode="json") | {"optimizer": {"name": "sgd", "lr": 1e-9}}, Recipe, "recipe")
+    dark = replace(digits, embedding=np.zeros_like(digits.embedding), digest="0" * 64)
+    result = measure(parse(FEW | {"seeds": 3}, Robustness, "policy"), idle, dark, store)
+    for metric in ("byzantine_drop", "robustness_tax", "breakdown_point"):
+        assert "learns nothing" in str(figure(result, metric)["reason"])
+    assert result.remedies == ()
+
+
 def test_a_backdoor_is_planted_where_a_limit_asks_for_it_and_there_are_images(digits: AuditData) -> None:
     pictures = replace(digits, embedding=None, image=lambda row: b"")
     how = recipe().model_copy(update={"input": Input(size=32, mean=(0.5,) * 3, std=(0.5,) * 3)})
