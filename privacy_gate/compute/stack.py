@@ -1,7 +1,7 @@
 """One block of heads, trained side by side: what happens in a step.
 
-All heads share the features and differ in their rows, so one step of M heads is one gather, two batched
-matrix products and one optimiser update, with the gradient in closed form: (p - target) x'. Each head keeps
+All heads share the features and differ in their rows, so one step of M heads is two products of each head with its own
+rows (see `products`) and one optimiser update, with the gradient in closed form: (p - target) x'. Each head keeps
 its own mini-batches, exactly those it would have alone. Logits are laid out (M, C, batch), with weights
 (M, C, W): then both products read and write rows in order, several times faster where C is small.
 
@@ -17,6 +17,7 @@ import torch
 from privacy_gate.candidate import Recipe
 from privacy_gate.compute.optimizers import STATE, stepper
 from privacy_gate.compute.private import private_batches
+from privacy_gate.compute.products import products
 from privacy_gate.compute.subsets import Subset, initial_head, shown
 
 CACHE_LINE = 64
@@ -111,11 +112,10 @@ class Stack:
     """The parameters of M heads, (M, C, W), with their gradient beside them."""
 
     def __init__(self, x: torch.Tensor, recipe: Recipe, models: int) -> None:
-        width = x.shape[1]
-        self._x, self._smoothing = x, recipe.label_smoothing
-        self._gathered = x.new_empty(models * recipe.batch_size, width)
+        self._products, self._smoothing = products(x), recipe.label_smoothing
+        self._norms = None if recipe.privacy is None else x.norm(dim=1)
         self._minus_target = x.new_tensor(self._smoothing - 1)
-        self.parameters = x.new_zeros(models, recipe.classes, width)
+        self.parameters = x.new_zeros(models, recipe.classes, x.shape[1])
         self.gradient = torch.zeros_like(self.parameters)
 
     def differentiate(
@@ -124,23 +124,17 @@ class Stack:
         """Sets the gradient of every head's mean cross-entropy over its batch.
 
         rows, label (M, B); share (M, 1, B) or a number: what an example weighs in the mean; clip: the norm to
-        which each example's gradient, error x', is cut. The target is
+        which each example's gradient, error x', is cut, for recipes with privacy. The target is
         1 - s + s/C for the true class and s/C for the others, s = label smoothing, as in
         torch.nn.functional.cross_entropy.
         """
-        models, size = rows.shape
-        if models * size > len(self._gathered):
-            self._gathered = self._x.new_empty(models * size, self._x.shape[1])
-        x = self._gathered[: models * size]
-        torch.index_select(self._x, 0, rows.view(-1), out=x)
-        x = x.view(models, size, -1)
-        error = torch.bmm(self.parameters, x.transpose(1, 2)).softmax(1)
+        error = self._products.logits(self.parameters, rows).softmax(1)
         if self._smoothing:
             error -= self._smoothing / error.shape[1]
         truth = label.unsqueeze(1)
         error.scatter_add_(1, truth, self._minus_target.expand(truth.shape))
-        if clip is not None:
-            norms = error.norm(dim=1, keepdim=True) * x.norm(dim=2).unsqueeze(1)
+        if clip is not None and self._norms is not None:
+            norms = error.norm(dim=1, keepdim=True) * self._norms[rows].unsqueeze(1)
             error *= clip / norms.clamp(min=clip)
         error *= share
-        torch.bmm(error, x, out=self.gradient)
+        self._products.gradient(error, rows, self.gradient)

@@ -12,6 +12,7 @@ import torch
 from privacy_gate.candidate import Recipe
 from privacy_gate.compute.heads import TrainedHead, confidences, head_logits, train_heads
 from privacy_gate.compute.machine import Machine
+from privacy_gate.compute.products import LEAST_WIDTH
 from privacy_gate.compute.subsets import Subset, included
 from privacy_gate.errors import ConfigurationError, DatasetError
 from privacy_gate.evidence import logit_scaled
@@ -27,6 +28,9 @@ OPTIMIZERS: list[dict[str, Any]] = [
     {"name": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 0.01},
     {"name": "sgd", "lr": 0.1, "momentum": 0.8, "nesterov": True, "weight_decay": 0.02},
 ]
+SHAPES = [(20, 3), (LEAST_WIDTH, 7)]
+"""Features and classes of a problem for torch's products, and of one for compiled ones."""
+
 CPU = Machine(device="cpu", threads=2)
 
 
@@ -72,12 +76,17 @@ def furthest_from_plain(
     return max(gaps)
 
 
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
-def test_stacked_equals_alone_for_every_optimiser(plain_loop: PlainLoop, optimizer: dict[str, Any]) -> None:
-    how = recipe(optimizer=optimizer)
-    assert furthest_from_plain(plain_loop, problem(), how, halves(90, 5)) < 1e-9
+def test_stacked_equals_alone_for_every_optimiser(
+    plain_loop: PlainLoop, optimizer: dict[str, Any], shape: tuple[int, int]
+) -> None:
+    width, classes = shape
+    how = recipe(optimizer=optimizer, classes=classes)
+    assert furthest_from_plain(plain_loop, problem(width=width, classes=classes), how, halves(90, 5)) < 1e-9
 
 
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize(
     "changes",
     [
@@ -93,8 +102,12 @@ def test_stacked_equals_alone_for_every_optimiser(plain_loop: PlainLoop, optimiz
     ],
     ids=str,
 )
-def test_stacked_equals_alone_for_every_setting(plain_loop: PlainLoop, changes: dict[str, Any]) -> None:
-    assert furthest_from_plain(plain_loop, problem(), recipe(**changes), halves(90, 4)) < 1e-9
+def test_stacked_equals_alone_for_every_setting(
+    plain_loop: PlainLoop, changes: dict[str, Any], shape: tuple[int, int]
+) -> None:
+    width, classes = shape
+    how = recipe(classes=classes, **changes)
+    assert furthest_from_plain(plain_loop, problem(width=width, classes=classes), how, halves(90, 4)) < 1e-9
 
 
 def augmented(**changes: Any) -> Recipe:

@@ -1,0 +1,77 @@
+"""The two products of a training step of stacked heads, each head's with its own rows of one table.
+
+Torch's way gathers the rows and multiplies stacks of matrices. On a CPU, where Numba is installed, `compiled` does
+without the gathering, two to four times as fast; the results differ by rounding alone.
+"""
+
+from importlib.util import find_spec
+from typing import Protocol
+
+import torch
+
+LEAST_WIDTH = 128
+"""Numbers of a row from which on compiled products are faster than torch's, for any number of classes."""
+
+
+class Products(Protocol):
+    """What both ways offer: rows (M, B) of a table x (N, W), parameters and gradient (M, C, W)."""
+
+    def logits(self, parameters: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """parameters @ x[rows], (M, C, B)."""
+        ...
+
+    def gradient(self, error: torch.Tensor, rows: torch.Tensor, out: torch.Tensor) -> None:
+        """Sets out to error (M, C, B) @ x[rows]; the rows are those that `logits` was last asked for."""
+        ...
+
+
+def has_numba() -> bool:
+    """Whether Numba is installed; importing it takes longer than asking."""
+    return find_spec("numba") is not None
+
+
+def products(x: torch.Tensor) -> Products:
+    """The faster way for a table on this device."""
+    if x.device.type == "cpu" and x.shape[1] >= LEAST_WIDTH and has_numba():
+        return Compiled(x)
+    return Gathered(x)
+
+
+class Gathered:
+    """Torch's way, on any device."""
+
+    def __init__(self, x: torch.Tensor) -> None:
+        self._x, self._gathered = x, x.new_empty(0, x.shape[1])
+
+    def logits(self, parameters: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """See Products."""
+        if rows.numel() > len(self._gathered):
+            self._gathered = self._x.new_empty(rows.numel(), self._x.shape[1])
+        torch.index_select(self._x, 0, rows.reshape(-1), out=self._gathered[: rows.numel()])
+        return torch.bmm(parameters, self._rows(rows).transpose(1, 2))
+
+    def gradient(self, error: torch.Tensor, rows: torch.Tensor, out: torch.Tensor) -> None:
+        """See Products."""
+        torch.bmm(error, self._rows(rows), out=out)
+
+    def _rows(self, rows: torch.Tensor) -> torch.Tensor:
+        return self._gathered[: rows.numel()].view(*rows.shape, -1)
+
+
+class Compiled:
+    """Numba's way, on a CPU."""
+
+    def __init__(self, x: torch.Tensor) -> None:
+        from privacy_gate.compute import compiled  # noqa: PLC0415 - Numba is an extra, and slow to import
+
+        self._compiled, self._x = compiled, x.numpy()
+
+    def logits(self, parameters: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """See Products."""
+        out = parameters.new_empty(*parameters.shape[:2], rows.shape[1])
+        self._compiled.logits(self._x, rows.numpy(), parameters.numpy(), out.numpy())
+        return out
+
+    def gradient(self, error: torch.Tensor, rows: torch.Tensor, out: torch.Tensor) -> None:
+        """See Products."""
+        self._compiled.gradient(self._x, rows.numpy(), error.numpy(), out.numpy())
