@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "privacy_gate"
 
 # Higher floors may import strictly lower ones; modules of one package folder may import each other.
 FLOORS = [
-    ["errors", "progress"],
+    ["errors", "progress", "native"],
     ["documents"],
     ["tables", "unpickle"],
     ["dataset", "weights", "federation"],

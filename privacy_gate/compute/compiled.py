@@ -6,36 +6,15 @@ goes one row and class at a time. Tiles are written out since compilers keep onl
 Measured in .github/decisions/0006-exact-batches.md.
 """
 
-from collections.abc import Callable
-from typing import TypeVar, cast
-
-import numpy as np
-from numba import njit
-from numpy.typing import NDArray
-
-from privacy_gate.evidence import Floats
-
-Indices = NDArray[np.int64]
-Function = TypeVar("Function", bound=Callable[..., None])
+from privacy_gate.evidence import Floats, Ints
+from privacy_gate.native import compiled
 
 ROWS, CLASSES = 4, 5
 """Of a tile."""
 
-REORDERED = {"reassoc", "contract", "nsz"}
-"""Sums may be taken in another order, as every matrix library does; NaN and infinity stay what they are."""
 
-
-def _compiled(function: Function) -> Function:
-    """The function as machine code, kept on disk where there is a place for it; runs without the interpreter's lock."""
-    try:
-        made: object = njit(function, cache=True, nogil=True, fastmath=REORDERED)
-    except RuntimeError:  # neither the package's folder nor the user's can be written to
-        made = njit(function, nogil=True, fastmath=REORDERED)
-    return cast(Function, made)
-
-
-@_compiled
-def logits(x: Floats, rows: Indices, parameters: Floats, out: Floats) -> None:
+@compiled
+def logits(x: Floats, rows: Ints, parameters: Floats, out: Floats) -> None:
     """Sets out (M, C, B) to what heads (M, C, W) say of rows (M, B) of x (N, W)."""
     models, classes, _ = parameters.shape
     size = rows.shape[1]
@@ -53,8 +32,8 @@ def logits(x: Floats, rows: Indices, parameters: Floats, out: Floats) -> None:
                 _dot(x[mine[b]], head[c], said[c], b)
 
 
-@_compiled
-def gradient(x: Floats, rows: Indices, error: Floats, out: Floats) -> None:
+@compiled
+def gradient(x: Floats, rows: Ints, error: Floats, out: Floats) -> None:
     """Sets out (M, C, W) to the sum over b of error (M, C, B) times rows (M, B) of x (N, W)."""
     models, classes, _ = out.shape
     size = rows.shape[1]
@@ -73,7 +52,7 @@ def gradient(x: Floats, rows: Indices, error: Floats, out: Floats) -> None:
                 _add(x[mine[b]], wrong[c, b], slope[c])
 
 
-@_compiled
+@compiled
 def _dot(x: Floats, w: Floats, out: Floats, b: int) -> None:
     total = w.dtype.type(0)
     for k in range(w.size):
@@ -81,8 +60,8 @@ def _dot(x: Floats, w: Floats, out: Floats, b: int) -> None:
     out[b] = total
 
 
-@_compiled
-def _dot_rows(x: Floats, rows: Indices, w: Floats, out: Floats, b: int) -> None:
+@compiled
+def _dot_rows(x: Floats, rows: Ints, w: Floats, out: Floats, b: int) -> None:
     x0, x1, x2, x3 = x[rows[b]], x[rows[b + 1]], x[rows[b + 2]], x[rows[b + 3]]
     s0 = s1 = s2 = s3 = w.dtype.type(0)
     for k in range(w.size):
@@ -93,22 +72,22 @@ def _dot_rows(x: Floats, rows: Indices, w: Floats, out: Floats, b: int) -> None:
     out[b], out[b + 1], out[b + 2], out[b + 3] = s0, s1, s2, s3
 
 
-@_compiled
+@compiled
 def _add(x: Floats, weight: float, out: Floats) -> None:
     for k in range(out.size):
         out[k] += weight * x[k]
 
 
-@_compiled
-def _add_rows(x: Floats, rows: Indices, weight: Floats, out: Floats, b: int) -> None:
+@compiled
+def _add_rows(x: Floats, rows: Ints, weight: Floats, out: Floats, b: int) -> None:
     x0, x1, x2, x3 = x[rows[b]], x[rows[b + 1]], x[rows[b + 2]], x[rows[b + 3]]
     e0, e1, e2, e3 = weight[b], weight[b + 1], weight[b + 2], weight[b + 3]
     for k in range(out.size):
         out[k] += x0[k] * e0 + x1[k] * e1 + x2[k] * e2 + x3[k] * e3
 
 
-@_compiled
-def _dot_tile(x: Floats, rows: Indices, head: Floats, out: Floats, c: int, b: int) -> None:
+@compiled
+def _dot_tile(x: Floats, rows: Ints, head: Floats, out: Floats, c: int, b: int) -> None:
     """out[c : c + 5, b : b + 4], each sum in a variable of its own."""
     x0, x1, x2, x3 = x[rows[b]], x[rows[b + 1]], x[rows[b + 2]], x[rows[b + 3]]
     w0, w1, w2, w3, w4 = head[c], head[c + 1], head[c + 2], head[c + 3], head[c + 4]
@@ -148,8 +127,8 @@ def _dot_tile(x: Floats, rows: Indices, head: Floats, out: Floats, c: int, b: in
     out[c + 4, b], out[c + 4, b + 1], out[c + 4, b + 2], out[c + 4, b + 3] = s40, s41, s42, s43
 
 
-@_compiled
-def _add_tile(x: Floats, rows: Indices, error: Floats, out: Floats, c: int, b: int) -> None:
+@compiled
+def _add_tile(x: Floats, rows: Ints, error: Floats, out: Floats, c: int, b: int) -> None:
     """Adds rows b to b + 3, weighted, to out[c : c + 5]: each sum is loaded and stored once for four rows."""
     x0, x1, x2, x3 = x[rows[b]], x[rows[b + 1]], x[rows[b + 2]], x[rows[b + 3]]
     g0, g1, g2, g3, g4 = out[c], out[c + 1], out[c + 2], out[c + 3], out[c + 4]

@@ -5,7 +5,7 @@ from importlib.metadata import version
 import torch
 
 from privacy_gate.compute.machine import Machine
-from privacy_gate.compute.products import has_numba
+from privacy_gate.native import has_numba
 
 
 def numerics(machine: Machine) -> dict[str, str]:

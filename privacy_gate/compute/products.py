@@ -4,10 +4,11 @@ Torch's way gathers the rows and multiplies stacks of matrices. On a CPU, where 
 without the gathering, two to four times as fast; the results differ by rounding alone.
 """
 
-from importlib.util import find_spec
 from typing import Protocol
 
 import torch
+
+from privacy_gate.native import has_numba
 
 LEAST_WIDTH = 128
 """Numbers of a row from which on compiled products are faster than torch's, for any number of classes."""
@@ -23,11 +24,6 @@ class Products(Protocol):
     def gradient(self, error: torch.Tensor, rows: torch.Tensor, out: torch.Tensor) -> None:
         """Sets out to error (M, C, B) @ x[rows]; the rows are those that `logits` was last asked for."""
         ...
-
-
-def has_numba() -> bool:
-    """Whether Numba is installed; importing it takes longer than asking."""
-    return find_spec("numba") is not None
 
 
 def products(x: torch.Tensor) -> Products:

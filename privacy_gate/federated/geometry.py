@@ -1,8 +1,14 @@
 """Order and distance among updates, for any number of leading cells; a client that sends inf or NaN is far from all."""
 
+from collections.abc import Iterable
 from functools import cache
 
 import torch
+
+from privacy_gate.native import has_numba
+
+Exchange = tuple[int, int, bool, bool]
+"""Two places, and whether the lesser value is wanted at the first, the greater at the second."""
 
 
 def finite_rows(updates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -22,14 +28,33 @@ def squared_distances(updates: torch.Tensor) -> torch.Tensor:
     Through the Gram matrix, in float64: on float32 updates its rounding is below theirs.
     """
     known, finite = finite_rows(updates)
-    wide = known.contiguous().double()
-    gram = wide @ wide.transpose(-1, -2)
-    square = gram.diagonal(dim1=-2, dim2=-1)
-    found = torch.clamp(square.unsqueeze(-1) + square.unsqueeze(-2) - 2 * gram, min=0)
+    inner = inner_products(known)
+    square = inner.diagonal(dim1=-2, dim2=-1)
+    found = torch.clamp(square.unsqueeze(-1) + square.unsqueeze(-2) - 2 * inner, min=0)
     apart = ~(finite.unsqueeze(-1) & finite.unsqueeze(-2)) | found.isnan()
     found.masked_fill_(apart, torch.inf)
     found.diagonal(dim1=-2, dim2=-1).zero_()
     return found
+
+
+def inner_products(updates: torch.Tensor) -> torch.Tensor:
+    """Of all pairs of updates (..., n, d), summed in float64: (..., n, n) float64."""
+    if _compiles(updates):
+        from privacy_gate.federated import compiled  # noqa: PLC0415
+
+        return compiled.inner_products(updates)
+    return widened_products(updates)
+
+
+def widened_products(updates: torch.Tensor) -> torch.Tensor:
+    """`inner_products` by torch, of a copy in float64."""
+    wide = updates.contiguous().double()
+    return wide @ wide.transpose(-1, -2)
+
+
+def _compiles(updates: torch.Tensor) -> bool:
+    """Whether the compiled twins of functions here are to be had: they are an extra, and slow to import."""
+    return updates.device.type == "cpu" and has_numba()
 
 
 def norms(updates: torch.Tensor) -> torch.Tensor:
@@ -58,27 +83,39 @@ def smallest(scores: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def ordered(updates: torch.Tensor, ranks: range | None = None) -> list[torch.Tensor]:
-    """The n order statistics of each coordinate, ascending, n tensors (..., d); NaN counts as +inf.
+    """The order statistics of each coordinate of (..., n, d), ascending, each (..., d); NaN counts as +inf.
 
-    ranks: those wanted, counted from 0, no others being right; None: all. By Batcher's merge exchange (Knuth, volume 3,
-    algorithm 5.2.2 M): a fixed sequence of minima and maxima of whole tensors, many times faster than sorting n values
-    at a time, less those that no wanted rank depends on.
+    ranks: those wanted, counted from 0; None: all n. By Batcher's merge exchange (Knuth, volume 3, algorithm 5.2.2 M):
+    a fixed sequence of minima and maxima, many times faster than sorting n values at a time, less those that no wanted
+    rank depends on.
     """
+    n = updates.shape[-2]
+    wanted = ranks or range(n)
+    needed = exchanges(n, wanted)
+    if _compiles(updates):
+        from privacy_gate.federated import compiled  # noqa: PLC0415
+
+        return compiled.ordered(updates, needed, wanted)
+    return exchanged(updates, needed, wanted)
+
+
+def exchanged(updates: torch.Tensor, needed: Iterable[Exchange], ranks: Iterable[int]) -> list[torch.Tensor]:
+    """`ordered` by passes of torch over all updates, one for each exchange."""
     if bool(updates.sum().isnan()):  # inf - inf too, which changes nothing
         updates = torch.where(updates.isnan(), torch.inf, updates)
     rows = list(updates.unbind(-2))
-    for low, high, least, most in _needed(len(rows), ranks or range(len(rows))):
+    for low, high, least, most in needed:
         first, second = rows[low], rows[high]
         if least:
             rows[low] = torch.minimum(first, second)
         if most:
             rows[high] = torch.maximum(first, second)
-    return rows
+    return [rows[rank] for rank in ranks]
 
 
 @cache
-def _needed(n: int, ranks: range) -> tuple[tuple[int, int, bool, bool], ...]:
-    """The exchanges that the ranks depend on: both places, and whether the lesser and the larger value is wanted."""
+def exchanges(n: int, ranks: range) -> tuple[Exchange, ...]:
+    """Those that the ranks of n values depend on, in order."""
     wanted, found = set(ranks), []
     for low, high in reversed(_exchanges(n)):
         if low in wanted or high in wanted:
@@ -108,7 +145,7 @@ def coordinate_median(updates: torch.Tensor) -> torch.Tensor:
 
 
 def middle(rows: list[torch.Tensor]) -> torch.Tensor:
-    """The median of order statistics: the mean of the two in the middle where their number is even."""
+    """The median of order statistics, all or those around it: the mean of the two in the middle where they are even."""
     half = len(rows) // 2
     return rows[half] if len(rows) % 2 else (rows[half - 1] + rows[half]) / 2
 

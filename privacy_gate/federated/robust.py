@@ -13,6 +13,7 @@ from privacy_gate.federated.geometry import (
     closest_to_middle,
     coordinate_median,
     finite_rows,
+    inner_products,
     mean_of,
     ordered,
     smallest,
@@ -40,13 +41,11 @@ def median(updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch.Tenso
 def trimmed_mean(updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch.Tensor:
     """Coordinate-wise mean without the f smallest and the f largest: Yin et al. 2018 (arXiv 1803.01498)."""
     refuse_few(updates, f, 2 * f + 1, "trimmed mean")
-    kept = range(f, updates.shape[-2] - f)
-    rows = ordered(updates, kept) if f else list(updates.unbind(-2))
-    kept_rows = [rows[rank] for rank in kept]
-    total = kept_rows[0].clone()
-    for row in kept_rows[1:]:
+    rows = ordered(updates, range(f, updates.shape[-2] - f)) if f else list(updates.unbind(-2))
+    total = rows[0].clone()
+    for row in rows[1:]:
         total += row
-    return total / len(kept)
+    return total / len(rows)
 
 
 def meamed(updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch.Tensor:
@@ -116,8 +115,7 @@ def weiszfeld(updates: torch.Tensor, start: torch.Tensor, nu: float, iterations:
     """
     clean, finite = finite_rows(updates)
     away = clean - start.unsqueeze(-2)
-    wide = away.double()
-    gram = wide @ wide.transpose(-1, -2)
+    gram = inner_products(away)
     length = gram.diagonal(dim1=-2, dim2=-1).sqrt()
     near = length.masked_fill(~finite, torch.inf).sort(-1).values[..., (length.shape[-1] - 1) // 2].unsqueeze(-1)
     shrink = torch.where(length > FAR * near, FAR * near / length, 1.0)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from privacy_gate.compute.products import LEAST_WIDTH, Compiled, Gathered, Products, has_numba, products
+from privacy_gate.compute.products import LEAST_WIDTH, Compiled, Gathered, Products, products
+from privacy_gate.native import has_numba
 
 needs_numba = pytest.mark.skipif(not has_numba(), reason="Numba is not installed")
 WAYS = [Gathered, pytest.param(Compiled, marks=needs_numba)]

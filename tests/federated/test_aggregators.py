@@ -12,9 +12,17 @@ from hypothesis import strategies as st
 from privacy_gate.errors import ConfigurationError
 from privacy_gate.federated.aggregators import AGGREGATORS, PREAGGREGATIONS, Rule, Step, rule, step
 from privacy_gate.federated.clipping import centered_clipping
-from privacy_gate.federated.geometry import ordered, squared_distances
+from privacy_gate.federated.geometry import (
+    exchanged,
+    exchanges,
+    inner_products,
+    ordered,
+    squared_distances,
+    widened_products,
+)
 from privacy_gate.federated.known import Known
 from privacy_gate.federated.robust import krum, krum_scores, minimum_diameter, trimmed_mean, weiszfeld
+from privacy_gate.native import has_numba
 
 N, F, D = 11, 2, 6
 ALL = sorted(AGGREGATORS)
@@ -300,6 +308,18 @@ def test_the_exchanges_sort_any_number_of_rows(n: int, seed: int) -> None:
     x[0, 0, 0] = torch.nan
     expected = torch.where(x.isnan(), torch.inf, x).sort(dim=-2).values
     assert torch.equal(torch.stack(ordered(x), -2), expected)
+    some = range(n // 3, n - n // 3)
+    assert torch.equal(torch.stack(ordered(x, some), -2), expected[:, some])
+    assert torch.equal(torch.stack(exchanged(x, exchanges(n, some), some), -2), expected[:, some])
+
+
+@pytest.mark.skipif(not has_numba(), reason="Numba is not installed")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("n", [1, 2, 5, 8, 11])
+def test_compiled_inner_products_of_scattered_rows_are_torchs(n: int, dtype: torch.dtype) -> None:
+    wide = torch.randn(4, 3, 2 * n, 70, generator=torch.Generator().manual_seed(n), dtype=dtype)
+    for x in (wide[1:, :, n:, 3:], wide[0, 1, ::2], wide.transpose(-1, -2)[:2, :, :n]):
+        torch.testing.assert_close(inner_products(x), widened_products(x), rtol=1e-9, atol=1e-9)
 
 
 def test_distances_of_float32_updates_tell_close_clients_from_closer_ones() -> None:
