@@ -18,6 +18,7 @@ from privacy_gate.checks.vulnerability import POINTS, Vulnerability
 from privacy_gate.dataset import AuditData, Split, hashed_ids
 from privacy_gate.documents import load
 from privacy_gate.errors import ConfigurationError, DatasetError
+from privacy_gate.exhibits import GradientScatter, VulnerableRows
 from privacy_gate.gate import check, refuse_thumbnails, write_thumbnails
 from privacy_gate.job import Job, Score, TrainReference
 from privacy_gate.policy import Policy
@@ -25,7 +26,7 @@ from privacy_gate.progress import silent
 from privacy_gate.report import CandidateRecord, CheckRecord, DataRecord, PolicyRecord, Report, load_report
 from privacy_gate.reports import FORMATS
 from privacy_gate.reports.thumbnails import LARGEST, thumbnails
-from privacy_gate.verdict import CheckResult, GradientScatter, Measurement, Verdict, VulnerableRows
+from privacy_gate.verdict import CheckResult, Measurement, Verdict
 
 ROWS, MODELS, FEATURES = 1200, 48, 6
 PLANTED = np.array([3, 77, 410, 1101])

@@ -12,9 +12,9 @@ from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.run import run
 from privacy_gate.compute.work import Inputs
 from privacy_gate.dataset import Columns, describe_table, read_data
+from privacy_gate.exhibits import LawPlot
 from privacy_gate.packaged import lite0_weights, mnist_table
 from privacy_gate.store import Store
-from privacy_gate.verdict import LawPlot
 
 
 @pytest.mark.slow

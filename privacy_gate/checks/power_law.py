@@ -11,10 +11,11 @@ from privacy_gate.checks.references import feature_jobs
 from privacy_gate.dataset import Split
 from privacy_gate.errors import EvidenceError
 from privacy_gate.evidence import Bools, Floats
+from privacy_gate.exhibits import LawPlot
 from privacy_gate.job import Job, train_reference
 from privacy_gate.metrics.power_law import Law, Point, fit, remedy
 from privacy_gate.metrics.recipe import recipe_tpr
-from privacy_gate.verdict import CheckResult, LawPlot, Limit, Measurement, Remedy, not_measured
+from privacy_gate.verdict import CheckResult, Limit, Measurement, Remedy, not_measured
 
 SlopeMetric = Literal["slope_at_0.1_fpr", "slope_at_0.01_fpr", "slope_at_0.001_fpr"]
 

@@ -13,12 +13,11 @@ from privacy_gate.checks.confirmation import Confirmation
 from privacy_gate.checks.federations import MEAN, NO_FEDERATION, Federations
 from privacy_gate.checks.references import feature_jobs
 from privacy_gate.evidence import Floats
+from privacy_gate.exhibits import ByzantineLine, ByzantinePlot
 from privacy_gate.federation import Aggregator, Federation
 from privacy_gate.job import PLANTED, Federate, Job, embed_jobs, screening
 from privacy_gate.metrics.robustness import accuracy_loss, breakdown_point, byzantine_drop, federated_backdoor
 from privacy_gate.verdict import (
-    ByzantineLine,
-    ByzantinePlot,
     CheckResult,
     Limit,
     Measurement,

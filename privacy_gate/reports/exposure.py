@@ -3,10 +3,11 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from privacy_gate.exhibits import GradientScatter, VulnerableRow, VulnerableRows
 from privacy_gate.report import CheckRecord
 from privacy_gate.reports.pictures import Axis, Chart, Mark, Tick, length, log_ticks, round_ticks
 from privacy_gate.reports.words import Shown, number, percent, plain, shown
-from privacy_gate.verdict import GradientScatter, Measurement, VulnerableRow, VulnerableRows
+from privacy_gate.verdict import Measurement
 
 DRAWN = 24
 """Classes and groups of one picture, at most: those most exposed."""

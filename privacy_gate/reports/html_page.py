@@ -9,22 +9,10 @@ from functools import cache
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from privacy_gate.exhibits import ByzantinePlot, GradientScatter, Histogram, LawPlot, Roc, VulnerableRows
 from privacy_gate.report import CheckRecord, Report
 from privacy_gate.reports import coverage, details, exposure, hostile, pictures, story, words
-from privacy_gate.verdict import (
-    ByzantinePlot,
-    Exhibit,
-    Finding,
-    GradientScatter,
-    Histogram,
-    LawPlot,
-    Measurement,
-    Roc,
-    RuleTable,
-    Severity,
-    Status,
-    VulnerableRows,
-)
+from privacy_gate.verdict import Exhibit, Finding, Measurement, RuleTable, Severity, Status
 
 SYMBOLS = {Status.MET: "met", Status.VIOLATED: "violated", Status.NOT_MEASURED: "missing", Status.WAIVED: "waived"}
 

@@ -10,11 +10,11 @@ from PIL import Image, UnidentifiedImageError
 
 from privacy_gate.dataset import AuditData, hashed_ids
 from privacy_gate.errors import ConfigurationError, DatasetError
+from privacy_gate.exhibits import VulnerableRows
 from privacy_gate.report import Report
 from privacy_gate.reports.exposure import HEADS, cells, listed
 from privacy_gate.reports.html_page import page_environment
 from privacy_gate.tables.images import BROKEN, FORMATS
-from privacy_gate.verdict import VulnerableRows
 
 LARGEST = 128
 """Pixels of a thumbnail's longer side."""

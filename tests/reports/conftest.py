@@ -8,18 +8,16 @@ import numpy as np
 import pytest
 
 from privacy_gate.candidate import Adam, Backbone, Cosine, Input, PublicWeights, Recipe
+from privacy_gate.exhibits import Histogram, LawPlot, Roc
 from privacy_gate.report import CandidateRecord, CheckRecord, DataRecord, PolicyRecord, Report
 from privacy_gate.verdict import (
     CheckResult,
     Control,
     Exhibit,
     Finding,
-    Histogram,
-    LawPlot,
     Limit,
     Measurement,
     Remedy,
-    Roc,
     Severity,
     WaiverNote,
     judge,

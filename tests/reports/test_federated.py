@@ -9,19 +9,11 @@ import pytest
 from pydantic import ValidationError
 
 from privacy_gate.candidate import PublicWeights
+from privacy_gate.exhibits import ByzantineLine, ByzantinePlot
 from privacy_gate.report import CheckRecord, Report, load_report
 from privacy_gate.reports import FORMATS
 from privacy_gate.reports.hostile import HEADS, cells
-from privacy_gate.verdict import (
-    ByzantineLine,
-    ByzantinePlot,
-    CheckResult,
-    Measurement,
-    RuleTable,
-    RuleTrial,
-    not_measured,
-    rule_passes,
-)
+from privacy_gate.verdict import CheckResult, Measurement, RuleTable, RuleTrial, not_measured, rule_passes
 
 DROPS: Mapping[str, tuple[float, float, float, str]] = {
     "mean": (0.71, 0.843, 0.97, "ipm_10"),
