@@ -163,10 +163,10 @@ def audit(
     findings: list[Finding] = []
     for done, check in enumerate(checks):
         progress("audit", done, len(checks))
-        result = check.measure(subject, results, policy.confidence)
+        result = check.measure(subject, results, policy.confidence).complete(check.bounds)
         settings = check.model_dump(mode="json", exclude={"check", "limits"})
         records.append(CheckRecord(check=check.name, settings=settings, result=result))
-        findings += policy.judge(candidate.name, check, result.measurements, now.date())
+        findings += policy.judge(candidate.name, check, result, now.date())
     progress("audit", len(checks), len(checks))
     decided = verdict(findings, (control for record in records for control in record.result.controls))
     return Report(

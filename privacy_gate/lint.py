@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from privacy_gate.candidate import Claim, Recipe
+from privacy_gate.checks.check import WhereDeclared
 from privacy_gate.checks.membership import FPRS
 from privacy_gate.dataset import AuditData, DataManifest, Split, duplicates, read_data
 from privacy_gate.documents import load
@@ -18,6 +19,8 @@ def lint_policy(path: Path, holdout: int | None) -> list[str]:
     lines = [f"{path}: sound; policy '{policy.name}' version {policy.version}, sha256 {sha256}"]
     for check in policy.checks:
         lines += [f"  {check.name}: {metric} {limit} ({limit.severity})" for metric, limit in check.bounds.items()]
+        if isinstance(check, WhereDeclared) and not check.required and check.bounds:
+            lines.append(f"  {check.name}: not required: a dossier that declares too little is let pass")
         lines += [_need(metric, needed, holdout) for metric, needed in check.needed_holdout(policy.confidence).items()]
     return lines
 

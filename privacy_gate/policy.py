@@ -12,7 +12,7 @@ from privacy_gate.candidate import Trainer
 from privacy_gate.checks import AnyCheck
 from privacy_gate.documents import Record, load, nearest
 from privacy_gate.errors import ConfigurationError
-from privacy_gate.verdict import Finding, Measurement, WaiverNote, judge
+from privacy_gate.verdict import CheckResult, Finding, WaiverNote, judge
 
 Text = Annotated[str, Field(min_length=1, max_length=500)]
 
@@ -89,12 +89,13 @@ class Policy(Record):
                 raise ValueError(f"waivers: no limit on '{waiver.metric}'; {nearest(waiver.metric, known)}")
         return self
 
-    def judge(
-        self, model: str, check: AnyCheck, measurements: Iterable[Measurement], today: datetime.date
-    ) -> list[Finding]:
-        """A finding for each measurement that one of the check's limits speaks of."""
+    def judge(self, model: str, check: AnyCheck, result: CheckResult, today: datetime.date) -> list[Finding]:
+        """A finding for each measurement that one of the check's limits speaks of.
+
+        A limit that the check neither measured nor left out by the policy's leave is one not measured, never none.
+        """
         findings = []
-        for measurement in measurements:
+        for measurement in result.complete(check.bounds).measurements:
             if (limit := check.bounds.get(measurement.metric)) is None:
                 continue
             excuse = next((w for w in self.waivers if w.covers(model, check.name, measurement.metric, today)), None)

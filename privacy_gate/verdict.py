@@ -243,11 +243,24 @@ class Remedy(Record):
     basis: str
 
 
+FORGOTTEN = "the check gave neither a figure nor a reason for none: please report it"
+
+
 class CheckResult(Record):
-    """What one check brings to the report."""
+    """What one check brings to the report.
+
+    left_out  metrics that are neither measured nor missing, by the policy's own leave
+    """
 
     measurements: tuple[Measurement, ...]
+    left_out: tuple[str, ...] = ()
     exhibits: tuple[Exhibit, ...] = ()
     controls: tuple[Control, ...] = ()
     remedies: tuple[Remedy, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def complete(self, metrics: Iterable[str]) -> Self:
+        """The result with a reason for each of the metrics that has neither a measurement nor leave to be left out."""
+        known = {*self.left_out, *(measurement.metric for measurement in self.measurements)}
+        forgotten = [not_measured(metric, FORGOTTEN) for metric in metrics if metric not in known]
+        return self.model_copy(update={"measurements": (*self.measurements, *forgotten)})

@@ -124,6 +124,23 @@ def test_a_model_that_learnt_little_of_each_example_is_approved_and_promoted(
     assert written["candidate"]["alias"] == "champion"
 
 
+def test_who_declares_no_federation_is_not_approved_by_limits_on_one_but_by_the_policy_s_own_leave(
+    careful: Any, policy: Path, tracking: str, tmp_path: Path
+) -> None:
+    uri, asked = register(careful, "undeclared", tracking), tmp_path / "asked.yaml"
+    limit = "  - {check: robustness, required: %s, limits: {byzantine_drop: {max: 0.15}}}\npromotion:"
+    asked.write_text(POLICY.replace("promotion:", limit % "true"))
+    report = check(uri, asked, tracking, tmp_path)
+    assert (report.verdict, report.exit_code) == (Verdict.UNDECIDED, 4)
+    assert "byzantine_drop not measured: the recipe declares no federation" in report.reasons[0]
+    asked.write_text(POLICY.replace("promotion:", limit % "false"))
+    spared = check(uri, asked, tracking, tmp_path)
+    assert spared.verdict is Verdict.APPROVED
+    (left_out,) = [one.result for one in spared.checks if one.check == "robustness"]
+    assert "byzantine_drop" in left_out.left_out
+    assert "left out by the policy's leave" in left_out.notes[0]
+
+
 def test_promotion_refuses_changed_bytes_a_moved_alias_and_a_blocked_report(
     careful: Any, policy: Path, tracking: str, tmp_path: Path
 ) -> None:

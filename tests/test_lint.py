@@ -225,5 +225,13 @@ def test_a_policy_is_told_what_each_of_its_limits_needs(tmp_path: Path) -> None:
     assert "with your" not in "\n".join(lint_policy(tmp_path / "policy.yaml", None))
 
 
+@pytest.mark.parametrize(("setting", "told"), [("", False), ("required: true", False), ("required: false", True)])
+def test_a_policy_that_lets_pass_what_is_not_declared_is_told_so(tmp_path: Path, setting: str, told: bool) -> None:
+    check = f"  - check: inversion\n    {setting}\n    limits: {{inversion_advantage: {{max: 0.1}}}}\n"
+    (tmp_path / "policy.yaml").write_text(POLICY + check)
+    lines = lint_policy(tmp_path / "policy.yaml", None)
+    assert any("inversion: not required: a dossier that declares too little" in line for line in lines) is told
+
+
 def test_a_check_whose_need_is_not_known_says_nothing() -> None:
     assert Utility(limits={"holdout_accuracy": Limit(min=0.8)}).needed_holdout(0.95) == {}

@@ -3,12 +3,19 @@
 import datetime
 import hashlib
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from privacy_gate.candidate import Recipe
+from privacy_gate.checks.check import Subject, WhereDeclared
+from privacy_gate.dataset import AuditData, Split
+from privacy_gate.documents import parse
 from privacy_gate.errors import ConfigurationError
+from privacy_gate.job import Job, Score
 from privacy_gate.policy import Policy, load_policy
-from privacy_gate.verdict import Measurement, Status
+from privacy_gate.verdict import CheckResult, Measurement, Severity, Status, Verdict, verdict
 
 POLICIES = Path(__file__).parents[1] / "policies"
 TODAY = datetime.date(2030, 6, 1)
@@ -96,7 +103,8 @@ def findings_of(policy: Policy, model: str, today: datetime.date) -> list[Status
     leak = Measurement(
         metric="tpr_at_0.01_fpr", subject="loss", value=0.3, low=0.2, high=0.4, confidence=0.95, method="by hand"
     )
-    return [finding.status for finding in policy.judge(model, policy.checks[0], [leak], today)]
+    result = CheckResult(measurements=(leak,))
+    return [finding.status for finding in policy.judge(model, policy.checks[0], result, today)]
 
 
 def test_a_waiver_covers_its_model_until_its_last_day(tmp_path: Path) -> None:
@@ -104,6 +112,68 @@ def test_a_waiver_covers_its_model_until_its_last_day(tmp_path: Path) -> None:
     assert findings_of(policy, "digits", TODAY) == [Status.WAIVED]
     assert findings_of(policy, "digits", TODAY + datetime.timedelta(days=1)) == [Status.VIOLATED]
     assert findings_of(policy, "other", TODAY) == [Status.VIOLATED]
+
+
+def test_a_limit_that_a_check_says_nothing_of_is_not_measured_and_left_out_only_by_leave(tmp_path: Path) -> None:
+    policy, _ = load_policy(write(tmp_path, POLICY))
+    (forgotten,) = policy.judge("digits", policy.checks[0], CheckResult(measurements=()), TODAY)
+    assert forgotten.status is Status.NOT_MEASURED
+    assert "neither a figure nor a reason" in str(forgotten.measurement.reason)
+    assert verdict([forgotten]) is Verdict.UNDECIDED
+    spared = CheckResult(measurements=(), left_out=("tpr_at_0.01_fpr",))
+    assert policy.judge("digits", policy.checks[0], spared, TODAY) == []
+    assert verdict([]) is Verdict.UNDECIDED
+
+
+def undeclared(policy: Policy) -> dict[str, CheckResult]:
+    """What the policy's checks of federations, clients and groups say where a dossier declares none."""
+    fields = {"backbone": {"name": "identity"}, "classes": 2, "optimizer": {"name": "sgd", "lr": 0.1}}
+    split = np.array([Split.MEMBER, Split.HOLDOUT] * 50, dtype=np.int8)
+    label = np.arange(100) % 2
+    ids, embedding = np.array([f"r{row}" for row in range(100)]), np.zeros((100, 1), dtype=np.float32)
+    data = AuditData(ids=ids, label=label, split=split, digest="d" * 64, embedding=embedding)
+    bare = Subject(
+        parse(fields | {"epochs": 1, "batch_size": 8}, Recipe, "recipe"), "a" * 64, data, {}, rounds="b" * 64
+    )
+
+    def results(job: Job) -> dict[str, Any]:
+        assert isinstance(job, Score)
+        return {"logits": np.eye(2)[label]}
+
+    checks = [check for check in policy.checks if isinstance(check, WhereDeclared)]
+    return {check.name: check.measure(bare, results, 0.95) for check in checks}
+
+
+def test_who_declares_no_federation_no_clients_and_no_groups_meets_no_limit_on_them() -> None:
+    federated, _ = load_policy(POLICIES / "federated.yaml")
+    said = undeclared(federated)
+    assert set(said) == {"robustness", "system_stress", "inversion", "trajectory", "fairness"}
+    for check in federated.checks:
+        if check.name in said:
+            findings = federated.judge("m", check, said[check.name], TODAY)
+            assert {one.measurement.metric for one in findings} == set(check.bounds)
+            assert {one.status for one in findings} == {Status.NOT_MEASURED}
+            binding = [one for one in findings if one.limit.severity is Severity.BLOCK]
+            assert check.name != "robustness" or verdict(binding) is Verdict.UNDECIDED
+
+
+def test_a_policy_s_owner_may_let_pass_what_is_not_declared_and_the_report_says_so() -> None:
+    federated, _ = load_policy(POLICIES / "federated.yaml")
+    lenient = [
+        check.model_copy(update={"required": False}) for check in federated.checks if isinstance(check, WhereDeclared)
+    ]
+    policy = federated.model_copy(update={"checks": tuple(lenient)})
+    said = undeclared(policy)
+    for check in policy.checks:
+        assert policy.judge("m", check, said[check.name], TODAY) == []
+        assert set(check.bounds) <= set(said[check.name].left_out)
+        assert all("left out by the policy's leave, since" in note for note in said[check.name].notes)
+
+
+@pytest.mark.parametrize("name", ["baseline", "strict", "report-only"])
+def test_the_other_ready_policies_ask_for_nothing_that_a_plain_candidate_does_not_declare(name: str) -> None:
+    policy, _ = load_policy(POLICIES / f"{name}.yaml")
+    assert not undeclared(policy)
 
 
 def test_idle_and_expired_waivers_are_reported(tmp_path: Path) -> None:

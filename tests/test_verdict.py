@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from privacy_gate.errors import gravest
 from privacy_gate.verdict import (
+    CheckResult,
     Control,
     Finding,
     Limit,
@@ -86,6 +87,14 @@ def test_a_waiver_excuses_a_violation_but_never_an_absence() -> None:
     note = WaiverNote(owner="o", reason="r", expires="2030-01-01")
     assert judge("c", figure(0.6, 0.7, 0.8), AT_MOST, note).status is Status.WAIVED
     assert judge("c", not_measured("m", "no data"), AT_MOST, note).status is Status.NOT_MEASURED
+
+
+def test_a_result_is_completed_by_what_it_says_nothing_of() -> None:
+    said = CheckResult(measurements=(figure(0.1, 0.2, 0.3), not_measured("n", "no data")), left_out=("o",))
+    assert said.complete(["m", "n", "o"]) == said
+    *before, added = said.complete(["m", "x"]).measurements
+    assert tuple(before) == said.measurements
+    assert (added.metric, added.measured) == ("x", False)
 
 
 GOOD = judge("c", figure(0.1, 0.2, 0.3), AT_MOST)

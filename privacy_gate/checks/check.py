@@ -11,7 +11,7 @@ from privacy_gate.candidate import Claim, Recipe
 from privacy_gate.dataset import AuditData
 from privacy_gate.documents import Record, nearest
 from privacy_gate.job import Job
-from privacy_gate.verdict import CheckResult, Limit, Measurement
+from privacy_gate.verdict import CheckResult, Limit, Measurement, not_measured
 
 Results = Callable[[Job], Mapping[str, NDArray[Any]]]
 """The stored arrays of a job; raises UndecidedError where they are missing."""
@@ -60,6 +60,27 @@ class Check(Record):
     @abstractmethod
     def measure(self, subject: Subject, results: Results, confidence: float) -> CheckResult:
         """Measurements of exactly the metrics that limits can name, measured or with the reason why not."""
+
+
+NO_FEDERATION = "the recipe declares no federation"
+
+
+class WhereDeclared(Check):
+    """A check of what only some dossiers declare: a federation, clients, groups.
+
+    required  where it is not declared, the metrics are not measured, and limits on them not met. `required: false` is
+              the policy owner's own leave: a recipe without federation, or a table without clients or groups, is then
+              let pass these limits, whether there was one or not; notes say so
+    """
+
+    required: bool = True
+
+    def undeclared(self, reasons: Mapping[str, str]) -> CheckResult:
+        """Metrics, and why the dossier declares too little for each: not measured, or left out by leave."""
+        if self.required:
+            return CheckResult(measurements=tuple(not_measured(metric, why) for metric, why in reasons.items()))
+        notes = (f"{self.name}: left out by the policy's leave, since {why}" for why in dict.fromkeys(reasons.values()))
+        return CheckResult(measurements=(), left_out=tuple(reasons), notes=tuple(notes))
 
 
 def distinct_names(names: tuple[str, ...], known: Iterable[str], kind: str) -> tuple[str, ...]:

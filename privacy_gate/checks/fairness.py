@@ -1,6 +1,6 @@
 """Whom does the candidate serve worse: clients and groups, and where that comes from."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from privacy_gate.candidate import Adam, Constant, Head, Recipe
-from privacy_gate.checks.check import Check, Results, Subject
+from privacy_gate.checks.check import NO_FEDERATION, Results, Subject, WhereDeclared
 from privacy_gate.checks.references import feature_jobs
 from privacy_gate.dataset import AuditData, Split
 from privacy_gate.evidence import Bools, Floats, Ints
@@ -22,6 +22,9 @@ from privacy_gate.verdict import CheckResult, Limit, Measurement, not_measured
 
 FairnessMetric = Literal["client_std", "worst_decile_gap", "client_benefit", "group_gap", "equalized_odds"]
 
+OF_CLIENTS: tuple[FairnessMetric, ...] = ("client_std", "worst_decile_gap")
+OF_GROUPS: tuple[FairnessMetric, ...] = ("group_gap", "equalized_odds")
+
 CANDIDATE, CENTRALISED, BACKBONE = "candidate", "centralised training", "frozen backbone"
 """Models whose gaps are compared, and where they come from: what a candidate inherits, and what is added to it."""
 
@@ -32,7 +35,6 @@ CLIENT = "client:"
 
 NO_CLIENTS = "the audit table names no clients: add a column and columns: {client: ...} to the manifest"
 NO_GROUPS = "the audit table names no groups: add a column and columns: {group: ...} to the manifest"
-NO_FEDERATION = "the recipe declares no federation, whose benefit could be measured"
 
 NO_BACKBONE = (
     "fairness: what of a gap between groups comes from the frozen backbone is not measured: it needs public weights, "
@@ -42,21 +44,23 @@ NO_BACKBONE = (
 Names = NDArray[np.str_]
 
 
-class Fairness(Check):
+class Fairness(WhereDeclared):
     """Accuracy of clients and groups on the holdout (arXiv 2402.01857: resource disparity, demographic attributes).
 
     attribution  measures the gaps of a head on the frozen backbone, trained on the population, and of one trained
                  centrally on a federation's members: what the candidate inherited. Limits are judged on the candidate
                  alone
-    required     a table without clients or groups leaves its metrics not measured, so the verdict undecided;
-                 else they are left out, with a note
+    required     of clients, groups and, for client_benefit, a federation: see WhereDeclared
+
+    A client or group that members name counts whether or not it has holdout rows: where too few tell how it is served,
+    what compares it with others is not measured. Its accuracy is not made up, and it is not passed over, as if whoever
+    is taken out of the holdout were served well.
 
     Reported, never limited: evenness of clients' accuracies, contribution_match, and the parts of group_gap.
     """
 
     check: Literal["fairness"] = "fairness"
     attribution: bool = True
-    required: bool = False
     limits: Mapping[FairnessMetric, Limit] = Field(default_factory=dict)
 
     def jobs(self, subject: Subject) -> list[Job]:
@@ -79,6 +83,7 @@ class Fairness(Check):
     def measure(self, subject: Subject, results: Results, confidence: float) -> CheckResult:
         """Every metric that the table allows; the others by `required`."""
         data, holdout = subject.data, subject.data.split == Split.HOLDOUT
+        few_clients, few_groups = _unserved(data, data.client, 2, "client"), _unserved(data, data.group, 1, "group")
         models = {name: results(job)["logits"].argmax(axis=1) for name, job in self._inherited(subject).items()}
         models[CANDIDATE] = results(Score(subject.artifact, subject.recipe, data.digest))["logits"].argmax(axis=1)
         alone = {name: results(job)["logits"].argmax(axis=1) for name, job in _alone(subject).items()}
@@ -88,13 +93,13 @@ class Fairness(Check):
         for name, answers in reversed(models.items()):
             audited = _Audited(answers[holdout], data.label[holdout], name, confidence, rng)
             if data.client is not None:
-                found += audited.of_clients(data.client[holdout])
+                found += audited.missing(OF_CLIENTS, few_clients) or audited.of_clients(data.client[holdout])
             if data.group is not None:
-                found += audited.of_groups(data.group[holdout])
+                found += audited.missing(OF_GROUPS, few_groups) or audited.of_groups(data.group[holdout])
         right = models[CANDIDATE] == data.label
         if data.client is not None and subject.recipe.federation is not None:
-            found += [_benefit(data, alone, right, confidence), *_matches(data, alone, right, confidence)]
-        parts = _parts(subject, models, confidence)
+            found += _benefits(data, alone, right, confidence)
+        parts = [] if few_groups else _parts(subject, models, confidence)
         told = [*_heterogeneity(data), *_attributed(parts)]
         if self.attribution and data.group is not None and BACKBONE not in models:
             told.append(NO_BACKBONE)
@@ -104,14 +109,11 @@ class Fairness(Check):
         """The measurements, and what to say of those that the dossier does not allow."""
         there = {one.metric for one in found}
         missing = [name for name in get_args(FairnessMetric) if name not in there]
-        reasons = {name: NO_GROUPS if name in ("group_gap", "equalized_odds") else NO_CLIENTS for name in missing}
+        reasons = {name: NO_GROUPS if name in OF_GROUPS else NO_CLIENTS for name in missing}
         if "client_benefit" in reasons and subject.recipe.federation is None:
             reasons["client_benefit"] = NO_FEDERATION
-        if self.required:
-            absent = [not_measured(name, reason) for name, reason in reasons.items()]
-            return CheckResult(measurements=(*found, *absent), notes=tuple(told))
-        left_out = [f"fairness: left out, since {reason}" for reason in dict.fromkeys(reasons.values())]
-        return CheckResult(measurements=tuple(found), notes=(*told, *left_out))
+        rest = self.undeclared(reasons)
+        return rest.model_copy(update={"measurements": (*found, *rest.measurements), "notes": (*told, *rest.notes)})
 
 
 def _as_head(recipe: Recipe) -> Recipe:
@@ -168,10 +170,37 @@ class _Audited:
         ]
         return self._told(found)
 
+    def missing(self, metrics: Iterable[str], why: str | None) -> list[Measurement]:
+        """None of the metrics measured, for this reason; empty where there is none."""
+        return self._told([not_measured(metric, why) for metric in metrics]) if why else []
+
     def _told(self, found: list[Measurement]) -> list[Measurement]:
         if self.name == CANDIDATE:
             return found
         return [one.model_copy(update={"metric": f"inherited_{one.metric}", "subject": self.name}) for one in found]
+
+
+def _unserved(data: AuditData, names: Names | None, fewest: int, one: str) -> str | None:
+    """Why clients or groups, by each row's name (N,), cannot be compared; None where all have `fewest` holdout rows.
+
+    Those whom members or the holdout name: whoever stands in the population alone might as well not stand there.
+    """
+    if names is None:
+        return None
+    held = names[data.split == Split.HOLDOUT]
+    known = np.unique(names[data.split != Split.POPULATION])
+    few = known[np.bincount(np.searchsorted(known, held), minlength=len(known)) < fewest]
+    if not len(few):
+        return None
+    told = f"{len(few):,} of {len(known):,} have fewer, {str(few[0])!r} the first"
+    return f"needs n >= {fewest} holdout rows of every {one}: {told}"
+
+
+def _benefits(data: AuditData, alone: Mapping[str, Ints], right: Bools, confidence: float) -> list[Measurement]:
+    """client_benefit, and contribution_match for reports."""
+    if why := _unserved(data, data.client, 1, "client"):
+        return [not_measured(metric, why) for metric in ("client_benefit", "contribution_match")]
+    return [_benefit(data, alone, right, confidence), *_matches(data, alone, right, confidence)]
 
 
 def _benefit(data: AuditData, alone: Mapping[str, Ints], right: Bools, confidence: float) -> Measurement:
@@ -195,11 +224,10 @@ def _matches(data: AuditData, alone: Mapping[str, Ints], right: Bools, confidenc
     if data.client is None:
         return []
     holdout, member = data.split == Split.HOLDOUT, data.split == Split.MEMBER
-    served = [name for name in alone if (holdout & (data.client == name)).any()]
-    gets = np.array([right[holdout & (data.client == name)].mean() for name in served])
+    gets = np.array([right[holdout & (data.client == name)].mean() for name in alone])
     brings: dict[str, Floats] = {
-        "accuracy of what each trains alone": np.array([(alone[n] == data.label)[holdout].mean() for n in served]),
-        "examples": np.array([float((member & (data.client == name)).sum()) for name in served]),
+        "accuracy of what each trains alone": np.array([(alone[n] == data.label)[holdout].mean() for n in alone]),
+        "examples": np.array([float((member & (data.client == name)).sum()) for name in alone]),
     }
     return [
         contribution_match(brought, gets, confidence).model_copy(update={"subject": what})

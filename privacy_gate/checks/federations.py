@@ -14,8 +14,6 @@ from privacy_gate.job import Federate, Stress, federate
 
 MEAN = Aggregator(name="mean")
 
-NO_FEDERATION = "the recipe declares no federation"
-
 
 @dataclass(frozen=True)
 class Federations:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from privacy_gate.candidate import Recipe
-from privacy_gate.checks.check import Check, Results, Subject, distinct_names, in_percent
+from privacy_gate.checks.check import NO_FEDERATION, Results, Subject, WhereDeclared, distinct_names, in_percent
 from privacy_gate.checks.references import feature_jobs
 from privacy_gate.federated.lineup import eligible
 from privacy_gate.job import Invert, Job
@@ -21,12 +21,10 @@ ATTACKS = ("analytic", "optimised")
 TARGETS_A_JOB = 50
 """Updates attacked by one job: what a killed run can lose."""
 
-NO_FEDERATION = "the recipe declares no federation"
-
 UNKNOWN_CLIENTS = "a program of the policy's trains the clients: what they send is not known"
 
 
-class Inversion(Check):
+class Inversion(WhereDeclared):
     """inversion_advantage: how often a row is told from others of its class by what its client sends, beyond chance.
 
     The first round's updates are attacked, whatever the candidate became: gradients vanish late in training, and
@@ -37,7 +35,7 @@ class Inversion(Check):
     attacks     by name; the best of them counts
     seed        of the partition, the clients, their batches and the targets
     alternatives  also measures the recipe with secure aggregation, as a remedy
-    required    a recipe without federation leaves the metric not measured, so the verdict undecided
+    required    see WhereDeclared
     """
 
     check: Literal["inversion"] = "inversion"
@@ -46,7 +44,6 @@ class Inversion(Check):
     attacks: Annotated[tuple[str, ...], Field(min_length=1)] = ATTACKS
     seed: Annotated[int, Field(ge=0)] = 0
     alternatives: bool = True
-    required: bool = False
     limits: Mapping[Literal["inversion_advantage"], Limit] = Field(default_factory=dict)
 
     @field_validator("attacks")
@@ -97,8 +94,8 @@ class Inversion(Check):
     def measure(self, subject: Subject, results: Results, confidence: float) -> CheckResult:
         """The best attack's advantage; secure aggregation as a remedy where a limit is not met."""
         if absent := self._absent(subject):
-            if absent == NO_FEDERATION and not self.required:
-                return CheckResult(measurements=(), notes=(f"inversion: left out, since {absent}",))
+            if absent == NO_FEDERATION:
+                return self.undeclared({"inversion_advantage": absent})
             return CheckResult(measurements=(not_measured("inversion_advantage", absent),))
         found, notes = self._figure(subject, subject.recipe, results, confidence)
         return CheckResult(

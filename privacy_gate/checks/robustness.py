@@ -8,9 +8,9 @@ from typing import Annotated, Literal, Self, get_args
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
-from privacy_gate.checks.check import Check, Results, Subject, distinct_names, in_percent
+from privacy_gate.checks.check import NO_FEDERATION, Results, Subject, WhereDeclared, distinct_names, in_percent
 from privacy_gate.checks.confirmation import Confirmation
-from privacy_gate.checks.federations import MEAN, NO_FEDERATION, Federations
+from privacy_gate.checks.federations import MEAN, Federations
 from privacy_gate.checks.references import feature_jobs
 from privacy_gate.evidence import Floats
 from privacy_gate.exhibits import ByzantineLine, ByzantinePlot
@@ -75,7 +75,7 @@ NO_IMAGES = "needs images, on which a trigger can be put: the table holds embedd
 NO_NETWORKS = "triggers are planted in heads alone, and the recipe trains a network"
 
 
-class Robustness(Check):
+class Robustness(WhereDeclared):
     """byzantine_drop, robustness_tax, breakdown_point and federated_backdoor (arXiv 2402.01857) by federations trained
     anew.
 
@@ -87,7 +87,7 @@ class Robustness(Check):
     alternatives  tries other rules too, and says which would pass, at what tax
     backdoor   also lets the byzantine plant a trigger; takes another pass of the backbone over the images. A limit on
                federated_backdoor asks for it too
-    required   a recipe without federation leaves the metrics not measured, so the verdict undecided
+    required   see WhereDeclared
 
     Where the recipe trains a network, heads on the frozen backbone stand for it but in byzantine_drop and
     robustness_tax: see `Confirmation`.
@@ -101,7 +101,6 @@ class Robustness(Check):
     seeds: Annotated[int, Field(ge=3, le=100)] = 5
     alternatives: bool = True
     backdoor: bool = False
-    required: bool = False
     limits: Mapping[RobustnessMetric, Limit] = Field(default_factory=dict)
 
     @field_validator("attacks")
@@ -160,10 +159,7 @@ class Robustness(Check):
     def measure(self, subject: Subject, results: Results, confidence: float) -> CheckResult:
         """The recipe's rule against the limits; the others as remedies and in the picture."""
         if subject.recipe.federation is None:
-            if self.required:
-                absent = (not_measured(name, NO_FEDERATION) for name in get_args(RobustnessMetric))
-                return CheckResult(measurements=tuple(absent))
-            return CheckResult(measurements=(), notes=(f"robustness: left out, since {NO_FEDERATION}",))
+            return self.undeclared(dict.fromkeys(get_args(RobustnessMetric), NO_FEDERATION))
         # Figures, picture and remedies ask for the same federations: each is read from the store once.
         figures = _Figures(self._study(subject, subject.recipe.federation), cache(results), confidence)
         own, *others = figures.study.rules()

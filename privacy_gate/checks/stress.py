@@ -6,13 +6,13 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
-from privacy_gate.checks.check import Check, Results, Subject
-from privacy_gate.checks.federations import NO_FEDERATION, Federations
+from privacy_gate.checks.check import NO_FEDERATION, Results, Subject, WhereDeclared
+from privacy_gate.checks.federations import Federations
 from privacy_gate.checks.references import feature_jobs
 from privacy_gate.federation import Federation
 from privacy_gate.job import Federate, Job
 from privacy_gate.metrics.robustness import accuracy_loss
-from privacy_gate.verdict import CheckResult, Limit, not_measured
+from privacy_gate.verdict import CheckResult, Limit
 
 StressMetric = Literal["heterogeneity_drop", "gone_drop", "absent_drop", "stale_drop"]
 
@@ -22,7 +22,7 @@ EVEN = 100.0
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
-class SystemStress(Check):
+class SystemStress(WhereDeclared):
     """Holdout accuracy that a federation of the recipe loses under stress (arXiv 2402.01857: exacerbated
     out-of-distribution resilience, and the systems' failures of federated learning).
 
@@ -32,7 +32,7 @@ class SystemStress(Check):
     stale_drop   where a share `stale` of each round's updates arrives a round late
 
     clients, alpha  of the federations of the last three: see robustness; seeds: federations of each kind
-    required   a recipe without federation leaves the metrics not measured, so the verdict undecided
+    required  see WhereDeclared
     """
 
     check: Literal["system_stress"] = "system_stress"
@@ -43,7 +43,6 @@ class SystemStress(Check):
     absent: Share = 0.3
     stale: Share = 0.2
     seeds: Annotated[int, Field(ge=3, le=100)] = 5
-    required: bool = False
     limits: Mapping[StressMetric, Limit] = Field(default_factory=dict)
 
     def jobs(self, subject: Subject) -> list[Job]:
@@ -58,10 +57,7 @@ class SystemStress(Check):
         """Each metric paired by seed: the same clients and batches, with the stress and without."""
         federation, read = subject.recipe.federation, cache(results)
         if federation is None:
-            if self.required:
-                absent = (not_measured(name, NO_FEDERATION) for name in get_args(StressMetric))
-                return CheckResult(measurements=tuple(absent))
-            return CheckResult(measurements=(), notes=(f"system_stress: left out, since {NO_FEDERATION}",))
+            return self.undeclared(dict.fromkeys(get_args(StressMetric), NO_FEDERATION))
         study = self._federations(subject, federation)
         pairs = self._pairs(study)
         found = [

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from privacy_gate.checks.check import Check, Results, Subject
+from privacy_gate.checks.check import NO_FEDERATION, Results, Subject, WhereDeclared
 from privacy_gate.checks.references import feature_jobs
 from privacy_gate.dataset import Split
 from privacy_gate.evidence import Ints
@@ -22,15 +22,12 @@ from privacy_gate.verdict import CheckResult, Limit, Measurement, not_measured
 
 TrajectoryMetric = Literal["trajectory_tpr", "source_inference_advantage", "client_mia_gap", "client_mia_gap_p_value"]
 
-NO_FEDERATION = "the recipe declares no federation"
-"""A check that is not `required` is then left out."""
-
 FAR = 0.1
 """How far the log may end from the candidate, in lengths of the candidate's head: one round of late training is less,
 another model is more. A rule other than the mean joins the last round otherwise, by less than that round's length."""
 
 
-class TrajectoryMia(Check):
+class TrajectoryMia(WhereDeclared):
     """Membership and source inference from the round log; no reference models are needed.
 
     trajectory_tpr, at 1 % false alarms: members told from holdout rows by their own client's updates.
@@ -38,14 +35,13 @@ class TrajectoryMia(Check):
     client_mia_gap: how much more of one client's members are found than of another's, at one threshold.
 
     permutations  of clients among members, for the last one's p-value
-    required      a recipe without federation leaves all not measured, so the verdict undecided
+    required      see WhereDeclared
     """
 
     reads_rounds: ClassVar[bool] = True
 
     check: Literal["trajectory"] = "trajectory"
     permutations: Annotated[int, Field(ge=99, le=100_000)] = 1999
-    required: bool = False
     limits: Mapping[TrajectoryMetric, Limit] = Field(default_factory=dict)
 
     def needed_holdout(self, confidence: float) -> Mapping[str, int | None]:
@@ -82,8 +78,8 @@ class TrajectoryMia(Check):
 
     def measure(self, subject: Subject, results: Results, confidence: float) -> CheckResult:
         """Each figure for each of the two signals; one interval each, and limits apply to both."""
-        if (absent := self._absent(subject)) == NO_FEDERATION and not self.required:
-            return CheckResult(measurements=(), notes=(f"trajectory: left out, since {absent}",))
+        if (absent := self._absent(subject)) == NO_FEDERATION:
+            return self.undeclared(dict.fromkeys(get_args(TrajectoryMetric), absent))
         found = None if absent else results(self._job(subject))
         reason = absent or (None if found is None else _unfit(found, subject))
         if reason is not None or found is None:

@@ -222,14 +222,15 @@ def test_clients_that_would_fare_better_alone_are_counted(alone: float, expected
     assert only(found, "client_benefit").value == expected
 
 
-def test_what_the_table_does_not_say_is_left_out_with_a_note_or_missing_where_required() -> None:
+def test_what_the_table_does_not_say_is_not_measured_or_left_out_by_leave_with_a_note() -> None:
     rng = np.random.default_rng(4)
     data = table(rng, clients=False, groups=False)
     models = {CANDIDATE: answers(rng, data, np.full(data.rows, 0.8))}
-    lax = measure(Fairness(), data, models)
+    lax = measure(Fairness(required=False), data, models)
     assert not lax.measurements
+    assert set(lax.left_out) == set(get_args(FairnessMetric))
     assert len(lax.notes) == 3
-    strict = measure(Fairness(required=True), data, models)
+    strict = measure(Fairness(), data, models)
     assert {one.metric for one in strict.measurements if one.reason} == {
         "client_std",
         "worst_decile_gap",
@@ -237,3 +238,55 @@ def test_what_the_table_does_not_say_is_left_out_with_a_note_or_missing_where_re
         "group_gap",
         "equalized_odds",
     }
+
+
+def test_a_client_that_members_name_is_not_served_well_for_want_of_holdout_rows() -> None:
+    """The worst served client's holdout rows are called population: the gap was then that of the others."""
+    rng = np.random.default_rng(12)
+    data = table(rng, groups=False)
+    assert data.client is not None
+    right = 0.85 - 0.5 * (data.client == "c3")
+    models = {f"client:c{k}": answers(rng, data, np.full(data.rows, 0.6)) for k in range(CLIENTS)}
+    models[CANDIDATE] = answers(rng, data, right)
+    seen = measure(Fairness(attribution=False), data, models, federated=True)
+    assert (only(seen, "worst_decile_gap").low or 0) > 0.2
+    mine = np.flatnonzero((data.split == Split.HOLDOUT) & (data.client == "c3"))
+    for left, unmeasured in (
+        (0, {"client_std", "worst_decile_gap", "client_benefit"}),
+        (1, {"client_std", "worst_decile_gap"}),
+    ):
+        split = data.split.copy()
+        split[mine[left:]] = Split.POPULATION
+        found = measure(Fairness(attribution=False), replace(data, split=split), models, federated=True)
+        reasons = {one.metric: str(one.reason) for one in found.measurements if not one.measured}
+        assert reasons.keys() & get_args(FairnessMetric) == unmeasured | {"group_gap", "equalized_odds"}
+        assert all("of every client: 1 of 10 have fewer, 'c3' the first" in reasons[metric] for metric in unmeasured)
+        assert not found.left_out
+
+
+def test_a_group_that_members_name_is_not_served_well_for_want_of_holdout_rows() -> None:
+    rng = np.random.default_rng(13)
+    data = table(rng, clients=False)
+    assert data.group is not None
+    models = {name: answers(rng, data, np.full(data.rows, 0.8)) for name in (CANDIDATE, "population")}
+    split = np.where((data.split == Split.HOLDOUT) & (data.group == "f"), Split.POPULATION, data.split)
+    found = measure(Fairness(), replace(data, split=split.astype(np.int8)), models)
+    for metric, subject in (("group_gap", ""), ("equalized_odds", ""), ("inherited_group_gap", BACKBONE)):
+        assert "needs n >= 1 holdout rows of every group: 1 of 2 have fewer, 'f'" in str(
+            only(found, metric, subject).reason
+        )
+    assert not [one for one in found.measurements if one.metric == "group_gap_part"]
+
+
+def test_who_stands_in_the_population_alone_is_nobody_to_serve() -> None:
+    rng = np.random.default_rng(14)
+    data = table(rng)
+    assert data.client is not None
+    assert data.group is not None
+    population = data.split == Split.POPULATION
+    data = replace(
+        data, client=np.where(population, "public", data.client), group=np.where(population, "not stated", data.group)
+    )
+    found = measure(Fairness(attribution=False), data, {CANDIDATE: answers(rng, data, np.full(data.rows, 0.8))})
+    assert only(found, "client_std").measured
+    assert only(found, "group_gap").measured

@@ -9,8 +9,8 @@ import pytest
 from sklearn.datasets import load_digits
 
 from privacy_gate.candidate import Recipe
-from privacy_gate.checks.check import Subject
-from privacy_gate.checks.inversion import NO_FEDERATION, UNKNOWN_CLIENTS, Inversion
+from privacy_gate.checks.check import NO_FEDERATION, Subject
+from privacy_gate.checks.inversion import UNKNOWN_CLIENTS, Inversion
 from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.run import run
 from privacy_gate.compute.work import Inputs
@@ -94,12 +94,13 @@ def test_large_updates_and_other_clients_decoys_are_spoken_of(digits: AuditData,
     assert any("of decoys are other clients'" in note for note in result.notes)
 
 
-def test_a_recipe_without_federation_is_left_out_or_undecided_and_never_passes(digits: AuditData) -> None:
-    left_out = check().measure(subject(digits), dict, 0.95)  # type: ignore[arg-type]
+def test_a_recipe_without_federation_is_undecided_or_left_out_by_leave(digits: AuditData) -> None:
+    left_out = check(required=False).measure(subject(digits), dict, 0.95)  # type: ignore[arg-type]
     assert left_out.measurements == ()
+    assert left_out.left_out == ("inversion_advantage",)
     assert NO_FEDERATION in left_out.notes[0]
     assert check().jobs(subject(digits)) == []
-    (absent,) = check(required=True).measure(subject(digits), dict, 0.95).measurements  # type: ignore[arg-type]
+    (absent,) = check().measure(subject(digits), dict, 0.95).measurements  # type: ignore[arg-type]
     assert absent.reason == NO_FEDERATION
     assert judge("inversion", absent, LIMIT).status is Status.NOT_MEASURED
 

@@ -109,12 +109,13 @@ def test_federations_without_stress_keep_the_names_of_their_results(digits: Audi
     assert all(describe(job)["stress"] == job.stress for job in jobs if job.stress is not None)
 
 
-def test_without_a_federation_it_is_left_out_or_undecided(digits: AuditData) -> None:
+def test_without_a_federation_it_is_undecided_or_left_out_by_leave(digits: AuditData) -> None:
     alone = recipe().model_copy(update={"federation": None})
     subject = Subject(recipe=alone, artifact="a" * 64, data=digits, logged={})
     assert check().jobs(subject) == []
-    assert check().measure(subject, dict[Any, Any]().__getitem__, 0.95).measurements == ()
-    found = figures(check(required=True).measure(subject, dict[Any, Any]().__getitem__, 0.95))
+    spared = check(required=False).measure(subject, dict[Any, Any]().__getitem__, 0.95)
+    assert (spared.measurements, spared.left_out) == ((), tuple(METRICS))
+    found = figures(check().measure(subject, dict[Any, Any]().__getitem__, 0.95))
     assert {judged_status(one, Limit(max=1.0)) for one in found.values()} == {Status.NOT_MEASURED}
 
 

@@ -299,11 +299,11 @@ def test_what_cannot_be_asked_is_told(leaky: tuple[Path, AuditData]) -> None:
     assert "each row's client" in told(recipe(), replace(data, client=None))
     assert "has no round log" in told(recipe(), rounds=None)
     alone = Subject(parse(PLAIN, Recipe, "recipe"), "a" * 64, data, {})
-    left_out = TrajectoryMia().measure(alone, dict[Any, Any]().__getitem__, 0.95)
+    left_out = TrajectoryMia(required=False).measure(alone, dict[Any, Any]().__getitem__, 0.95)
     assert left_out.measurements == ()
     assert "declares no federation" in left_out.notes[0]
-    required = TrajectoryMia(required=True)
-    assert "declares no federation" in unmeasured(required.measure(alone, dict[Any, Any]().__getitem__, 0.95))
+    assert "trajectory_tpr" in left_out.left_out
+    assert "declares no federation" in unmeasured(TrajectoryMia().measure(alone, dict[Any, Any]().__getitem__, 0.95))
 
 
 def test_rows_of_clients_outside_the_log_are_asked_of_somebody_in_it(leaky: tuple[Path, AuditData]) -> None:
