@@ -14,12 +14,15 @@ from privacy_gate.checks.corruption import Corruption
 from privacy_gate.checks.disparity import Disparity
 from privacy_gate.checks.evasion import Evasion
 from privacy_gate.checks.evasion import Universal as Crafted
+from privacy_gate.checks.fairness import Fairness
 from privacy_gate.checks.membership import FPRS, PRIORS, Membership
+from privacy_gate.checks.robustness import Robustness
+from privacy_gate.checks.stress import SystemStress
 from privacy_gate.checks.trajectory import TrajectoryMia
 from privacy_gate.checks.utility import Utility
 from privacy_gate.dataset import AuditData, Split
 from privacy_gate.documents import parse
-from privacy_gate.job import Corrupt, Embed, Evade, Job, Score, TrainReference, Universal
+from privacy_gate.job import Corrupt, Embed, Evade, Federate, Job, Probe, Score, TrainReference, Universal
 from privacy_gate.lint import lint_policy
 from privacy_gate.metrics.disparity import accusations, vulnerability_gap
 from privacy_gate.metrics.membership import balanced_accuracy, precision, tpr_at_fpr
@@ -29,7 +32,8 @@ CLASSES, MEMBERS = 4, 4000
 INPUT = {"size": 32, "mean": [0.5] * 3, "std": [0.5] * 3}
 PLAIN = {"classes": CLASSES, "optimizer": {"name": "sgd", "lr": 0.1}, "epochs": 1, "batch_size": 8}
 ON_IMAGES = {"backbone": {"name": "test_resnet", "weights": {"uri": "w", "sha256": "0" * 64}}, "input": INPUT}
-FEDERATED = {"backbone": {"name": "identity"}, "federation": {"clients": {"partition": "column"}, "rounds": 8}}
+FEDERATION = {"clients": {"partition": "column"}, "rounds": 8, "aggregator": {"name": "median", "tolerates": 2}}
+FEDERATED = {"backbone": {"name": "identity"}, "federation": FEDERATION}
 
 
 def subject(holdout: int, *, images: bool) -> Subject:
@@ -41,6 +45,7 @@ def subject(holdout: int, *, images: bool) -> Subject:
         split=np.where(np.arange(rows) < MEMBERS, Split.MEMBER, Split.HOLDOUT).astype(np.int8),
         digest="d" * 64,
         client=np.array(["north", "south"])[np.arange(rows) % 2],
+        group=np.array(["f", "m"])[np.arange(rows) % 2],
         embedding=None if images else np.zeros((rows, 1), dtype=np.float32),
         image=(lambda row: b"") if images else None,
     )
@@ -49,13 +54,18 @@ def subject(holdout: int, *, images: bool) -> Subject:
 
 
 def nothing_is_told(judged: Subject) -> Callable[[Job], Mapping[str, Any]]:
-    """Results of a model that tells nothing of its members, that no corruption and no attack turns."""
+    """Results of a model that tells nothing of its members, that no corruption and no attack turns, and of federations
+    that lose nothing to anybody."""
     data = judged.data
     rows = data.rows
     logits = np.eye(CLASSES)[data.label]
 
     def results(job: Job) -> Mapping[str, Any]:
         match job:
+            case Federate():
+                return {"accuracy": np.ones(1), "heterogeneity": np.zeros(1)}
+            case Probe():
+                return {"logits": logits}
             case Score():
                 return {"logits": logits, "confidence": np.zeros(rows)}
             case TrainReference():
@@ -103,6 +113,10 @@ TRAJECTORY: Any = {
     "client_mia_gap": Limit(max=0.05, severity=Severity.WARN),
     "client_mia_gap_p_value": Limit(min=0.01),
 }
+LOSSES: Any = {"byzantine_drop": Limit(max=0.05), "robustness_tax": Limit(max=0.05)}
+STRESS: Any = dict.fromkeys(("heterogeneity_drop", "gone_drop", "absent_drop", "stale_drop"), Limit(max=0.03))
+GAP: Any = {"group_gap": Limit(max=0.1)}
+FEW: Any = {"alternatives": False, "attacks": ("sign_flip",), "seeds": 5}
 COMMON: Any = {"references": 8, "attack": "loss", "permutations": 499, "limits": DISPARITY}
 ROBUST: Any = {"robust_accuracy": Limit(min=0.9)}
 TRANSFER: Any = {"universal_transfer": Limit(max=0.05)}
@@ -110,6 +124,9 @@ CASES: dict[str, tuple[AnyCheck, dict[str, int]]] = {
     "disparity at one rate": (Disparity(**COMMON, fpr=0.03), dict.fromkeys(DISPARITY, 334)),
     "disparity at the best": (Disparity(**COMMON), dict.fromkeys(DISPARITY, 100)),
     "trajectory": (TrajectoryMia(limits=TRAJECTORY), dict.fromkeys(TRAJECTORY, 1000)),
+    "robustness": (Robustness(**FEW, limits=LOSSES), dict.fromkeys(LOSSES, 78)),
+    "system_stress": (SystemStress(limits=STRESS), dict.fromkeys(STRESS, 130)),
+    "fairness": (Fairness(attribution=False, limits=GAP), {"group_gap": 72}),
     "corruption": (Corruption(limits={"corruption_ratio": Limit(min=1)}), {"corruption_ratio": 100}),
     "evasion": (Evasion(limits=ROBUST), {"robust_accuracy": 36}),
     "evasion, any accuracy": (Evasion(limits={"robust_accuracy": Limit(min=0.1)}), {"robust_accuracy": 20}),
@@ -212,6 +229,12 @@ checks:
   - check: utility
     limits: {holdout_accuracy: {min: 0.8}}
 """
+
+
+def test_no_rows_show_that_groups_do_not_differ_at_all_and_clients_need_what_is_not_known() -> None:
+    none, clients = Limit(max=0.0), Limit(max=0.1)
+    assert Fairness(limits={"group_gap": none, "client_std": clients}).needed_holdout(0.95) == {"group_gap": None}
+    assert Robustness(limits={"breakdown_point": Limit(min=0.2)}).needed_holdout(0.95) == {}
 
 
 def test_a_policy_is_told_what_each_of_its_limits_needs(tmp_path: Path) -> None:

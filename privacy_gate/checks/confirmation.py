@@ -7,7 +7,7 @@ import numpy as np
 from privacy_gate.checks.check import Results
 from privacy_gate.checks.federations import MEAN, Federations
 from privacy_gate.job import Confirm, Federate
-from privacy_gate.metrics.robustness import accuracy_loss, byzantine_drop
+from privacy_gate.metrics.robustness import byzantine_drop
 from privacy_gate.verdict import Measurement
 
 BLIND = ("alie", "alie_search", "min_max", "min_sum")
@@ -37,9 +37,7 @@ class Confirmation:
 
     def tax(self, results: Results, confidence: float) -> Measurement:
         """robustness_tax of the recipe's rule."""
-        plain, own = (self.federations.accuracy(jobs, results) for jobs in (self._plain(), self._own()))
-        study = self.federations
-        return accuracy_loss("robustness_tax", plain, own, study.rows, confidence, blind=study.blind)
+        return self.federations.loss("robustness_tax", self._plain(), self._own(), results, confidence)
 
     def told(self, results: Results) -> str:
         """Which figures are of what."""

@@ -17,7 +17,7 @@ from privacy_gate.federated.partitions import heterogeneity
 from privacy_gate.job import Job, Probe, Score, probe
 from privacy_gate.metrics.benefit import client_benefit, contribution_match
 from privacy_gate.metrics.fairness import client_std, evenness, worst_decile_gap
-from privacy_gate.metrics.groups import equalized_odds, gap_parts, group_gap
+from privacy_gate.metrics.groups import equalized_odds, gap_parts, group_gap, needed_holdout
 from privacy_gate.verdict import CheckResult, Limit, Measurement, not_measured
 
 FairnessMetric = Literal["client_std", "worst_decile_gap", "client_benefit", "group_gap", "equalized_odds"]
@@ -62,6 +62,11 @@ class Fairness(WhereDeclared):
     check: Literal["fairness"] = "fairness"
     attribution: bool = True
     limits: Mapping[FairnessMetric, Limit] = Field(default_factory=dict)
+
+    def needed_holdout(self, confidence: float) -> Mapping[str, int | None]:
+        """group_gap's, where two groups have nothing but right rows. What clients need hangs on how many there are."""
+        limit = self.limits.get("group_gap")
+        return {} if limit is None or limit.max is None else {"group_gap": needed_holdout(limit, confidence)}
 
     def jobs(self, subject: Subject) -> list[Job]:
         """The candidate's logits, and the heads that it is compared with."""

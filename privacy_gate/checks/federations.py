@@ -11,6 +11,8 @@ from privacy_gate.errors import ConfigurationError
 from privacy_gate.evidence import Floats
 from privacy_gate.federation import Aggregator, Clients, Federation
 from privacy_gate.job import Federate, Stress, federate
+from privacy_gate.metrics.robustness import accuracy_loss
+from privacy_gate.verdict import Measurement
 
 MEAN = Aggregator(name="mean")
 
@@ -80,6 +82,13 @@ class Federations:
     def accuracy(self, jobs: list[Federate], results: Results) -> Floats:
         """Holdout accuracy by seed, the mean over the last tenth of the rounds, (S,)."""
         return np.array([float(results(job)["accuracy"][0]) for job in jobs])
+
+    def loss(
+        self, metric: str, before: list[Federate], after: list[Federate], results: Results, confidence: float
+    ) -> Measurement:
+        """Holdout accuracy lost from federations to others of the same seeds; none where they are the very same."""
+        one, other = (self.accuracy(jobs, results) for jobs in (before, after))
+        return accuracy_loss(metric, one, other, self.rows, confidence, blind=self.blind, same=before == after)
 
     def heterogeneity(self, jobs: list[Federate], results: Results) -> str:
         """How differently the clients are spread over the classes, in words."""

@@ -16,7 +16,7 @@ from privacy_gate.evidence import Floats
 from privacy_gate.exhibits import ByzantineLine, ByzantinePlot
 from privacy_gate.federation import Aggregator, Federation
 from privacy_gate.job import PLANTED, Federate, Job, embed_jobs, screening
-from privacy_gate.metrics.robustness import accuracy_loss, breakdown_point, byzantine_drop, federated_backdoor
+from privacy_gate.metrics.robustness import breakdown_point, byzantine_drop, federated_backdoor, needed_holdout
 from privacy_gate.verdict import (
     CheckResult,
     Limit,
@@ -113,6 +113,11 @@ class Robustness(WhereDeclared):
         if self.clients != "recipe" and 2 * self.byzantine >= self.clients:
             raise ValueError(f"{self.byzantine} of {self.clients} clients are no minority: no rule knows who is honest")
         return self
+
+    def needed_holdout(self, confidence: float) -> Mapping[str, int | None]:
+        """Where nothing is lost, by rules other than the plain mean, whose tax is 0 by definition on any rows."""
+        losses = {metric: limit for metric, limit in self.bounds.items() if metric != "breakdown_point"}
+        return needed_holdout(losses, self.seeds, confidence)
 
     def jobs(self, subject: Subject) -> list[Job]:
         """Every federation of the study; none for a recipe without federation."""
@@ -230,9 +235,8 @@ class _Figures:
 
     def tax(self, rule: Aggregator) -> Measurement:
         """robustness_tax of the rule."""
-        plain, own = self._accuracy(self.study.clean(MEAN)), self._accuracy(self.study.clean(rule))
-        blind = self.study.federations.blind
-        return accuracy_loss("robustness_tax", plain, own, self._rows, self.confidence, blind=blind)
+        plain, own = self.study.clean(MEAN), self.study.clean(rule)
+        return self.study.federations.loss("robustness_tax", plain, own, self.results, self.confidence)
 
     def backdoor(self, absent: str | None) -> Measurement:
         """federated_backdoor of the recipe's rule; or why there is none."""

@@ -11,7 +11,7 @@ from privacy_gate.checks.federations import Federations
 from privacy_gate.checks.references import feature_jobs
 from privacy_gate.federation import Federation
 from privacy_gate.job import Federate, Job
-from privacy_gate.metrics.robustness import accuracy_loss
+from privacy_gate.metrics.robustness import needed_holdout
 from privacy_gate.verdict import CheckResult, Limit
 
 StressMetric = Literal["heterogeneity_drop", "gone_drop", "absent_drop", "stale_drop"]
@@ -45,6 +45,10 @@ class SystemStress(WhereDeclared):
     seeds: Annotated[int, Field(ge=3, le=100)] = 5
     limits: Mapping[StressMetric, Limit] = Field(default_factory=dict)
 
+    def needed_holdout(self, confidence: float) -> Mapping[str, int | None]:
+        """Where nothing is lost."""
+        return needed_holdout(self.bounds, self.seeds, confidence)
+
     def jobs(self, subject: Subject) -> list[Job]:
         """Every federation, stressed and not; none for a recipe without federation."""
         federation = subject.recipe.federation
@@ -60,17 +64,7 @@ class SystemStress(WhereDeclared):
             return self.undeclared(dict.fromkeys(get_args(StressMetric), NO_FEDERATION))
         study = self._federations(subject, federation)
         pairs = self._pairs(study)
-        found = [
-            accuracy_loss(
-                name,
-                study.accuracy(calm, read),
-                study.accuracy(stressed, read),
-                study.rows,
-                confidence,
-                blind=study.blind,
-            )
-            for name, (calm, stressed) in pairs.items()
-        ]
+        found = [study.loss(name, calm, stressed, read, confidence) for name, (calm, stressed) in pairs.items()]
         even, uneven = pairs["heterogeneity_drop"]
         notes = [
             f"system_stress, alpha {alpha:g}: {study.heterogeneity(jobs, read)}"

@@ -27,6 +27,9 @@ def client_benefit(federated: Bools, alone: Bools, client: NDArray[Any], confide
     there are; rows are a sample. The estimate counts clients by their few rows, so where all fare alike chance alone
     takes some away. Interval: clients surely no worse, and clients not surely worse, by score tests of the paired
     difference (`paired_score`), Holm-corrected over clients, half of the error at each end.
+
+    What a client needs hangs on what it gains: a few rows where that is much; where the models agree on every row, 381
+    of them at 95 %, or 781 beside nine others.
     """
     names, code = np.unique(client, return_inverse=True)
     if not len(names):

@@ -11,8 +11,9 @@ from privacy_gate.evidence import Bools, Floats, Ints
 from privacy_gate.metrics.binomial import clopper_pearson
 from privacy_gate.metrics.bootstrap import DRAWS, measured
 from privacy_gate.metrics.disparity import Accusations
+from privacy_gate.metrics.fewest import fewest
 from privacy_gate.metrics.paired import paired_interval
-from privacy_gate.verdict import Measurement, not_measured
+from privacy_gate.verdict import Limit, Measurement, not_measured
 
 BATCH = 100
 """Posterior draws made at once, so that many classes do not fill the memory."""
@@ -25,6 +26,20 @@ def group_gap(correct: Bools, group: NDArray[Any], confidence: float) -> Measure
     principle), at a confidence that holds for all pairs at once (Bonferroni).
     """
     return _largest_gap("group_gap", correct, group, confidence, "rows")
+
+
+def needed_holdout(limit: Limit, confidence: float) -> int | None:
+    """Rows below which `group_gap` is above its limit even for two groups of half the rows each, all right.
+
+    >>> needed_holdout(Limit(max=0.1), 0.95)
+    72
+    """
+
+    def meets(rows: int) -> bool:
+        return limit.max is not None and 1 - clopper_pearson(rows, rows, confidence)[0] <= limit.max
+
+    half = fewest(meets)
+    return None if half is None else 2 * half
 
 
 def disparate_mia(

@@ -3,11 +3,13 @@
 import math
 from collections.abc import Mapping
 
+import numpy as np
 from scipy.special import ndtri, stdtrit
 
 from privacy_gate.evidence import Floats
 from privacy_gate.metrics.bootstrap import measured
-from privacy_gate.verdict import Measurement, not_measured
+from privacy_gate.metrics.fewest import fewest
+from privacy_gate.verdict import Limit, Measurement, Status, judged_status, not_measured
 
 FEWEST_SEEDS = 3
 
@@ -36,12 +38,21 @@ def federated_backdoor(planted: Mapping[str, tuple[Floats, Floats]], rows: int, 
 
 
 def accuracy_loss(
-    metric: str, before: Floats, after: Floats, rows: int, confidence: float, subject: str = "", *, blind: float = 0.0
+    metric: str,
+    before: Floats,
+    after: Floats,
+    rows: int,
+    confidence: float,
+    subject: str = "",
+    *,
+    blind: float = 0.0,
+    same: bool = False,
 ) -> Measurement:
     """Mean over seeds of before - after, (S,) each and paired: share of rows.
 
     blind: the share that a model has right which always names the same class. Where `before` is not beyond what so many
     rows make of it by chance, there is nothing to lose, and nothing is measured.
+    same: before and after are of the very same federations, not only of as accurate ones: 0 by definition, on any rows.
 
     Interval: Student's t with S - 1 degrees of freedom over the seeds, and the holdout as a sample: the variance of a
     difference of two proportions on `rows` rows is added, as if the models' errors were independent (they agree, so
@@ -56,6 +67,10 @@ def accuracy_loss(
             "naming one class; train longer"
         )
         return not_measured(metric, reason, subject)
+    samples = f"{seeds} seeds, {rows:,} rows"
+    if same:
+        found = measured(metric, 0.0, (0.0, 0.0), confidence, "the same federations: 0 by definition", samples)
+        return found.model_copy(update={"subject": subject})
     gap = before - after
     value = float(gap.mean())
     shares = [(float(rate.mean()) * rows + 1) / (rows + 2) for rate in (before, after)]
@@ -63,10 +78,29 @@ def accuracy_loss(
     error = math.sqrt(float(gap.var(ddof=1)) / seeds + sampling)
     reach = float(stdtrit(seeds - 1, (1 + confidence) / 2)) * error
     ends = (max(-1.0, value - reach), min(1.0, value + reach))
-    found = measured(
-        metric, value, ends, confidence, "t over seeds, holdout as a sample", f"{seeds} seeds, {rows:,} rows"
-    )
+    found = measured(metric, value, ends, confidence, "t over seeds, holdout as a sample", samples)
     return found.model_copy(update={"subject": subject})
+
+
+def needed_holdout(limits: Mapping[str, Limit], seeds: int, confidence: float) -> dict[str, int | None]:
+    """Rows below which a loss does not meet its limit even where every row is right, before and after, in every seed.
+
+    By metric of those limits on an `accuracy_loss` that is not to be above some share; models that are wrong on some
+    rows need more.
+
+    >>> needed_holdout({"robustness_tax": Limit(max=0.03)}, 5, 0.95)
+    {'robustness_tax': 130}
+    """
+    right = np.ones(seeds)
+
+    def least(metric: str, limit: Limit) -> int | None:
+        def meets(rows: int) -> bool:
+            return judged_status(accuracy_loss(metric, right, right, rows, confidence), limit) is Status.MET
+
+        return fewest(meets)
+
+    bounded = {metric: limit for metric, limit in limits.items() if limit.max is not None and limit.max > 0}
+    return {metric: least(metric, limit) for metric, limit in bounded.items()}
 
 
 def breakdown_point(drops: Mapping[int, Measurement], clients: int, limit: float, confidence: float) -> Measurement:

@@ -50,6 +50,15 @@ def test_models_that_agree_on_few_rows_prove_nothing_and_on_many_that_nobody_los
         assert ends(found) == (proven, 1.0, 1.0)
 
 
+@pytest.mark.parametrize(("clients", "rows"), [(1, 381), (10, 781)])
+def test_models_that_agree_on_every_row_prove_it_with_as_many_rows_a_client_as_the_metric_says(
+    clients: int, rows: int
+) -> None:
+    for each, proven in ((rows - 1, 0.0), (rows, 1.0)):
+        right = np.ones(clients * each, dtype=bool)
+        assert client_benefit(right, right, np.repeat(np.arange(clients), each), 0.95).low == proven
+
+
 def test_those_who_bring_more_and_get_more_match() -> None:
     brought = np.linspace(0.5, 0.9, 12)
     assert contribution_match(brought, 0.3 + brought / 2, 0.95).value == pytest.approx(1)

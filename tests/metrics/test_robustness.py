@@ -3,8 +3,14 @@
 import numpy as np
 import pytest
 
-from privacy_gate.metrics.robustness import accuracy_loss, breakdown_point, byzantine_drop, federated_backdoor
-from privacy_gate.verdict import Measurement
+from privacy_gate.metrics.robustness import (
+    accuracy_loss,
+    breakdown_point,
+    byzantine_drop,
+    federated_backdoor,
+    needed_holdout,
+)
+from privacy_gate.verdict import Limit, Measurement
 
 
 def test_the_worst_attack_counts_and_is_named() -> None:
@@ -47,6 +53,31 @@ def test_no_row_that_shows_a_backdoor_is_no_proof_that_there_is_none() -> None:
     assert many is not None
     assert few > 0.1
     assert many < 0.001
+
+
+def test_the_very_same_federations_lose_nothing_by_definition_and_equally_accurate_ones_perhaps_something() -> None:
+    right, fixed = np.full(5, 0.9), {"rows": 1000, "confidence": 0.95}
+    same = accuracy_loss("robustness_tax", right, right, **fixed, same=True)  # type: ignore[arg-type]
+    assert (same.low, same.value, same.high) == (0, 0, 0)
+    assert same.method == "the same federations: 0 by definition"
+    high = accuracy_loss("robustness_tax", right, right, **fixed).high  # type: ignore[arg-type]
+    assert high == pytest.approx(0.037, abs=0.001)
+    idle = accuracy_loss("robustness_tax", right, right, **fixed, blind=0.9, same=True)  # type: ignore[arg-type]
+    assert "learns nothing" in str(idle.reason)
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.9, 0.999])
+@pytest.mark.parametrize("limit", [0.01, 0.03, 0.15])
+def test_a_loss_needs_the_rows_with_which_none_at_all_is_seen_to_be_within_its_limit(
+    limit: float, confidence: float
+) -> None:
+    rows = needed_holdout({"m": Limit(max=limit)}, 5, confidence)["m"]
+    assert rows is not None
+    for count, met in ((rows, True), (rows - 1, False)):
+        high = accuracy_loss("m", np.ones(5), np.ones(5), count, confidence).high
+        assert high is not None
+        assert (high <= limit) is met
+    assert needed_holdout({"m": Limit(max=0), "n": Limit(min=0.1)}, 5, confidence) == {}, "whoever gains may meet it"
 
 
 def test_two_seeds_are_no_evidence() -> None:
