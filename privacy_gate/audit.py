@@ -14,14 +14,9 @@ from privacy_gate.checks import AnyCheck
 from privacy_gate.checks.check import Results, Subject
 from privacy_gate.checks.disparity import Disparity
 from privacy_gate.checks.dp_claim import DpClaim
-from privacy_gate.checks.fairness import Fairness
-from privacy_gate.checks.inversion import Inversion
 from privacy_gate.checks.membership import Membership
 from privacy_gate.checks.power_law import PowerLaw
 from privacy_gate.checks.recipe import RecipeLeak
-from privacy_gate.checks.robustness import Robustness
-from privacy_gate.checks.stress import SystemStress
-from privacy_gate.checks.trajectory import TrajectoryMia
 from privacy_gate.checks.utility import Utility
 from privacy_gate.checks.vulnerability import Vulnerability
 from privacy_gate.dataset import AuditData, Split
@@ -30,7 +25,8 @@ from privacy_gate.job import Job, TrainReference
 from privacy_gate.policy import Policy
 from privacy_gate.progress import Progress, silent
 from privacy_gate.report import CandidateRecord, CheckRecord, DataRecord, PolicyRecord, Report
-from privacy_gate.verdict import Finding, verdict
+from privacy_gate.tiers import Ran, evidence_notes
+from privacy_gate.verdict import CheckResult, verdict
 
 REFERENCE_BLOCK = 16
 """References of one block go to one shard and train stacked, so that shards change no byte."""
@@ -158,62 +154,54 @@ def audit(
     Raises UndecidedError where a result is missing, EvidenceError where results cannot be judged.
     """
     subject = subject_of(candidate, data, policy)
-    checks = checks_of(policy)
-    records: list[CheckRecord] = []
-    findings: list[Finding] = []
-    for done, check in enumerate(checks):
-        progress("audit", done, len(checks))
-        result = check.measure(subject, results, policy.confidence).complete(check.bounds)
-        settings = check.model_dump(mode="json", exclude={"check", "limits"})
-        records.append(CheckRecord(check=check.name, settings=settings, result=result))
-        findings += policy.judge(candidate.name, check, result, now.date())
-    progress("audit", len(checks), len(checks))
-    decided = verdict(findings, (control for record in records for control in record.result.controls))
+    ran = _measured(policy, subject, results, progress)
+    findings = [one for each in ran for one in policy.judge(candidate.name, *each, now.date())]
+    decided = verdict(findings, (control for _, result in ran for control in result.controls))
     return Report(
         created=now.isoformat(timespec="seconds"),
         tool=f"privacy-gate {metadata.version('privacy-gate')}",
         versions=_versions(),
         candidate=_identify(candidate),
-        policy=PolicyRecord(
-            name=policy.name,
-            version=policy.version,
-            source=source,
-            sha256=policy_sha256,
-            recorded=recorded,
-            release_context=policy.release_context,
-            confidence=policy.confidence,
-            alias=policy.promotion.alias if policy.promotion else None,
-        ),
+        policy=_cite(policy, policy_sha256, source, recorded),
         recipe=candidate.recipe,
         data=_describe(data),
-        checks=tuple(records),
+        checks=tuple(_record(*each) for each in ran),
         findings=tuple(findings),
         verdict=decided,
         exit_code=decided.exit_code,
-        threat_model=THREAT_MODEL if any(isinstance(check, BY_REFERENCES) for check in checks) else (),
-        not_tested=(*NOT_TESTED, *_untested(checks)),
-        notes=(
-            *policy.idle_waivers(candidate.name, findings, now.date()),
-            *evidence_tier(subject, checks),
-        ),
+        threat_model=THREAT_MODEL if any(isinstance(check, BY_REFERENCES) for check, _ in ran) else (),
+        not_tested=(*NOT_TESTED, *_untested(check for check, _ in ran)),
+        notes=(*policy.idle_waivers(candidate.name, findings, now.date()), *evidence_notes(subject, ran)),
         claim=candidate.dossier.claim,
     )
 
 
-def evidence_tier(subject: Subject, checks: Iterable[AnyCheck]) -> list[str]:
-    """Which evidence the federated checks had, and what would give them more; nothing where none was asked for."""
-    recipe, data, checks = subject.recipe, subject.data, list(checks)
-    if not any(isinstance(check, Robustness | SystemStress | Fairness | Inversion | TrajectoryMia) for check in checks):
-        return []
-    if data.client is None and data.group is None:
-        return ["evidence tier E0, a checkpoint and labelled rows: name client or group columns to reach E1 (fairness)"]
-    if recipe.federation is None:
-        return ["evidence tier E1, clients or groups: declare federation in the recipe, if there was one, to reach E2"]
-    if subject.rounds is not None:
-        return ["evidence tier E3, the federation's recipe and its round log"]
-    if not any(check.reads_rounds for check in checks):
-        return ["evidence tier E2, the federation's recipe: add the check trajectory to read its rounds (tier E3)"]
-    return ["evidence tier E2, the federation's recipe: log its rounds with privacy_gate.log_round to reach E3"]
+def _measured(policy: Policy, subject: Subject, results: Results, progress: Progress) -> list[Ran]:
+    """Every check with its result, which has a measurement, a reason or leave for each of the check's limits."""
+    checks, ran = checks_of(policy), list[Ran]()
+    for done, check in enumerate(checks):
+        progress("audit", done, len(checks))
+        ran.append((check, check.measure(subject, results, policy.confidence).complete(check.bounds)))
+    progress("audit", len(checks), len(checks))
+    return ran
+
+
+def _record(check: AnyCheck, result: CheckResult) -> CheckRecord:
+    settings = check.model_dump(mode="json", exclude={"check", "limits"})
+    return CheckRecord(check=check.name, settings=settings, result=result)
+
+
+def _cite(policy: Policy, sha256: str, source: str, recorded: str) -> PolicyRecord:
+    return PolicyRecord(
+        name=policy.name,
+        version=policy.version,
+        source=source,
+        sha256=sha256,
+        recorded=recorded,
+        release_context=policy.release_context,
+        confidence=policy.confidence,
+        alias=policy.promotion.alias if policy.promotion else None,
+    )
 
 
 def _untested(checks: Iterable[AnyCheck]) -> list[str]:

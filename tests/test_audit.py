@@ -6,10 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from privacy_gate.audit import REFERENCE_BLOCK, Shard, evidence_tier, subject_of
+from privacy_gate.audit import REFERENCE_BLOCK, Shard, subject_of
 from privacy_gate.candidate import Candidate, Claim, Dossier, Recipe
 from privacy_gate.checks import AnyCheck
+from privacy_gate.checks.backdoor import Backdoor
 from privacy_gate.checks.check import Subject
+from privacy_gate.checks.corruption import Corruption
+from privacy_gate.checks.evasion import Evasion
 from privacy_gate.checks.fairness import Fairness
 from privacy_gate.checks.trajectory import TrajectoryMia
 from privacy_gate.checks.utility import Utility
@@ -19,6 +22,8 @@ from privacy_gate.errors import ConfigurationError
 from privacy_gate.federation import Federation
 from privacy_gate.job import Embed, Job, embed_jobs, train_reference
 from privacy_gate.policy import Policy
+from privacy_gate.tiers import Ran, evidence_notes
+from privacy_gate.verdict import CheckResult, Limit, Measurement, not_measured
 
 RECIPE = load(
     """{backbone: {name: x, weights: {uri: w, sha256: "%s"}}, input: {size: 32, mean: [0, 0, 0], std: [1, 1, 1]},
@@ -55,27 +60,59 @@ def test_embed_jobs_cover_every_row_once() -> None:
     assert np.concatenate([np.arange(job.first, job.last) for job in jobs]).tolist() == list(range(1000))
 
 
-def test_the_report_says_which_evidence_federated_checks_had_and_what_comes_next() -> None:
-    split = np.array([Split.MEMBER, Split.HOLDOUT], dtype=np.int8)
-    bare = AuditData(np.array(["a", "b"]), np.array([0, 1]), split, "d" * 64)
-    named = dataclasses.replace(bare, client=np.array(["x", "y"]))
-    checks: list[AnyCheck] = [Fairness()]
-    federated = RECIPE.model_copy(update={"federation": Federation(rounds=2)})
+SPLIT = np.array([Split.MEMBER, Split.HOLDOUT], dtype=np.int8)
+BARE = AuditData(np.array(["a", "b"]), np.array([0, 1]), SPLIT, "d" * 64)
+NAMED = dataclasses.replace(BARE, client=np.array(["x", "y"]))
+FEDERATED = RECIPE.model_copy(update={"federation": Federation(rounds=2)})
+MEASURED = CheckResult(
+    measurements=(Measurement(metric="m", value=0.5, low=0.4, high=0.6, confidence=0.95, method="by hand"),)
+)
+LACKING = CheckResult(measurements=(not_measured("trajectory_tpr", "the log lacks its last round"),))
 
-    def told(recipe: Recipe, data: AuditData, checks: list[AnyCheck], rounds: str | None = None) -> list[str]:
-        return evidence_tier(Subject(recipe, "a" * 64, data, {}, rounds=rounds), checks)
 
-    tiers = [told(*each, checks)[0] for each in ((RECIPE, bare), (RECIPE, named), (federated, named))]
-    tiers.append(told(federated, named, [TrajectoryMia()], "b" * 64)[0])
+def told(recipe: Recipe, data: AuditData, *ran: Ran, rounds: str | None = None) -> list[str]:
+    return evidence_notes(Subject(recipe, "a" * 64, data, {}, rounds=rounds), ran)
+
+
+def test_the_report_says_which_evidence_there_was_and_what_comes_next() -> None:
+    ran, read = (Fairness(), MEASURED), (TrajectoryMia(), MEASURED)
+    tiers = [told(*each, ran)[0] for each in ((RECIPE, BARE), (RECIPE, NAMED), (FEDERATED, NAMED))]
+    tiers.append(told(FEDERATED, NAMED, read, rounds="b" * 64)[0])
     assert [tier[:16] for tier in tiers] == [f"evidence tier E{tier}" for tier in range(4)]
+    assert "client or group columns in the data manifest to reach E1" in tiers[0]
+    assert "declare the federation in the recipe" in tiers[1]
     assert "add the check trajectory" in tiers[2]
-    assert "log_round" in told(federated, named, [TrajectoryMia()])[0]
-    assert told(RECIPE, bare, [Utility()]) == []
+    assert tiers[3] == "evidence tier E3, the federation's recipe and its round log"
+    assert told(RECIPE, BARE, (Utility(), MEASURED)) == []
+
+
+def test_a_federation_is_evidence_without_a_client_column_and_a_round_log_only_where_it_is_fit() -> None:
+    assert told(FEDERATED, BARE, (Fairness(), MEASURED))[0].startswith("evidence tier E2")
+    unfit = told(FEDERATED, NAMED, (TrajectoryMia(), LACKING), rounds="b" * 64)
+    assert unfit == [
+        "evidence tier E2, the federation's recipe; not E3, since the log lacks its last round",
+        "not measured by trajectory: trajectory_tpr: the log lacks its last round",
+    ]
+
+
+@pytest.mark.parametrize("check", [Backdoor(), Corruption(), Evasion()], ids=lambda check: check.name)
+def test_checks_of_the_checkpoint_alone_are_told_their_tier_too(check: AnyCheck) -> None:
+    assert told(RECIPE, BARE, (check, MEASURED))[0].startswith("evidence tier E0, a checkpoint and labelled rows")
+
+
+def test_what_was_asked_for_and_lacked_evidence_is_named_with_what_is_missing() -> None:
+    gaps = [not_measured(metric, "no groups: add a column") for metric in ("group_gap", "equalized_odds")]
+    partly = MEASURED.model_copy(update={"measurements": (*MEASURED.measurements, *gaps)})
+    asked = Fairness(limits={"group_gap": Limit(max=0.1)})
+    assert told(RECIPE, NAMED, (asked, partly))[1:] == ["not measured by fairness: group_gap: no groups: add a column"]
+    assert told(RECIPE, NAMED, (Fairness(), partly))[1:] == []
+    nothing = CheckResult(measurements=tuple(gaps))
+    assert told(RECIPE, NAMED, (Fairness(), nothing))[1:] == [
+        "not measured by fairness: group_gap, equalized_odds: no groups: add a column"
+    ]
 
 
 def test_checks_are_told_what_the_dossier_claims_and_which_rounds_were_logged() -> None:
-    split = np.array([Split.MEMBER, Split.HOLDOUT], dtype=np.int8)
-    data = AuditData(np.array(["a", "b"]), np.array([0, 1]), split, "d" * 64)
     manifest = load(
         f"{{table: {{uri: t, sha256: {'a' * 64}, format: parquet}}, columns: {{image: x}}}}", DataManifest, "data"
     )
@@ -90,5 +127,5 @@ def test_checks_are_told_what_the_dossier_claims_and_which_rounds_were_logged() 
         rounds_digest="b" * 64,
     )
     policy = load("{name: p, version: 1, release_context: api, checks: [{check: utility}]}", Policy, "policy")
-    judged = subject_of(candidate, data, policy)
+    judged = subject_of(candidate, BARE, policy)
     assert (judged.claim, judged.rounds) == (claim, "b" * 64)

@@ -133,6 +133,7 @@ def test_who_declares_no_federation_is_not_approved_by_limits_on_one_but_by_the_
     report = check(uri, asked, tracking, tmp_path)
     assert (report.verdict, report.exit_code) == (Verdict.UNDECIDED, 4)
     assert "byzantine_drop not measured: the recipe declares no federation" in report.reasons[0]
+    assert any(note.startswith("not measured by robustness: byzantine_drop, ") for note in report.notes)
     asked.write_text(POLICY.replace("promotion:", limit % "false"))
     spared = check(uri, asked, tracking, tmp_path)
     assert spared.verdict is Verdict.APPROVED

@@ -19,7 +19,7 @@ FLOORS = [
     ["attacks", "federated"],
     ["metrics"],
     ["checks"],
-    ["policy"],
+    ["policy", "tiers"],
     ["report", "advice"],
     ["store", "reports", "registry", "packaged", "audit"],
     ["compute", "promotion", "producer"],
