@@ -75,13 +75,23 @@ def public_body(backbone: Backbone) -> torch.nn.Module:
 
 
 def head_names(model: torch.nn.Module) -> tuple[str, str]:
-    """What the model's state dict calls the weight and bias of its last linear layer."""
+    """What the model's state dict calls the weight, (C, D) or (C, D, 1, 1), and the bias (C,) of its last layer.
+
+    Raises CandidateError where that layer is not W x + b.
+    """
     find: Any = model.get_classifier
     last = find()
     for name, module in model.named_modules():
-        if module is last and isinstance(module, torch.nn.Linear) and module.bias is not None:
+        if module is last and _is_linear(module) and module.bias is not None:
             return f"{name}.weight", f"{name}.bias"
     raise CandidateError("recipe: this architecture has no linear head with a bias; adaptation 'head' does not fit it")
+
+
+def _is_linear(module: torch.nn.Module) -> bool:
+    """Whether it is W x + b on pooled features; timm's ResNetV2 (BiT) writes that as a 1 x 1 convolution."""
+    if isinstance(module, torch.nn.Conv2d):
+        return module.kernel_size == (1, 1) and module.groups == 1
+    return isinstance(module, torch.nn.Linear)
 
 
 def candidate_head(folder: Path, recipe: Recipe) -> TrainedHead:
@@ -100,7 +110,7 @@ def candidate_head(folder: Path, recipe: Recipe) -> TrainedHead:
             f"recipe: {recipe.backbone.name} has {between[0]} between its features and its last layer; "
             "adaptation 'head' does not fit it"
         )
-    return TrainedHead(-1, matched[weight].float(), matched[bias].float())
+    return TrainedHead(-1, matched[weight].float().flatten(1), matched[bias].float())
 
 
 def candidate_tensors(folder: Path, recipe: Recipe, trained: set[str] | None) -> Tensors:
@@ -148,5 +158,6 @@ def assemble(recipe: Recipe, weight: torch.Tensor, bias: torch.Tensor) -> torch.
     """The whole model: the public backbone with this head (C, D), (C,)."""
     model = build(recipe.backbone, recipe.classes)
     names = head_names(model)
-    model.load_state_dict({**public_tensors(recipe.backbone), names[0]: weight, names[1]: bias})
+    shaped = weight.view_as(model.get_parameter(names[0]))
+    model.load_state_dict({**public_tensors(recipe.backbone), names[0]: shaped, names[1]: bias})
     return model

@@ -1,9 +1,8 @@
 """Which tensors of a network an adaptation trains, and where each reference starts."""
 
-from collections.abc import Iterator
+from threading import Lock
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -13,8 +12,23 @@ from privacy_gate.compute.backbone import Tensors, build, head_names, public_ten
 from privacy_gate.compute.subsets import initial_head, initial_network, initial_update
 from privacy_gate.errors import CandidateError
 
-NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, _BatchNorm)
-"""Layers whose scale and shift FiLM trains; timm's own are subclasses of these."""
+from timm.layers import evo_norm, filter_response_norm, norm  # isort: skip - after backbone, which readies torchvision
+
+NORMS = (
+    *(nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, _BatchNorm),
+    *(norm.RmsNorm, norm.RmsNorm2d, norm.RmsNormFp32, norm.RmsNorm2dFp32),
+    *(norm.SimpleNorm, norm.SimpleNorm2d, norm.SimpleNormFp32, norm.SimpleNorm2dFp32),
+    *(evo_norm.EvoNorm2dB0, evo_norm.EvoNorm2dB1, evo_norm.EvoNorm2dB2),
+    *(evo_norm.EvoNorm2dS0, evo_norm.EvoNorm2dS1, evo_norm.EvoNorm2dS2),
+    *(filter_response_norm.FilterResponseNormAct2d, filter_response_norm.FilterResponseNormTlu2d),
+)
+"""Layers whose scale and shift FiLM trains; timm's others are subclasses of these."""
+
+MEMORY = {"running_mean", "running_var", "num_batches_tracked"}
+"""What norm layers call the statistics of batches that they remember."""
+
+_DRAWING = Lock()
+"""Held while torch's one generator of random numbers, which all threads share, draws a network."""
 
 _WITHIN = {"attention": "attn", "mlp": "mlp"}
 """What timm calls the parts of a transformer's block."""
@@ -51,6 +65,8 @@ def network(recipe: Recipe) -> nn.Module:
             owner = model.get_submodule(parent)
             layer: Any = getattr(owner, last)
             setattr(owner, last, LowRank(layer, recipe.lora))
+    if recipe.adaptation == "film":
+        scales_and_shifts(model)
     if trains_everything(recipe):
         model.train()
         random = [name for name, module in model.named_modules() if _draws(module)]
@@ -99,7 +115,7 @@ def trained(model: nn.Module, recipe: Recipe) -> list[str]:
     if trains_everything(recipe):
         return every
     chosen = set(head_names(model))
-    chosen.update(_inside(model, NORMS) if recipe.adaptation == "film" else ())
+    chosen.update(scales_and_shifts(model) if recipe.adaptation == "film" else ())
     if recipe.adaptation == "lora":
         chosen.update(name for name in every if name.endswith((".down", ".up")))
     return [name for name in every if name in chosen]
@@ -118,18 +134,25 @@ def changed(recipe: Recipe) -> set[str] | None:
     return set(trained(model, recipe))
 
 
-def _inside(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> Iterator[str]:
-    for name, module in model.named_modules():
-        if isinstance(module, kinds):
-            yield from (f"{name}.{own}" for own, _ in module.named_parameters(recurse=False))
+def scales_and_shifts(model: nn.Module) -> list[str]:
+    """Names of what norm layers multiply by and add. Raises CandidateError where there is none."""
+    found = [
+        f"{name}.{own}"
+        for name, module in model.named_modules()
+        if isinstance(module, NORMS)
+        for own, _ in module.named_parameters(recurse=False)
+        if own in ("weight", "bias")
+    ]
+    if not found:
+        raise CandidateError("recipe: no norm layer of this architecture has a scale or shift for film to train")
+    return found
 
 
 def remembered(model: nn.Module, recipe: Recipe) -> list[str]:
-    """Names of the buffers that training changes: BatchNorm's running statistics."""
+    """Names of the buffers that training changes: running statistics of batches."""
     if not trains_everything(recipe):
         return []
-    norms = {name for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
-    return [name for name, _ in model.named_buffers() if name.rpartition(".")[0] in norms]
+    return [name for name, _ in model.named_buffers() if name.rpartition(".")[2] in MEMORY]
 
 
 def start(model: nn.Module, recipe: Recipe, index: int) -> Tensors:
@@ -140,11 +163,11 @@ def start(model: nn.Module, recipe: Recipe, index: int) -> Tensors:
     tensors = {name: source[name].to(own[name], copy=True) for name in names}
     weight, bias = head_names(model)
     if recipe.adaptation != "scratch":
-        classes, width = tensors[weight].shape
+        classes, width = tensors[weight].flatten(1).shape
         drawn = initial_head(index, classes, width)
         at_random = recipe.head.initial == "uniform"
         for name, value in zip((weight, bias), drawn, strict=True):
-            tensors[name] = torch.from_numpy(value * at_random).to(tensors[name])
+            tensors[name] = torch.from_numpy(value * at_random).to(tensors[name]).view_as(tensors[name])
     for place, name in enumerate(name for name in names if name.endswith(".down") and recipe.lora):
         update = initial_update(index, place, *tensors[name].shape)
         tensors[name] = torch.from_numpy(update).to(tensors[name])
@@ -153,11 +176,6 @@ def start(model: nn.Module, recipe: Recipe, index: int) -> Tensors:
 
 def _random(recipe: Recipe, index: int) -> Tensors:
     """An untrained network of the reference's own, as timm draws it."""
-    with torch.random.fork_rng(devices=[]):
+    with _DRAWING, torch.random.fork_rng(devices=[]):
         torch.manual_seed(initial_network(index))
         return dict(build(recipe.backbone, recipe.classes).state_dict())
-
-
-def bytes_of(tensors: Tensors) -> int:
-    """What they take."""
-    return int(np.sum([tensor.nbytes for tensor in tensors.values()]))

@@ -82,6 +82,8 @@ def _joined(
 ) -> NDArray[np.float64]:
     """Weight and bias in one, (C, D + 1); a layer without a bias has zeros."""
     weight = np.asarray(tensors[names[0]], dtype=np.float64)
+    if weight.shape[2:] == (1, 1):  # a convolution of pooled features
+        weight = weight[..., 0, 0]
     bias = np.zeros(len(weight)) if names[1] is None else np.asarray(tensors[names[1]], dtype=np.float64)
     if weight.shape != (shape[0], shape[1] - 1) or bias.shape != shape[:1]:
         raise CandidateError(

@@ -26,10 +26,11 @@ def plain_loop() -> Callable[..., torch.nn.Linear]:
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Public weights of two small architectures; batch statistics that differ from the initial ones."""
+    """Public weights of small architectures; batch statistics that differ from the initial ones."""
     torch.manual_seed(0)
     found = {}
-    for name, size in (("test_efficientnet", 64), ("test_vit", 160)):
+    sizes = {"test_efficientnet": 64, "test_vit": 160, "test_convnext": 64, "resnetv2_18": 64}
+    for name, size in sizes.items():
         model: Any = backbone.timm.create_model(name, num_classes=7).train()
         model(torch.randn(8, 3, size, size))
         found[name] = tmp_path_factory.mktemp(name) / "weights.safetensors"
