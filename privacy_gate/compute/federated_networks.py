@@ -4,7 +4,6 @@ A model is everything that training changes, flat: parameters, then BatchNorm's 
 the parameters alone would serve a network whose statistics belong to other weights.
 """
 
-import copy
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ from torch.func import functional_call
 
 from privacy_gate.candidate import Recipe
 from privacy_gate.compute.machine import Machine
-from privacy_gate.compute.network_stack import NetworkStack, TrainedNetwork
+from privacy_gate.compute.network_stack import NetworkStack, TrainedNetwork, alike
 from privacy_gate.compute.networks import Images
 from privacy_gate.compute.parts import network
 from privacy_gate.federated.cells import Training
@@ -62,14 +61,13 @@ class NetworkLearner:
         self.label = label[self._places].astype(np.int64)
         self.root = np.arange(len(roll.train), len(self._places))
         self._model = network(recipe).to(self.device, dtype)
-        # functional_call puts tensors into a module for a while: threads must not share it.
         self._own = threading.local()
         self._pool = ThreadPoolExecutor(machine.cpu_threads() if self.device.type == "cpu" else 1)
         self.width = self._stack().state().shape[1]
 
     def start(self, seeds: Sequence[int]) -> torch.Tensor:
         """As a reference of that index starts: (cells, P)."""
-        return torch.cat([NetworkStack(copy.deepcopy(self._model), self._recipe, [seed]).state() for seed in seeds])
+        return torch.cat([NetworkStack(self._model, self._recipe, [seed]).state() for seed in seeds])
 
     def updates(
         self, models: torch.Tensor, batches: Batches, training: Training, losses: bool
@@ -117,8 +115,8 @@ class NetworkLearner:
         """This thread's own network in training."""
         if not hasattr(self._own, "stack"):
             with torch.inference_mode(False):
-                self._own.stack = NetworkStack(copy.deepcopy(self._model), self._recipe, [0])
-                self._own.judge = copy.deepcopy(self._model).eval()
+                self._own.stack = NetworkStack(self._model, self._recipe, [0])
+                self._own.judge = alike(self._model).eval()
         stack: NetworkStack = self._own.stack
         return stack
 

@@ -1,7 +1,7 @@
 """How fast, never what: nothing here changes a result, so nothing here is in a digest."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -72,14 +72,19 @@ class Machine:
 
 
 @contextmanager
-def single_threaded_kernels(device: torch.device) -> Iterator[None]:
-    """On a CPU: one thread per kernel while several blocks are trained side by side."""
+def threads_in_kernels(device: torch.device, threads: int) -> Iterator[None]:
+    """On a CPU: so many threads in each kernel. Those that run kernels are to be started inside."""
     if device.type != "cpu":
         yield
         return
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def single_threaded_kernels(device: torch.device) -> AbstractContextManager[None]:
+    """On a CPU: one thread per kernel while several blocks are trained side by side."""
+    return threads_in_kernels(device, 1)

@@ -4,10 +4,11 @@ What all references share (frozen weights) is held once; what each of them train
 trains the stack in one go. A stack of one takes torch's plain path.
 """
 
-import copy
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import groupby
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -18,16 +19,16 @@ from privacy_gate.candidate import DpSgd, Recipe, View
 from privacy_gate.compute.backbone import Tensors
 from privacy_gate.compute.course import Course
 from privacy_gate.compute.embed import seen
-from privacy_gate.compute.machine import Machine, single_threaded_kernels
-from privacy_gate.compute.network_stack import NetworkStack, TrainedNetwork
+from privacy_gate.compute.machine import Machine, threads_in_kernels
+from privacy_gate.compute.network_stack import NetworkStack, TrainedNetwork, alike, layout, stack_size
 from privacy_gate.compute.optimizers import stepper
 from privacy_gate.compute.parts import network
 from privacy_gate.compute.private import private_batches
 from privacy_gate.compute.subsets import Subset, shown
 from privacy_gate.progress import Progress, silent
 
-GPU_BLOCK = 16
-"""References stacked on a GPU to begin with; halved until they fit."""
+Kept = TypeVar("Kept")
+"""What is kept of a trained network."""
 
 
 class Images:
@@ -55,49 +56,78 @@ def train_networks(
     recipe: Recipe,
     subsets: Sequence[Subset],
     machine: Machine,
+    keep: Callable[[TrainedNetwork], Kept],
     *,
     dtype: torch.dtype = torch.float32,
     progress: Progress = silent,
-) -> Generator[TrainedNetwork, None, None]:
-    """Trains one network per subset, as the recipe says; yields them block by block.
+) -> Generator[Kept, None, None]:
+    """Trains one network per subset, as the recipe says; yields what `keep` makes of each, as soon as it is there.
 
-    label (N,); subsets: rows of each reference. A network equals the one a plain loop of torch trains on the same
-    batches, up to rounding, whatever its block. On a CPU every thread trains references of its own, one
-    at a time: a convolution fills a core by itself. A GPU takes `machine.block` at once, or as many as
-    fit: a block that does not is halved and tried again.
+    label (N,); subsets: rows of each reference; keep is called by the thread that trained. A network equals the one a
+    plain loop of torch trains on the same batches, up to rounding, whatever its block. On a CPU every thread trains
+    references of its own, one at a time: a convolution fills a core by itself. Where references are fewer, kernels
+    share the threads that are left. A GPU takes `machine.block` at once, or as many as suit it: a block that does not
+    fit is halved and tried again, and none after it is larger. No more than one block beside those in training waits
+    to be taken: what an interrupt can lose.
     """
     device = machine.torch_device()
     model = network(recipe).to(device, dtype)
+    block = _block_size(model, recipe, images, machine)
+    blocks = _blocks(subsets, block)
     course = Course(len(subsets), recipe.epochs, progress)
-    block = machine.block or (GPU_BLOCK if device.type == "cuda" else 1)
-    work = _Work(model, images, torch.as_tensor(label, device=device), recipe, device, dtype, course)
-    threads = machine.cpu_threads() if device.type == "cpu" else 1
-    with single_threaded_kernels(device), ThreadPoolExecutor(threads) as workers:
-        running = [workers.submit(work.train, part) for part in _blocks(subsets, block)]
+    work = _Work(model, images, torch.as_tensor(label, device=device), recipe, block, course, keep)
+    cores = machine.cpu_threads() if device.type == "cpu" else 1
+    threads = max(1, min(cores, len(blocks)))
+    with threads_in_kernels(device, cores // threads), ThreadPoolExecutor(threads) as workers:
+        running: set[Future[list[Kept]]] = set()
         try:
-            yield from _finished(running)
+            yield from _as_done(workers, work.train, deque(blocks), running, threads + 1)
         finally:
             course.abandon()
             for future in running:
                 future.cancel()
 
 
-def _finished(running: list[Future[list[TrainedNetwork]]]) -> Iterator[TrainedNetwork]:
-    while running:
-        yield from running.pop(0).result()
+def _as_done(
+    workers: ThreadPoolExecutor,
+    train: Callable[[list[Subset]], list[Kept]],
+    blocks: deque[list[Subset]],
+    running: set[Future[list[Kept]]],
+    most: int,
+) -> Iterator[Kept]:
+    """Whatever is done first comes first; at most `most` blocks are in training or wait to be taken."""
+    while blocks or running:
+        while blocks and len(running) < most:
+            running.add(workers.submit(train, blocks.popleft()))
+        done, _ = wait(running, return_when=FIRST_COMPLETED)
+        first = min(done, key=_failed)  # what is there is taken before another block's failure ends all
+        running.remove(first)
+        yield from first.result()
+
+
+def _failed(future: Future[list[Kept]]) -> bool:
+    return future.exception() is not None
+
+
+def _block_size(model: torch.nn.Module, recipe: Recipe, images: Images, machine: Machine) -> int:
+    """References that are stacked to begin with."""
+    device = machine.torch_device()
+    if machine.block or device.type != "cuda":
+        return machine.block or 1
+    return stack_size(model, recipe, images.pixels.shape[-1], torch.cuda.mem_get_info(device)[0])
 
 
 def _blocks(subsets: Sequence[Subset], size: int) -> list[list[Subset]]:
     """Blocks of references that are trained on equally many rows, so that no batch needs filling."""
     ordered = sorted(subsets, key=lambda subset: (len(subset[1]), subset[0]))
     blocks = []
-    for _, alike in groupby(ordered, key=lambda subset: len(subset[1])):
-        group = list(alike)
+    for _, same in groupby(ordered, key=lambda subset: len(subset[1])):
+        group = list(same)
         blocks += [group[first : first + size] for first in range(0, len(group), size)]
     return blocks
 
 
-class _Work:
+class _Work(Generic[Kept]):
     """What all blocks share."""
 
     def __init__(
@@ -106,28 +136,40 @@ class _Work:
         images: Images,
         label: torch.Tensor,
         recipe: Recipe,
-        device: torch.device,
-        dtype: torch.dtype,
+        most: int,
         course: Course,
+        keep: Callable[[TrainedNetwork], Kept],
     ) -> None:
         self._model, self._images, self._label, self._recipe = model, images, label, recipe
-        self._device, self._dtype, self._course = device, dtype, course
+        self._most, self._course, self._keep = most, course, keep
+        first = next(model.parameters())
+        self._device, self._dtype = first.device, first.dtype
 
-    def train(self, block: list[Subset]) -> list[TrainedNetwork]:
-        """Trains the block; halves it where the device's memory is too small for all at once."""
+    def train(self, block: list[Subset]) -> list[Kept]:
+        """Trains the block, in parts where the device's memory is too small for all at once."""
+        found: list[Kept] = []
+        while block:
+            part = block[: self._most]
+            if trained := self._fitting(part):
+                found += [self._keep(one) for one in trained]
+                block = block[len(part) :]
+            else:
+                torch.cuda.empty_cache()
+        return found
+
+    def _fitting(self, part: list[Subset]) -> list[TrainedNetwork]:
+        """The part's networks; none where memory is too small, and then no later part is as large."""
         try:
-            return self._train(block)
-        except torch.cuda.OutOfMemoryError:
-            if len(block) == 1:
+            return self._train(part)
+        except torch.OutOfMemoryError:
+            if len(part) == 1:
                 raise
-        torch.cuda.empty_cache()
-        half = len(block) // 2
-        return [*self.train(block[:half]), *self.train(block[half:])]
+            self._most = min(self._most, len(part) // 2)
+            return []
 
     def _train(self, block: list[Subset]) -> list[TrainedNetwork]:
         recipe = self._recipe
-        # functional_call puts tensors into the module for a while: threads must not share it.
-        stack = NetworkStack(copy.deepcopy(self._model), recipe, [index for index, _ in block])
+        stack = NetworkStack(self._model, recipe, [index for index, _ in block])
         step = stepper(stack.parameters, stack.gradient, recipe.optimizer)
         for epoch in range(recipe.epochs):
             lr = recipe.optimizer.lr * recipe.schedule.factor(epoch, recipe.epochs)
@@ -165,15 +207,15 @@ class _Work:
 def network_logits(
     model: torch.nn.Module, tensors: Tensors, images: Images, machine: Machine, view: int = 0
 ) -> NDArray[np.float32]:
-    """Logits (N, C) of the network with these tensors on every image in one view; the model's mode is left at eval."""
+    """Logits (N, C) of the network with these tensors on every image in one view; threads may share `model`."""
     device = machine.torch_device()
     first = next(model.parameters())
     inside = {name: tensor.to(first.device) for name, tensor in tensors.items()}
-    model.eval()
+    own, form = alike(model).eval(), layout(model, device)
     parts, size = [], machine.images(images.pixels.shape[-1])
     with torch.inference_mode():
         for begin in range(0, len(images), size):
             rows = np.arange(begin, min(begin + size, len(images)))
-            x = images.take(rows + view * len(images), device, first.dtype)
-            parts.append(functional_call(model, inside, x).float().cpu())
+            x = images.take(rows + view * len(images), device, first.dtype).contiguous(memory_format=form)
+            parts.append(functional_call(own, inside, x).float().cpu())
     return np.asarray(torch.cat(parts).numpy())

@@ -24,6 +24,8 @@ from privacy_gate.dataset import AuditData, Split
 from privacy_gate.job import TrainReference
 
 Rows = dict[int, NDArray[np.bool_]]
+Answers = tuple[int, list[NDArray[np.float32]]]
+"""A network's index, and its logits (N, C) in each view."""
 
 
 def run_references(jobs: Sequence[TrainReference], work: Work) -> None:
@@ -91,17 +93,21 @@ def _judge(head: TrainedHead, features: torch.Tensor, work: Work) -> dict[str, N
 def _networks(recipe: Recipe, jobs: Sequence[TrainReference], work: Work) -> None:
     data, machine = work.inputs.data, work.machine
     images, judge = work.images(recipe), network(recipe).to(machine.torch_device())
+
+    def answer(found: TrainedNetwork) -> Answers:
+        views = range(len(recipe.views))
+        return found.index, [network_logits(judge, found.tensors, images, machine, view) for view in views]
+
     for by_index, rows in _pools(jobs, data):
         subsets = [(index, np.flatnonzero(chosen)) for index, chosen in rows.items()]
-        networks: Iterator[TrainedNetwork]
+        answers: Iterator[Answers]
         if recipe.federation is None:
-            networks = train_networks(images, data.label, recipe, subsets, machine, progress=work.progress)
+            answers = train_networks(images, data.label, recipe, subsets, machine, answer, progress=work.progress)
         else:
-            networks = federated_networks(recipe, subsets, work)
-        for found in networks:
-            logits = [network_logits(judge, found.tensors, images, machine, view) for view in range(len(recipe.views))]
-            arrays = {**judged(logits, data.label), **_drawn(recipe, found.index, rows[found.index])}
-            work.results.put(by_index[found.index], arrays if found.index else {**arrays, "logits": logits[0]})
+            answers = map(answer, federated_networks(recipe, subsets, work))
+        for index, logits in answers:
+            arrays = {**judged(logits, data.label), **_drawn(recipe, index, rows[index])}
+            work.results.put(by_index[index], arrays if index else {**arrays, "logits": logits[0]})
 
 
 def _by_command(recipe: CommandRecipe, jobs: Sequence[TrainReference], work: Work) -> None:

@@ -96,7 +96,7 @@ def networks(machine: Machine, folder: Path) -> tuple[Callable[[], int], Callabl
     images, subsets = Images(pixels, recipe.views), halves(2, 64)
 
     def ours() -> int:
-        return len(list(train_networks(images, label, recipe, subsets, machine)))
+        return len(list(train_networks(images, label, recipe, subsets, machine, lambda found: found.index)))
 
     def theirs() -> int:
         fresh = timm.create_model("test_vit", num_classes=10)

@@ -49,8 +49,12 @@ def make(weights: dict[str, Path], name: str, adaptation: str, **changes: Any) -
 def trained(recipe: Recipe, block: int) -> dict[int, TrainedNetwork]:
     images, label = problem(recipe)
     machine = Machine(device="cpu", threads=1, block=block)
-    found = train_networks(images, label, recipe, SUBSETS, machine, dtype=torch.float64)
+    found = train_networks(images, label, recipe, SUBSETS, machine, itself, dtype=torch.float64)
     return {each.index: each for each in found}
+
+
+def itself(network: TrainedNetwork) -> TrainedNetwork:
+    return network
 
 
 def problem(recipe: Recipe) -> tuple[Images, np.ndarray]:
