@@ -206,6 +206,10 @@ class DpSgd(Record):
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
 
 
+Precision = Literal["float32", "bfloat16"]
+"""How a network is trained: in float32, or under torch.autocast to bfloat16, its weights kept in float32."""
+
+
 class Recipe(Record):
     """How the candidate was made; its references are made the same way."""
 
@@ -223,6 +227,7 @@ class Recipe(Record):
     augmentation: Augmentation | None = None
     federation: Federation | None = None
     privacy: DpSgd | None = None
+    precision: Precision = "float32"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
     @model_validator(mode="after")
@@ -239,6 +244,8 @@ class Recipe(Record):
             raise ValueError("adaptation lora and its settings go together: lora: {rank: 8, targets: [attention]}")
         if self.privacy is not None and self.federation is not None and self.adaptation != "command":
             raise ValueError("privacy is not simulated in a federation: use adaptation command")
+        if self.precision != "float32" and (self.privacy is not None or not self.trains_network):
+            raise ValueError("precision bfloat16 is of networks trained without privacy: remove it")
         if self.federation is not None:
             self._refuse_what_clients_do_not()
         if self.augmentation and (self.input is None or self.augmentation.shift >= self.input.size):

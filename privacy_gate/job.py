@@ -118,7 +118,7 @@ def federate(
 
 def screening(recipe: Recipe) -> Recipe:
     """The same federation of heads on the frozen backbone: cheap enough to try every attack and rule on."""
-    return recipe.model_copy(update={"adaptation": "head", "lora": None, "seed": 0})
+    return recipe.model_copy(update={"adaptation": "head", "lora": None, "precision": "float32", "seed": 0})
 
 
 @dataclass(frozen=True)
@@ -343,6 +343,8 @@ def describe(job: Job) -> dict[str, Any]:
         del fields["view"]["trigger"]  # views had none when FORMAT was set
     if fields.get("stress", fields) is None:
         del fields["stress"]  # likewise
+    if fields.get("recipe", {}).get("precision") == "float32":
+        del fields["recipe"]["precision"]  # likewise
     if "trainer" in fields.get("recipe", {}):
         del fields["recipe"]["table"], fields["recipe"]["trainer"]["timeout_s"]
     return fields

@@ -136,6 +136,7 @@ def _as_head(recipe: Recipe) -> Recipe:
         "augmentation": None,
         "federation": None,
         "privacy": None,
+        "precision": "float32",
     }
     return Recipe(**{name: getattr(recipe, name) for name in Recipe.model_fields} | plain)
 

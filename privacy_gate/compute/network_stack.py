@@ -85,7 +85,7 @@ class NetworkStack:
         self.parameters = torch.stack(flat)
         self.gradient = torch.zeros_like(self.parameters)
         self._buffers = {name: torch.stack([tensors[name] for tensors in starts]) for name in buffers}
-        self._smoothing = recipe.label_smoothing
+        self._smoothing, self._half = recipe.label_smoothing, recipe.precision == "bfloat16"
         self._layout = layout(model, self.parameters.device)
         for parameter in model.parameters():
             parameter.requires_grad = False
@@ -151,8 +151,10 @@ class NetworkStack:
         return torch.cat(found, dim=2)
 
     def _loss(self, parameters: Tensors, buffers: Tensors, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        logits = functional_call(self._model, {**parameters, **buffers}, x)
-        return cross_entropy(logits, y, label_smoothing=self._smoothing)
+        # The cache of autocast would keep one reference's cut weights for the next.
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self._half, cache_enabled=False):
+            logits = functional_call(self._model, {**parameters, **buffers}, x)
+        return cross_entropy(logits.to(x.dtype), y, label_smoothing=self._smoothing)
 
     def _split(self, flat: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
         """Views of (M, P), each (M, *shape), by name."""

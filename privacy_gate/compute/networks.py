@@ -112,6 +112,8 @@ def _failed(future: Future[list[Kept]]) -> bool:
 def _block_size(model: torch.nn.Module, recipe: Recipe, images: Images, machine: Machine) -> int:
     """References that are stacked to begin with."""
     device = machine.torch_device()
+    if recipe.precision != "float32":
+        return 1  # vmap has no batch norm of bfloat16 images with float32 statistics
     if machine.block or device.type != "cuda":
         return machine.block or 1
     return stack_size(model, recipe, images.pixels.shape[-1], torch.cuda.mem_get_info(device)[0])

@@ -85,6 +85,7 @@ def recipe_facts(report: Report) -> list[tuple[str, str]]:
         ("Schedule", _settings(recipe.schedule)),
         ("Training", f"{recipe.epochs:,} epochs, batches of {recipe.batch_size:,}, seed {recipe.seed}"),
         *([("DP-SGD", _settings(recipe.privacy))] if recipe.privacy else []),
+        *([("Precision", recipe.precision)] if recipe.precision != "float32" else []),
         ("Label smoothing", f"{recipe.label_smoothing:g}"),
         ("Views", f"{len(recipe.views)}" + (f": {_settings(recipe.augmentation)}" if recipe.augmentation else "")),
     ]

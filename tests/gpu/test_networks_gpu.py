@@ -73,3 +73,11 @@ def test_a_gpu_trains_what_a_cpu_does(adaptation: str, block: int | None, tmp_pa
     expected = trained(recipe, CPU, torch.float64)
     found = trained(recipe, Machine(device="cuda", block=block), torch.float64)
     assert furthest(expected, found) < 1e-6
+
+
+def test_a_gpu_trains_in_bfloat16_what_a_cpu_does_so(tmp_path: Path) -> None:
+    recipe = make(tmp_path, "film", precision="bfloat16")
+    found = trained(recipe, Machine(device="cuda"), torch.float32)
+    # A tenth of how far training moves them.
+    assert furthest(trained(recipe, CPU, torch.float32), found) < 5e-4
+    assert furthest(trained(make(tmp_path, "film"), CPU, torch.float32), found) < 5e-4
