@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,6 +29,8 @@ from privacy_gate.compute.embed import decode, embed, transform_of
 from privacy_gate.compute.machine import Machine
 from privacy_gate.dataset import AuditData, Split
 from privacy_gate.job import embed_jobs
+
+GATE = "gate, files to features"
 
 
 def rate(work: Callable[[], object], images: int) -> float:
@@ -59,13 +62,23 @@ def main() -> None:
     torch.manual_seed(0)
     model: Any = backbones.timm.create_model(arguments.model, num_classes=0).eval().to(arguments.device)
     shape = Input(size=arguments.size, mean=(0.5,) * 3, std=(0.5,) * 3)
-    transform = transform_of(shape)
+    with tempfile.TemporaryDirectory() as folder:
+        contenders = bare(model, payloads, shape, arguments.device)
+        contenders[GATE] = gate(model, payloads, shape, arguments, Path(folder))
+        turns = [
+            {name: rate(work, arguments.images) for name, work in contenders.items()} for _ in range(arguments.turns)
+        ]
+    report(arguments, turns)
+
+
+def bare(model: Any, payloads: list[bytes], shape: Input, device: str) -> dict[str, Callable[[], object]]:
+    """timm alone on decoded pixels: with all threads inside one product, and with a thread for each batch."""
+    transform, threads = transform_of(shape), torch.get_num_threads()
     pixels = torch.stack([decode(payload, transform) for payload in payloads])
-    threads = torch.get_num_threads()
 
     def forward(batch: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode():
-            out: torch.Tensor = model(batch.to(arguments.device, memory_format=torch.channels_last)).cpu()
+            out: torch.Tensor = model(batch.to(device, memory_format=torch.channels_last)).cpu()
         return out
 
     def whole(size: int) -> None:
@@ -80,33 +93,33 @@ def main() -> None:
         finally:
             torch.set_num_threads(threads)
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "weights.safetensors"
-        save_file({name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}, path)
-        public = PublicWeights(uri=str(path), sha256=hashlib.sha256(path.read_bytes()).hexdigest())
-        kept = Backbone(name=arguments.model, weights=public)
-        rows = arguments.images
-        split = np.full(rows, Split.HOLDOUT, dtype=np.int8)
-        ids = np.array([str(row) for row in range(rows)])
-        data = AuditData(ids, np.zeros(rows, dtype=np.int64), split, "d" * 64, image=payloads.__getitem__)
-        jobs = embed_jobs(kept, shape, data.digest, rows)
-        machine = Machine(device=arguments.device)
-        turns = []
-        for _ in range(arguments.turns):
-            found = {
-                f"timm, {how.__name__.replace('_', ' ')}, batch {size}": rate(lambda h=how, s=size: h(s), rows)  # type: ignore[misc]
-                for how in (whole, side_by_side)
-                for size in (4, 8, 32)
-            }
-            found["gate, files to features"] = rate(lambda: list(embed(jobs, data, machine)), rows)
-            turns.append(found)
-    print(f"{platform.processor() or platform.machine()}, {threads} threads; torch {torch.__version__}")
-    batch = machine.images(arguments.size)
-    print(f"{arguments.model} at {arguments.size} px, {rows} JPEGs of 256 px, batch of the gate {batch}\n")
+    return {
+        f"timm, {how.__name__.replace('_', ' ')}, batch {size}": partial(how, size)
+        for how in (whole, side_by_side)
+        for size in (4, 8, 32)
+    }
+
+
+def gate(
+    model: Any, payloads: list[bytes], shape: Input, arguments: argparse.Namespace, folder: Path
+) -> Callable[[], object]:
+    """Encoded images in, features and content hashes out, with the same weights."""
+    path, rows = folder / "weights.safetensors", len(payloads)
+    save_file({name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}, path)
+    public = PublicWeights(uri=str(path), sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    split, ids = np.full(rows, Split.HOLDOUT, dtype=np.int8), np.array([str(row) for row in range(rows)])
+    data = AuditData(ids, np.zeros(rows, dtype=np.int64), split, "d" * 64, image=payloads.__getitem__)
+    jobs = embed_jobs(Backbone(name=arguments.model, weights=public), shape, data.digest, rows)
+    return lambda: list(embed(jobs, data, Machine(device=arguments.device)))
+
+
+def report(arguments: argparse.Namespace, turns: list[dict[str, float]]) -> None:
+    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads; torch {torch.__version__}")
+    batch = Machine(device=arguments.device).images(arguments.size)
+    print(f"{arguments.model} at {arguments.size} px, {arguments.images} JPEGs of 256 px, batch of the gate {batch}\n")
     for name in turns[0]:
         print(f"{name:40}{median(found[name] for found in turns):10.1f} images/s")
-    ratio = median(found["gate, files to features"] / max(v for k, v in found.items() if k != "gate, files to features")
-                   for found in turns)  # fmt: skip
+    ratio = median(found[GATE] / max(value for name, value in found.items() if name != GATE) for found in turns)
     print(f"\nthe gate against the best of timm: {ratio:.2f}")
 
 
