@@ -67,8 +67,8 @@ def train_networks(
     plain loop of torch trains on the same batches, up to rounding, whatever its block. On a CPU every thread trains
     references of its own, one at a time: a convolution fills a core by itself. Where references are fewer, kernels
     share the threads that are left. A GPU takes `machine.block` at once, or as many as suit it: a block that does not
-    fit is halved and tried again, and none after it is larger. No more than one block beside those in training waits
-    to be taken: what an interrupt can lose.
+    fit is halved and tried again, and none after it is larger. At most one block more than there are threads is in
+    training or waits to be taken: what an interrupt can lose.
     """
     device = machine.torch_device()
     model = network(recipe).to(device, dtype)
