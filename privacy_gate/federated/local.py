@@ -4,6 +4,7 @@ Axis letters of a block, besides those of evidence.py: G federations (same data)
 adversaries), K clients that take part, S local steps, B rows of a batch, E = D + 1 (a bias of ones).
 """
 
+import itertools
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -11,7 +12,7 @@ import torch
 
 from privacy_gate.federated.cells import Training
 
-STEP_BYTES = 1 << 21
+STEP_BYTES = 1 << 20
 """What logits and heads of the clients trained at once may take on a CPU: little enough to stay in its caches."""
 
 
@@ -28,9 +29,10 @@ class Batches:
     label: torch.Tensor
     weight: torch.Tensor
 
-    def of(self, clients: slice) -> Self:
-        """Those of some of the clients."""
-        return replace(self, rows=self.rows[:, clients], label=self.label[:, clients], weight=self.weight[:, clients])
+    def at(self, groups: slice, clients: slice) -> Self:
+        """Those of some of the clients of some of the federations."""
+        chosen = groups, clients
+        return replace(self, rows=self.rows[chosen], label=self.label[chosen], weight=self.weight[chosen])
 
 
 def local_updates(
@@ -45,28 +47,30 @@ def local_updates(
     start = heads.permute(1, 2, 0, 3).reshape(groups, classes * cells, width)
     updates = heads.new_empty(cells, groups, clients, classes, width)
     loss = heads.new_empty(cells, groups, clients) if losses else None
-    each = heads.numel() // width * (width + size) * heads.element_size()
-    some = max(1, STEP_BYTES // each) if heads.device.type == "cpu" else clients
-    for first in range(0, clients, some):
-        part = slice(first, first + some)
-        moved, surprise = _train(table, start, cells, batches.of(part), training)
-        updates[:, :, part] = moved.permute(3, 0, 1, 2, 4)
-        if loss is not None:
-            loss[:, :, part] = surprise.permute(2, 0, 1)
+    some, few = groups, clients
+    if heads.device.type == "cpu":
+        each = classes * cells * (width + size) * heads.element_size()
+        some, few = max(1, STEP_BYTES // max(1, each * clients)), max(1, STEP_BYTES // each)
+    for first, begin in itertools.product(range(0, groups, some), range(0, clients, few)):
+        part = slice(first, first + some), slice(begin, begin + few)
+        moved, surprise = _train(table, start[part[0]], cells, batches.at(*part), training, losses)
+        updates[:, *part] = moved.permute(3, 0, 1, 2, 4)
+        if loss is not None and surprise is not None:
+            loss[:, *part] = surprise.permute(2, 0, 1)
     return updates.flatten(3), loss
 
 
 def _train(
-    table: torch.Tensor, start: torch.Tensor, cells: int, batches: Batches, training: Training
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Updates (G, K, C, A, E) from heads (G, C A, E), and losses (G, K, A) of the first batches."""
+    table: torch.Tensor, start: torch.Tensor, cells: int, batches: Batches, training: Training, losses: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Updates (G, K, C, A, E) from heads (G, C A, E), and where asked for the losses (G, K, A) of the first batches."""
     groups, clients, steps, size = batches.rows.shape
     width = start.shape[-1]
     classes = start.shape[1] // cells
     origin = start.unsqueeze(1).expand(-1, clients, -1, -1)
-    local, loss = origin, start.new_zeros(0)
+    local, loss = origin, None
     for index in range(steps):
-        x = table[batches.rows[:, :, index].reshape(-1)].view(groups * clients, size, width)
+        x = table.index_select(0, batches.rows[:, :, index].reshape(-1)).view(groups * clients, size, width)
         # The first step starts from the same head at every client: one product for all of them.
         logits = (
             torch.bmm(x.view(groups, clients * size, width), start.transpose(1, 2))
@@ -79,7 +83,7 @@ def _train(
         right = error.view(-1, cells)
         true = truth + classes * torch.arange(len(truth), device=truth.device)
         p = right[true]
-        if index == 0:
+        if losses and index == 0:
             surprise = -p.clamp(min=torch.finfo(p.dtype).tiny).log() * weight
             loss = surprise.view(groups, clients, size, cells).sum(2)
         right[true] = p - 1

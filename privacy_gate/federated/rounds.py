@@ -40,6 +40,7 @@ class Federation:
             name: self._places([(cell.rule, cell.told) for cell in self._cells if cell.adversary == name])
             for name in self._adversaries
         }
+        self._source = torch.arange(len(self._cells), device=learner.device) % len(block.sources)
         self._servers = self._places([cell.server for cell in self._cells])
         self._states = {server: server.start(self.models[places]) for server, places in self._servers.items()}
         named = {step.name for rule, _ in self._rules for step in (*rule.before, rule.aggregator)}
@@ -85,7 +86,7 @@ class Federation:
             if clients.stop == 0:
                 continue
             start = models.view(-1, len(self._block.sources), models.shape[1])
-            found.append(self._learner.updates(start, batches.of(clients), training, self._losses))
+            found.append(self._learner.updates(start, batches.at(slice(None), clients), training, self._losses))
         updates = torch.cat([update for update, _ in found], 2) if late else found[0][0]
         losses = torch.cat([loss for _, loss in found if loss is not None], 2) if self._losses else None
         return updates.flatten(0, 1), None if losses is None else losses.flatten(0, 1)
@@ -171,12 +172,15 @@ class Federation:
         known: Known,
     ) -> Scene:
         some = known.at(places)
-        noise = self._each(self._noise(updates.shape[-1]))[places] if attack.noise else None
+        noise = self._noise(updates.shape[-1])[self._source[places]] if attack.noise else None
         loyal = updates[:, :honest]
 
         def respond(sent: torch.Tensor) -> torch.Tensor:
-            others = loyal.unsqueeze(1).expand(-1, sent.shape[1], -1, -1)
-            return _aggregate(self._searched[name], torch.cat([others, sent], 2), some.for_each())
+            found, each = sent.new_empty(*sent.shape[:2], sent.shape[-1]), some.for_each()
+            for (rule, told), mine in self._searched[name].items():
+                others = loyal[mine].unsqueeze(1).expand(-1, sent.shape[1], -1, -1)
+                found[mine] = rule(torch.cat([others, sent[mine]], 2), told, each.at(mine))
+            return found
 
         return Scene(loyal, self._bad(), updates[:, honest:], some.previous, noise, respond if attack.search else None)
 
