@@ -10,12 +10,13 @@ Nothing of Flower is imported: any strategy of its message API will do (1.21 or 
 
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from privacy_gate.errors import ConfigurationError, UnavailableError
+from privacy_gate.errors import ConfigurationError, GateError
 from privacy_gate.producer import log_round
 from privacy_gate.roundlog import updates_from
 
@@ -49,12 +50,12 @@ def logged(
 ) -> Strategy:
     """Makes a Flower strategy log every training round to its MLflow run, as log_round does; returns the strategy.
 
-    What each client sent is logged as it came, before the strategy joins it. A registry that does not answer costs
-    that round's entry, with a warning, and not the training.
+    What each client sent is logged as it came, before the strategy joins it. Whatever goes wrong with that, in any
+    round, costs the round's entry, with a warning that says why, and never the training: a registry that does not
+    answer, say, a client that sent NaN, or two of one name. The log then has no file for that round.
 
     client_of  the client of a reply, as the audit table names it
     only, run_id, tracking_uri  as in log_round
-    Raises ConfigurationError, in the first round, for what no round can be: two clients of one name, say.
     """
     inner: Any = strategy
     configure, aggregate = inner.configure_train, inner.aggregate_train
@@ -62,37 +63,75 @@ def logged(
 
     def configure_train(server_round: int, arrays: Any, *rest: Any, **named: Any) -> Any:
         sent.clear()
-        sent.update(_arrays(arrays))
+        with _Spared(server_round):
+            sent.update(_arrays(arrays))
         return configure(server_round, arrays, *rest, **named)
 
     def aggregate_train(server_round: int, replies: Iterable[Any]) -> Any:
         replies = list(replies)
-        updates: dict[str, Mapping[str, Any]] = {}
-        examples: dict[str, int] = {}
-        for reply in replies:
-            if reply.has_error():
-                continue
-            client = client_of(reply)
-            if client in updates:
-                raise ConfigurationError(
-                    f"round {server_round}: two replies of the client {client!r}; let each say its own name in a "
-                    'ConfigRecord, {"client": NAME}, or pass client_of='
-                )
-            (local,) = reply.content.array_records.values()
-            updates[client] = updates_from(_arrays(local), sent)
-            for record in reply.content.metric_records.values():
-                if (key := getattr(inner, "weighted_by_key", "num-examples")) in record:
-                    examples[client] = int(record[key])
-        if updates:
-            known = examples if examples.keys() == updates.keys() else None
-            try:
-                log_round(server_round, sent, updates, known, only=only, run_id=run_id, tracking_uri=tracking_uri)
-            except UnavailableError as error:
-                warnings.warn(f"round {server_round} is not logged: {error}", RuntimeWarning, stacklevel=2)
+        answered = [reply for reply in replies if not reply.has_error()]
+        if sent and answered:
+            key = getattr(inner, "weighted_by_key", "num-examples")
+            with _Spared(server_round):
+                updates, examples = _received(answered, sent, client_of, key)
+                log_round(server_round, sent, updates, examples, only=only, run_id=run_id, tracking_uri=tracking_uri)
         return aggregate(server_round, replies)
 
     inner.configure_train, inner.aggregate_train = configure_train, aggregate_train
     return strategy
+
+
+@dataclass(frozen=True)
+class _Spared:
+    """Makes a warning of whatever keeps a round from being logged.
+
+    Not a tuple of exceptions: every artifact store that MLflow may write to has its own, and none may end a training.
+    """
+
+    server_round: int
+
+    def __enter__(self) -> None:
+        """Nothing."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        what = str(error) if isinstance(error, GateError) else f"{type(error).__name__}: {error}"
+        said = what.removeprefix(f"round {self.server_round}: ")
+        warnings.warn(f"round {self.server_round} is not logged: {said}", RuntimeWarning, stacklevel=3)
+        return True
+
+
+def _received(
+    replies: Iterable[Any], sent: Mapping[str, NDArray[Any]], client_of: Callable[[Any], str], key: str
+) -> tuple[dict[str, Mapping[str, Any]], dict[str, int] | None]:
+    """Updates by client, and the examples that each names under `key`; None where not all do.
+
+    Raises ConfigurationError for what no round can be.
+    """
+    updates: dict[str, Mapping[str, Any]] = {}
+    examples: dict[str, int] = {}
+    for reply in replies:
+        client = client_of(reply)
+        if client in updates:
+            raise ConfigurationError(
+                f"two replies of the client {client!r}; let each say its own name in a ConfigRecord, "
+                '{"client": NAME}, or pass client_of='
+            )
+        records = list(reply.content.array_records.values())
+        if len(records) != 1:
+            raise ConfigurationError(f"client {client!r} sent {len(records)} ArrayRecords, expected its model alone")
+        local = _arrays(records[0])
+        for name, tensor in local.items():
+            if name not in sent or tensor.shape != sent[name].shape:
+                raise ConfigurationError(
+                    f"client {client!r} sent {name!r}, which the model has not, or of another shape"
+                )
+        updates[client] = updates_from(local, sent)
+        for record in reply.content.metric_records.values():
+            if key in record:
+                examples[client] = int(record[key])
+    return updates, examples if examples.keys() == updates.keys() else None
 
 
 def _arrays(record: Any) -> dict[str, NDArray[Any]]:

@@ -3,7 +3,9 @@
 A file `round-000012.safetensors` holds the global model before round 12, tensors `global/NAME`, and what each client
 sent, `client/PLACE/NAME`: its own model minus the global one. PLACE counts the clients from 0 in the order of the
 names that the file's metadata list, under the one key `privacy_gate`, as JSON {format, round, clients, examples}.
-Rounds may be left out, and so may tensors: the last layer alone is enough where only a head is judged.
+Rounds may be left out, and so may tensors: the last layer alone is enough where only a head is judged. A round that
+could not be logged, since a client sent NaN or the registry was away, is one that is left out: it has no file, and the
+numbers of the others are as they were.
 
 The files come from the candidate's run, and are as untrusted as its weights.
 """

@@ -3,7 +3,9 @@ Flower pins other versions of shared libraries, so .ci/run builds one and runs t
 
 import importlib.util
 import os
+import re
 import types
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import pytest
 
 from privacy_gate import flower, registry
 from privacy_gate.dataset import Split, read_data
-from privacy_gate.errors import ConfigurationError, UnavailableError
+from privacy_gate.errors import UnavailableError
 from privacy_gate.producer import embedded
 from privacy_gate.roundlog import Round, RoundLog
 
@@ -28,9 +30,16 @@ def arrays(**tensors: np.ndarray) -> Record:
     return Record({name: types.SimpleNamespace(numpy=lambda tensor=tensor: tensor) for name, tensor in tensors.items()})
 
 
-def reply(local: Record, node: int = 1, error: bool = False, says: str | None = None, **metrics: float) -> Any:
+def reply(
+    local: Record,
+    node: int = 1,
+    error: bool = False,
+    says: str | None = None,
+    more: Record | None = None,
+    **metrics: Any,
+) -> Any:
     content = types.SimpleNamespace(
-        array_records={"arrays": local},
+        array_records={"arrays": local} | ({"more": more} if more is not None else {}),
         metric_records={"metrics": Record(metrics)},
         config_records={"config": Record({"client": says})} if says else {},
     )
@@ -90,23 +99,100 @@ def test_a_round_in_which_nobody_answered_is_not_logged(entries: list[tuple[Any,
     assert entries == []
 
 
-def test_two_clients_of_one_name_are_refused(entries: list[tuple[Any, ...]]) -> None:
-    strategy = flower.logged(Strategy(), client_of=lambda reply: "same")
-    strategy.configure_train(1, arrays(w=np.zeros(1)), None, None)
-    with pytest.raises(ConfigurationError, match="two replies of the client 'same'"):
-        strategy.aggregate_train(1, [reply(arrays(w=np.zeros(1)), node) for node in (1, 2)])
+def garbled(**tensors: np.ndarray) -> Record:
+    """Arrays that cannot be read."""
+
+    def numpy() -> np.ndarray:
+        raise RuntimeError("bytes missing")
+
+    return Record({name: types.SimpleNamespace(numpy=numpy) for name in tensors})
+
+
+def nobody(sent: Any) -> str:
+    raise LookupError(f"no such node: {sent.metadata.src_node_id}")
+
+
+ZERO, LONG = np.zeros(2), np.zeros(3)
+SPOILT: dict[str, tuple[list[Any], dict[str, Any], str]] = {
+    "two of one name": ([reply(arrays(w=ZERO), says="a"), reply(arrays(w=ZERO), says="a")], {}, "two replies of the"),
+    "NaN": ([reply(arrays(w=np.array([0.0, np.nan])))], {}, "w holds what are not finite numbers"),
+    "inf": ([reply(arrays(w=np.array([np.inf, 0.0])))], {}, "w holds what are not finite numbers"),
+    "two records": ([reply(arrays(w=ZERO), more=arrays(w=ZERO))], {}, "client '1' sent 2 ArrayRecords"),
+    "unknown tensor": ([reply(arrays(v=ZERO))], {}, "client '1' sent 'v', which the model has not"),
+    "another shape": ([reply(arrays(w=np.zeros((3, 2))))], {}, "or of another shape"),
+    "unlike tensors": ([reply(arrays(w=ZERO)), reply(arrays(w=ZERO, b=LONG), 2)], {}, "sent other tensors"),
+    "no examples": ([reply(arrays(w=ZERO), **{"num-examples": 0})], {}, "each at least 1"),
+    "examples that are no number": ([reply(arrays(w=ZERO), **{"num-examples": [1]})], {}, "TypeError"),
+    "unreadable": ([reply(garbled(w=ZERO))], {}, "RuntimeError: bytes missing"),
+    "no name": ([reply(arrays(w=ZERO))], {"client_of": nobody}, "LookupError: 'no such node: 1'|no such node: 1"),
+    "misspelt tensor": ([reply(arrays(w=ZERO))], {"only": ["weigth"]}, "only names weigth"),
+}
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_a_round_that_cannot_be_logged_is_left_out_with_one_warning_and_training_goes_on(
+    name: str, tracking: str, tmp_path: Path
+) -> None:
+    spoilt, settings, said = SPOILT[name]
+    client = registry.client_of(tracking)
+    run_id = client.create_run(client.get_experiment_by_name("tests").experiment_id).info.run_id
+    strategy = flower.logged(Strategy(), run_id=run_id, tracking_uri=tracking, **settings)
+    start, sound = arrays(w=ZERO, b=LONG), [reply(arrays(w=np.ones(2)))]
+    for turn, replies in enumerate((sound, spoilt, sound), 1):
+        assert strategy.configure_train(turn, start, "config", "grid")[1] is start
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert strategy.aggregate_train(turn, replies) == ("joined", turn)
+        told = [str(one.message) for one in caught if "is not logged" in str(one.message)]
+        assert len(told) == (1 if turn == 2 or settings else 0)
+        if turn == 2:
+            assert re.match(rf"round 2 is not logged: .*({said})", told[0])
+            assert "round 2" not in told[0].removeprefix("round 2")
+    assert strategy.seen == [*sound, *spoilt, *sound]
+    if not settings:
+        folder = Path(client.download_artifacts(run_id, registry.ROUNDS, str(tmp_path)))
+        assert RoundLog.open(folder).indices == (1, 3)
+
+
+def test_a_model_that_cannot_be_read_costs_the_entry_not_the_training(entries: list[tuple[Any, ...]]) -> None:
+    strategy, start = flower.logged(Strategy()), garbled(w=ZERO)
+    with pytest.warns(RuntimeWarning, match="round 1 is not logged: RuntimeError: bytes missing"):
+        assert strategy.configure_train(1, start, "config", "grid") == [1, start, "config", "grid"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # one warning a round is enough
+        assert strategy.aggregate_train(1, [reply(arrays(w=ZERO))]) == ("joined", 1)
     assert entries == []
 
 
-def test_a_registry_that_does_not_answer_costs_the_entry_not_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+class StrangeError(Exception):
+    """As the clients of artifact stores raise: of no family but their own."""
+
+
+@pytest.mark.parametrize(
+    "error", [UnavailableError("the registry is away"), StrangeError("the registry is away")], ids=repr
+)
+def test_a_registry_that_does_not_answer_costs_the_entry_not_the_training(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     def away(*given: Any, **named: Any) -> None:
-        raise UnavailableError("the registry is away")
+        raise error
 
     monkeypatch.setattr(flower, "log_round", away)
     strategy = flower.logged(Strategy())
     strategy.configure_train(2, arrays(w=np.zeros(1)), None, None)
-    with pytest.warns(RuntimeWarning, match="round 2 is not logged: the registry is away"):
+    with pytest.warns(RuntimeWarning, match=r"round 2 is not logged: (StrangeError: )?the registry is away"):
         assert strategy.aggregate_train(2, [reply(arrays(w=np.zeros(1)))]) == ("joined", 2)
+
+
+def test_who_interrupts_the_training_stops_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*given: Any, **named: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(flower, "log_round", interrupted)
+    strategy = flower.logged(Strategy())
+    strategy.configure_train(1, arrays(w=np.zeros(1)), None, None)
+    with pytest.raises(KeyboardInterrupt):
+        strategy.aggregate_train(1, [reply(arrays(w=np.zeros(1)))])
 
 
 def averaged(rounds: list[Round], start: np.ndarray) -> np.ndarray:
@@ -118,8 +204,83 @@ def averaged(rounds: list[Round], start: np.ndarray) -> np.ndarray:
     return start
 
 
+FLOWER = pytest.mark.skipif(not importlib.util.find_spec("flwr"), reason="Flower is not installed; .ci/run installs it")
+N, F = 15, 3
+
+
+def models(seed: int) -> tuple[np.ndarray, list[tuple[list[np.ndarray], int]]]:
+    """Updates (N, 12), and each as Flower has it: layers, and how many examples they were made from."""
+    flat = np.random.default_rng(seed).normal(size=(N, 12))
+    return flat, [([row[:9].reshape(3, 3), row[9:]], 1) for row in flat]
+
+
+def joined(layers: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate([layer.ravel() for layer in layers])
+
+
+@FLOWER
+@pytest.mark.parametrize("seed", range(5))
+def test_rules_are_those_of_the_flower_that_is_installed(seed: int) -> None:
+    import torch
+    from flwr.server.strategy import aggregate as theirs
+
+    from privacy_gate.federated.aggregators import rule
+    from privacy_gate.federated.known import Known
+
+    flat, results = models(seed)
+    counts = np.random.default_rng(seed).integers(1, 50, N)
+    weighted = [(layers, int(count)) for (layers, _), count in zip(results, counts, strict=True)]
+    found = {
+        "mean": theirs.aggregate(weighted),
+        "median": theirs.aggregate_median(results),
+        "trimmed_mean": theirs.aggregate_trimmed_avg(results, (F + 0.5) / N),
+        "krum": theirs.aggregate_krum(results, F, 0),
+        "multi_krum": theirs.aggregate_krum(results, F, N - F),
+        "bulyan": theirs.aggregate_bulyan(list(results), F, theirs.aggregate_krum, to_keep=0),
+    }
+    known = Known(counts=torch.from_numpy(counts))
+    for name, layers in found.items():
+        ours = rule(name)(torch.from_numpy(flat), F, known)
+        np.testing.assert_allclose(ours, joined(layers), rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+@FLOWER
+@pytest.mark.parametrize("q", [0.0, 0.2, 1.0, 5.0])
+def test_q_fedavg_is_that_of_the_flower_that_is_installed(q: float) -> None:
+    """Its sum for losses of each client, and the whole strategy, which gives all clients the global model's loss."""
+    import torch
+    from flwr.common import Code, FitRes, Status, ndarrays_to_parameters, parameters_to_ndarrays
+    from flwr.server.strategy import QFedAvg
+    from flwr.server.strategy.aggregate import aggregate_qffl
+
+    from privacy_gate.federated.aggregators import rule, step
+    from privacy_gate.federated.known import Known
+
+    flat, _ = models(0)
+    rng, rate = np.random.default_rng(1), 0.1
+    start, loss = rng.normal(size=12), rng.random(N) + 0.1
+    ours = rule(step("q_fedavg", {"q": q}))
+
+    def moved(losses: np.ndarray) -> np.ndarray:
+        known = Known(losses=torch.from_numpy(losses), lr=rate)
+        return start + ours(torch.from_numpy(flat), 0, known).numpy()
+
+    deltas = [[f**q * -row / rate] for f, row in zip(loss, flat, strict=True)]
+    below = [q * f ** (q - 1) * ((row / rate) ** 2).sum() + f**q / rate for f, row in zip(loss, flat, strict=True)]
+    (found,) = aggregate_qffl([start], deltas, below)
+    np.testing.assert_allclose(moved(loss), found, rtol=1e-9)
+
+    strategy = QFedAvg(q_param=q, qffl_learning_rate=rate, evaluate_fn=lambda *given: (0.7, {}))
+    strategy.pre_weights = [start[:9].reshape(3, 3), start[9:]]
+    sent = [ndarrays_to_parameters([(start + row)[:9].reshape(3, 3), (start + row)[9:]]) for row in flat]
+    replies: Any = [(None, FitRes(Status(Code.OK, ""), each, 1, {})) for each in sent]
+    parameters, _ = strategy.aggregate_fit(1, replies, [])
+    assert parameters is not None
+    np.testing.assert_allclose(moved(np.full(N, 0.7)), joined(parameters_to_ndarrays(parameters)), rtol=1e-6)
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not importlib.util.find_spec("flwr"), reason="Flower is not installed; .ci/run installs it")
+@FLOWER
 def test_a_real_simulation_leaves_a_log_that_the_gate_reads(scenes: Callable[..., Any], tmp_path: Path) -> None:
     os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
     import mlflow
