@@ -71,6 +71,7 @@ def q_fedavg(updates: torch.Tensor, f: int, known: Known = NOTHING, *, q: float 
     """Clients with a larger loss count for more: Li et al. 2020 (arXiv 1905.10497), with L = 1 / known.lr.
 
     - sum D_k / sum h_k, D_k = F_k^q L (w - w_k), h_k = q F_k^(q-1) |L (w - w_k)|^2 + L F_k^q. q = 0 is the plain mean.
+    The paper's F_k is the loss on all rows of client k; known.losses has that of its first batch before any step.
     """
     refuse_few(updates, f, 1, "q_fedavg")
     loss = required(known.losses, "the clients' losses", "q_fedavg").double().clamp(min=1e-10)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from threading import Lock
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from privacy_gate.federated.adversaries import ADVERSARIES, Adversary
 from privacy_gate.federated.aggregators import Rule
 from privacy_gate.federated.partitions import Partition, Rows
 from privacy_gate.federated.servers import Server
+
+KEPT_BYTES = 256 << 20
+"""What the batches of a study that are kept for its next blocks may take."""
 
 
 @dataclass(frozen=True)
@@ -135,11 +139,15 @@ class Draws:
     The key is (stream, check, seed, client, round), never the place in a batch, so results do not depend on how
     cells are packed. Adversary and rule are not in it: cells that differ only in them see the same rows in the same
     order, and their difference is not blurred by chance.
+
+    Blocks ask for the same batches, round by round, side by side or one block after the other. So batches are kept up
+    to `memory` bytes, and then drawn anew: to drop the oldest would drop each just before the next block wants it.
     """
 
-    def __init__(self, check: str) -> None:
+    def __init__(self, check: str, memory: int = KEPT_BYTES) -> None:
         self._check = int.from_bytes(check.encode())
         self._batches: dict[tuple[int, ...], tuple[Rows, Floats]] = {}
+        self._room, self._lock = memory, Lock()
 
     def generator(self, stream: str, seed: int, *key: int) -> np.random.Generator:
         """The generator of one draw."""
@@ -177,10 +185,15 @@ class Draws:
         1 / rows, and 0 where there is no row.
         """
         key = (size, seed, client, turn, training.batch, training.epochs, training.steps or 0)
-        if key not in self._batches:
-            rng = self.generator("batches", seed, client, turn)
-            self._batches[key] = _cut(rng, size, training)
-        return self._batches[key]
+        if (kept := self._batches.get(key)) is not None:
+            return kept
+        drawn = _cut(self.generator("batches", seed, client, turn), size, training)
+        taken = sum(each.nbytes for each in drawn)
+        with self._lock:
+            if key not in self._batches and taken <= self._room:
+                self._batches[key] = drawn
+                self._room -= taken
+        return drawn
 
 
 def steps_of(training: Training, size: int) -> int:

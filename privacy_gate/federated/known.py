@@ -20,7 +20,7 @@ class Known:
     counts    (..., n)  examples each client claims to have
     previous  (..., d)  what the last round's aggregation gave; None in the first round
     root      (..., d)  the server's own update, from data it trusts
-    losses    (..., n)  each client's loss before its local training, nats
+    losses    (..., n)  each client's loss on the first batch of its local training, before any step, nats
     order     (..., n)  a random permutation of the updates; (n,) serves all cells
     lr        the clients' learning rate
     """

@@ -15,13 +15,14 @@ LOGITS = 8 << 20
 def right(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
     """How far each of T rows is called what it is by each model: logits (T, C, cells), label (T,); (T, cells) float64.
 
-    A tie counts as one who breaks it at random gets it, so a head of zeros is right in 1 of C; logits that are not
-    finite are never right.
+    A tie counts as one who breaks it at random gets it, so a head of zeros is right in 1 of C; a row of which a logit
+    is not finite is never right.
     """
-    top = logits.amax(1)
+    bottom, top = logits.amin(1), logits.amax(1)
     ties = (logits == top.unsqueeze(1)).sum(1)
     true = logits.gather(1, label.view(-1, 1, 1).expand(-1, 1, logits.shape[2])).squeeze(1)
-    return ((true == top) / ties.clamp(min=1)).double()
+    sound = bottom.isfinite() & top.isfinite()  # NaN spreads to both
+    return (((true == top) & sound) / ties.clamp(min=1)).double()
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from privacy_gate.federated.blocks import blocks
 from privacy_gate.federated.cells import Cell, Draws, Training
 from privacy_gate.federated.partitions import Partition, partition
 from privacy_gate.federated.samples import Samples
-from privacy_gate.federated.scores import exam
+from privacy_gate.federated.scores import exam, right
 from privacy_gate.federated.servers import Server
 from privacy_gate.federated.simulator import Outcome, Study, simulate
 
@@ -130,6 +130,24 @@ def test_rule_and_attack_do_not_change_what_honest_clients_see_and_seed_and_chec
     assert not np.array_equal(first, other.batches(SHORT, 50, 0, 3, 2)[0])
 
 
+def test_batches_that_there_is_no_room_for_are_drawn_anew_and_are_the_same() -> None:
+    kept, small, none = (Draws("test", memory) for memory in (1 << 20, 3000, 0))
+    every = [(seed, client, turn) for turn in range(6) for seed in (0, 1) for client in range(8)]
+    for _ in range(2):
+        for key in every:
+            found = [draws.batches(SHORT, 50, *key) for draws in (kept, small, none)]
+            for rows, weight in found[1:]:
+                np.testing.assert_array_equal(rows, found[0][0])
+                np.testing.assert_array_equal(weight, found[0][1])
+    # Each takes 16 rows of 16 bytes. What is asked for again is kept as far as there is room, the first rounds first.
+    again = [
+        [draws.batches(SHORT, 50, *key)[0] is draws.batches(SHORT, 50, *key)[0] for key in every]
+        for draws in (kept, small, none)
+    ]
+    assert [sum(one) for one in again] == [len(every), 3000 // 256, 0]
+    assert again[1] == sorted(again[1], reverse=True)
+
+
 def test_an_epoch_visits_every_row_once_in_batches_whose_weights_sum_to_1() -> None:
     rows, weight = Draws("a").batches(Training(steps=None, epochs=2, batch=16), 50, 0, 0, 0)
     assert rows.shape == weight.shape == (8, 16)
@@ -212,9 +230,20 @@ def test_updates_are_differences_and_are_added() -> None:
     short, long = (replace(SHORT, rounds=rounds, lr=0.02) for rounds in (1, 30))
     one, many = simulate(study(), [Cell(training=short), Cell(training=long)])
     assert np.linalg.norm(many.head) > 10 * np.linalg.norm(one.head)
-    # An attack on weights instead would scale with the model, not with the round's change.
-    flipped = simulate(study(), [Cell(training=short, adversary="sign_flip", f=1, rule=rule("uniform_mean"))])[0]
-    assert np.linalg.norm(flipped.head) < np.linalg.norm(one.head) * 1.2
+
+
+def test_attacks_bend_a_rounds_change_and_not_the_model() -> None:
+    """In the first round weights are their own change; the second tells. At a small rate whole batches give the same
+    update u twice: one of eight that sends -u leaves .75 u a round, so 1.5 u. Weights sent back as -(w + u) would
+    leave .75 u + (7 u - u - 2 * .75 u) / 8, which is 1.3125 u.
+    """
+    whole = replace(SHORT, batch=400, lr=1e-3)
+    cells = [
+        Cell(training=replace(whole, rounds=rounds), adversary="sign_flip", f=1, rule=rule("uniform_mean"))
+        for rounds in (1, 2)
+    ]
+    one, two = simulate(study(), cells)
+    np.testing.assert_allclose(two.head, 2 * one.head, atol=0.01 * np.abs(one.head).max())
 
 
 def test_one_client_with_whole_batches_is_gradient_descent() -> None:
@@ -320,6 +349,15 @@ def test_a_head_of_zeros_is_right_by_chance_and_one_that_is_not_finite_never() -
     heads = torch.zeros(2, 4 * 7, dtype=torch.float64)
     heads[1] = torch.nan
     np.testing.assert_allclose(trial.rates(heads, 4), [[0.25] * 4, [0.0] * 4])
+
+
+@pytest.mark.parametrize("strange", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_row_with_a_logit_that_is_not_finite_is_never_right(strange: float, place: int) -> None:
+    """Neither where it is the true class's, which +inf would make the largest, nor where it is another's."""
+    logits = torch.tensor([[[2.0], [1.0], [0.0]], [[2.0], [1.0], [0.0]]])
+    logits[1, place] = strange
+    assert right(logits, torch.tensor([0, 0])).tolist() == [[1.0], [0.0]]
 
 
 def test_training_leaves_the_samples_the_threads_and_gradients_as_they_were() -> None:
