@@ -1,8 +1,9 @@
 """How a federated candidate was trained: who holds what, how clients train, how the server joins their updates."""
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from privacy_gate.documents import Record
 
@@ -30,11 +31,31 @@ PARAMETERS = {
     "cap": ("mean", "capped_mean"),
     "nu": ("geometric_median",),
     "tau": ("centered_clipping", "norm_clipping"),
+    "iterations": ("centered_clipping", "geometric_median"),
     "q": ("q_fedavg",),
 }
 """Parameters of rules, and which rules have them."""
 
+BEFORE_PARAMETERS = {"tau": ("clip",), "size": ("bucketing",)}
+"""Likewise of what stands before a rule."""
+
+SERVER_PARAMETERS = {"momentum": ("avgm", "adam", "yogi"), "decay": ("adam", "yogi"), "tau": ("adam", "yogi")}
+"""Likewise of server optimisers."""
+
 Share = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+def _refuse_misplaced(name: str, given: Mapping[str, Any], known: Mapping[str, tuple[str, ...]]) -> None:
+    """Raises ValueError where a parameter is given that `name` has not."""
+    for parameter, owners in known.items():
+        if parameter in given and name not in owners:
+            raise ValueError(f"{name} has no parameter {parameter}; that is one of {', '.join(owners)}")
+
+
+def _given(record: Record, known: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters that are set."""
+    return {name: getattr(record, name) for name in known if getattr(record, name) is not None}
 
 
 class Clients(Record):
@@ -62,38 +83,97 @@ class Clients(Record):
         return self
 
 
+class Before(Record):
+    """What is done to updates before a rule, where it has a parameter of its own; else its name will do.
+
+    tau   of clip: the norm that updates are shortened to, in place of the median of their norms
+    size  of bucketing: how many updates are averaged at a time, in place of 2
+    """
+
+    name: BeforeName
+    tau: Positive | None = None
+    size: Annotated[int, Field(ge=2)] | None = None
+
+    @model_validator(mode="after")
+    def _parameters_belong(self) -> Self:
+        _refuse_misplaced(self.name, self.parameters, BEFORE_PARAMETERS)
+        return self
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Those that are set."""
+        return _given(self, BEFORE_PARAMETERS)
+
+
+# The tag, so that an error speaks of what was written alone.
+AnyBefore = Annotated[
+    Annotated[BeforeName, Tag("name")] | Annotated[Before, Tag("settings")],
+    Discriminator(lambda value: "name" if isinstance(value, str) else "settings"),
+]
+
+
 class Aggregator(Record):
     """How the server joins updates: a rule, what is done before it, and how many byzantine clients it is told of.
 
-    cap, nu, tau, q  parameters of the rules that have them: see federated/
+    cap, nu, tau, iterations, q  parameters of the rules that have them: see federated/
     """
 
     name: AggregatorName = "mean"
-    before: tuple[BeforeName, ...] = ()
+    before: tuple[AnyBefore, ...] = ()
     tolerates: Annotated[int, Field(ge=0)] = 0
-    cap: Annotated[float, Field(gt=0)] | None = None
-    nu: Annotated[float, Field(gt=0)] | None = None
-    tau: Annotated[float, Field(gt=0)] | None = None
+    cap: Positive | None = None
+    nu: Positive | None = None
+    tau: Positive | None = None
+    iterations: Annotated[int, Field(ge=1, le=1000)] | None = None
     q: Annotated[float, Field(ge=0)] | None = None
 
     @model_validator(mode="after")
     def _parameters_belong(self) -> Self:
-        for name, rules in PARAMETERS.items():
-            if getattr(self, name) is not None and self.name not in rules:
-                raise ValueError(f"{self.name} has no parameter {name}; that is one of {', '.join(rules)}")
+        _refuse_misplaced(self.name, _given(self, PARAMETERS), PARAMETERS)
         return self
 
+    @model_validator(mode="after")
+    def _buckets_once(self) -> Self:
+        buckets = [name for name, _ in self.steps].count("bucketing")
+        if buckets > 1:
+            raise ValueError("bucketing can stand before a rule once: give it a larger size")
+        if buckets and self.name == "q_fedavg":
+            raise ValueError("q_fedavg needs each client's loss, and a bucket has none: remove bucketing")
+        return self
+
+    @property
+    def steps(self) -> tuple[tuple[str, dict[str, Any]], ...]:
+        """What is done to the updates, in order: by name, with the parameters that are set."""
+        before = [(one, {}) if isinstance(one, str) else (one.name, one.parameters) for one in self.before]
+        return *before, (self.name, _given(self, PARAMETERS))
+
+    @property
+    def is_mean(self) -> bool:
+        """Whether it is a mean of the updates as they come."""
+        return self.name in ("mean", "uniform_mean") and not self.before
+
     def __str__(self) -> str:
-        return " + ".join([*self.before, self.name])
+        return " + ".join(name for name, _ in self.steps)
 
 
 class ServerOptimizer(Record):
-    """What the server does with the joined update: avg adds it; avgm, adam and yogi are Reddi et al. 2021's."""
+    """What the server does with the joined update: avg adds it; avgm, adam and yogi are Reddi et al. 2021's.
+
+    tau  what adam and yogi add to the square root they divide by: 0.001 unless set
+    """
 
     name: Literal["avg", "avgm", "adam", "yogi"] = "avg"
-    lr: Annotated[float, Field(gt=0)] = 1.0
+    lr: Positive = 1.0
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    tau: Positive | None = None
+
+    @model_validator(mode="after")
+    def _parameters_belong(self) -> Self:
+        # A value that is the default's changes nothing, and a recipe that was read and written again holds all of them.
+        changed = [name for name in SERVER_PARAMETERS if getattr(self, name) != type(self).model_fields[name].default]
+        _refuse_misplaced(self.name, dict.fromkeys(changed), SERVER_PARAMETERS)
+        return self
 
 
 class Federation(Record):
@@ -102,7 +182,8 @@ class Federation(Record):
     steps          local steps of a round, in place of the recipe's epochs
     participation  share of the clients that take part in a round
     prox           FedProx's mu (Li et al. 2020)
-    secure_aggregation  the server saw sums alone: robust rules other than clipping could not have been used
+    secure_aggregation  the server saw sums alone: no rule but a mean could have been used, and none but the clients
+                   themselves can have shortened what they sent
     """
 
     clients: Clients = Clients()
@@ -116,8 +197,8 @@ class Federation(Record):
 
     @model_validator(mode="after")
     def _sums_join_by_means(self) -> Self:
-        if self.secure_aggregation and (self.aggregator.name not in ("mean", "uniform_mean") or self.aggregator.before):
+        if self.secure_aggregation and not self.aggregator.is_mean:
             raise ValueError(
-                f"secure aggregation shows the server a sum alone; {self.aggregator.name} needs each client's update"
+                f"secure aggregation shows the server a sum alone; {self.aggregator} needs each client's update"
             )
         return self

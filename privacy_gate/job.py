@@ -345,6 +345,13 @@ def describe(job: Job) -> dict[str, Any]:
         del fields["stress"]  # likewise
     if fields.get("recipe", {}).get("precision") == "float32":
         del fields["recipe"]["precision"]  # likewise
+    if federation := fields.get("recipe", {}).get("federation"):
+        for holder, name in (
+            (federation["aggregator"], "iterations"),
+            (federation["server"], "tau"),
+        ):
+            if holder[name] is None:
+                del holder[name]  # likewise
     if "trainer" in fields.get("recipe", {}):
         del fields["recipe"]["table"], fields["recipe"]["trainer"]["timeout_s"]
     return fields

@@ -8,7 +8,7 @@ from privacy_gate.checks.check import Results
 from privacy_gate.checks.federations import MEAN, Federations
 from privacy_gate.job import Confirm, Federate
 from privacy_gate.metrics.robustness import byzantine_drop
-from privacy_gate.verdict import Measurement
+from privacy_gate.verdict import Measurement, not_measured
 
 BLIND = ("alie", "alie_search", "min_max", "min_sum")
 """Attacks that a convex loss, as a head's is, bears whatever the rule: heads cannot screen them."""
@@ -16,20 +16,28 @@ BLIND = ("alie", "alie_search", "min_max", "min_sum")
 
 @dataclass(frozen=True)
 class Confirmation:
-    """Federations of the recipe as it is, attacked by what is worst for heads and by those that heads are blind to."""
+    """Federations of the recipe as it is, attacked by what is worst for heads and by those that heads are blind to.
+
+    unmet  why they cannot be attacked so; None where they can
+    """
 
     federations: Federations
     attacks: tuple[str, ...]
     byzantine: int
+    unmet: str | None = None
 
     def jobs(self) -> list[Federate | Confirm]:
         """Every training of a network."""
+        if self.unmet:
+            return list(dict.fromkeys([*self._plain(), *self._own()]))
         blind = [job for jobs in self._blind().values() for job in jobs]
         found: list[Federate | Confirm] = [*self._plain(), *self._own(), *self._worst(), *blind]
         return list(dict.fromkeys(found))
 
     def drop(self, results: Results, confidence: float) -> Measurement:
         """byzantine_drop of the recipe's rule."""
+        if self.unmet:
+            return not_measured("byzantine_drop", self.unmet)
         accuracy, study = self.federations.accuracy, self.federations
         attacked = {name: accuracy(jobs, results) for name, jobs in self._blind().items()}
         attacked[self.worst(results)] = np.array([float(results(job)["accuracy"][0]) for job in self._worst()])
@@ -41,6 +49,8 @@ class Confirmation:
 
     def told(self, results: Results) -> str:
         """Which figures are of what."""
+        if self.unmet:
+            return "robustness: robustness_tax is of networks trained as the recipe says; all else is of heads"
         tried = dict.fromkeys([self.worst(results), *self._blind()])
         return (
             f"robustness: byzantine_drop and robustness_tax are of networks trained as the recipe says, under "

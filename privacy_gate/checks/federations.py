@@ -9,6 +9,8 @@ from privacy_gate.checks.check import Results, Subject
 from privacy_gate.dataset import Split
 from privacy_gate.errors import ConfigurationError
 from privacy_gate.evidence import Floats
+from privacy_gate.federated.attendance import Attendance
+from privacy_gate.federated.needs import unmet
 from privacy_gate.federation import Aggregator, Clients, Federation
 from privacy_gate.job import Federate, Stress, federate
 from privacy_gate.metrics.robustness import accuracy_loss
@@ -78,6 +80,18 @@ class Federations:
         how = self.subject.recipe.model_copy(update={"federation": self.federation.model_copy(update=changed)})
         name, byzantine = attack or (None, 0)
         return [federate(how, self.subject.data.digest, name, byzantine, seed, stress) for seed in range(self.seeds)]
+
+    def unmet(
+        self,
+        rule: Aggregator | None = None,
+        attack: tuple[str, int] | None = None,
+        stress: Stress | None = None,
+    ) -> str | None:
+        """Why no federation can be trained so; None where it can. Arguments as of `jobs`, which would ask for them."""
+        aggregator = rule or self.federation.aggregator
+        attendance = Attendance(self.count, self.federation.participation, **dict([stress] if stress else []))
+        root = bool((self.subject.data.split == Split.POPULATION).any())
+        return unmet(aggregator.steps, aggregator.tolerates, attendance, attack, root=root)
 
     def accuracy(self, jobs: list[Federate], results: Results) -> Floats:
         """Holdout accuracy by seed, the mean over the last tenth of the rounds, (S,)."""

@@ -84,7 +84,7 @@ class Robustness(WhereDeclared):
     alpha      of the Dirichlet partition of the study's clients; IID clients hide every weakness
     attacks    by name; the worst of them counts
     seeds      federations of each kind
-    alternatives  tries other rules too, and says which would pass, at what tax
+    alternatives  tries other rules too, those that enough clients take part for, and says which would pass, at what tax
     backdoor   also lets the byzantine plant a trigger; takes another pass of the backbone over the images. A limit on
                federated_backdoor asks for it too
     required   see WhereDeclared
@@ -120,14 +120,16 @@ class Robustness(WhereDeclared):
         return needed_holdout(losses, self.seeds, confidence)
 
     def jobs(self, subject: Subject) -> list[Job]:
-        """Every federation of the study; none for a recipe without federation."""
+        """Every federation of the study; none for a recipe without federation, or whose rule cannot be tried."""
         if subject.recipe.federation is None:
             return []
         study = self._study(subject, subject.recipe.federation)
+        if study.unmet(study.own):
+            return []
         found: list[Job] = [*feature_jobs(subject), *study.clean(MEAN), *self._planting(subject, study)]
         for rule in study.rules():
             found += study.clean(rule)
-            for byzantine in study.numbers(rule):
+            for byzantine in study.tried(rule):
                 found += [job for jobs in study.attacked(rule, byzantine).values() for job in jobs]
         confirmation = self._confirmation(subject, subject.recipe.federation)
         return list(dict.fromkeys([*found, *(confirmation.jobs() if confirmation else [])]))
@@ -143,11 +145,12 @@ class Robustness(WhereDeclared):
         if not subject.recipe.trains_network:
             return None
         federations = Federations(subject, federation, self.clients, self.alpha, self.seeds)
-        return Confirmation(federations, self.attacks, self.byzantine)
+        study = self._study(subject, federation)
+        return Confirmation(federations, self.attacks, self.byzantine, study.unmet(study.own, self.byzantine))
 
     def _planting(self, subject: Subject, study: "Study") -> list[Job]:
         """Features of every image with the trigger, and the federations where it is planted."""
-        if self._no_backdoor(subject):
+        if self._no_backdoor(subject) or study.no_backdoor:
             return []
         recipe, data = subject.recipe, subject.data
         shown = embed_jobs(recipe.backbone, recipe.input, data.digest, data.rows, [PLANTED])
@@ -165,12 +168,15 @@ class Robustness(WhereDeclared):
         """The recipe's rule against the limits; the others as remedies and in the picture."""
         if subject.recipe.federation is None:
             return self.undeclared(dict.fromkeys(get_args(RobustnessMetric), NO_FEDERATION))
+        study = self._study(subject, subject.recipe.federation)
+        if reason := study.unmet(study.own):
+            return CheckResult(measurements=tuple(not_measured(name, reason) for name in get_args(RobustnessMetric)))
         # Figures, picture and remedies ask for the same federations: each is read from the store once.
-        figures = _Figures(self._study(subject, subject.recipe.federation), cache(results), confidence)
-        own, *others = figures.study.rules()
-        drops = {f: figures.drop(own, f) for f in figures.study.numbers(own)}
+        figures = _Figures(study, cache(results), confidence)
+        own, *others = study.rules()
+        drops = {f: figures.drop(own, f) for f in study.numbers(own)}
         table = figures.table([own, *others], {name: limit.max for name, limit in self.limits.items()})
-        drop, tax, notes = drops[self.byzantine], figures.tax(own), [figures.heterogeneity()]
+        drop, tax, notes = drops[self.byzantine], figures.tax(own), [figures.heterogeneity(), *study.left_out()]
         if confirmation := self._confirmation(subject, subject.recipe.federation):
             drop, tax = confirmation.drop(results, confidence), confirmation.tax(results, confidence)
             notes.append(confirmation.told(results))
@@ -179,7 +185,7 @@ class Robustness(WhereDeclared):
                 drop,
                 tax,
                 breakdown_point(drops, figures.study.federations.count, table.drop_limit, confidence),
-                figures.backdoor(self._no_backdoor(subject)),
+                figures.backdoor(self._no_backdoor(subject) or study.no_backdoor),
             ),
             exhibits=(figures.plot([own, *others]), table),
             remedies=tuple(_remedies(table, drop, tax)),
@@ -194,17 +200,46 @@ class Study:
     check: Robustness
     federations: Federations
 
+    @property
+    def own(self) -> Aggregator:
+        """The recipe's rule."""
+        return self.federations.federation.aggregator
+
     def rules(self) -> list[Aggregator]:
-        """The recipe's own, and the alternatives told of those who attack."""
-        own = self.federations.federation.aggregator
+        """The recipe's own, and those alternatives, told of those who attack, that can be tried."""
+        return [self.own, *(rule for rule in self._others() if not self.unmet(rule, self.check.byzantine))]
+
+    def left_out(self) -> list[str]:
+        """A note for each reason why alternatives cannot be tried."""
+        by_reason: dict[str, list[str]] = {}
+        for rule in self._others():
+            if reason := self.unmet(rule) or self.unmet(rule, self.check.byzantine):
+                by_reason.setdefault(reason, []).append(str(rule))
+        return [f"robustness: {', '.join(names)} not tried: {reason}" for reason, names in by_reason.items()]
+
+    def _others(self) -> list[Aggregator]:
         others = ROBUST if self.check.alternatives else ()
-        return [own, *(_told(rule, self.check.byzantine) for rule in others if str(rule) != str(own))]
+        return [_told(rule, self.check.byzantine) for rule in others if str(rule) != str(self.own)]
+
+    def unmet(self, rule: Aggregator, byzantine: int = 0) -> str | None:
+        """Why the rule cannot be tried where so many attack, in each of the attacks; None where it can."""
+        attacks = [(name, byzantine) for name in self.check.attacks] if byzantine else [None]
+        return next(filter(None, (self.federations.unmet(rule, attack) for attack in attacks)), None)
+
+    @property
+    def no_backdoor(self) -> str | None:
+        """Why the byzantine cannot plant one; None where they can."""
+        return self.federations.unmet(None, (BACKDOORS[0], self.check.byzantine))
 
     def numbers(self, rule: Aggregator) -> list[int]:
         """How many clients attack: every minority for the recipe's rule, the policy's number for the others."""
         minorities = range(1, (self.federations.count - 1) // 2 + 1)
-        least = minorities if rule == self.federations.federation.aggregator else ()
+        least = minorities if rule == self.own else ()
         return sorted({*least, self.check.byzantine})
+
+    def tried(self, rule: Aggregator) -> list[int]:
+        """Of these, those where every attack can be tried."""
+        return [byzantine for byzantine in self.numbers(rule) if not self.unmet(rule, byzantine)]
 
     def clean(self, rule: Aggregator) -> list[Federate]:
         """Federations that nobody attacks, by seed."""
@@ -229,6 +264,8 @@ class _Figures:
 
     def drop(self, rule: Aggregator, byzantine: int) -> Measurement:
         """byzantine_drop of the rule."""
+        if reason := self.study.unmet(rule, byzantine):
+            return not_measured("byzantine_drop", reason)
         attacked = {name: self._accuracy(jobs) for name, jobs in self.study.attacked(rule, byzantine).items()}
         clean = self._accuracy(self.study.clean(MEAN))
         return byzantine_drop(clean, attacked, self._rows, self.confidence, blind=self.study.federations.blind)
@@ -253,7 +290,7 @@ class _Figures:
         """Accuracy under the worst attack against the number of byzantine clients, a line for each rule."""
         lines = []
         for rule in rules:
-            numbers = self.study.numbers(rule)
+            numbers = self.study.tried(rule)
             worst = [
                 min(float(self._accuracy(jobs).mean()) for jobs in self.study.attacked(rule, f).values())
                 for f in numbers

@@ -10,9 +10,9 @@ from privacy_gate.checks.check import NO_FEDERATION, Results, Subject, WhereDecl
 from privacy_gate.checks.federations import Federations
 from privacy_gate.checks.references import feature_jobs
 from privacy_gate.federation import Federation
-from privacy_gate.job import Federate, Job
+from privacy_gate.job import Federate, Job, Stress
 from privacy_gate.metrics.robustness import needed_holdout
-from privacy_gate.verdict import CheckResult, Limit
+from privacy_gate.verdict import CheckResult, Limit, not_measured
 
 StressMetric = Literal["heterogeneity_drop", "gone_drop", "absent_drop", "stale_drop"]
 
@@ -55,7 +55,8 @@ class SystemStress(WhereDeclared):
         if federation is None:
             return []
         pairs = self._pairs(self._federations(subject, federation)).values()
-        return [*feature_jobs(subject), *dict.fromkeys(job for pair in pairs for jobs in pair for job in jobs)]
+        jobs = dict.fromkeys(job for pair in pairs for jobs in pair for job in jobs)
+        return [*feature_jobs(subject), *jobs] if jobs else []
 
     def measure(self, subject: Subject, results: Results, confidence: float) -> CheckResult:
         """Each metric paired by seed: the same clients and batches, with the stress and without."""
@@ -63,24 +64,37 @@ class SystemStress(WhereDeclared):
         if federation is None:
             return self.undeclared(dict.fromkeys(get_args(StressMetric), NO_FEDERATION))
         study = self._federations(subject, federation)
-        pairs = self._pairs(study)
-        found = [study.loss(name, calm, stressed, read, confidence) for name, (calm, stressed) in pairs.items()]
-        even, uneven = pairs["heterogeneity_drop"]
+        pairs, reasons = self._pairs(study), self._unmet(study)
+        found = {name: not_measured(name, reason) for name, reason in reasons.items()} | {
+            name: study.loss(name, calm, stressed, read, confidence) for name, (calm, stressed) in pairs.items()
+        }
         notes = [
             f"system_stress, alpha {alpha:g}: {study.heterogeneity(jobs, read)}"
-            for alpha, jobs in ((EVEN, even), (self.uneven, uneven))
+            for alpha, jobs in zip((EVEN, self.uneven), pairs.get("heterogeneity_drop", ()), strict=False)
         ]
-        return CheckResult(measurements=tuple(found), notes=tuple(notes))
+        return CheckResult(measurements=tuple(found[name] for name in get_args(StressMetric)), notes=tuple(notes))
 
     def _federations(self, subject: Subject, federation: Federation) -> Federations:
         return Federations(subject, federation, self.clients, self.alpha, self.seeds)
 
     def _pairs(self, study: Federations) -> dict[StressMetric, tuple[list[Federate], list[Federate]]]:
-        """By metric: federations without the stress, and with it."""
-        calm = study.jobs()
-        return {
+        """By metric that can be measured: federations without the stress, and with it."""
+        calm, reasons = study.jobs(), self._unmet(study)
+        pairs: dict[StressMetric, tuple[list[Federate], list[Federate]]] = {
             "heterogeneity_drop": (study.jobs(alpha=EVEN), study.jobs(alpha=self.uneven)),
-            "gone_drop": (calm, study.jobs(stress=("gone", self.gone))),
-            "absent_drop": (calm, study.jobs(stress=("absent", self.absent))),
-            "stale_drop": (calm, study.jobs(stress=("stale", self.stale))),
+            **{name: (calm, study.jobs(stress=stress)) for name, stress in self._stresses().items()},
+        }
+        return {name: pair for name, pair in pairs.items() if name not in reasons}
+
+    def _unmet(self, study: Federations) -> dict[StressMetric, str]:
+        """By metric that cannot be measured: why the rule cannot be tried."""
+        reasons = {name: study.unmet() or study.unmet(stress=stress) for name, stress in self._stresses().items()}
+        reasons["heterogeneity_drop"] = study.unmet()
+        return {name: reason for name, reason in reasons.items() if reason}
+
+    def _stresses(self) -> dict[StressMetric, Stress]:
+        return {
+            "gone_drop": ("gone", self.gone),
+            "absent_drop": ("absent", self.absent),
+            "stale_drop": ("stale", self.stale),
         }

@@ -20,7 +20,7 @@ from privacy_gate.compute.work import Work
 from privacy_gate.dataset import AuditData, Split
 from privacy_gate.errors import ConfigurationError
 from privacy_gate.federated.adversaries import ADVERSARIES, Backdoor
-from privacy_gate.federated.aggregators import Rule, Step, step
+from privacy_gate.federated.aggregators import Rule, rule, step
 from privacy_gate.federated.cells import Cell, Training
 from privacy_gate.federated.partitions import Partition, Rows, partition
 from privacy_gate.federated.samples import Samples, with_ones
@@ -158,7 +158,7 @@ def cell(recipe: Recipe, train: Samples, seed: int) -> Cell:
         partition=partition_of(federation.clients),
         seed=seed,
         training=_training(recipe, federation, optimizer, train),
-        server=Server(**federation.server.model_dump()),
+        server=Server(**federation.server.model_dump(exclude_none=True)),
     )
 
 
@@ -186,9 +186,7 @@ def _named(train: Samples) -> NDArray[np.str_]:
 
 def rule_of(aggregator: Aggregator) -> Rule:
     """The rule as functions."""
-    given = {name: getattr(aggregator, name) for name in ("cap", "nu", "tau", "q")}
-    last = step(aggregator.name, {name: value for name, value in given.items() if value is not None})
-    return Rule(last, tuple(Step(name) for name in aggregator.before))
+    return rule(*(step(name, parameters) for name, parameters in aggregator.steps))
 
 
 def partition_of(clients: Clients) -> Partition:

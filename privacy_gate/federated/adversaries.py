@@ -15,6 +15,7 @@ from scipy.special import ndtri
 
 from privacy_gate.errors import ConfigurationError
 from privacy_gate.federated.geometry import norms, squared_distances
+from privacy_gate.federated.needs import supporters, unmet_by_attack
 
 IPM_SEARCH = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 """Factors that inner-product manipulation tries."""
@@ -81,10 +82,9 @@ def alie_z(n: int, f: int) -> float:
     >>> round(alie_z(50, 8), 4), alie_z(10, 2)
     (0.18, 0.0)
     """
-    supporters = n // 2 + 1 - f
-    if not 0 < supporters < n - f:
-        raise ConfigurationError(f"alie needs 0 < f <= n / 2, found f = {f} of n = {n} clients")
-    return float(ndtri((n - f - supporters) / (n - f)))
+    if reason := unmet_by_attack("alie", n, f):
+        raise ConfigurationError(reason)
+    return float(ndtri((n - f - supporters(n, f)) / (n - f)))
 
 
 def a_little_is_enough(scene: Scene, *, z: float | None = None) -> torch.Tensor:

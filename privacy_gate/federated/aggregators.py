@@ -32,7 +32,7 @@ def mean(updates: torch.Tensor, f: int, known: Known = NOTHING, *, cap: float | 
     cap: no claim counts for more than so many times the median claim; None: claims are believed. A mean, so one
     byzantine update of any size moves it anywhere.
     """
-    refuse_few(updates, f, 1, "mean")
+    refuse_few(updates, f, "mean")
     if known.counts is None:
         return updates.mean(-2)
     counts = known.counts.double()
@@ -43,7 +43,7 @@ def mean(updates: torch.Tensor, f: int, known: Known = NOTHING, *, cap: float | 
 
 def uniform_mean(updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch.Tensor:
     """Every client counts the same, whatever it claims."""
-    refuse_few(updates, f, 1, "uniform_mean")
+    refuse_few(updates, f, "uniform_mean")
     return updates.mean(-2)
 
 
@@ -57,7 +57,7 @@ def fltrust(updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch.Tens
 
     u_0 is known.root, the server's own update. 0 where no update points its way.
     """
-    refuse_few(updates, f, 1, "fltrust")
+    refuse_few(updates, f, "fltrust")
     root = required(known.root, "the server's own update", "fltrust")
     clean, _ = finite_rows(updates)
     tiny = torch.finfo(torch.float64).tiny
@@ -73,7 +73,7 @@ def q_fedavg(updates: torch.Tensor, f: int, known: Known = NOTHING, *, q: float 
     - sum D_k / sum h_k, D_k = F_k^q L (w - w_k), h_k = q F_k^(q-1) |L (w - w_k)|^2 + L F_k^q. q = 0 is the plain mean.
     The paper's F_k is the loss on all rows of client k; known.losses has that of its first batch before any step.
     """
-    refuse_few(updates, f, 1, "q_fedavg")
+    refuse_few(updates, f, "q_fedavg")
     loss = required(known.losses, "the clients' losses", "q_fedavg").double().clamp(min=1e-10)
     if known.lr is None:
         raise ConfigurationError("q_fedavg needs the clients' learning rate, found none")
@@ -146,6 +146,11 @@ class Rule:
         for step in self.before:
             if step.name not in PREAGGREGATIONS:
                 raise ConfigurationError(f"{step.name} can only come last: put {', '.join(PREAGGREGATIONS)} before it")
+        buckets = [step.name for step in self.before].count("bucketing")
+        if buckets > 1 or (buckets and self.aggregator.name == "q_fedavg"):
+            raise ConfigurationError(
+                f"{self} cannot be: updates are put in buckets once, and a bucket has no loss, as q_fedavg needs"
+            )
 
     def __call__(self, updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch.Tensor:
         """Updates (..., n, d), at most f of them byzantine -> (..., d)."""

@@ -11,6 +11,8 @@ from privacy_gate.errors import ConfigurationError
 from privacy_gate.evidence import Floats
 from privacy_gate.federated.adversaries import ADVERSARIES, Adversary
 from privacy_gate.federated.aggregators import Rule
+from privacy_gate.federated.attendance import Attendance
+from privacy_gate.federated.needs import unmet_by_attack
 from privacy_gate.federated.partitions import Partition, Rows
 from privacy_gate.federated.servers import Server
 
@@ -19,23 +21,16 @@ KEPT_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
-class Training:
+class Training(Attendance):
     """How the clients of a federation train; cells that share it train in one batch.
 
+    rounds, and
     steps   local steps a round, or None: whole epochs over the client's rows, so that large clients take more
     batch   rows of one step, fewer where the client has fewer
     lr      of local stochastic gradient descent; decay: added as decay * weights to each gradient
     prox    FedProx: mu of the pull mu/2 |w - w_global|^2; Li et al. 2020 (arXiv 1812.06127)
-    participation  share of clients that are asked to take part in a round
-    gone    share of clients that never take part, the same ones in every round
-    absent  share of those asked that do not answer, others in each round
-    stale   share of a round's updates that arrive a round late: changes of the model of the round before, made on
-            this round's batches; none in the first round
-
-    Byzantine clients are never gone, absent or late.
     """
 
-    clients: int = 10
     rounds: int = 150
     steps: int | None = 1
     epochs: int = 1
@@ -43,42 +38,14 @@ class Training:
     lr: float = 0.1
     decay: float = 0.0
     prox: float = 0.0
-    participation: float = 1.0
-    gone: float = 0.0
-    absent: float = 0.0
-    stale: float = 0.0
 
     def __post_init__(self) -> None:
-        counts = (self.clients, self.rounds, self.epochs, self.batch, 1 if self.steps is None else self.steps)
-        if min(counts) < 1 or not (self.lr > 0 and self.prox >= 0 and self.decay >= 0 and 0 < self.participation <= 1):
+        super().__post_init__()
+        counts = (self.rounds, self.epochs, self.batch, 1 if self.steps is None else self.steps)
+        if min(counts) < 1 or not (self.lr > 0 and self.prox >= 0 and self.decay >= 0):
             raise ConfigurationError(
-                f"{self} is out of range: expected counts of at least 1, lr > 0, prox and decay >= 0 and "
-                "0 < participation <= 1"
+                f"{self} is out of range: expected counts of at least 1, lr > 0, and prox and decay >= 0"
             )
-        if not all(0 <= share < 1 for share in (self.gone, self.absent, self.stale)):
-            raise ConfigurationError(f"{self} is out of range: expected gone, absent and stale >= 0 and < 1")
-
-    def reachable(self, byzantine: int) -> int:
-        """Clients that are not gone, so many byzantine and at least one honest."""
-        loyal = self.clients - byzantine
-        return self.clients - min(round(self.gone * self.clients), loyal - 1)
-
-    def asked(self, byzantine: int) -> tuple[int, int]:
-        """Honest and byzantine clients asked in a round: the byzantine's share of it rounded up, never everyone."""
-        there = self.reachable(byzantine)
-        most = max(1, round(self.participation * there))
-        bad = min(math.ceil(byzantine * most / there), most - 1)
-        return most - bad, bad
-
-    def participants(self, byzantine: int) -> tuple[int, int]:
-        """Honest and byzantine clients that send an update in a round, at least one honest."""
-        honest, bad = self.asked(byzantine)
-        return max(1, honest - round(self.absent * (honest + bad))), bad
-
-    def late(self, byzantine: int, turn: int) -> int:
-        """Honest updates of round `turn` that are stale."""
-        honest, bad = self.participants(byzantine)
-        return min(honest, round(self.stale * (honest + bad))) if turn else 0
 
     @property
     def last(self) -> int:
@@ -111,6 +78,9 @@ class Cell:
                 f"f is {self.f} of {self.training.clients} clients, expected at least one honest client, and at "
                 "least one byzantine where there is an adversary"
             )
+        honest, bad = self.training.participants(self.byzantine)
+        if self.adversary is not None and (reason := unmet_by_attack(self.adversary, honest + bad, bad)):
+            raise ConfigurationError(reason)
 
     @property
     def byzantine(self) -> int:

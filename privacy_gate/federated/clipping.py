@@ -8,6 +8,7 @@ from privacy_gate.federated.known import NOTHING, Known, refuse_few
 
 def clip(updates: torch.Tensor, f: int, known: Known = NOTHING, *, tau: float | None = None) -> torch.Tensor:
     """Updates (..., n, d) shortened to norm tau; to the median of the norms where tau is None. inf and NaN become 0."""
+    refuse_few(updates, f, "clip")
     clean, finite = finite_rows(updates)
     length = norms(clean)
     return _shortened(clean, length, _reach(length, finite, tau))
@@ -15,6 +16,7 @@ def clip(updates: torch.Tensor, f: int, known: Known = NOTHING, *, tau: float | 
 
 def clip_adaptively(updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch.Tensor:
     """The floor(2 f (n - f) / n) longest updates shortened to the next longest: Allouah et al. 2025, ARC."""
+    refuse_few(updates, f, "arc")
     clean, finite = finite_rows(updates)
     n = updates.shape[-2]
     shortened = int(2 * f / n * (n - f))
@@ -25,7 +27,7 @@ def clip_adaptively(updates: torch.Tensor, f: int, known: Known = NOTHING) -> to
 
 def norm_clipping(updates: torch.Tensor, f: int, known: Known = NOTHING, *, tau: float | None = None) -> torch.Tensor:
     """The mean of clipped updates: Sun et al. 2019 (arXiv 1911.07963). tau as in `clip`."""
-    refuse_few(updates, f, 2 * f + 1, "norm_clipping")
+    refuse_few(updates, f, "norm_clipping")
     return clip(updates, f, known, tau=tau).mean(-2)
 
 
@@ -36,7 +38,7 @@ def centered_clipping(
 
     tau None: the median of the distances to v, so that f < n / 2 updates cannot set the bound.
     """
-    refuse_few(updates, f, 2 * f + 1, "centered_clipping")
+    refuse_few(updates, f, "centered_clipping")
     clean, finite = finite_rows(updates)
     point = torch.zeros_like(clean[..., 0, :]) if known.previous is None else known.previous
     for _ in range(iterations):

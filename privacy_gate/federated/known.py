@@ -11,6 +11,7 @@ from typing import Any, Self
 import torch
 
 from privacy_gate.errors import ConfigurationError
+from privacy_gate.federated.needs import BUCKET, unmet_by_step
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,13 +54,10 @@ Aggregate = Callable[..., torch.Tensor]
 """(updates (..., n, d), f, known, *, parameters) -> (..., d), of the updates' dtype; (..., n', d) before a rule."""
 
 
-def refuse_few(updates: torch.Tensor, f: int, fewest: int, name: str) -> None:
-    """Raises ConfigurationError unless 0 <= f and there are at least `fewest` updates."""
-    if f < 0 or updates.shape[-2] < fewest:
-        raise ConfigurationError(
-            f"{name} with f = {f} needs f >= 0 and at least {fewest} updates a round, found {updates.shape[-2]}: "
-            "lower f, or let more clients take part"
-        )
+def refuse_few(updates: torch.Tensor, f: int, name: str, size: int = BUCKET) -> None:
+    """Raises ConfigurationError where the rule cannot take so many updates: see needs.unmet_by_step."""
+    if reason := unmet_by_step(name, f, updates.shape[-2], size):
+        raise ConfigurationError(reason)
 
 
 def required(value: torch.Tensor | None, what: str, name: str) -> torch.Tensor:

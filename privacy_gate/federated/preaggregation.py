@@ -4,6 +4,7 @@ import torch
 
 from privacy_gate.federated.geometry import finite_rows, smallest, squared_distances
 from privacy_gate.federated.known import NOTHING, Known, refuse_few, required
+from privacy_gate.federated.needs import BUCKET
 
 
 def nearest_neighbour_mixing(updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch.Tensor:
@@ -11,7 +12,7 @@ def nearest_neighbour_mixing(updates: torch.Tensor, f: int, known: Known = NOTHI
 
     One that is not finite has no neighbours and becomes inf, for the rule that follows to discard.
     """
-    refuse_few(updates, f, 2 * f + 1, "nnm")
+    refuse_few(updates, f, "nnm")
     clean, finite = finite_rows(updates)
     keep = updates.shape[-2] - f
     near = smallest(squared_distances(updates), keep) & finite.unsqueeze(-2)
@@ -19,12 +20,12 @@ def nearest_neighbour_mixing(updates: torch.Tensor, f: int, known: Known = NOTHI
     return mixed if bool(finite.all()) else mixed.masked_fill(~finite.unsqueeze(-1), torch.inf)
 
 
-def bucketing(updates: torch.Tensor, f: int, known: Known = NOTHING, *, size: int = 2) -> torch.Tensor:
+def bucketing(updates: torch.Tensor, f: int, known: Known = NOTHING, *, size: int = BUCKET) -> torch.Tensor:
     """Means of `size` updates at a time, in random order: Karimireddy et al. 2022 (arXiv 2006.09365).
 
     n' = ceil(n / size); up to f of them hold a byzantine update, so f stays f.
     """
-    refuse_few(updates, f, size, "bucketing")
+    refuse_few(updates, f, "bucketing", size)
     order = required(known.order, "a random order", "bucketing")
     shuffled = updates.gather(-2, order.unsqueeze(-1).expand(updates.shape))
     buckets = [shuffled[..., first : first + size, :] for first in range(0, shuffled.shape[-2], size)]

@@ -8,7 +8,6 @@ from itertools import combinations
 
 import torch
 
-from privacy_gate.errors import ConfigurationError
 from privacy_gate.federated.geometry import (
     closest_to_middle,
     coordinate_median,
@@ -22,9 +21,6 @@ from privacy_gate.federated.geometry import (
 )
 from privacy_gate.federated.known import NOTHING, Known, refuse_few
 
-SUBSETS = 5000
-"""Subsets of clients that the minimum diameter is looked for among, at most."""
-
 FAR = 1e6
 """Times the median distance beyond which an update's distance does not matter to the geometric median."""
 
@@ -34,13 +30,13 @@ CHUNK = 256
 
 def median(updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch.Tensor:
     """Coordinate-wise median: Yin et al. 2018 (arXiv 1803.01498)."""
-    refuse_few(updates, f, 2 * f + 1, "median")
+    refuse_few(updates, f, "median")
     return coordinate_median(updates)
 
 
 def trimmed_mean(updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch.Tensor:
     """Coordinate-wise mean without the f smallest and the f largest: Yin et al. 2018 (arXiv 1803.01498)."""
-    refuse_few(updates, f, 2 * f + 1, "trimmed mean")
+    refuse_few(updates, f, "trimmed_mean")
     rows = ordered(updates, range(f, updates.shape[-2] - f)) if f else list(updates.unbind(-2))
     total = rows[0].clone()
     for row in rows[1:]:
@@ -50,7 +46,7 @@ def trimmed_mean(updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch
 
 def meamed(updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch.Tensor:
     """Coordinate-wise mean of the n - f values closest to the median: Xie et al. 2018 (arXiv 1802.10116)."""
-    refuse_few(updates, f, 2 * f + 1, "meamed")
+    refuse_few(updates, f, "meamed")
     return closest_to_middle(ordered(updates), updates.shape[-2] - f)
 
 
@@ -61,13 +57,13 @@ def krum_scores(distances: torch.Tensor, nearest: int) -> torch.Tensor:
 
 def krum(updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch.Tensor:
     """The update with the lowest score: Blanchard et al. 2017. ByzFL 0.0.11 counts n - f - 1 neighbours instead."""
-    refuse_few(updates, f, 2 * f + 3, "krum")
+    refuse_few(updates, f, "krum")
     return mean_of(updates, smallest(krum_scores(squared_distances(updates), updates.shape[-2] - f - 2), 1))
 
 
 def multi_krum(updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch.Tensor:
     """The mean of the n - f updates with the lowest Krum scores: Blanchard et al. 2017."""
-    refuse_few(updates, f, 2 * f + 3, "multi_krum")
+    refuse_few(updates, f, "multi_krum")
     chosen = smallest(krum_scores(squared_distances(updates), updates.shape[-2] - f - 2), updates.shape[-2] - f)
     return mean_of(updates, chosen)
 
@@ -78,7 +74,7 @@ def bulyan(updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch.Tenso
     El Mhamdi et al. 2018 (arXiv 1802.07927). With f <= 2 the last choices count one neighbour, so two updates nearest
     to each other tie, and the earlier is taken, as Flower does.
     """
-    refuse_few(updates, f, 4 * f + 3, "bulyan")
+    refuse_few(updates, f, "bulyan")
     n = updates.shape[-2]
     clean, finite = finite_rows(updates)
     distances, order = squared_distances(updates), []
@@ -103,7 +99,7 @@ def geometric_median(
 
     Pillutla et al. 2022 (arXiv 1912.13445). The coordinate-wise median is a start that f updates cannot move far.
     """
-    refuse_few(updates, f, 2 * f + 1, "geometric median")
+    refuse_few(updates, f, "geometric_median")
     return weiszfeld(updates, coordinate_median(updates), nu, iterations)
 
 
@@ -134,11 +130,11 @@ def weiszfeld(updates: torch.Tensor, start: torch.Tensor, nu: float, iterations:
 def minimum_diameter(updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch.Tensor:
     """The mean of the n - f updates whose largest distance is smallest: El Mhamdi et al. 2018 (MDA).
 
-    Raises ConfigurationError where there are more than SUBSETS ways to choose them.
+    Raises ConfigurationError where there are more than needs.SUBSETS ways to choose them.
     """
-    refuse_few(updates, f, 2 * f + 1, "minimum_diameter")
+    refuse_few(updates, f, "minimum_diameter")
     n = updates.shape[-2]
-    subsets = torch.tensor(_subsets(n, n - f), device=updates.device)
+    subsets = torch.tensor(list(combinations(range(n), n - f)), device=updates.device)
     distances = squared_distances(updates)
     best = torch.full(updates.shape[:-2], torch.inf, dtype=torch.float64, device=updates.device)
     winner = torch.zeros(updates.shape[:-2], dtype=torch.int64, device=updates.device)
@@ -150,14 +146,3 @@ def minimum_diameter(updates: torch.Tensor, f: int, known: Known = NOTHING) -> t
         best = torch.minimum(value, best)
     chosen = torch.zeros(updates.shape[:-1], dtype=torch.bool, device=updates.device)
     return mean_of(updates, chosen.scatter_(-1, subsets[winner], True))
-
-
-def _subsets(n: int, size: int) -> list[tuple[int, ...]]:
-    found = []
-    for subset in combinations(range(n), size):
-        found.append(subset)
-        if len(found) > SUBSETS:
-            raise ConfigurationError(
-                f"minimum diameter would compare more than {SUBSETS} subsets of {n} updates: use krum or nnm instead"
-            )
-    return found

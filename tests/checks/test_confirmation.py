@@ -109,6 +109,23 @@ def test_the_worst_of_the_screened_and_what_heads_are_blind_to_is_tried_on_netwo
     assert any(f"{worst} is the worst of 3 attacks for heads" in note for note in result.notes)
 
 
+def test_where_nobody_can_attack_networks_are_trained_for_the_tax_alone(
+    data: AuditData, recipe: Recipe, tmp_path: Path
+) -> None:
+    assert recipe.federation is not None
+    few = recipe.federation.model_copy(update={"participation": 0.25, "rounds": 1})
+    subject = Subject(recipe.model_copy(update={"federation": few}), "a" * 64, data, {})
+    store, check = Store(str(tmp_path / "store")), parse(FEW, Robustness, "policy")
+    jobs = check.jobs(subject)
+    assert not any(isinstance(job, Confirm) or getattr(job, "adversary", None) for job in jobs)
+    run(jobs, Inputs(data, tmp_path), Machine(device="cpu", threads=1), store)
+    result = check.measure(subject, store.get, 0.95)
+    found = {one.metric: one.reason for one in result.measurements}
+    assert "none is byzantine" in str(found["byzantine_drop"])
+    assert found["robustness_tax"] is None or "learns nothing" in found["robustness_tax"]
+    assert any("robustness_tax is of networks" in note for note in result.notes)
+
+
 def test_a_head_needs_no_confirmation(data: AuditData, recipe: Recipe) -> None:
     jobs = parse(FEW, Robustness, "policy").jobs(Subject(screening(recipe), "a" * 64, data, {}))
     assert not any(

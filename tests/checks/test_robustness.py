@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 
 from privacy_gate.candidate import Input, Recipe
 from privacy_gate.checks.check import Subject
-from privacy_gate.checks.robustness import ADVERSARIES, BACKDOORS, NO_IMAGES, NOT_ASKED, Robustness
+from privacy_gate.checks.robustness import ADVERSARIES, BACKDOORS, NO_IMAGES, NOT_ASKED, Robustness, RobustnessMetric
 from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.run import run
 from privacy_gate.compute.work import Inputs
@@ -165,6 +165,64 @@ def test_a_recipe_without_federation_is_not_measured_or_left_out_by_leave_with_a
     assert "no federation" in lax.notes[0]
     strict = measure(Robustness(), how, digits, store)
     assert [one.reason for one in strict.measurements] == ["the recipe declares no federation"] * 4
+
+
+BRIEF: dict[str, Any] = {"clients": {"partition": "iid", "count": 10}, "rounds": 5}
+
+
+def test_rules_that_too_few_clients_take_part_for_are_left_out_and_the_rest_is_measured(
+    digits: AuditData, store: Store
+) -> None:
+    check = parse(FEW | {"seeds": 3}, Robustness, "policy")
+    found = measure(check, recipe(**BRIEF, participation=0.5), digits, store)
+    assert all(one.measured or one.reason == NOT_ASKED for one in found.measurements)
+    (note,) = [one for one in found.notes if "not tried" in one]
+    assert "multi_krum not tried: multi_krum told of 2" in note
+    assert "at least 7 updates a round, found 5" in note
+    table, plot = (next(one for one in found.exhibits if one.kind == kind) for kind in ("rules", "byzantine"))
+    rules = [one.rule for one in table.rules]
+    assert "multi_krum" not in rules
+    assert len(rules) == 6
+    assert [line.rule for line in plot.lines] == rules
+    four = parse(FEW | {"seeds": 3, "clients": 4, "byzantine": 1}, Robustness, "policy")
+    assert figure(measure(four, recipe(**BRIEF), digits, store), "byzantine_drop")["reason"] is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"aggregator": {"name": "bulyan", "tolerates": 2}}, "at least 11 updates a round, found 10"),
+        (
+            {"aggregator": {"name": "krum", "before": ["bucketing"], "tolerates": 2}},
+            "at least 7 updates a round, found 5",
+        ),
+        ({"aggregator": {"name": "fltrust"}}, "rows of the server's own"),
+    ],
+)
+def test_a_recipe_whose_own_rule_cannot_be_tried_is_undecided_and_nothing_is_trained_for_it(
+    changes: dict[str, Any], said: str, digits: AuditData
+) -> None:
+    check, how = parse(FEW, Robustness, "policy"), recipe(**BRIEF, **changes)
+    subject = Subject(recipe=how, artifact="a" * 64, data=digits, logged={})
+    assert check.jobs(subject) == []
+    found = check.measure(subject, dict[Any, Any]().__getitem__, 0.95)
+    assert [one.metric for one in found.measurements] == list(get_args(RobustnessMetric))
+    assert all(said in str(one.reason) for one in found.measurements)
+
+
+def test_an_attack_that_cannot_be_made_leaves_the_drop_not_measured_and_the_tax_measured(
+    digits: AuditData, store: Store
+) -> None:
+    lie = parse(FEW | {"seeds": 3, "attacks": ["sign_flip", "alie"]}, Robustness, "policy")
+    found = measure(lie, recipe(**BRIEF, participation=0.3), digits, store)
+    assert figure(found, "byzantine_drop")["reason"] is None
+    assert "alie needs 0 < f <= n / 2, found f = 2 of n = 3" in figure(found, "breakdown_point")["reason"]
+    nobody = measure(lie, recipe(**BRIEF, participation=0.1), digits, store)
+    for metric in ("byzantine_drop", "breakdown_point"):
+        assert "none is byzantine" in figure(nobody, metric)["reason"]
+    assert figure(nobody, "robustness_tax")["value"] == 0
+    assert nobody.remedies == ()
+    assert [one.rule for one in next(one for one in nobody.exhibits if one.kind == "rules").rules] == ["mean"]
 
 
 def test_every_attack_that_policies_can_name_exists() -> None:

@@ -109,6 +109,21 @@ def test_federations_without_stress_keep_the_names_of_their_results(digits: Audi
     assert all(describe(job)["stress"] == job.stress for job in jobs if job.stress is not None)
 
 
+def test_what_the_rule_cannot_bear_is_not_measured_and_the_rest_is(digits: AuditData, store: Store) -> None:
+    krum = recipe(rounds=5, aggregator={"name": "multi_krum", "tolerates": 3})
+    found = figures(measured(check(seeds=3), krum, digits, store))
+    for metric in ("gone_drop", "absent_drop"):
+        assert "at least 9 updates a round, found 7" in found[metric].reason
+    for metric in ("heterogeneity_drop", "stale_drop"):
+        assert found[metric].measured
+    bulyan = recipe(aggregator={"name": "bulyan", "tolerates": 2})
+    subject = Subject(recipe=bulyan, artifact="a" * 64, data=digits, logged={})
+    assert check().jobs(subject) == []
+    result = check().measure(subject, dict[Any, Any]().__getitem__, 0.95)
+    assert all("at least 11 updates" in str(one.reason) for one in figures(result).values())
+    assert result.notes == ()
+
+
 def test_without_a_federation_it_is_undecided_or_left_out_by_leave(digits: AuditData) -> None:
     alone = recipe().model_copy(update={"federation": None})
     subject = Subject(recipe=alone, artifact="a" * 64, data=digits, logged={})

@@ -19,8 +19,17 @@ from privacy_gate.errors import ConfigurationError, DatasetError
 from privacy_gate.federated.aggregators import AGGREGATORS, PREAGGREGATIONS
 from privacy_gate.federated.partitions import COLUMN, PARTITIONS
 from privacy_gate.federated.samples import Samples
-from privacy_gate.federation import PARAMETERS, AggregatorName, BeforeName, Federation, PartitionName
-from privacy_gate.job import federate, probe, train_reference
+from privacy_gate.federated.servers import Server
+from privacy_gate.federation import (
+    BEFORE_PARAMETERS,
+    PARAMETERS,
+    SERVER_PARAMETERS,
+    AggregatorName,
+    BeforeName,
+    Federation,
+    PartitionName,
+)
+from privacy_gate.job import digest, federate, probe, train_reference
 from privacy_gate.store import Store
 
 MACHINE = Machine(threads=1)
@@ -60,9 +69,57 @@ def test_recipes_can_name_every_rule_and_partition_there_is_and_no_other() -> No
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_every_parameter_reaches_its_rules(name: str) -> None:
-    for rule in PARAMETERS[name]:
-        aggregator = parse({**FEDERATION, "aggregator": {"name": rule, name: 1.5}}, Federation, "f").aggregator
-        assert rule_of(aggregator).aggregator.parameters == ((name, 1.5),)
+    value = 3 if name == "iterations" else 1.5
+    for each in PARAMETERS[name]:
+        aggregator = parse({**FEDERATION, "aggregator": {"name": each, name: value}}, Federation, "f").aggregator
+        assert rule_of(aggregator).aggregator.parameters == ((name, value),)
+
+
+@pytest.mark.parametrize("name", BEFORE_PARAMETERS)
+def test_every_parameter_of_what_stands_before_a_rule_reaches_it(name: str) -> None:
+    for first in BEFORE_PARAMETERS[name]:
+        chain = {"name": "median", "before": [{"name": first, name: 3 if name == "size" else 1.5}, "nnm"]}
+        aggregator = parse({**FEDERATION, "aggregator": chain}, Federation, "f").aggregator
+        assert str(aggregator) == str(rule_of(aggregator)) == f"{first} + nnm + median"
+        assert rule_of(aggregator).before[0].parameters == ((name, 3 if name == "size" else 1.5),)
+
+
+@pytest.mark.parametrize("name", SERVER_PARAMETERS)
+def test_every_parameter_of_a_server_reaches_it(name: str) -> None:
+    for server in SERVER_PARAMETERS[name]:
+        made = cell(federated(server={"name": server, name: 0.125}), Samples(np.zeros((1, 1)), np.zeros(1, int)), 0)
+        assert made.server == Server(**{"name": server, name: 0.125})  # type: ignore[arg-type]
+
+
+def test_parameters_change_what_is_trained(data: AuditData) -> None:
+    """Each setting, and what it is without: heads that differ."""
+    clipped = {"name": "mean", "before": ["clip"]}
+    buckets = {"name": "median", "before": ["bucketing"]}
+    pairs = [
+        (clipped, {"name": "mean", "before": [{"name": "clip", "tau": 0.01}]}),
+        (buckets, {"name": "median", "before": [{"name": "bucketing", "size": 3}]}),
+        ({"name": "centered_clipping"}, {"name": "centered_clipping", "iterations": 5}),
+        ({"name": "geometric_median"}, {"name": "geometric_median", "iterations": 1}),
+    ]
+    servers = [({"name": "adam"}, {"name": "adam", "tau": 0.1})]
+    hows = [federated(rounds=3, aggregator=one) for pair in pairs for one in pair]
+    hows += [federated(rounds=3, server=one) for pair in servers for one in pair]
+    jobs = [federate(how, data.digest, None, 0, 0) for how in hows]
+    assert data.embedding is not None
+    heads = [arrays["head"] for _, arrays in train(jobs, data.embedding, data, MACHINE)]
+    for plain, changed in zip(heads[::2], heads[1::2], strict=True):
+        assert np.abs(plain - changed).max() > 1e-4
+
+
+def test_federations_without_newer_settings_keep_the_names_of_their_results() -> None:
+    chain = {"name": "centered_clipping", "tau": 1.0, "before": ["nnm"], "tolerates": 1}
+    job = federate(federated(aggregator=chain, server={"name": "adam"}), "d" * 64, None, 0, 0)
+    assert digest(job) == "724be23f3fc46e30b7e27d1e9496c71de1a70a335230b849207d3aaa96051849"
+    for changes in (
+        {"aggregator": {**chain, "iterations": 1}},
+        {"server": {"name": "adam", "tau": 0.001}},
+    ):
+        assert digest(federate(federated(**changes), "d" * 64, None, 0, 0)) != digest(job)
 
 
 @pytest.mark.parametrize(
@@ -74,6 +131,18 @@ def test_every_parameter_reaches_its_rules(name: str) -> None:
         ({"aggregator": {"name": "krum", "tau": 1.0}}, "krum has no parameter tau"),
         ({"aggregator": {"name": "meen"}}, "meen|mean"),
         ({"secure_aggregation": True, "aggregator": {"name": "krum"}}, "secure aggregation shows the server a sum"),
+        ({"aggregator": {"name": "krum", "iterations": 2}}, "krum has no parameter iterations"),
+        ({"aggregator": {"name": "median", "iteration": 2}}, "iterations"),
+        ({"aggregator": {"name": "mean", "before": [{"name": "nnm", "tau": 1.0}]}}, "nnm has no parameter tau"),
+        ({"aggregator": {"name": "mean", "before": [{"name": "clip", "size": 2}]}}, "clip has no parameter size"),
+        ({"aggregator": {"name": "mean", "before": [{"name": "bucketing", "size": 1}]}}, "greater than or equal to 2"),
+        ({"aggregator": {"name": "mean", "before": [{"name": "clip", "taw": 1.0}]}}, "taw"),
+        ({"aggregator": {"name": "mean", "before": ["clap"]}}, "clap|clip"),
+        ({"aggregator": {"name": "mean", "before": ["bucketing", "nnm", "bucketing"]}}, "stand before a rule once"),
+        ({"aggregator": {"name": "q_fedavg", "before": ["bucketing"]}}, "a bucket has none"),
+        ({"server": {"name": "avg", "momentum": 0.5}}, "avg has no parameter momentum"),
+        ({"server": {"name": "avgm", "decay": 0.5}}, "avgm has no parameter decay"),
+        ({"server": {"name": "avgm", "tau": 0.001}}, "avgm has no parameter tau"),
     ],
 )
 def test_what_no_federation_can_be_is_refused(changes: dict[str, Any], said: str) -> None:
