@@ -243,7 +243,10 @@ class Recipe(Record):
         if (self.adaptation == "lora") != (self.lora is not None):
             raise ValueError("adaptation lora and its settings go together: lora: {rank: 8, targets: [attention]}")
         if self.privacy is not None and self.federation is not None and self.adaptation != "command":
-            raise ValueError("privacy is not simulated in a federation: use adaptation command")
+            raise ValueError(
+                "privacy is not simulated in a federation example by example: protect whole clients by "
+                "federation: {privacy: {noise_multiplier: ..., clip: ...}}, or use adaptation command"
+            )
         if self.precision != "float32" and (self.privacy is not None or not self.trains_network):
             raise ValueError("precision bfloat16 is of networks trained without privacy: remove it")
         if self.federation is not None:

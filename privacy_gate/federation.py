@@ -176,6 +176,19 @@ class ServerOptimizer(Record):
         return self
 
 
+class ClientPrivacy(Record):
+    """Differential privacy of whole clients: DP-FedAvg, McMahan et al. 2018 (arXiv 1710.06963), with a fixed clip.
+
+    Every client shortens its update to norm `clip`; the server divides their sum by the number of clients it expects in
+    a round, whatever they claim, and adds normal noise of noise_multiplier * clip / that number to each coordinate.
+    delta is the epsilon's that the report states.
+    """
+
+    noise_multiplier: Annotated[float, Field(ge=0)]
+    clip: Positive
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+
+
 class Federation(Record):
     """Federated training; the recipe's optimiser, epochs and batch_size are those of a client in one round.
 
@@ -184,6 +197,7 @@ class Federation(Record):
     prox           FedProx's mu (Li et al. 2020)
     secure_aggregation  the server saw sums alone: no rule but a mean could have been used, and none but the clients
                    themselves can have shortened what they sent
+    privacy        of whole clients, whatever they hold
     """
 
     clients: Clients = Clients()
@@ -194,11 +208,17 @@ class Federation(Record):
     aggregator: Aggregator = Aggregator()
     server: ServerOptimizer = ServerOptimizer()
     secure_aggregation: bool = False
+    privacy: ClientPrivacy | None = None
 
     @model_validator(mode="after")
     def _sums_join_by_means(self) -> Self:
         if self.secure_aggregation and not self.aggregator.is_mean:
             raise ValueError(
                 f"secure aggregation shows the server a sum alone; {self.aggregator} needs each client's update"
+            )
+        if self.privacy and (not self.aggregator.is_mean or self.aggregator.cap):
+            raise ValueError(
+                f"privacy of clients joins shortened updates by a plain mean, not by {self.aggregator}: use mean or "
+                "uniform_mean, without anything before it and without a cap"
             )
         return self

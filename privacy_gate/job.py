@@ -55,7 +55,7 @@ class TrainReference:
     Result, on every row: confidence (N,) float32, log p_y - log(1 - p_y) in nats, the mean over the recipe's
     views; residual (N,) float32, the norm of p - onehot(y); correct (N,) bool, whether the largest logit is
     the label's; included (N,) bool, the rows it was trained on; and for index 0 logits (N, C) float32, and
-    epsilon (1,) where the recipe has DP-SGD and Opacus is installed.
+    epsilon (1,) where the recipe has DP-SGD, or its federation privacy of clients, and Opacus is installed.
     """
 
     recipe: Recipe
@@ -347,6 +347,7 @@ def describe(job: Job) -> dict[str, Any]:
         del fields["recipe"]["precision"]  # likewise
     if federation := fields.get("recipe", {}).get("federation"):
         for holder, name in (
+            (federation, "privacy"),
             (federation["aggregator"], "iterations"),
             (federation["server"], "tau"),
         ):

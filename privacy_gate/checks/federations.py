@@ -89,6 +89,8 @@ class Federations:
     ) -> str | None:
         """Why no federation can be trained so; None where it can. Arguments as of `jobs`, which would ask for them."""
         aggregator = rule or self.federation.aggregator
+        if self.federation.privacy and not aggregator.is_mean:
+            return "the recipe's privacy of clients joins updates by a mean, and by no other rule"
         attendance = Attendance(self.count, self.federation.participation, **dict([stress] if stress else []))
         root = bool((self.subject.data.split == Split.POPULATION).any())
         return unmet(aggregator.steps, aggregator.tolerates, attendance, attack, root=root)

@@ -96,12 +96,17 @@ def gather(subject: Subject, references: int, results: Results) -> MembershipEvi
 
 
 def accounted(subject: Subject, results: Results) -> tuple[str, ...]:
-    """What an accountant says of the recipe's own DP-SGD, as a note; nothing without it."""
-    privacy = subject.recipe.privacy
+    """What an accountant says of the recipe's own DP-SGD, or its federation's privacy, as a note; nothing without."""
+    federation = subject.recipe.federation
+    clients = federation.privacy if federation else None
+    privacy = clients or subject.recipe.privacy
     if privacy is None:
         return ()
+    what = "federation's privacy of clients" if clients else "DP-SGD"
     stored = results(train_reference(subject.recipe, subject.data.digest, 0))
     if "epsilon" not in stored:
-        return ("the recipe's DP-SGD was not accounted for: it adds no noise, or Opacus is not installed",)
+        reasons = "it adds no noise, a program carries it out, or Opacus is not installed"
+        return (f"the recipe's {what} was not accounted for: {reasons}",)
     found = f"epsilon {float(stored['epsilon'][0]):.3g} at delta {privacy.delta:g}"
-    return (f"the recipe's DP-SGD has {found}, by Opacus' Renyi accountant, if it was carried out as stated",)
+    sampled = ", as if each client were drawn into a round by itself (Poisson sampling)" if clients else ""
+    return (f"the recipe's {what} has {found}, by Opacus' Renyi accountant{sampled}, if it was carried out as stated",)

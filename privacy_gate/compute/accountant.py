@@ -1,8 +1,10 @@
-"""How much noise DP-SGD needs for a given epsilon: Opacus' accountant, where it is installed."""
+"""How much noise DP-SGD needs for a given epsilon, and what noise spends: Opacus' accountant, where it is installed."""
 
 from privacy_gate.candidate import Recipe
 from privacy_gate.compute.private import sampling_rate, steps_of
 from privacy_gate.errors import UndecidedError
+from privacy_gate.federated.attendance import Attendance
+from privacy_gate.federation import Federation
 
 CLIP = 1.0
 """Norm to which each example's gradient is cut."""
@@ -28,16 +30,35 @@ def spent_epsilon(recipe: Recipe, rows: int) -> float | None:
     None for a recipe without it, without noise, or where Opacus is not installed.
     """
     privacy = recipe.privacy
-    if privacy is None or privacy.noise_multiplier == 0:
+    if privacy is None:
+        return None
+    rate, steps = sampling_rate(rows, recipe.batch_size), steps_in_all(recipe, rows)
+    return _spent(privacy.noise_multiplier, rate, steps, privacy.delta)
+
+
+def spent_on_clients(federation: Federation, clients: int) -> float | None:
+    """Epsilon of the privacy of so many clients in the federation, likewise: every round is a step.
+
+    The accountant lets each client into a round by itself, with as probability the share of the clients that a round
+    asks; the federation asks a fixed number of them, as is usual. None as above.
+    """
+    privacy = federation.privacy
+    if privacy is None:
+        return None
+    asked = sum(Attendance(clients, federation.participation).asked(0))
+    return _spent(privacy.noise_multiplier, asked / clients, federation.rounds, privacy.delta)
+
+
+def _spent(noise: float, rate: float, steps: int, delta: float) -> float | None:
+    if noise == 0:
         return None
     try:
         from opacus.accountants import RDPAccountant  # noqa: PLC0415 - optional, and slow to import
     except ImportError:
         return None
     accountant = RDPAccountant()
-    rate = sampling_rate(rows, recipe.batch_size)
-    accountant.history = [(privacy.noise_multiplier, rate, steps_in_all(recipe, rows))]
-    return float(accountant.get_epsilon(privacy.delta))
+    accountant.history = [(noise, rate, steps)]
+    return float(accountant.get_epsilon(delta))
 
 
 def steps_in_all(recipe: Recipe, rows: int) -> int:

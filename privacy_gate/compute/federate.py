@@ -21,7 +21,7 @@ from privacy_gate.dataset import AuditData, Split
 from privacy_gate.errors import ConfigurationError
 from privacy_gate.federated.adversaries import ADVERSARIES, Backdoor
 from privacy_gate.federated.aggregators import Rule, rule, step
-from privacy_gate.federated.cells import Cell, Training
+from privacy_gate.federated.cells import UNIFORM, Cell, Privacy, Training
 from privacy_gate.federated.partitions import Partition, Rows, partition
 from privacy_gate.federated.samples import Samples, with_ones
 from privacy_gate.federated.servers import Server
@@ -152,8 +152,10 @@ def cell(recipe: Recipe, train: Samples, seed: int) -> Cell:
     federation, optimizer = recipe.federation, recipe.optimizer
     if federation is None or not isinstance(optimizer, Sgd):
         raise ConfigurationError("the recipe declares no federation with plain SGD at the clients")
+    # Privacy of clients counts everyone the same, whatever is claimed.
+    uniform = federation.privacy is not None and federation.aggregator.is_mean
     return Cell(
-        rule=rule_of(federation.aggregator),
+        rule=UNIFORM if uniform else rule_of(federation.aggregator),
         tolerated=federation.aggregator.tolerates,
         partition=partition_of(federation.clients),
         seed=seed,
@@ -173,7 +175,15 @@ def _training(recipe: Recipe, federation: Federation, optimizer: Sgd, train: Sam
         decay=optimizer.weight_decay,
         prox=federation.prox,
         participation=federation.participation,
+        privacy=_privacy(federation),
     )
+
+
+def _privacy(federation: Federation) -> Privacy | None:
+    private = federation.privacy
+    if private is None:
+        return None
+    return Privacy(private.noise_multiplier, private.clip, hidden=federation.secure_aggregation)
 
 
 def _named(train: Samples) -> NDArray[np.str_]:

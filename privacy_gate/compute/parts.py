@@ -82,6 +82,12 @@ def network(recipe: Recipe) -> nn.Module:
                 "has a gradient of its own for DP-SGD to cut: use adaptation film, whose statistics stay, or a network "
                 "with GroupNorm or LayerNorm"
             )
+        if recipe.federation is not None and recipe.federation.privacy is not None and mixing:
+            raise CandidateError(
+                f"recipe: BatchNorm in {mixing[0]} of {recipe.backbone.name} remembers variances, which the noise of "
+                "clients' privacy could make negative: use adaptation film, whose statistics stay, or a network with "
+                "GroupNorm or LayerNorm"
+            )
     return model
 
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from privacy_gate.candidate import CommandRecipe, Recipe
-from privacy_gate.compute.accountant import spent_epsilon
+from privacy_gate.compute.accountant import spent_epsilon, spent_on_clients
 from privacy_gate.compute.command import train_by_command
 from privacy_gate.compute.federate import federated_heads, federated_networks
 from privacy_gate.compute.heads import TrainedHead, confidences, head_logits, train_heads
@@ -67,13 +67,18 @@ def _heads(recipe: Recipe, jobs: Sequence[TrainReference], work: Work) -> None:
         else:
             heads = federated_heads(features[0].cpu().numpy(), data, recipe, subsets, machine, work.progress)
         for head in heads:
-            arrays = {**_judge(head, features, work), **_drawn(recipe, head.index, rows[head.index])}
+            arrays = {**_judge(head, features, work), **_drawn(recipe, head.index, rows[head.index], data)}
             work.results.put(by_index[head.index], arrays)
 
 
-def _drawn(recipe: Recipe, index: int, rows: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:
-    """The rows that the reference is trained on, and for the first what DP-SGD on so many spends."""
-    spent = spent_epsilon(recipe, int(rows.sum())) if index == 0 else None
+def _drawn(recipe: Recipe, index: int, rows: NDArray[np.bool_], data: AuditData) -> dict[str, NDArray[Any]]:
+    """The rows that the reference is trained on, and for the first what its privacy spends, of rows or of clients."""
+    spent = None
+    if index == 0 and recipe.federation is not None:
+        by_column = 0 if data.client is None else len(np.unique(data.client[rows]))
+        spent = spent_on_clients(recipe.federation, recipe.federation.clients.count or by_column)
+    elif index == 0:
+        spent = spent_epsilon(recipe, int(rows.sum()))
     return {"included": rows} if spent is None else {"included": rows, "epsilon": np.array([spent])}
 
 
@@ -106,7 +111,7 @@ def _networks(recipe: Recipe, jobs: Sequence[TrainReference], work: Work) -> Non
         else:
             answers = map(answer, federated_networks(recipe, subsets, work))
         for index, logits in answers:
-            arrays = {**judged(logits, data.label), **_drawn(recipe, index, rows[index])}
+            arrays = {**judged(logits, data.label), **_drawn(recipe, index, rows[index], data)}
             work.results.put(by_index[index], arrays if index else {**arrays, "logits": logits[0]})
 
 

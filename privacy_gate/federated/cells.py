@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Lock
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from privacy_gate.errors import ConfigurationError
 from privacy_gate.evidence import Floats
 from privacy_gate.federated.adversaries import ADVERSARIES, Adversary
-from privacy_gate.federated.aggregators import Rule
+from privacy_gate.federated.aggregators import Rule, rule, step
 from privacy_gate.federated.attendance import Attendance
 from privacy_gate.federated.needs import unmet_by_attack
 from privacy_gate.federated.partitions import Partition, Rows
@@ -18,6 +18,29 @@ from privacy_gate.federated.servers import Server
 
 KEPT_BYTES = 256 << 20
 """What the batches of a study that are kept for its next blocks may take."""
+
+UNIFORM = rule("uniform_mean")
+"""The only rule that goes with privacy of clients."""
+
+
+@dataclass(frozen=True)
+class Privacy:
+    """Differential privacy of whole clients: DP-FedAvg, McMahan et al. 2018 (arXiv 1710.06963), with a fixed clip.
+
+    Every client shortens its update to norm `clip`, and so does a server with what it receives. Their sum is divided by
+    the number of clients asked in a round, also where fewer answer, and each coordinate gets normal noise of standard
+    deviation noise_multiplier * clip / that number.
+
+    hidden  whether the server sees sums alone: then nobody shortens what a byzantine client sends
+    """
+
+    noise_multiplier: float
+    clip: float
+    hidden: bool = False
+
+    def __post_init__(self) -> None:
+        if not (self.noise_multiplier >= 0 and self.clip > 0):
+            raise ConfigurationError(f"{self} is out of range: expected noise_multiplier >= 0 and clip > 0")
 
 
 @dataclass(frozen=True)
@@ -29,6 +52,7 @@ class Training(Attendance):
     batch   rows of one step, fewer where the client has fewer
     lr      of local stochastic gradient descent; decay: added as decay * weights to each gradient
     prox    FedProx: mu of the pull mu/2 |w - w_global|^2; Li et al. 2020 (arXiv 1812.06127)
+    privacy of clients; None: without
     """
 
     rounds: int = 150
@@ -38,6 +62,7 @@ class Training(Attendance):
     lr: float = 0.1
     decay: float = 0.0
     prox: float = 0.0
+    privacy: Privacy | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,6 +106,8 @@ class Cell:
         honest, bad = self.training.participants(self.byzantine)
         if self.adversary is not None and (reason := unmet_by_attack(self.adversary, honest + bad, bad)):
             raise ConfigurationError(reason)
+        if self.training.privacy is not None and self.rule != UNIFORM:
+            raise ConfigurationError(f"privacy of clients needs the rule {UNIFORM}, found {self.rule}")
 
     @property
     def byzantine(self) -> int:
@@ -91,6 +118,14 @@ class Cell:
     def told(self) -> int:
         """The f that the rule is called with."""
         return self.f if self.tolerated is None else self.tolerated
+
+    @property
+    def joined(self) -> Rule:
+        """What the server does with the updates it receives: the rule; with privacy, first it shortens what it sees."""
+        privacy = self.training.privacy
+        if privacy is None or privacy.hidden:
+            return self.rule
+        return replace(self.rule, before=(step("clip", {"tau": privacy.clip}),))
 
     @property
     def attack(self) -> Adversary | None:

@@ -11,7 +11,8 @@ from privacy_gate.errors import ConfigurationError
 from privacy_gate.federated.adversaries import ADVERSARIES, Adversary, Scene, trained
 from privacy_gate.federated.aggregators import Rule
 from privacy_gate.federated.blocks import Block
-from privacy_gate.federated.cells import Cell, Draws, steps_of
+from privacy_gate.federated.cells import Cell, Draws, Privacy, steps_of
+from privacy_gate.federated.clipping import clip
 from privacy_gate.federated.known import Known
 from privacy_gate.federated.learner import Learner
 from privacy_gate.federated.local import Batches
@@ -34,10 +35,10 @@ class Federation:
         self.models = learner.start([cell.seed for cell in self._cells])
         self._previous: torch.Tensor | None = None
         self._before = self.models.clone() if block.training.stale else self.models
-        self._rules = self._places([(cell.rule, cell.told) for cell in self._cells])
+        self._rules = self._places([(cell.joined, cell.told) for cell in self._cells])
         self._adversaries = self._places([cell.adversary for cell in self._cells if cell.adversary])
         self._searched = {
-            name: self._places([(cell.rule, cell.told) for cell in self._cells if cell.adversary == name])
+            name: self._places([(cell.joined, cell.told) for cell in self._cells if cell.adversary == name])
             for name in self._adversaries
         }
         self._source = torch.arange(len(self._cells), device=learner.device) % len(block.sources)
@@ -68,8 +69,12 @@ class Federation:
             lr=training.lr,
         )
         updates = updates[:, :clients]
+        if training.privacy:
+            updates = clip(updates, 0, tau=training.privacy.clip)
         self._attack(updates, known)
         self._previous = _aggregate(self._rules, updates, known)
+        if training.privacy:
+            self._previous = self._private(self._previous, training.privacy, clients)
         if training.stale:
             self._before.copy_(self.models)
         for server, places in self._servers.items():
@@ -183,6 +188,16 @@ class Federation:
             return found
 
         return Scene(loyal, self._bad(), updates[:, honest:], some.previous, noise, respond if attack.search else None)
+
+    def _private(self, mean: torch.Tensor, privacy: Privacy, clients: int) -> torch.Tensor:
+        """The mean (A G, P) of so many updates as one over all clients asked, with noise; each seed has its own."""
+        asked = sum(self._block.training.asked(self._block.byzantine))
+        drawn = [
+            self._draws.generator("privacy", source.seed, self._turn).standard_normal(mean.shape[1])
+            for source in self._block.sources
+        ]
+        noise = privacy.noise_multiplier * privacy.clip / asked * np.array(drawn)
+        return mean * (clients / asked) + self._each(self._on_device(noise).to(mean.dtype))
 
     def _noise(self, width: int) -> torch.Tensor:
         """(G, f, P), standard normal."""

@@ -102,7 +102,9 @@ def _federation(federation: Federation) -> str:
     alpha = f" {clients.alpha:g}" if clients.alpha else ""
     aggregator = f"{federation.aggregator}, told of {federation.aggregator.tolerates} byzantine"
     hidden = ", secure aggregation" if federation.secure_aggregation else ""
-    return f"{who}{alpha}; {federation.rounds:,} rounds; {aggregator}; server {federation.server.name}{hidden}"
+    private = f", privacy of clients: {_settings(federation.privacy)}" if federation.privacy else ""
+    server = f"server {federation.server.name}"
+    return f"{who}{alpha}; {federation.rounds:,} rounds; {aggregator}; {server}{hidden}{private}"
 
 
 def _settings(record: Record) -> str:

@@ -225,6 +225,18 @@ def test_an_attack_that_cannot_be_made_leaves_the_drop_not_measured_and_the_tax_
     assert [one.rule for one in next(one for one in nobody.exhibits if one.kind == "rules").rules] == ["mean"]
 
 
+def test_privacy_of_clients_is_tried_under_attack_by_its_mean_alone(digits: AuditData, store: Store) -> None:
+    check = parse(FEW | {"seeds": 3}, Robustness, "policy")
+    private = {"privacy": {"noise_multiplier": 0.1, "clip": 0.5}}
+    found = measure(check, recipe(**BRIEF | {"rounds": 20}, **private), digits, store)
+    assert [one.rule for one in next(one for one in found.exhibits if one.kind == "rules").rules] == ["mean"]
+    (note,) = [one for one in found.notes if "not tried" in one]
+    assert "joins updates by a mean" in note
+    hidden = measure(check, recipe(**BRIEF | {"rounds": 20}, **private, secure_aggregation=True), digits, store)
+    # Nobody shortens what byzantine clients send where the server sees sums alone.
+    assert figure(hidden, "byzantine_drop")["value"] > figure(found, "byzantine_drop")["value"] + 0.2
+
+
 def test_every_attack_that_policies_can_name_exists() -> None:
     assert set(ADVERSARIES) | set(BACKDOORS) == set(KNOWN)
     assert {name for name, one in KNOWN.items() if one.backdoor} == set(BACKDOORS)

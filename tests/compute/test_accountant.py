@@ -6,8 +6,9 @@ import math
 import pytest
 
 from privacy_gate.candidate import Backbone, Recipe, Sgd
-from privacy_gate.compute.accountant import noise_multiplier, private_settings, steps_in_all
+from privacy_gate.compute.accountant import noise_multiplier, private_settings, spent_on_clients, steps_in_all
 from privacy_gate.errors import UndecidedError
+from privacy_gate.federation import ClientPrivacy, Federation
 
 RECIPE = Recipe(
     backbone=Backbone(name="identity"), classes=2, optimizer=Sgd(name="sgd", lr=0.1), epochs=3, batch_size=20
@@ -45,3 +46,38 @@ def test_without_sampling_it_is_the_gaussian_mechanism_of_renyi_accounting() -> 
     orders = [1 + step / 10 for step in range(1, 100)] + list(range(12, 64))
     spent = min(a / (2 * noise**2) + math.log1p(-1 / a) - (math.log(1e-5) + math.log(a)) / (a - 1) for a in orders)
     assert spent == pytest.approx(2.0, abs=0.05)
+
+
+def federation(noise: float, participation: float, rounds: int, delta: float = 1e-5) -> Federation:
+    private = ClientPrivacy(noise_multiplier=noise, clip=0.5, delta=delta)
+    return Federation(rounds=rounds, participation=participation, privacy=private)
+
+
+@pytest.mark.skipif(not INSTALLED, reason="Opacus is not installed")
+@pytest.mark.parametrize(
+    ("participation", "clients", "rate"), [(0.1, 100, 0.1), (1.0, 10, 1.0), (0.25, 10, 0.2), (0.01, 20, 0.05)]
+)
+def test_clients_are_accounted_for_as_opacus_does_round_by_round_at_the_share_that_a_round_asks(
+    participation: float, clients: int, rate: float
+) -> None:
+    """A fixed number of whole clients is asked: of 20, a hundredth is one, a twentieth."""
+    from opacus.accountants import RDPAccountant
+
+    stepped = RDPAccountant()
+    for _ in range(30):
+        stepped.step(noise_multiplier=1.3, sample_rate=rate)
+    spent = spent_on_clients(federation(1.3, participation, 30, 1e-4), clients)
+    assert spent == pytest.approx(stepped.get_epsilon(1e-4), rel=1e-12)
+
+
+@pytest.mark.skipif(not INSTALLED, reason="Opacus is not installed")
+def test_more_noise_fewer_rounds_and_a_smaller_share_spend_less() -> None:
+    spent = spent_on_clients(federation(1.0, 0.2, 100), 50)
+    assert spent is not None
+    for less in (federation(2.0, 0.2, 100), federation(1.0, 0.1, 100), federation(1.0, 0.2, 50)):
+        assert 0 < (spent_on_clients(less, 50) or 0) < spent
+
+
+def test_without_noise_or_privacy_of_clients_there_is_no_epsilon() -> None:
+    assert spent_on_clients(federation(0.0, 0.5, 10), 10) is None
+    assert spent_on_clients(Federation(rounds=10), 10) is None

@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 
 from privacy_gate.candidate import Recipe
+from privacy_gate.checks.check import Subject
+from privacy_gate.checks.references import accounted
+from privacy_gate.compute.accountant import spent_on_clients
 from privacy_gate.compute.federate import cell, rule_of
 from privacy_gate.compute.federate import federate as train
 from privacy_gate.compute.machine import Machine
@@ -16,7 +19,8 @@ from privacy_gate.compute.work import Inputs
 from privacy_gate.dataset import AuditData, Split, read_data
 from privacy_gate.documents import parse
 from privacy_gate.errors import ConfigurationError, DatasetError
-from privacy_gate.federated.aggregators import AGGREGATORS, PREAGGREGATIONS
+from privacy_gate.federated.aggregators import AGGREGATORS, PREAGGREGATIONS, rule
+from privacy_gate.federated.cells import Privacy
 from privacy_gate.federated.partitions import COLUMN, PARTITIONS
 from privacy_gate.federated.samples import Samples
 from privacy_gate.federated.servers import Server
@@ -33,6 +37,7 @@ from privacy_gate.job import digest, federate, probe, train_reference
 from privacy_gate.store import Store
 
 MACHINE = Machine(threads=1)
+PRIVATE = {"noise_multiplier": 1.0, "clip": 1.0}
 FEDERATION: dict[str, Any] = {
     "clients": {"partition": "dirichlet_by_class", "count": 5, "alpha": 0.5, "minimum": 2},
     "rounds": 20,
@@ -111,6 +116,40 @@ def test_parameters_change_what_is_trained(data: AuditData) -> None:
         assert np.abs(plain - changed).max() > 1e-4
 
 
+def test_privacy_of_clients_is_simulated_by_a_mean_that_believes_no_claim() -> None:
+    rows = Samples(np.zeros((1, 1)), np.zeros(1, int))
+    private = {"privacy": {"noise_multiplier": 1.1, "clip": 0.5}}
+    for name in ("mean", "uniform_mean"):
+        for hidden in (False, True):
+            made = cell(federated(**private, aggregator={"name": name}, secure_aggregation=hidden), rows, 0)
+            assert made.rule == rule("uniform_mean")
+            assert made.training.privacy == Privacy(1.1, 0.5, hidden)
+            assert str(made.joined) == ("uniform_mean" if hidden else "clip + uniform_mean")
+
+
+def test_what_privacy_of_clients_spends_is_kept_with_the_first_reference_and_told(
+    data: AuditData, tmp_path: Path
+) -> None:
+    pytest.importorskip("opacus")
+    store = Store(str(tmp_path / "store"))
+    for clients, count in ((FEDERATION["clients"], 5), ({"partition": "column"}, 4)):
+        how = federated(privacy={"noise_multiplier": 1.1, "clip": 0.5}, clients=clients, participation=0.5)
+        assert how.federation is not None
+        named = dataclasses.replace(data, client=np.array([f"c{row % 4}" for row in range(data.rows)]))
+        subject = Subject(how, "a" * 64, named, {})
+        job = train_reference(how, data.digest, 0)
+        run([job], Inputs(named, tmp_path), MACHINE, store)
+        spent = spent_on_clients(how.federation, count)
+        assert store.get(job)["epsilon"].tolist() == [spent]
+        (note,) = accounted(subject, store.get)
+        assert f"epsilon {spent:.3g} at delta 1e-05" in note
+        assert "Poisson sampling" in note
+    quiet = federated(privacy={"noise_multiplier": 0.0, "clip": 0.5})
+    run([train_reference(quiet, data.digest, 0)], Inputs(data, tmp_path), MACHINE, store)
+    assert "was not accounted for" in accounted(Subject(quiet, "a" * 64, data, {}), store.get)[0]
+    assert accounted(Subject(federated(), "a" * 64, data, {}), store.get) == ()
+
+
 def test_federations_without_newer_settings_keep_the_names_of_their_results() -> None:
     chain = {"name": "centered_clipping", "tau": 1.0, "before": ["nnm"], "tolerates": 1}
     job = federate(federated(aggregator=chain, server={"name": "adam"}), "d" * 64, None, 0, 0)
@@ -118,6 +157,7 @@ def test_federations_without_newer_settings_keep_the_names_of_their_results() ->
     for changes in (
         {"aggregator": {**chain, "iterations": 1}},
         {"server": {"name": "adam", "tau": 0.001}},
+        {"privacy": {"noise_multiplier": 1.0, "clip": 1.0}},
     ):
         assert digest(federate(federated(**changes), "d" * 64, None, 0, 0)) != digest(job)
 
@@ -143,6 +183,10 @@ def test_federations_without_newer_settings_keep_the_names_of_their_results() ->
         ({"server": {"name": "avg", "momentum": 0.5}}, "avg has no parameter momentum"),
         ({"server": {"name": "avgm", "decay": 0.5}}, "avgm has no parameter decay"),
         ({"server": {"name": "avgm", "tau": 0.001}}, "avgm has no parameter tau"),
+        ({"privacy": {"clip": 1.0}}, "noise_multiplier"),
+        ({"privacy": PRIVATE, "aggregator": {"name": "median"}}, "plain mean, not by median"),
+        ({"privacy": PRIVATE, "aggregator": {"name": "mean", "before": ["nnm"]}}, "plain mean, not by nnm"),
+        ({"privacy": PRIVATE, "aggregator": {"name": "mean", "cap": 2.0}}, "without a cap"),
     ],
 )
 def test_what_no_federation_can_be_is_refused(changes: dict[str, Any], said: str) -> None:

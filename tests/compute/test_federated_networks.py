@@ -1,6 +1,7 @@
 """Federations whose clients train a network: what a plain loop of torch does with state dicts, client by client."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.networks import Images
 from privacy_gate.documents import parse
 from privacy_gate.errors import CandidateError
-from privacy_gate.federated.cells import Draws
+from privacy_gate.federated.cells import UNIFORM, Draws, Privacy
 from privacy_gate.federated.local import Batches
 from privacy_gate.federated.partitions import class_shares
 from privacy_gate.federated.samples import Samples
@@ -126,6 +127,35 @@ def test_a_federation_is_that_of_a_plain_loop(
         moved = max(moved, float((found[key] - start[key]).abs().max()))
     assert moved > 1e-3
     assert adaptation != "full" or any("running_mean" in key for key in found)
+
+
+def test_privacy_of_clients_bounds_networks_and_without_bound_or_noise_is_the_uniform_mean(
+    weights: dict[str, Path],
+) -> None:
+    recipe, scene = make(weights, CNN, "film"), Scene(CNN)
+    training = cell(recipe, scene.study.train, 5).training
+    learner, mean = scene.outcome(recipe, rule=UNIFORM)
+
+    def private(noise: float, clip: float) -> Outcome:
+        return scene.outcome(recipe, rule=UNIFORM, training=replace(training, privacy=Privacy(noise, clip)))[1]
+
+    np.testing.assert_array_equal(private(0.0, 1e9).model, mean.model)
+    start = learner.start([5])[0].numpy()
+    assert np.linalg.norm(private(0.0, 1e-3).model - start) <= training.rounds * 1e-3 * (1 + 1e-9)
+    assert np.linalg.norm(mean.model - start) > training.rounds * 1e-3
+    assert not np.array_equal(private(0.5, 1.0).model, private(0.5, 2.0).model)
+
+
+def test_variances_that_noise_could_make_negative_are_refused(weights: dict[str, Path]) -> None:
+    private = {
+        "clients": {"partition": "iid", "count": 3},
+        "rounds": 3,
+        "privacy": {"noise_multiplier": 1.0, "clip": 1.0},
+    }
+    with pytest.raises(CandidateError, match=r"BatchNorm in .* remembers variances"):
+        Scene(CNN).outcome(make(weights, CNN, "full", federation=private))
+    parts.network(make(weights, CNN, "film", federation=private))
+    parts.network(make(weights, VIT, "full", federation=private))
 
 
 def test_threads_change_nothing(weights: dict[str, Path]) -> None:

@@ -10,8 +10,10 @@ from pydantic import ValidationError
 
 from privacy_gate.candidate import PublicWeights
 from privacy_gate.exhibits import ByzantineLine, ByzantinePlot
+from privacy_gate.federation import ClientPrivacy, Federation
 from privacy_gate.report import CheckRecord, Report, load_report
 from privacy_gate.reports import FORMATS
+from privacy_gate.reports.details import recipe_facts
 from privacy_gate.reports.hostile import HEADS, cells
 from privacy_gate.verdict import CheckResult, Measurement, RuleTable, RuleTrial, not_measured, rule_passes
 
@@ -115,3 +117,11 @@ def test_what_the_model_stands_on_is_in_every_view_with_its_licence(report: Repo
     backbone = report.recipe.backbone.model_copy(update={"weights": weights})
     declared = report.model_copy(update={"recipe": report.recipe.model_copy(update={"backbone": backbone})})
     assert "Apache-2.0" in seen(declared, name)
+
+
+def test_the_privacy_of_clients_is_told_with_the_federation(samples: dict[str, Report]) -> None:
+    private = ClientPrivacy(noise_multiplier=1.1, clip=0.5)
+    federation = Federation(rounds=30, secure_aggregation=True, privacy=private)
+    recipe = samples["approved"].recipe.model_copy(update={"federation": federation})
+    told = dict(recipe_facts(samples["approved"].model_copy(update={"recipe": recipe})))["Federation"]
+    assert told.endswith("secure aggregation, privacy of clients: noise_multiplier 1.1, clip 0.5, delta 1e-05")
