@@ -55,7 +55,8 @@ class Confirmation:
         return (
             f"robustness: byzantine_drop and robustness_tax are of networks trained as the recipe says, under "
             f"{', '.join(tried)}: {self.worst(results)} is the worst of {len(self.attacks)} attacks for heads on the "
-            "frozen backbone; the breakdown point and the other rules are of such heads"
+            "frozen backbone, and what heads bear better was not tried on networks; the breakdown point and the other "
+            "rules are of such heads"
         )
 
     def worst(self, results: Results) -> str:

@@ -1,7 +1,7 @@
 """What byzantine clients cost a federation, over seeds: arXiv 2402.01857's poisoning threats as figures."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from scipy.special import ndtri, stdtrit
@@ -19,22 +19,43 @@ def byzantine_drop(
 ) -> Measurement:
     """Accuracy of the plain mean without an attack, minus that of the recipe's rule under the worst attack.
 
-    clean (S,) and each of attacked (S,): accuracies by seed, on so many holdout rows. The worst attack is the one with
-    the lowest mean; picked among many it looks a little worse than it is, which is the safe side. blind, interval:
-    see `accuracy_loss`.
+    clean (S,) and each of attacked (S,): accuracies by seed, on so many holdout rows. The subject names the attack with
+    the largest mean drop. blind: see `accuracy_loss`; interval: see `_worst`.
     """
-    worst = min(attacked, key=lambda name: float(attacked[name].mean()))
-    return accuracy_loss("byzantine_drop", clean, attacked[worst], rows, confidence, worst, blind=blind)
+    return _worst(
+        accuracy_loss("byzantine_drop", clean, left, rows, confidence, name, blind=blind)
+        for name, left in attacked.items()
+    )
 
 
 def federated_backdoor(planted: Mapping[str, tuple[Floats, Floats]], rows: int, confidence: float) -> Measurement:
     """How much more often the federation's head calls rows the backdoor's target once they show its trigger.
 
     planted  by adversary: shares (S,) by seed of so many holdout `rows` of other classes that are called the target,
-             with the trigger and without; the worst adversary counts. Interval: see `accuracy_loss`
+             with the trigger and without; the worst adversary counts. Interval: see `_worst`
     """
-    worst = max(planted, key=lambda name: float((planted[name][0] - planted[name][1]).mean()))
-    return accuracy_loss("federated_backdoor", *planted[worst], rows, confidence, worst)
+    return _worst(
+        accuracy_loss("federated_backdoor", *shares, rows, confidence, name) for name, shares in planted.items()
+    )
+
+
+def _worst(losses: Iterable[Measurement]) -> Measurement:
+    """The largest loss of some attacks, or the first that could not be measured.
+
+    Interval: the largest of the low and of the high ends of each attack's own, see `accuracy_loss`. So no attack tried
+    beside others ever makes the recipe look better: the drop under one of a smaller mean may scatter more over seeds.
+    The upper end keeps its confidence, since it is never below that of the attack which is truly worst; the lower end,
+    the largest of several, lies above the truth a little oftener.
+    """
+    found = list(losses)
+    for loss in found:
+        if not loss.measured:
+            return loss
+    worst = max(found, key=lambda loss: -math.inf if loss.value is None else loss.value)
+    low = max(loss.low for loss in found if loss.low is not None)
+    high = max(loss.high for loss in found if loss.high is not None)
+    method = f"{worst.method}; the largest ends of {len(found)} attacks" if len(found) > 1 else worst.method
+    return worst.model_copy(update={"low": low, "high": high, "method": method})
 
 
 def accuracy_loss(

@@ -1,5 +1,7 @@
 """What hostile clients cost, with intervals over seeds and holdout."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ from privacy_gate.metrics.robustness import (
     federated_backdoor,
     needed_holdout,
 )
-from privacy_gate.verdict import Limit, Measurement
+from privacy_gate.verdict import Limit, Measurement, Status, judged_status
 
 
 def test_the_worst_attack_counts_and_is_named() -> None:
@@ -20,6 +22,32 @@ def test_the_worst_attack_counts_and_is_named() -> None:
     assert found.subject == "harsh"
     assert found.low is not None
     assert found.low > 0.37
+
+
+def test_an_attack_that_harms_a_little_less_but_unevenly_is_not_hidden_by_a_steady_one() -> None:
+    clean = np.full(5, 0.9)
+    uneven, steady = clean - np.array([0.02, 0.14, 0.02, 0.14, 0.08]), clean - 0.085
+    alone = byzantine_drop(clean, {"uneven": uneven}, 100_000, 0.95)
+    both = byzantine_drop(clean, {"uneven": uneven, "steady": steady}, 100_000, 0.95)
+    assert judged_status(alone, Limit(max=0.12)) is judged_status(both, Limit(max=0.12)) is Status.VIOLATED
+    assert (both.subject, both.value, both.high) == ("steady", pytest.approx(0.085), alone.high)
+
+
+def ends(found: Measurement) -> np.ndarray:
+    return np.array([found.low, found.value, found.high], dtype=float)
+
+
+def test_another_attack_never_lowers_the_figure_nor_either_end() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        clean = 0.9 + 0.01 * rng.normal(size=4)
+        left = {str(each): clean - rng.uniform(0, 0.2) - rng.uniform(0, 0.1) * rng.random(4) for each in range(4)}
+        names = [list(left)[:count] for count in (1, 2, 3, 4)]
+        drops = [byzantine_drop(clean, {name: left[name] for name in some}, 500, 0.95) for some in names]
+        shares = {name: (1 - each, clean / 20) for name, each in left.items()}
+        lifts = [federated_backdoor({name: shares[name] for name in some}, 500, 0.95) for some in names]
+        for before, after in [*pairwise(drops), *pairwise(lifts)]:
+            assert (ends(after) >= ends(before)).all()
 
 
 @pytest.mark.parametrize("seeds", [3, 5, 10])
