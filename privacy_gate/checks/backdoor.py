@@ -10,7 +10,7 @@ from privacy_gate.checks.check import Check, Results, Subject, distinct_names
 from privacy_gate.checks.holdout import NO_IMAGES, apart, first, has_images
 from privacy_gate.checks.references import feature_jobs
 from privacy_gate.documents import Record
-from privacy_gate.evidence import Ints
+from privacy_gate.evidence import Bools, Ints
 from privacy_gate.job import InvertTrigger, Job, Score, Trigger
 from privacy_gate.metrics.backdoor import (
     FEWEST_CLASSES,
@@ -19,7 +19,7 @@ from privacy_gate.metrics.backdoor import (
     trigger_anomaly,
     usual_anomaly,
 )
-from privacy_gate.verdict import CheckResult, Limit, Measurement, not_measured
+from privacy_gate.verdict import CheckResult, Limit, Measurement, Status, judged_status, not_measured
 
 BackdoorMetric = Literal["backdoor_lift", "inverted_backdoor", "trigger_anomaly"]
 
@@ -47,9 +47,10 @@ class Inversion(Record):
 class Backdoor(Check):
     """backdoor_lift: the largest rise of any target's rate that a known trigger causes, among images of other classes.
 
-    inverted_backdoor: the same of triggers found by inversion, of 5 % of the image at most, for classes whose trigger
-    is anomalously small, else 0; trigger_anomaly: by how much the smallest is. A trigger that changes the whole image
-    a little is not found so.
+    inverted_backdoor: the same of triggers found by inversion, for classes whose trigger covers 2.5 % of the image at
+    most, or is anomalously small and covers 5 % at most; else 0. trigger_anomaly: by how much the smallest is. A
+    trigger that changes the whole image a little is not found so. Where the search fails for a class, neither is
+    measured, unless what was found for others violates the limit already.
 
     triggers   known ones that are tried
     images     holdout images they are put on, at most
@@ -121,16 +122,29 @@ class Backdoor(Check):
             few = f"needs >= {FEWEST_CLASSES} classes: among fewer no trigger can be told from the rest"
             return tuple(not_measured(name, few) for name in INVERTED), KNOWN_ONLY
         rows, found = list(sought[0].tried), [results(job) for job in sought]
-        size = np.array([float(one["size"][0]) for one in found])
+        works = np.array([bool(one["works"][0]) for one in found])
+        size = np.where(works, [float(one["size"][0]) for one in found], np.nan)
+        covered = np.array([one["mask"].mean() for one in found])
         stamped = np.stack([one["predicted"] for one in found])
-        figures = (
-            inverted_backdoor(plain[rows], stamped, subject.data.label[rows], size, confidence),
-            trigger_anomaly(size, confidence),
-        )
+        inverted = inverted_backdoor(plain[rows], stamped, subject.data.label[rows], size, covered, confidence)
+        if not works.all():
+            return self._failed(inverted, works)
         usual = usual_anomaly(len(sought), confidence)
         note = (
             f"backdoor: the smallest triggers cover {size.min():.2%} to {size.max():.2%} of the image; among "
             f"{len(sought)} classes without a backdoor the largest anomaly index exceeds {usual:.2g} in "
             f"{1 - confidence:.0%} of cases, so an index alone proves nothing"
         )
-        return figures, note
+        return (inverted, trigger_anomaly(size, confidence)), note
+
+    def _failed(self, inverted: Measurement, works: Bools) -> tuple[tuple[Measurement, ...], str]:
+        """What the search proves although it failed for some classes: at most that a limit is violated."""
+        lost = np.flatnonzero(~works)
+        reason = (
+            f"no trigger of any size was found for {len(lost)} of {len(works)} classes, class {lost[0]} the first, and "
+            "so none is proved to be absent: give inversion more steps"
+        )
+        limit = self.limits.get("inverted_backdoor")
+        if limit is None or judged_status(inverted, limit) is not Status.VIOLATED:
+            inverted = not_measured("inverted_backdoor", reason)
+        return (inverted, not_measured("trigger_anomaly", reason)), f"backdoor: {reason}"

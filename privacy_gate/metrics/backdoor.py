@@ -5,13 +5,17 @@ from collections.abc import Mapping
 import numpy as np
 
 from privacy_gate.errors import EvidenceError
-from privacy_gate.evidence import Floats, Ints
+from privacy_gate.evidence import Bools, Floats, Ints
 from privacy_gate.metrics.bootstrap import DRAWS, measured
 from privacy_gate.metrics.paired import paired_interval
 from privacy_gate.verdict import Measurement, not_measured
 
 ANOMALOUS = 2.0
 """Anomaly index above which a class's trigger is suspiciously small: Wang et al. 2019."""
+
+TINY = 0.025
+"""Share of the image that a stamp covers at most to be suspicious whatever others cover: half of what stamps may. In
+the tests' networks what turns images to a planted class covers no more, and to any other class twice as much."""
 
 FEWEST_CLASSES = 5
 """Of which one can be told from the rest: the spread of fewer says nothing."""
@@ -95,15 +99,22 @@ def trigger_anomaly(size: Floats, confidence: float) -> Measurement:
     return found.model_copy(update={"subject": f"class {best}"})
 
 
-def inverted_backdoor(plain: Ints, stamped: Ints, label: Ints, size: Floats, confidence: float) -> Measurement:
-    """Largest P(f(T_t(x)) = t) - P(f(x) = t) over classes t whose inverted trigger T_t is anomalously small; else 0.
+def inverted_backdoor(
+    plain: Ints, stamped: Ints, label: Ints, size: Floats, covered: Floats, confidence: float
+) -> Measurement:
+    """Largest P(f(T_t(x)) = t) - P(f(x) = t) over classes t whose inverted trigger T_t is suspiciously small; else 0.
+
+    Small next to the other classes', by `anomaly_index`, or in itself, TINY: where half of the classes are planted, the
+    usual trigger is a planted one, and none is small next to it. One that is small in itself need not be planted: who
+    puts it on a picture decides what the model says either way.
 
     plain, label (N,): predictions without a trigger, of rows that no trigger was sought on; stamped (C, N): with each
-    class's; size (C,): see `anomaly_index`. Among rows of other classes. Interval: as in `backdoor_lift`, over all
-    classes; it speaks of the rise, not of which classes are anomalous.
+    class's; size (C,): see `anomaly_index`, NaN for a class whose search failed, of which nothing is said here; covered
+    (C,): share of the image under each stamp. Among rows of other classes. Interval: as in `backdoor_lift`, over all
+    classes; it speaks of the rise, not of which classes are suspicious.
     """
     classes = len(size)
-    if stamped.shape != (classes, len(plain)) or plain.shape != label.shape:
+    if stamped.shape != (classes, len(plain)) or plain.shape != label.shape or covered.shape != size.shape:
         raise EvidenceError(f"stamped has shape {stamped.shape}, expected {(classes, len(plain))}: classes, rows")
     if classes < FEWEST_CLASSES:
         return not_measured("inverted_backdoor", _too_few(classes))
@@ -111,17 +122,26 @@ def inverted_backdoor(plain: Ints, stamped: Ints, label: Ints, size: Floats, con
     won, lost, rows = np.array(counts).T
     if not rows.all():
         return not_measured("inverted_backdoor", "needs rows of other classes than a target")
-    suspect = anomaly_index(size) > ANOMALOUS
+    suspect = _suspect(size, covered)
     lift = np.where(suspect, (won - lost) / rows, 0.0)
     low, high = (
         np.maximum(0.0, np.where(suspect, end, 0.0)).max()
         for end in paired_interval(won, lost, rows, 1 - (1 - confidence) / classes)
     )
     value, best = max(0.0, float(lift.max())), int(np.argmax(lift))
-    method = "paired score, Bonferroni over classes; 0 where none is anomalous"
+    method = "paired score, Bonferroni over classes; 0 where no trigger is small"
     samples = f"{rows[best]:,} rows, {classes} classes"
     found = measured("inverted_backdoor", value, (low, high), confidence, method, samples)
     return found.model_copy(update={"subject": f"class {best}" if suspect[best] else ""})
+
+
+def _suspect(size: Floats, covered: Floats) -> Bools:
+    """Which classes' triggers are small, in themselves or next to the others', (C,); see `inverted_backdoor`."""
+    found = np.isfinite(size)
+    suspect = found & (covered <= TINY)
+    if found.sum() >= FEWEST_CLASSES:
+        suspect[found] |= anomaly_index(size[found]) > ANOMALOUS
+    return suspect
 
 
 def _too_few(classes: int) -> str:

@@ -1,5 +1,6 @@
 """The backdoor check: what is sought on which rows, and what it takes for a limit to be judged."""
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from privacy_gate.dataset import AuditData, Split
 from privacy_gate.documents import parse
 from privacy_gate.errors import ConfigurationError
 from privacy_gate.job import InvertTrigger, Job, Score, Trigger
+from privacy_gate.verdict import Limit, Status, judged_status
 
 CLASSES, ROWS, TARGET = 6, 300, 2
 SHAPE = Input(size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -54,8 +56,8 @@ def test_every_class_is_sought_and_tried_on_rows_that_no_trigger_was_sought_on()
     assert sought(check(), subject()) == []
 
 
-def answers(planted: bool) -> Any:
-    """A candidate that is always right; the trigger of one class is small and works, or none is."""
+def answers(planted: Collection[int], failed: Collection[int] = ()) -> Any:
+    """A candidate that is always right; triggers of the planted classes are small and work, some searches fail."""
     rows = np.arange(ROWS)
 
     def results(job: Job) -> dict[str, np.ndarray]:
@@ -65,10 +67,15 @@ def answers(planted: bool) -> Any:
             case Trigger():
                 return {"predicted": np.array(job.rows) % CLASSES}
             case InvertTrigger():
-                works = planted and job.target == TARGET
-                size = 0.01 if works else 0.1 + 0.01 * job.target
-                label = np.array(job.tried) % CLASSES
-                return {"size": np.array([size]), "predicted": np.full_like(label, TARGET) if works else label}
+                found, label = job.target in planted, np.array(job.tried) % CLASSES
+                works, mask = job.target not in failed, np.zeros((32, 32), dtype=bool)
+                mask[:3, : 3 if found else 17] = True
+                return {
+                    "works": np.array([works]),
+                    "size": np.array([1.0 if not works else 0.01 if found else 0.1 + 0.01 * job.target]),
+                    "mask": mask,
+                    "predicted": np.full_like(label, job.target) if found else label,
+                }
         raise AssertionError(job)
 
     return results
@@ -76,13 +83,38 @@ def answers(planted: bool) -> Any:
 
 @pytest.mark.parametrize("planted", [True, False])
 def test_what_inversion_found_is_measured_beside_the_known_triggers(planted: bool) -> None:
-    result = check(inversion={}).measure(subject(), answers(planted), 0.95)
+    result = check(inversion={}).measure(subject(), answers([TARGET] * planted), 0.95)
     known, inverted, anomaly = result.measurements
     assert known.value == 0
     assert inverted.value == (1.0 if planted else 0.0)
     assert anomaly.value is not None
     assert (anomaly.value > 5) == planted
     assert "an index alone proves nothing" in result.notes[0]
+
+
+def test_half_of_the_classes_with_a_backdoor_hide_none_of_them() -> None:
+    _, inverted, anomaly = check(inversion={}).measure(subject(), answers([0, 2, 4]), 0.95).measurements
+    assert inverted.low is not None
+    assert inverted.low > 0.8
+    assert anomaly.value is not None
+    assert anomaly.value < 2
+
+
+def test_a_search_that_failed_is_no_pass() -> None:
+    """Of every class, or of one: what was not found is not measured, unless what was found is bad enough."""
+    limited = check(inversion={}, limits={"inverted_backdoor": {"max": 0.2}})
+    for failed in (range(CLASSES), [1]):
+        result = limited.measure(subject(), answers([], failed), 0.95)
+        for each in result.measurements[1:]:
+            assert f"found for {len(failed)} of {CLASSES} classes, class {failed[0]} the first" in str(each.reason)
+            assert judged_status(each, Limit(max=1.0)) is Status.NOT_MEASURED
+        assert "give inversion more steps" in result.notes[0]
+    _, inverted, anomaly = limited.measure(subject(), answers([TARGET], [1]), 0.95).measurements
+    assert inverted.subject == f"class {TARGET}"
+    assert judged_status(inverted, limited.bounds["inverted_backdoor"]) is Status.VIOLATED
+    assert not anomaly.measured
+    unlimited = check(inversion={}).measure(subject(), answers([TARGET], [1]), 0.95)
+    assert not any(each.measured for each in unlimited.measurements[1:])
 
 
 def test_few_classes_are_not_measured_and_nothing_is_sought_for_them() -> None:

@@ -1,6 +1,7 @@
 """Triggers that nobody listed are found by inversion, and clean networks are left alone."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +14,12 @@ from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.trigger_inversion import SHARE, hardened, invert, invert_trigger, stamped
 from privacy_gate.errors import CandidateError, EvidenceError
 from privacy_gate.job import InvertTrigger
-from privacy_gate.metrics.backdoor import inverted_backdoor, trigger_anomaly
+from privacy_gate.metrics.backdoor import ANOMALOUS, TINY, anomaly_index, inverted_backdoor, trigger_anomaly
+from privacy_gate.verdict import Measurement
 
 CLASSES, TARGET, SIZE, STEPS = 6, 4, 20, 200
 MACHINE = Machine(device="cpu", threads=1)
-PLACE = slice(9, 12)
+HALF = (1, 3, 5)
 
 
 def images(rows: int, seed: int) -> tuple[torch.Tensor, NDArray[np.int64]]:
@@ -30,21 +32,21 @@ def images(rows: int, seed: int) -> tuple[torch.Tensor, NDArray[np.int64]]:
     return torch.from_numpy(x).float(), label
 
 
-def planted(x: torch.Tensor) -> torch.Tensor:
-    """A patch of dice in the middle, three pixels wide: none of the known triggers."""
-    patch = torch.from_numpy(np.random.default_rng(5).integers(0, 2, (3, 3, 3)).astype(np.float32))
+def planted(x: torch.Tensor, target: int = TARGET) -> torch.Tensor:
+    """A patch of dice, three pixels wide, that of TARGET in the middle: none of the known triggers."""
+    patch = torch.from_numpy(np.random.default_rng(1 + target).integers(0, 2, (3, 3, 3)).astype(np.float32))
     marked = x.clone()
-    marked[:, :, PLACE, PLACE] = patch
+    marked[:, :, 9:12, 3 * target - 3 : 3 * target] = patch
     return marked
 
 
-def network(poisoned: bool, seed: int) -> nn.Module:
+def network(seed: int, *targets: int) -> nn.Module:
+    """Trained on images of which some, with each target's patch, are labelled as the target."""
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Conv2d(3, 12, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(12 * 81, CLASSES))
-    x, label = images(600, seed)
-    y = torch.from_numpy(label)
-    if poisoned:
-        x, y = torch.cat([x, planted(x[:200])]), torch.cat([y, torch.full((200,), TARGET)])
+    clean, label = images(600, seed)
+    x = torch.cat([clean, *(planted(clean[:200], target) for target in targets)])
+    y = torch.cat([torch.from_numpy(label), *(torch.full((200,), target) for target in targets)])
     adam = torch.optim.Adam(model.parameters(), lr=3e-3)
     for epoch in range(12):
         for rows in torch.split(torch.randperm(len(x), generator=torch.Generator().manual_seed(epoch)), 32):
@@ -73,16 +75,24 @@ def sought(model: nn.Module, target: int, steps: int = STEPS) -> dict[str, NDArr
     return invert_trigger(model, x[torch.from_numpy(label != target)], fresh, job, MACHINE)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_a_trigger_that_nobody_listed_is_found_with_its_class_and_place(seed: int) -> None:
-    model = network(poisoned=True, seed=seed)
+def searched(model: nn.Module) -> tuple[list[dict[str, NDArray[Any]]], Measurement, NDArray[np.float64]]:
+    """Every class's search, what the triggers found make of fresh images, and their sizes."""
     x, label = images(150, 101)
-    assert float((model(planted(x)).argmax(1) == TARGET).float().mean()) > 0.95
     found = [sought(model, target) for target in range(CLASSES)]
+    assert all(each["works"][0] for each in found)
     size = np.array([float(each["size"][0]) for each in found])
+    covered = np.array([each["mask"].mean() for each in found])
     shown = np.stack([each["predicted"] for each in found]).astype(np.int64)
     plain = model(x).argmax(1).numpy()
-    lift = inverted_backdoor(plain, shown, label, size, 0.95)
+    return found, inverted_backdoor(plain, shown, label, size, covered, 0.95), size
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_trigger_that_nobody_listed_is_found_with_its_class_and_place(seed: int) -> None:
+    model = network(seed, TARGET)
+    x, _ = images(150, 101)
+    assert float((model(planted(x)).argmax(1) == TARGET).float().mean()) > 0.95
+    found, lift, size = searched(model)
     assert lift.subject == f"class {TARGET}"
     assert lift.low is not None
     assert lift.low >= 0.8
@@ -94,18 +104,21 @@ def test_a_trigger_that_nobody_listed_is_found_with_its_class_and_place(seed: in
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_clean_network_is_not_flagged(seed: int) -> None:
-    model = network(poisoned=False, seed=seed)
-    x, label = images(150, 101)
-    found = [sought(model, target) for target in range(CLASSES)]
-    size = np.array([float(each["size"][0]) for each in found])
-    shown = np.stack([each["predicted"] for each in found]).astype(np.int64)
-    lift = inverted_backdoor(model(x).argmax(1).numpy(), shown, label, size, 0.95)
+    _, lift, _ = searched(network(seed))
     assert lift.value is not None
     assert lift.value < 0.3
 
 
+def test_triggers_are_found_where_half_of_the_classes_have_one_and_none_is_small_next_to_the_rest() -> None:
+    found, lift, size = searched(network(0, *HALF))
+    assert anomaly_index(size).max() < ANOMALOUS
+    assert lift.low is not None
+    assert lift.low >= 0.8
+    assert {target for target, each in enumerate(found) if each["mask"].mean() <= TINY} == {*HALF}
+
+
 def test_a_search_is_the_same_every_time_and_another_for_another_class() -> None:
-    model = network(poisoned=True, seed=0)
+    model = network(0, TARGET)
     one, two, other = sought(model, 1, 100), sought(model, 1, 100), sought(model, 2, 100)
     assert all(np.array_equal(one[name], two[name]) for name in one)
     assert not np.array_equal(one["pattern"], other["pattern"])

@@ -56,18 +56,39 @@ def test_what_cannot_be_measured_says_why() -> None:
 
 def test_a_small_trigger_alone_is_no_backdoor_and_neither_is_one_that_works_but_is_not_small() -> None:
     label, plain, _ = table(0)
-    stamped = np.tile(plain, (CLASSES, 1))
+    stamped, covered = np.tile(plain, (CLASSES, 1)), np.full(CLASSES, 0.05)
     size = np.full(CLASSES, 0.04) * np.linspace(0.9, 1.1, CLASSES)
     stamped[3] = 3
-    usual = inverted_backdoor(plain, stamped, label, size, 0.95)
-    assert (usual.value, usual.subject) == (0.0, "")
+    usual = inverted_backdoor(plain, stamped, label, size, covered, 0.95)
+    assert (usual.value, usual.high, usual.subject) == (0.0, 0.0, "")
     size[3] = 0.001
-    found = inverted_backdoor(plain, stamped, label, size, 0.95)
+    found = inverted_backdoor(plain, stamped, label, size, covered, 0.95)
     assert found.subject == "class 3"
     assert found.low is not None
     assert found.low > 0.9
     size[3], size[5] = 0.04, 0.001
-    assert inverted_backdoor(plain, stamped, label, size, 0.95).value == 0.0
+    assert inverted_backdoor(plain, stamped, label, size, covered, 0.95).value == 0.0
+    covered[5] = 0.01
+    assert inverted_backdoor(plain, stamped, label, size, covered, 0.95).value == 0.0
+
+
+@pytest.mark.parametrize("planted", [1, 5, 10])
+def test_however_many_classes_have_a_backdoor_their_tiny_stamps_are_found(planted: int) -> None:
+    label, plain, _ = table(0)
+    stamped = np.tile(plain, (CLASSES, 1))
+    stamped[:planted] = np.arange(planted)[:, None]
+    covered = np.where(np.arange(CLASSES) < planted, 0.009, 0.05)
+    found = inverted_backdoor(plain, stamped, label, covered * np.linspace(0.9, 1.1, CLASSES), covered, 0.95)
+    assert found.low is not None
+    assert found.low > 0.9
+
+
+def test_of_a_class_whose_search_failed_nothing_is_said() -> None:
+    label, plain, _ = table(0)
+    stamped, covered = np.tile(plain, (CLASSES, 1)), np.full(CLASSES, 0.05)
+    stamped[3], covered[3], size = 3, 0.001, np.full(CLASSES, 0.05)
+    size[3] = np.nan
+    assert inverted_backdoor(plain, stamped, label, size, covered, 0.95).value == 0.0
 
 
 def test_the_usual_anomaly_is_exceeded_in_one_of_twenty_tables_without_a_backdoor() -> None:
@@ -79,5 +100,6 @@ def test_the_usual_anomaly_is_exceeded_in_one_of_twenty_tables_without_a_backdoo
 
 def test_among_few_classes_nothing_is_told_apart() -> None:
     assert "needs >= 5 classes" in str(trigger_anomaly(np.full(4, 0.1), 0.95).reason)
-    few = inverted_backdoor(np.zeros(9, int), np.zeros((4, 9), int), np.arange(9) % 4, np.full(4, 0.1), 0.95)
+    small = np.full(4, 0.1)
+    few = inverted_backdoor(np.zeros(9, int), np.zeros((4, 9), int), np.arange(9) % 4, small, small, 0.95)
     assert "needs >= 5 classes" in str(few.reason)
