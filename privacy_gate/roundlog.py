@@ -15,6 +15,7 @@ import json
 import re
 import stat
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -185,13 +186,19 @@ class RoundLog:
         """Which rounds there are, ascending."""
         return tuple(self.files)
 
+    def clients(self) -> list[str]:
+        """Everyone who took part in some round, sorted; no tensor is read. Raises CandidateError as `rounds` does."""
+        found: set[str] = set()
+        for path in self.files.values():
+            with _named(path):
+                found.update(_load(path, whole=False)[0].clients)
+        return sorted(found)
+
     def rounds(self) -> Iterator[Round]:
         """Every round in turn. Raises CandidateError, naming the file, for one that is not sound."""
         for index, path in self.files.items():
-            try:
+            with _named(path):
                 entry = _read(path)
-            except ConfigurationError as error:
-                raise CandidateError(f"round log: {path.name}: {error}") from error
             if entry.index != index:
                 raise CandidateError(
                     f"round log: {path.name} says that it is round {entry.index}; log the rounds again"
@@ -199,11 +206,22 @@ class RoundLog:
             yield entry
 
 
-def _read(path: Path) -> Round:
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """What is wrong with the file is the candidate's mistake, and says which file it is."""
+    try:
+        yield
+    except ConfigurationError as error:
+        raise CandidateError(f"round log: {path.name}: {error}") from error
+
+
+def _load(path: Path, *, whole: bool) -> tuple[_Said, Arrays]:
+    """What the file's metadata say, and its tensors; none of them where it is not read whole."""
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            tensors = {name: np.asarray(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 - no mapping
+            names = list(file.keys()) if whole else []
+            tensors = {name: np.asarray(file.get_tensor(name)) for name in names}
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigurationError(f"not a sound safetensors file: {' '.join(str(error).split())[:200]}") from error
     try:
@@ -219,6 +237,11 @@ def _read(path: Path) -> Round:
         raise ConfigurationError("a client stands twice in its metadata")
     if said.examples is not None and len(said.examples) != len(said.clients):
         raise ConfigurationError("its metadata have other numbers of clients and of examples")
+    return said, tensors
+
+
+def _read(path: Path) -> Round:
+    said, tensors = _load(path, whole=True)
     weights = _below(tensors, "global/")
     updates = {client: _below(tensors, f"client/{place}/") for place, client in enumerate(said.clients)}
     if len(weights) + sum(map(len, updates.values())) != len(tensors):

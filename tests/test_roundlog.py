@@ -54,6 +54,7 @@ def test_clients_may_come_and_go_and_examples_may_be_unknown(tmp_path: Path) -> 
     first, second = RoundLog.open(tmp_path).rounds()
     assert (set(first.updates), set(second.updates)) == ({"north", "south"}, {"south", "west"})
     assert not second.examples
+    assert RoundLog.open(tmp_path).clients() == ["north", "south", "west"]
 
 
 def test_only_what_is_named_is_kept(tmp_path: Path) -> None:
@@ -129,6 +130,15 @@ def test_a_file_that_lies_is_refused_by_name(name: str, tmp_path: Path) -> None:
     with pytest.raises(CandidateError, match=message) as caught:
         list(RoundLog.open(tmp_path).rounds())
     assert "round-000001.safetensors" in str(caught.value)
+
+
+def test_who_took_part_is_read_without_a_tensor_and_lies_in_the_metadata_are_refused_there_too(tmp_path: Path) -> None:
+    path = write_round(tmp_path, drawn())
+    rewritten(path, lambda tensors: tensors.update({"global/fc.bias": np.full(3, np.nan)}), lambda said: None)
+    assert RoundLog.open(tmp_path).clients() == sorted(CLIENTS)
+    rewritten(path, lambda tensors: None, lambda said: said.update(clients=["a", "a"]))
+    with pytest.raises(CandidateError, match=r"round-000001\.safetensors: a client stands twice"):
+        RoundLog.open(tmp_path).clients()
 
 
 def test_a_folder_with_anything_else_is_refused(tmp_path: Path) -> None:

@@ -30,6 +30,9 @@ another model is more. A rule other than the mean joins the last round otherwise
 class TrajectoryMia(WhereDeclared):
     """Membership and source inference from the round log; no reference models are needed.
 
+    Every client that holds members must be in FEWEST_ROUNDS rounds of FEWEST_CLIENTS clients at least: of the members
+    of one seldom read nothing is known.
+
     trajectory_tpr, at 1 % false alarms: members told from holdout rows by their own client's updates.
     source_inference_advantage: how much oftener a member's client is named than by naming the largest.
     client_mia_gap: how much more of one client's members are found than of another's, at one threshold.
@@ -127,6 +130,13 @@ def _unfit(found: Mapping[str, NDArray[Any]], subject: Subject) -> str | None:
     if absent := sorted(holding - set(found["client"].tolist())):
         first = str(names[absent[0]])
         return f"the log lacks {len(absent)} of {len(holding)} clients that hold members, {first!r} the first"
+    # A client hardly read has z near 0: its members would dilute the figure, and none of them be found.
+    seen = dict(zip(found["client"].tolist(), found["seen"].tolist(), strict=True))
+    if few := sorted(code for code in holding if seen[code] < FEWEST_ROUNDS):
+        return (
+            f"{len(few)} of {len(holding)} clients that hold members are in fewer than {FEWEST_ROUNDS} rounds of at "
+            f"least {FEWEST_CLIENTS} clients, {str(names[few[0]])!r} the first, in {seen[few[0]]}: log more rounds"
+        )
     if not (distance := float(found["distance"][0])) <= FAR:
         return (
             f"the log ends {distance:.0%} of the head's length from the candidate, expected at most {FAR:.0%}: log the "

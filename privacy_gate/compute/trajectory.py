@@ -25,7 +25,7 @@ def run_trajectory(jobs: Sequence[Job], work: Work) -> None:
 
 
 def _read(job: Job, work: Work) -> Arrays:
-    """See job.Trajectory. Two passes: who took part, then what they sent."""
+    """See job.Trajectory."""
     if work.inputs.rounds is None:
         raise UndecidedError("the candidate's round log is not here; run the step that pulls it")
     log = RoundLog.open(work.inputs.rounds)
@@ -34,7 +34,7 @@ def _read(job: Job, work: Work) -> Arrays:
     features = work.features(job.recipe.backbone, job.recipe.input)
     head = candidate_head(work.inputs.candidate, job.recipe)
     candidate = np.concatenate([head.weight.numpy(), head.bias.numpy()[:, None]], axis=1).astype(np.float64)
-    names = sorted({client for each in log.rounds() for client in each.updates})
+    names = log.clients()
     place = {client: index for index, client in enumerate(names)}
     known = {str(client): index for index, client in enumerate(np.unique(_named(work.inputs.data)))}
     seen = Trajectory(with_ones(features.astype(np.float64)), work.inputs.data.label, len(names))

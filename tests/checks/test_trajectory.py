@@ -73,7 +73,10 @@ Sent = Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]
 def federate(
     folder: Path, data: AuditData, sent: Sent | None = None, rounds: int = 8, steps: int = 20, names: Any = NAMES
 ) -> Path:
-    """Trains by averaging, logs every round and saves the candidate; `sent` replaces a client's update."""
+    """Trains by averaging, logs every round and saves the candidate; `sent` replaces a client's update.
+
+    names  of the clients, or from a round to those in it
+    """
     assert data.embedding is not None
     assert data.client is not None
     x = np.concatenate([data.embedding, np.ones((data.rows, 1))], axis=1).astype(np.float64)
@@ -82,7 +85,8 @@ def federate(
     (folder / "candidate" / "data").mkdir(parents=True)
     for index in range(1, rounds + 1):
         updates, examples = {}, {}
-        for name in names:
+        present = names(index) if callable(names) else names
+        for name in present:
             rows = (data.client == name) & (data.split == Split.MEMBER)
             update = descent(x[rows], data.label[rows], weights, steps)
             updates[name] = update if sent is None else sent(update, np.array(index))
@@ -91,7 +95,7 @@ def federate(
         write_round(
             folder / "rounds", Round(index, {"weight": weights[:, :-1], "bias": weights[:, -1]}, logged, examples)
         )
-        weights = weights + sum(examples[name] * updates[name] for name in names) / sum(examples.values())
+        weights = weights + sum(examples[name] * updates[name] for name in present) / sum(examples.values())
     tensors = {"weight": torch.from_numpy(weights[:, :-1].copy()), "bias": torch.from_numpy(weights[:, -1].copy())}
     save_file({name: tensor.float() for name, tensor in tensors.items()}, folder / "candidate/data/model.safetensors")
     return folder
@@ -243,6 +247,26 @@ def test_a_log_that_says_too_little_is_no_pass(name: str, tmp_path: Path) -> Non
     data = table()
     result, _ = judged(federate(tmp_path / "short", data, **settings), data)
     assert reason in unmeasured(result)
+
+
+def test_clients_who_are_hardly_ever_read_do_not_dilute_what_the_log_tells(tmp_path: Path) -> None:
+    """Two clients overfit, and are logged in rounds of two, where nobody can be told from the others, or seldom."""
+    data = table()
+
+    def in_pairs(index: int) -> list[str]:
+        return NAMES[:3] if index % 2 else NAMES[3:]
+
+    def seldom(index: int) -> list[str]:
+        return NAMES if index > 6 else NAMES[:4]
+
+    result, _ = judged(federate(tmp_path / "pairs", data, rounds=12, names=in_pairs), data)
+    reason = unmeasured(result)
+    assert "2 of 5 clients that hold members are in fewer than 5 rounds of at least 3 clients" in reason
+    assert "'site 3' the first, in 0" in reason
+    result, _ = judged(federate(tmp_path / "seldom", data, rounds=10, names=seldom), data)
+    assert "1 of 5 clients that hold members are in fewer than 5 rounds" in unmeasured(result)
+    _, found = judged(federate(tmp_path / "often", data, rounds=11, names=seldom), data)
+    assert found["trajectory_tpr", "cosine"].measured
 
 
 def test_the_log_of_another_model_is_no_pass(leaky: tuple[Path, AuditData], tmp_path: Path) -> None:
