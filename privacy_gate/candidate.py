@@ -249,7 +249,7 @@ class Recipe(Record):
             )
         if self.precision != "float32" and (self.privacy is not None or not self.trains_network):
             raise ValueError("precision bfloat16 is of networks trained without privacy: remove it")
-        if self.federation is not None:
+        if self.federation is not None and self.adaptation != "command":
             self._refuse_what_clients_do_not()
         if self.augmentation and (self.input is None or self.augmentation.shift >= self.input.size):
             raise ValueError("augmentation needs images, larger than its shift: correct it or remove it")
@@ -261,7 +261,8 @@ class Recipe(Record):
         if self.adaptation == "scratch" or not plain or self.schedule.name != "constant":
             raise ValueError(
                 "federation is simulated from public weights, with optimizer {name: sgd} without momentum and a "
-                "constant schedule; for another use adaptation command"
+                "constant schedule; for another use adaptation command: a program of the policy's then trains the "
+                "references, and what attacks, stress and updates do to its federation is not measured"
             )
         if self.head.initial != "zeros" or self.label_smoothing or self.augmentation:
             raise ValueError("federation is simulated from a head of zeros, without label smoothing or augmentation")

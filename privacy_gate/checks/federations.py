@@ -18,6 +18,9 @@ from privacy_gate.verdict import Measurement
 
 MEAN = Aggregator(name="mean")
 
+NOT_SIMULATED = "a program of the policy's trains: what its federation does is not known, and none stands in its place"
+"""Heads of our own would say nothing of recipes with adaptation command."""
+
 
 @dataclass(frozen=True)
 class Federations:

@@ -10,8 +10,9 @@ from pydantic import Field, field_validator, model_validator
 
 from privacy_gate.checks.check import NO_FEDERATION, Results, Subject, WhereDeclared, distinct_names, in_percent
 from privacy_gate.checks.confirmation import Confirmation
-from privacy_gate.checks.federations import MEAN, Federations
+from privacy_gate.checks.federations import MEAN, NOT_SIMULATED, Federations
 from privacy_gate.checks.references import feature_jobs
+from privacy_gate.checks.rules import Study
 from privacy_gate.evidence import Floats
 from privacy_gate.exhibits import ByzantineLine, ByzantinePlot
 from privacy_gate.federation import Aggregator, Federation
@@ -54,23 +55,17 @@ BACKDOORS = ("backdoor", "backdoor_bounded")
 WORST = ("sign_flip", "ipm_0.1", "ipm_10", "alie_search", "label_flip", "inflated_counts")
 """Tried unless the policy says otherwise: no attack is worst for every rule, and each of these is for some."""
 
-ROBUST = (
-    Aggregator(name="median"),
-    Aggregator(name="trimmed_mean"),
-    Aggregator(name="geometric_median"),
-    Aggregator(name="multi_krum"),
-    Aggregator(name="centered_clipping"),
-    Aggregator(name="trimmed_mean", before=("nnm",)),
-)
-"""Rules that might do better, each told of as many byzantine clients as attack."""
-
 DROP = 0.15
 """byzantine_drop that the breakdown point and remedies are measured by where the policy names no limit."""
 
 NOT_ASKED = "not asked for: set a limit on it, or backdoor: true"
 
-NO_IMAGES = "needs images, on which a trigger can be put: the table holds embeddings"
+SUMS_ALONE = (
+    "secure aggregation shows the server a sum alone, which rules out every robust rule: vet who may join, or give it "
+    "up for a rule that bears hostile clients; the check inversion says what the server then sees"
+)
 
+NO_IMAGES = "needs images, on which a trigger can be put: the table holds embeddings"
 
 NO_NETWORKS = "triggers are planted in heads alone, and the recipe trains a network"
 
@@ -84,7 +79,10 @@ class Robustness(WhereDeclared):
     alpha      of the Dirichlet partition of the study's clients; IID clients hide every weakness
     attacks    by name; the worst of them counts
     seeds      federations of each kind
-    alternatives  tries other rules too, those that enough clients take part for, and says which would pass, at what tax
+    alternatives  tries other rules too, those that enough clients take part for, and the recipe's own told of all who
+               attack, and says which would pass, at what tax: for each of six rules seeds x (1 + attacks x byzantine)
+               federations more, 390 unless the policy says otherwise, of some tens of milliseconds each. None where
+               secure aggregation rules all of them out
     backdoor   also lets the byzantine plant a trigger; takes another pass of the backbone over the images. A limit on
                federated_backdoor asks for it too
     required   see WhereDeclared
@@ -110,8 +108,8 @@ class Robustness(WhereDeclared):
 
     @model_validator(mode="after")
     def _a_minority_attacks(self) -> Self:
-        if self.clients != "recipe" and 2 * self.byzantine >= self.clients:
-            raise ValueError(f"{self.byzantine} of {self.clients} clients are no minority: no rule knows who is honest")
+        if self.clients != "recipe" and (many := self._no_minority(self.clients)):
+            raise ValueError(many)
         return self
 
     def needed_holdout(self, confidence: float) -> Mapping[str, int | None]:
@@ -119,13 +117,24 @@ class Robustness(WhereDeclared):
         losses = {metric: limit for metric, limit in self.bounds.items() if metric != "breakdown_point"}
         return needed_holdout(losses, self.seeds, confidence)
 
+    def _no_minority(self, clients: int) -> str | None:
+        """Why so many clients cannot be studied; None where they can."""
+        if 2 * self.byzantine < clients:
+            return None
+        return f"{self.byzantine} of {clients} clients are no minority: no rule knows who is honest; lower byzantine"
+
+    def _absent(self, subject: Subject, federation: Federation) -> str | None:
+        """Why nothing can be measured of the federation; None where it can."""
+        if subject.recipe.adaptation == "command":
+            return NOT_SIMULATED
+        study = self._study(subject, federation)
+        return self._no_minority(study.federations.count) or study.unmet(study.own)
+
     def jobs(self, subject: Subject) -> list[Job]:
-        """Every federation of the study; none for a recipe without federation, or whose rule cannot be tried."""
-        if subject.recipe.federation is None:
+        """Every federation of the study; none for a recipe without one that can be studied."""
+        if subject.recipe.federation is None or self._absent(subject, subject.recipe.federation):
             return []
         study = self._study(subject, subject.recipe.federation)
-        if study.unmet(study.own):
-            return []
         found: list[Job] = [*feature_jobs(subject), *study.clean(MEAN), *self._planting(subject, study)]
         for rule in study.rules():
             found += study.clean(rule)
@@ -134,11 +143,12 @@ class Robustness(WhereDeclared):
         confirmation = self._confirmation(subject, subject.recipe.federation)
         return list(dict.fromkeys([*found, *(confirmation.jobs() if confirmation else [])]))
 
-    def _study(self, subject: Subject, federation: Federation) -> "Study":
+    def _study(self, subject: Subject, federation: Federation) -> Study:
         """Of heads: on the frozen backbone, where the recipe trains a network."""
         recipe = subject.recipe
         heads = replace(subject, recipe=screening(recipe)) if recipe.trains_network else subject
-        return Study(self, Federations(heads, federation, self.clients, self.alpha, self.seeds))
+        federations = Federations(heads, federation, self.clients, self.alpha, self.seeds)
+        return Study(federations, self.attacks, self.byzantine, self.alternatives)
 
     def _confirmation(self, subject: Subject, federation: Federation) -> Confirmation | None:
         """Of networks, where the recipe trains them."""
@@ -150,11 +160,11 @@ class Robustness(WhereDeclared):
 
     def _planting(self, subject: Subject, study: "Study") -> list[Job]:
         """Features of every image with the trigger, and the federations where it is planted."""
-        if self._no_backdoor(subject) or study.no_backdoor:
+        if self._no_backdoor(subject) or study.unplantable(BACKDOORS):
             return []
         recipe, data = subject.recipe, subject.data
         shown = embed_jobs(recipe.backbone, recipe.input, data.digest, data.rows, [PLANTED])
-        return [*shown, *(job for jobs in study.planted().values() for job in jobs)]
+        return [*shown, *(job for jobs in study.planted(BACKDOORS).values() for job in jobs)]
 
     def _no_backdoor(self, subject: Subject) -> str | None:
         """Why no backdoor is planted; None where one is."""
@@ -168,9 +178,9 @@ class Robustness(WhereDeclared):
         """The recipe's rule against the limits; the others as remedies and in the picture."""
         if subject.recipe.federation is None:
             return self.undeclared(dict.fromkeys(get_args(RobustnessMetric), NO_FEDERATION))
+        if unknown := self._absent(subject, subject.recipe.federation):
+            return CheckResult(measurements=tuple(not_measured(name, unknown) for name in get_args(RobustnessMetric)))
         study = self._study(subject, subject.recipe.federation)
-        if reason := study.unmet(study.own):
-            return CheckResult(measurements=tuple(not_measured(name, reason) for name in get_args(RobustnessMetric)))
         # Figures, picture and remedies ask for the same federations: each is read from the store once.
         figures = _Figures(study, cache(results), confidence)
         own, *others = study.rules()
@@ -185,73 +195,12 @@ class Robustness(WhereDeclared):
                 drop,
                 tax,
                 breakdown_point(drops, figures.study.federations.count, table.drop_limit, confidence),
-                figures.backdoor(self._no_backdoor(subject) or study.no_backdoor),
+                figures.backdoor(self._no_backdoor(subject) or study.unplantable(BACKDOORS)),
             ),
             exhibits=(figures.plot([own, *others]), table),
-            remedies=tuple(_remedies(table, drop, tax)),
+            remedies=tuple(figures.remedies(table, drop, tax)),
             notes=tuple(notes),
         )
-
-
-@dataclass(frozen=True)
-class Study:
-    """Whom the check tries, by which rules."""
-
-    check: Robustness
-    federations: Federations
-
-    @property
-    def own(self) -> Aggregator:
-        """The recipe's rule."""
-        return self.federations.federation.aggregator
-
-    def rules(self) -> list[Aggregator]:
-        """The recipe's own, and those alternatives, told of those who attack, that can be tried."""
-        return [self.own, *(rule for rule in self._others() if not self.unmet(rule, self.check.byzantine))]
-
-    def left_out(self) -> list[str]:
-        """A note for each reason why alternatives cannot be tried."""
-        by_reason: dict[str, list[str]] = {}
-        for rule in self._others():
-            if reason := self.unmet(rule) or self.unmet(rule, self.check.byzantine):
-                by_reason.setdefault(reason, []).append(str(rule))
-        return [f"robustness: {', '.join(names)} not tried: {reason}" for reason, names in by_reason.items()]
-
-    def _others(self) -> list[Aggregator]:
-        others = ROBUST if self.check.alternatives else ()
-        return [_told(rule, self.check.byzantine) for rule in others if str(rule) != str(self.own)]
-
-    def unmet(self, rule: Aggregator, byzantine: int = 0) -> str | None:
-        """Why the rule cannot be tried where so many attack, in each of the attacks; None where it can."""
-        attacks = [(name, byzantine) for name in self.check.attacks] if byzantine else [None]
-        return next(filter(None, (self.federations.unmet(rule, attack) for attack in attacks)), None)
-
-    @property
-    def no_backdoor(self) -> str | None:
-        """Why the byzantine cannot plant one; None where they can."""
-        return self.federations.unmet(None, (BACKDOORS[0], self.check.byzantine))
-
-    def numbers(self, rule: Aggregator) -> list[int]:
-        """How many clients attack: every minority for the recipe's rule, the policy's number for the others."""
-        minorities = range(1, (self.federations.count - 1) // 2 + 1)
-        least = minorities if rule == self.own else ()
-        return sorted({*least, self.check.byzantine})
-
-    def tried(self, rule: Aggregator) -> list[int]:
-        """Of these, those where every attack can be tried."""
-        return [byzantine for byzantine in self.numbers(rule) if not self.unmet(rule, byzantine)]
-
-    def clean(self, rule: Aggregator) -> list[Federate]:
-        """Federations that nobody attacks, by seed."""
-        return self.federations.jobs(rule)
-
-    def attacked(self, rule: Aggregator, byzantine: int) -> dict[str, list[Federate]]:
-        """Federations that so many clients attack, by attack and seed."""
-        return {name: self.federations.jobs(rule, (name, byzantine)) for name in self.check.attacks}
-
-    def planted(self) -> dict[str, list[Federate]]:
-        """Federations by the recipe's rule in which a backdoor is planted, by adversary and seed."""
-        return {name: self.federations.jobs(None, (name, self.check.byzantine)) for name in BACKDOORS}
 
 
 @dataclass(frozen=True)
@@ -279,7 +228,12 @@ class _Figures:
         """federated_backdoor of the recipe's rule; or why there is none."""
         if absent is not None:
             return not_measured("federated_backdoor", absent)
-        found = {name: [self.results(job) for job in jobs] for name, jobs in self.study.planted().items()}
+        found = {name: [self.results(job) for job in jobs] for name, jobs in self.study.planted(BACKDOORS).items()}
+        runs = [arrays for each in found.values() for arrays in each]
+        # A head of NaN names no class, the target no more than another: nothing is planted in it, and nothing proved.
+        if lost := sum(not np.isfinite(arrays["head"]).all() for arrays in runs):
+            reason = f"{lost} of {len(runs)} federations with a backdoor diverge: have clients train at a lower rate"
+            return not_measured("federated_backdoor", reason)
         shares = {name: np.array([each["backdoor"] for each in arrays]).T for name, arrays in found.items()}
         rows = int(found[BACKDOORS[0]][0]["triggered_rows"][0])
         return federated_backdoor(
@@ -295,21 +249,40 @@ class _Figures:
                 min(float(self._accuracy(jobs).mean()) for jobs in self.study.attacked(rule, f).values())
                 for f in numbers
             ]
-            unharmed = float(self._accuracy(self.study.clean(rule)).mean())
-            lines.append(ByzantineLine(rule=str(rule), byzantine=(0, *numbers), accuracy=(unharmed, *worst)))
+            left = (float(self._accuracy(self.study.clean(rule)).mean()), *worst)
+            lines.append(ByzantineLine(rule=self.study.label(rule), byzantine=(0, *numbers), accuracy=left))
         return ByzantinePlot(clients=self.study.federations.count, lines=tuple(lines))
 
     def table(self, rules: list[Aggregator], limits: Mapping[str, float | None]) -> RuleTable:
         """Every rule against the limits, or against DROP."""
         named, most = limits.get("byzantine_drop"), limits.get("robustness_tax")
-        bound, byzantine, trials = DROP if named is None else named, self.study.check.byzantine, []
+        bound, byzantine, trials = DROP if named is None else named, self.study.byzantine, []
         for rule in rules:
             tax, drop = self.tax(rule), self.drop(rule, byzantine)
             clean = float(self._accuracy(self.study.clean(rule)).mean())
             passes = rule_passes(drop, tax, bound, most)
-            trials.append(RuleTrial(rule=str(rule), clean=clean, tax=tax, drop=drop, passes=passes))
+            trials.append(RuleTrial(rule=self.study.label(rule), clean=clean, tax=tax, drop=drop, passes=passes))
         count = self.study.federations.count
         return RuleTable(clients=count, byzantine=byzantine, drop_limit=bound, tax_limit=most, rules=tuple(trials))
+
+    def remedies(self, table: RuleTable, drop: Measurement, tax: Measurement) -> list[Remedy]:
+        """The rule that passes at the least tax, or that none does, where the recipe's own, of drop and tax, does not.
+
+        Nothing where that was not measured: of what learns nothing no rule makes more.
+        """
+        if rule_passes(drop, tax, table.drop_limit, table.tax_limit) or not (drop.measured and tax.measured):
+            return []
+        if self.study.alternatives and self.study.federations.federation.secure_aggregation:
+            return [Remedy(action=SUMS_ALONE, basis=f"{table.rules[0].rule}: drop {in_percent(drop)}")]
+        others = list(zip(self.study.rules(), table.rules, strict=True))[1:]
+        if not others:
+            return []
+        basis = "; ".join(f"{one.rule}: drop {in_percent(one.drop)}, tax {in_percent(one.tax)}" for _, one in others)
+        passing = [(rule, one) for rule, one in others if one.passes]
+        if not passing:
+            return [Remedy(action="no rule tried passes: admit fewer unknown clients, or vet them", basis=basis)]
+        best, _ = min(passing, key=lambda pair: pair[1].tax.value or 0.0)
+        return [Remedy(action=f"aggregate by {best}, told of {table.byzantine} byzantine clients", basis=basis)]
 
     def heterogeneity(self) -> str:
         """How differently the study's clients are spread over the classes."""
@@ -321,24 +294,3 @@ class _Figures:
     @property
     def _rows(self) -> int:
         return self.study.federations.rows
-
-
-def _remedies(table: RuleTable, drop: Measurement, tax: Measurement) -> list[Remedy]:
-    """The rule that passes at the least tax, or that none does, where the recipe's own, of drop and tax, does not.
-
-    Nothing where that was not measured: of what learns nothing no rule makes more.
-    """
-    others = table.rules[1:]
-    passes = rule_passes(drop, tax, table.drop_limit, table.tax_limit)
-    if passes or not others or not (drop.measured and tax.measured):
-        return []
-    basis = "; ".join(f"{one.rule}: drop {in_percent(one.drop)}, tax {in_percent(one.tax)}" for one in others)
-    passing = [one for one in others if one.passes]
-    if not passing:
-        return [Remedy(action="no rule tried passes: admit fewer unknown clients, or vet them", basis=basis)]
-    best = min(passing, key=lambda one: one.tax.value or 0.0).rule
-    return [Remedy(action=f"aggregate by {best}, told of {table.byzantine} byzantine clients", basis=basis)]
-
-
-def _told(rule: Aggregator, byzantine: int) -> Aggregator:
-    return rule.model_copy(update={"tolerates": byzantine})

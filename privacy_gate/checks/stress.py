@@ -7,7 +7,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field
 
 from privacy_gate.checks.check import NO_FEDERATION, Results, Subject, WhereDeclared
-from privacy_gate.checks.federations import Federations
+from privacy_gate.checks.federations import NOT_SIMULATED, Federations
 from privacy_gate.checks.references import feature_jobs
 from privacy_gate.federation import Federation
 from privacy_gate.job import Federate, Job, Stress
@@ -52,7 +52,7 @@ class SystemStress(WhereDeclared):
     def jobs(self, subject: Subject) -> list[Job]:
         """Every federation, stressed and not; none for a recipe without federation."""
         federation = subject.recipe.federation
-        if federation is None:
+        if federation is None or subject.recipe.adaptation == "command":
             return []
         pairs = self._pairs(self._federations(subject, federation)).values()
         jobs = dict.fromkeys(job for pair in pairs for jobs in pair for job in jobs)
@@ -63,6 +63,8 @@ class SystemStress(WhereDeclared):
         federation, read = subject.recipe.federation, cache(results)
         if federation is None:
             return self.undeclared(dict.fromkeys(get_args(StressMetric), NO_FEDERATION))
+        if subject.recipe.adaptation == "command":
+            return CheckResult(measurements=tuple(not_measured(name, NOT_SIMULATED) for name in get_args(StressMetric)))
         study = self._federations(subject, federation)
         pairs, reasons = self._pairs(study), self._unmet(study)
         found = {name: not_measured(name, reason) for name, reason in reasons.items()} | {

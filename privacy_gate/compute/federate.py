@@ -24,6 +24,7 @@ from privacy_gate.federated.aggregators import Rule, rule, step
 from privacy_gate.federated.cells import UNIFORM, Cell, Privacy, Training
 from privacy_gate.federated.partitions import Partition, Rows, partition
 from privacy_gate.federated.samples import Samples, with_ones
+from privacy_gate.federated.scores import right
 from privacy_gate.federated.servers import Server
 from privacy_gate.federated.simulator import Outcome, Study, simulate
 from privacy_gate.federation import Aggregator, Clients, Federation
@@ -236,8 +237,10 @@ def _success(job: Federate, outcome: Outcome, test: Samples) -> Arrays:
     if planted is None or outcome.backdoor is None:
         return {}
     others = test.features[test.label != planted.target]
-    called = (with_ones(others) @ outcome.head.T).argmax(axis=1) == planted.target
-    return {"backdoor": np.array([outcome.backdoor, called.mean()]), "triggered_rows": np.array([len(others)])}
+    logits = torch.from_numpy(with_ones(others) @ outcome.head.T).unsqueeze(2)
+    # As with the trigger: a tie is shared, and a head of NaN names no class, where argmax would name the target's 0.
+    called = float(right(logits, torch.full((len(others),), planted.target)).mean())
+    return {"backdoor": np.array([outcome.backdoor, called]), "triggered_rows": np.array([len(others)])}
 
 
 def _arrays(outcome: Outcome) -> Arrays:

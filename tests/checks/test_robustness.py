@@ -1,6 +1,6 @@
 """The robustness check on real federations: plain averaging breaks, a robust rule survives and shows its tax."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -11,7 +11,9 @@ from sklearn.datasets import load_digits
 
 from privacy_gate.candidate import Input, Recipe
 from privacy_gate.checks.check import Subject
+from privacy_gate.checks.federations import NOT_SIMULATED
 from privacy_gate.checks.robustness import ADVERSARIES, BACKDOORS, NO_IMAGES, NOT_ASKED, Robustness, RobustnessMetric
+from privacy_gate.checks.rules import ROBUST
 from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.run import run
 from privacy_gate.compute.work import Inputs
@@ -21,7 +23,7 @@ from privacy_gate.errors import ConfigurationError
 from privacy_gate.federated.adversaries import ADVERSARIES as KNOWN
 from privacy_gate.job import Embed, Federate, Job
 from privacy_gate.store import Store
-from privacy_gate.verdict import CheckResult
+from privacy_gate.verdict import CheckResult, Limit, Status, judged_status
 
 FEW: dict[str, Any] = {"check": "robustness", "attacks": ["sign_flip", "ipm_10", "label_flip"], "seeds": 8}
 
@@ -97,6 +99,8 @@ def test_plain_averaging_breaks_a_robust_rule_survives_and_the_report_says_which
     assert plot.lines[0].rule == "centered_clipping"
     assert plot.lines[0].byzantine == (0, 1, 2, 3, 4)
     assert plot.lines[0].accuracy[0] > plot.lines[0].accuracy[-1]
+    assert len(plot.lines) == len(ROBUST)
+    assert {line.byzantine for line in plot.lines[1:]} == {(0, 1, 2)}
 
 
 def test_where_nothing_is_learnt_nothing_is_advised(digits: AuditData, store: Store) -> None:
@@ -112,7 +116,7 @@ def test_a_backdoor_is_planted_where_a_limit_asks_for_it_and_there_are_images(di
     pictures = replace(digits, embedding=None, image=lambda row: b"")
     how = recipe().model_copy(update={"input": Input(size=32, mean=(0.5,) * 3, std=(0.5,) * 3)})
 
-    def planted(check: Robustness, data: AuditData) -> tuple[Any, ...]:
+    def planted(check: Robustness, data: AuditData, diverging: Collection[int] = ()) -> tuple[Any, ...]:
         subject = Subject(recipe=how, artifact="a" * 64, data=data, logged={})
         jobs = check.jobs(subject)
         shown = {job.view.trigger for job in jobs if isinstance(job, Embed)} - {None}
@@ -124,7 +128,8 @@ def test_a_backdoor_is_planted_where_a_limit_asks_for_it_and_there_are_images(di
             assert isinstance(job, Federate)
             share = {"backdoor": 0.9, "backdoor_bounded": 0.3}.get(str(job.adversary), 0.0)
             shares = {"backdoor": np.array([share, 0.05]), "triggered_rows": np.array([400])}
-            return {"accuracy": np.array([0.9]), "heterogeneity": np.array([0.4])} | shares
+            head = np.full((10, 65), np.nan if job.adversary == "backdoor" and job.seed in diverging else 1.0)
+            return {"accuracy": np.array([0.9]), "heterogeneity": np.array([0.4]), "head": head} | shares
 
         found = figure(check.measure(subject, results, 0.95), "federated_backdoor")
         return names, found["reason"] or found["subject"], found["value"]
@@ -132,6 +137,7 @@ def test_a_backdoor_is_planted_where_a_limit_asks_for_it_and_there_are_images(di
     limited = parse(FEW | {"limits": {"federated_backdoor": {"max": 0.1}}}, Robustness, "policy")
     assert planted(limited, pictures) == (set(BACKDOORS), "backdoor", pytest.approx(0.85))
     assert planted(parse(FEW | {"backdoor": True}, Robustness, "policy"), pictures)[0] == set(BACKDOORS)
+    assert "1 of 16 federations with a backdoor diverge" in planted(limited, pictures, diverging=[3])[1]
     assert planted(limited, digits)[1] == NO_IMAGES
     assert planted(parse(FEW, Robustness, "policy"), pictures)[1] == NOT_ASKED
 
@@ -141,6 +147,58 @@ def test_a_rule_told_of_nobody_is_not_credited_with_what_it_could_do(digits: Aud
     untold = measure(check, recipe(aggregator={"name": "trimmed_mean"}), digits, store)
     told = measure(check, recipe(aggregator={"name": "trimmed_mean", "tolerates": 2}), digits, store)
     assert figure(untold, "byzantine_drop")["low"] > figure(told, "byzantine_drop")["value"]
+
+
+def test_the_recipes_own_rule_is_tried_told_of_who_attacks_and_advised_where_it_passes(
+    digits: AuditData, store: Store
+) -> None:
+    check = parse(FEW | {"limits": {"byzantine_drop": {"max": 0.3}}}, Robustness, "policy")
+    untold = measure(check, recipe(aggregator={"name": "trimmed_mean"}), digits, store)
+    (table,) = [one for one in untold.exhibits if one.kind == "rules"]
+    own, told, *_ = table.rules
+    assert (own.rule, told.rule, told.passes) == ("trimmed_mean", "trimmed_mean told of 2", True)
+    assert own.drop.low is not None
+    assert own.drop.low > (told.drop.high or 0.0)
+    (remedy,) = untold.remedies
+    assert "trimmed_mean told of 2: drop" in remedy.basis
+    assert remedy.action.count("told of 2") == 1
+
+
+def test_under_secure_aggregation_no_rule_is_advised_that_it_forbids(digits: AuditData, store: Store) -> None:
+    result = measure(parse(FEW, Robustness, "policy"), recipe(secure_aggregation=True), digits, store)
+    assert figure(result, "byzantine_drop")["low"] > 0.5
+    (table,) = [one for one in result.exhibits if one.kind == "rules"]
+    assert [one.rule for one in table.rules] == ["mean"]
+    (remedy,) = result.remedies
+    assert "secure aggregation" in remedy.action
+    assert not any(str(rule) in remedy.action for rule in ROBUST)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"federation": {"clients": {"partition": "iid", "count": 3}, "rounds": 5}}, "2 of 3 clients are no minority"),
+        ({"adaptation": "command"}, NOT_SIMULATED),
+    ],
+)
+def test_a_federation_that_cannot_be_studied_is_not_measured_and_nothing_is_trained_for_it(
+    changes: dict[str, Any], said: str, digits: AuditData
+) -> None:
+    fields = {name: value for name, value in recipe().model_dump(mode="json").items() if name != "trainer"} | changes
+    subject = Subject(parse(fields, Recipe, "recipe"), "a" * 64, digits, {})
+    check = parse(FEW | {"clients": "recipe"}, Robustness, "policy")
+    assert check.jobs(subject) == []
+    found = check.measure(subject, dict[Any, Any]().__getitem__, 0.95).measurements
+    assert [one.metric for one in found] == [*get_args(RobustnessMetric)]
+    assert all(said in str(one.reason) for one in found)
+    assert {judged_status(one, Limit(max=1.0)) for one in found} == {Status.NOT_MEASURED}
+
+
+def test_a_few_clients_are_tried_with_the_rules_that_so_few_updates_allow(digits: AuditData, store: Store) -> None:
+    five = recipe(clients={"partition": "iid", "count": 5}, rounds=3)
+    result = measure(parse(FEW | {"clients": "recipe", "seeds": 3}, Robustness, "policy"), five, digits, store)
+    (table,) = [one for one in result.exhibits if one.kind == "rules"]
+    assert {one.rule for one in table.rules} == {"mean", *map(str, ROBUST)} - {"multi_krum"}
 
 
 def test_results_do_not_depend_on_which_jobs_are_asked_for_together(digits: AuditData, tmp_path: Path) -> None:

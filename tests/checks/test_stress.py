@@ -11,6 +11,7 @@ from sklearn.datasets import load_digits
 
 from privacy_gate.candidate import Recipe
 from privacy_gate.checks.check import Subject
+from privacy_gate.checks.federations import NOT_SIMULATED
 from privacy_gate.checks.stress import SystemStress
 from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.run import run
@@ -132,6 +133,14 @@ def test_without_a_federation_it_is_undecided_or_left_out_by_leave(digits: Audit
     assert (spared.measurements, spared.left_out) == ((), tuple(METRICS))
     found = figures(check().measure(subject, dict[Any, Any]().__getitem__, 0.95))
     assert {judged_status(one, Limit(max=1.0)) for one in found.values()} == {Status.NOT_MEASURED}
+
+
+def test_a_federation_that_a_program_trains_is_not_stood_in_for(digits: AuditData) -> None:
+    fields = recipe().model_dump(mode="json") | {"adaptation": "command", "optimizer": {"name": "adam", "lr": 0.1}}
+    subject = Subject(recipe=parse(fields, Recipe, "recipe"), artifact="a" * 64, data=digits, logged={})
+    assert check().jobs(subject) == []
+    found = figures(check().measure(subject, dict[Any, Any]().__getitem__, 0.95))
+    assert {one.reason for one in found.values()} == {NOT_SIMULATED}
 
 
 def test_clients_of_a_column_that_is_not_named_are_a_mistake_of_the_manifest(digits: AuditData) -> None:

@@ -7,7 +7,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from privacy_gate.candidate import Recipe
+from privacy_gate.candidate import Recipe, Sgd
 from privacy_gate.checks.check import Subject
 from privacy_gate.checks.references import accounted
 from privacy_gate.compute.accountant import spent_on_clients
@@ -204,9 +204,12 @@ def test_what_no_federation_can_be_is_refused(changes: dict[str, Any], said: str
         {"label_smoothing": 0.1},
     ],
 )
-def test_what_the_simulation_does_not_do_is_not_passed_off_as_it(changes: dict[str, Any]) -> None:
+def test_what_the_simulation_does_not_do_is_not_passed_off_as_it_but_a_program_may_do_it(
+    changes: dict[str, Any],
+) -> None:
     with pytest.raises(ConfigurationError, match="federation is simulated"):
         recipe(**changes)
+    assert recipe(**changes, adaptation="command").federation is not None
 
 
 def test_references_of_a_federated_recipe_learn_their_own_rows_and_differ(data: AuditData, tmp_path: Path) -> None:
@@ -258,6 +261,23 @@ def test_a_planted_backdoor_succeeds_against_the_mean_and_fails_against_the_medi
         assert arrays["backdoor"][1] < 0.2
     assert lifts["mean"] > 0.5
     assert lifts["median"] < 0.2
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+def test_a_federation_that_diverges_calls_nothing_a_backdoor_s_target() -> None:
+    """NaN is no answer: neither with the trigger nor without it; else the backdoor would seem to do good."""
+    rng = np.random.default_rng(0)
+    features, label = rng.standard_normal((90, 4)).astype(np.float32), rng.integers(0, 5, 90)
+    split = np.where(np.arange(90) < 60, Split.MEMBER, Split.HOLDOUT).astype(np.int8)
+    table = AuditData(np.arange(90).astype(np.str_), label, split, "e" * 64, embedding=features)
+    for rate, shared in ((3e38, 0.0), (1e-45, 0.2)):
+        how = federated(clients={"partition": "iid", "count": 6}).model_copy(
+            update={"optimizer": Sgd(name="sgd", lr=rate)}
+        )
+        jobs = [federate(how, table.digest, "backdoor", 2, 0)]
+        ((_, arrays),) = train(jobs, features, table, MACHINE, triggered=features)
+        assert np.isfinite(arrays["head"]).all() == (shared > 0)
+        assert arrays["backdoor"] == pytest.approx([shared, shared])
 
 
 def test_clients_by_column_need_a_column_and_are_its_names() -> None:

@@ -1,0 +1,97 @@
+"""The rules that a study of hostile clients tries, and the federations that it trains by each."""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from privacy_gate.checks.federations import Federations
+from privacy_gate.federation import Aggregator
+from privacy_gate.job import Federate
+
+ROBUST = (
+    Aggregator(name="median"),
+    Aggregator(name="trimmed_mean"),
+    Aggregator(name="geometric_median"),
+    Aggregator(name="multi_krum"),
+    Aggregator(name="centered_clipping"),
+    Aggregator(name="trimmed_mean", before=("nnm",)),
+)
+"""Rules that might do better than the recipe's, each told of as many byzantine clients as attack."""
+
+HEEDFUL = ("trimmed_mean", "krum", "multi_krum", "bulyan", "minimum_diameter", "meamed", "nnm", "arc")
+"""Rules, and steps before them, that do something else when told of more byzantine clients."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """Whom a check tries, by which rules.
+
+    attacks       by name
+    byzantine     clients that attack, a minority
+    alternatives  whether other rules than the recipe's are tried
+    """
+
+    federations: Federations
+    attacks: tuple[str, ...]
+    byzantine: int
+    alternatives: bool
+
+    @property
+    def own(self) -> Aggregator:
+        """The recipe's rule."""
+        return self.federations.federation.aggregator
+
+    def rules(self) -> list[Aggregator]:
+        """The recipe's own, and those alternatives, told of all who attack, that can be tried; its own among them."""
+        return [self.own, *(rule for rule in self._others() if not self.unmet(rule, self.byzantine))]
+
+    def left_out(self) -> list[str]:
+        """A note for each reason why alternatives cannot be tried."""
+        by_reason: dict[str, list[str]] = {}
+        for rule in self._others():
+            if reason := self.unmet(rule) or self.unmet(rule, self.byzantine):
+                by_reason.setdefault(reason, []).append(self.label(rule))
+        return [f"robustness: {', '.join(names)} not tried: {reason}" for reason, names in by_reason.items()]
+
+    def _others(self) -> list[Aggregator]:
+        """None under secure aggregation: each looks at single updates."""
+        if not self.alternatives or self.federations.federation.secure_aggregation:
+            return []
+        heeds = any(name in HEEDFUL for name in (self.own.name, *self.own.before))
+        others = [self.own] * heeds + [rule for rule in ROBUST if str(rule) != str(self.own)]
+        told = [rule.model_copy(update={"tolerates": self.byzantine}) for rule in others]
+        return [rule for rule in told if rule != self.own]
+
+    def unmet(self, rule: Aggregator, byzantine: int = 0) -> str | None:
+        """Why the rule cannot be tried where so many attack, in each of the attacks; None where it can."""
+        attacks = [(name, byzantine) for name in self.attacks] if byzantine else [None]
+        return next(filter(None, (self.federations.unmet(rule, attack) for attack in attacks)), None)
+
+    def unplantable(self, adversaries: Iterable[str]) -> str | None:
+        """Why the byzantine cannot plant these backdoors; None where they can."""
+        reasons = (self.federations.unmet(None, (name, self.byzantine)) for name in adversaries)
+        return next(filter(None, reasons), None)
+
+    def label(self, rule: Aggregator) -> str:
+        """The rule's name in tables and pictures, where the recipe's own rule may stand twice, told otherwise."""
+        return str(rule) if rule == self.own or str(rule) != str(self.own) else f"{rule} told of {rule.tolerates}"
+
+    def numbers(self, rule: Aggregator) -> range:
+        """How many clients attack: any minority for the recipe's rule, up to `byzantine` for the others."""
+        most = (self.federations.count - 1) // 2 if rule == self.own else self.byzantine
+        return range(1, most + 1)
+
+    def tried(self, rule: Aggregator) -> list[int]:
+        """Of these, those where every attack can be tried."""
+        return [byzantine for byzantine in self.numbers(rule) if not self.unmet(rule, byzantine)]
+
+    def clean(self, rule: Aggregator) -> list[Federate]:
+        """Federations that nobody attacks, by seed."""
+        return self.federations.jobs(rule)
+
+    def attacked(self, rule: Aggregator, byzantine: int) -> dict[str, list[Federate]]:
+        """Federations that so many clients attack, by attack and seed."""
+        return {name: self.federations.jobs(rule, (name, byzantine)) for name in self.attacks}
+
+    def planted(self, adversaries: Collection[str]) -> dict[str, list[Federate]]:
+        """Federations by the recipe's rule in which backdoors are planted, by adversary and seed."""
+        return {name: self.federations.jobs(None, (name, self.byzantine)) for name in adversaries}
