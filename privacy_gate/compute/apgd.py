@@ -10,8 +10,7 @@ from functools import cache
 
 import torch
 
-from privacy_gate.compute.candidate_pixels import PixelModel
-from privacy_gate.errors import CandidateError
+from privacy_gate.compute.candidate_pixels import PixelModel, finite
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Logits (B, C), a class for each row (B,) -> what the attack raises, (B,)."""
@@ -105,13 +104,9 @@ def _probe(
     """Loss (B,), its gradient (B, 3, S, S), and whether the model is right (B,)."""
     leaf = x.detach().requires_grad_()
     with torch.enable_grad():
-        logits = model(leaf)
+        logits = finite(model(leaf))
         value = loss(logits, label)
         (gradient,) = torch.autograd.grad(value.sum(), [leaf])
-    if not torch.isfinite(logits).all():
-        raise CandidateError(
-            "the candidate's logits on ordinary images are not finite numbers: its weights are damaged; train it anew"
-        )
     return value.detach(), gradient, logits.detach().argmax(1) == label
 
 

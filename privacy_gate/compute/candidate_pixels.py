@@ -11,7 +11,7 @@ from privacy_gate.compute.embed import decode, transform_of
 from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.parts import changed
 from privacy_gate.dataset import AuditData
-from privacy_gate.errors import DatasetError
+from privacy_gate.errors import CandidateError, DatasetError
 
 PixelModel = Callable[[torch.Tensor], torch.Tensor]
 """Images (B, 3, S, S) in 0 .. 1, as large as the recipe's input, -> logits (B, C); differentiable."""
@@ -45,6 +45,15 @@ def _scaled(model: torch.nn.Module, shape: Input, machine: Machine) -> PixelMode
         return found
 
     return out
+
+
+def finite(logits: torch.Tensor) -> torch.Tensor:
+    """The logits of ordinary images; raises CandidateError where they are no numbers: argmax would name a class yet."""
+    if not torch.isfinite(logits).all():
+        raise CandidateError(
+            "the candidate's logits on ordinary images are not finite numbers: its weights are damaged; train it anew"
+        )
+    return logits
 
 
 def pixels(recipe: Recipe, data: AuditData, rows: Sequence[int]) -> torch.Tensor:

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from privacy_gate.compute.candidate_pixels import PixelModel, pixel_model, pixels
+from privacy_gate.compute.candidate_pixels import PixelModel, finite, pixel_model, pixels
 from privacy_gate.compute.judged import Arrays
 from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.work import Work
-from privacy_gate.errors import CandidateError, EvidenceError
+from privacy_gate.errors import EvidenceError
 from privacy_gate.job import InvertTrigger
 
 BATCH = 32
@@ -66,7 +66,7 @@ def invert_trigger(
     predicted = []
     with torch.inference_mode():
         for batch in torch.split(fresh, machine.images(fresh.shape[-1])):
-            logits = _finite(model(stamped(batch.to(device), hard, colours / 255)))
+            logits = finite(model(stamped(batch.to(device), hard, colours / 255)))
             predicted.append(logits.argmax(1).cpu().numpy())
     return {
         "works": np.array([works]),
@@ -96,7 +96,7 @@ def invert(
         for rows in _batches(len(images), rng):
             before = hidden.detach().clone()
             mask, pattern = hidden[0].sigmoid(), hidden[1:].sigmoid()
-            logits = _finite(model(stamped(images[rows.to(images.device)], mask, pattern)))
+            logits = finite(model(stamped(images[rows.to(images.device)], mask, pattern)))
             loss = cross_entropy(logits, wanted) + weight * mask.mean()
             (hidden.grad,) = torch.autograd.grad(loss, [hidden])
             adam.step()
@@ -127,11 +127,3 @@ def _batches(rows: int, rng: np.random.Generator) -> Iterator[torch.Tensor]:
     needed = ROUND * BATCH
     order = np.concatenate([rng.permutation(rows) for _ in range(-(-needed // rows))])[:needed]
     yield from torch.split(torch.from_numpy(order), BATCH)
-
-
-def _finite(logits: torch.Tensor) -> torch.Tensor:
-    if not torch.isfinite(logits).all():
-        raise CandidateError(
-            "the candidate's logits on ordinary images are not finite numbers: its weights are damaged; train it anew"
-        )
-    return logits

@@ -9,15 +9,12 @@ import numpy as np
 import torch
 
 from privacy_gate.candidate import Recipe
-from privacy_gate.compute.backbone import build, candidate_tensors
-from privacy_gate.compute.embed import decode, transform_of
+from privacy_gate.compute.candidate_pixels import finite, pixel_model, pixels
 from privacy_gate.compute.judged import Arrays
 from privacy_gate.compute.machine import Machine
-from privacy_gate.compute.parts import changed
-from privacy_gate.compute.stamps import triggered
+from privacy_gate.compute.stamps import TRIGGERS
 from privacy_gate.compute.work import Work
 from privacy_gate.dataset import AuditData
-from privacy_gate.errors import DatasetError
 from privacy_gate.job import Trigger
 
 
@@ -35,19 +32,12 @@ def predict_triggered(
     recipe: Recipe, jobs: Sequence[Trigger], data: AuditData, folder: Path, machine: Machine
 ) -> Iterator[tuple[Trigger, Arrays]]:
     """Every job with its result, from the candidate's files in `folder`, which are read once."""
-    shape, image = recipe.input, data.image
-    if shape is None or image is None:
-        raise DatasetError("triggers are put on images; the table holds embeddings")
-    device, transform = machine.torch_device(), transform_of(shape)
-    model = build(recipe.backbone, recipe.classes)
-    model.load_state_dict(candidate_tensors(folder, recipe, changed(recipe)))
-    model.to(device).eval()
-    size = machine.images(shape.size)
+    model, device = pixel_model(recipe, folder, machine), machine.torch_device()
+    size = machine.images(recipe.input.size if recipe.input else 1)
     for job in jobs:
-        found = []
+        found, stamp = [], TRIGGERS[job.trigger]
         with torch.inference_mode():
             for first in range(0, len(job.rows), size):
-                batch = [decode(image(row), transform) for row in job.rows[first : first + size]]
-                shown = triggered(torch.stack(batch), shape, job.trigger).to(device)
-                found.append(model(shown).argmax(1).cpu().numpy())
+                shown = stamp(pixels(recipe, data, job.rows[first : first + size])).to(device)
+                found.append(finite(model(shown)).argmax(1).cpu().numpy())
         yield job, {"predicted": np.concatenate(found)}

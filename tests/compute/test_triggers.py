@@ -23,9 +23,11 @@ from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.pixels import read_pixels
 from privacy_gate.compute.run import run
 from privacy_gate.compute.stamps import TRIGGERS, triggered
+from privacy_gate.compute.triggers import predict_triggered
 from privacy_gate.compute.work import Inputs, Work
 from privacy_gate.dataset import AuditData, Columns, Split, describe_table, read_data
 from privacy_gate.documents import parse
+from privacy_gate.errors import CandidateError
 from privacy_gate.job import PLANTED, Trigger, federate
 from privacy_gate.store import Store
 from privacy_gate.verdict import Measurement
@@ -135,6 +137,19 @@ def test_a_clean_candidate_s_lift_is_far_below_a_planted_one_s(data: AuditData, 
     found = lift(data, recipe, tmp_path, None)
     assert found.value is not None
     assert found.value < 0.5
+
+
+def test_a_candidate_whose_logits_are_no_numbers_is_refused_not_read_as_naming_class_0(
+    data: AuditData, recipe: Recipe, tmp_path: Path
+) -> None:
+    features = subject.public_body(recipe.backbone)(read_pixels(data, SHAPE, 1)[:1]).shape[1]
+    model = subject.assemble(recipe, torch.full((CLASSES, features), 3e38), torch.zeros(CLASSES))
+    (tmp_path / "candidate").mkdir()
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(tensors, tmp_path / "candidate" / "model.safetensors")
+    job = Trigger("a" * 64, recipe, data.digest, "corner", (1, 3))
+    with pytest.raises(CandidateError, match="logits on ordinary images are not finite"):
+        list(predict_triggered(recipe, [job], data, tmp_path / "candidate", MACHINE))
 
 
 def test_features_of_triggered_images_are_those_of_images_with_the_trigger_and_have_a_name_of_their_own(
