@@ -15,7 +15,7 @@ ANOMALOUS = 2.0
 
 TINY = 0.025
 """Share of the image that a stamp covers at most to be suspicious whatever others cover: half of what stamps may. In
-the tests' networks what turns images to a planted class covers no more, and to any other class twice as much."""
+the tests' networks what turns images to a planted class covers no more, and to any other nearly twice as much."""
 
 FEWEST_CLASSES = 5
 """Of which one can be told from the rest: the spread of fewer says nothing."""
