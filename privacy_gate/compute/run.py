@@ -10,6 +10,7 @@ from privacy_gate.compute.evasion import run_evade, run_universal
 from privacy_gate.compute.federate import run_federate
 from privacy_gate.compute.invert import run_invert
 from privacy_gate.compute.machine import Machine
+from privacy_gate.compute.numerics import whole_float32
 from privacy_gate.compute.probes import run_probe
 from privacy_gate.compute.references import run_references
 from privacy_gate.compute.scores import run_score
@@ -57,8 +58,9 @@ else stands on them."""
 
 
 def run(jobs: Sequence[Job], inputs: Inputs, machine: Machine, results: Results, progress: Progress = silent) -> None:
-    """Computes the jobs and stores each result as soon as it is there."""
+    """Computes the jobs, in float32 with all its bits, and stores each result as soon as it is there."""
     work = Work(inputs, machine, results, progress)
-    for kind, runner in RUNNERS.items():
-        if alike := [job for job in jobs if type(job) is kind]:
-            runner(alike, work)
+    with whole_float32():
+        for kind, runner in RUNNERS.items():
+            if alike := [job for job in jobs if type(job) is kind]:
+                runner(alike, work)

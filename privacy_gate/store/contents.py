@@ -22,7 +22,7 @@ class Label:
     """What a file says of itself.
 
     job     the job's description, as job.describe gives it
-    made    which numerics made it: {"torch": version, "device": kind}; empty where nobody said
+    made    which numerics made it, such as {"torch": version, "device": kind}; empty where nobody said
     sha256  over the arrays, and over `made`
     """
 

@@ -17,6 +17,7 @@ from privacy_gate.candidate import Backbone, Recipe
 from privacy_gate.compute import backbone as subject
 from privacy_gate.compute.judged import residual
 from privacy_gate.compute.machine import Machine
+from privacy_gate.compute.numerics import numerics, whole_float32
 from privacy_gate.compute.pixels import read_pixels
 from privacy_gate.compute.run import RUNNERS, run
 from privacy_gate.compute.work import Inputs, Work
@@ -25,7 +26,7 @@ from privacy_gate.documents import parse
 from privacy_gate.errors import UndecidedError
 from privacy_gate.evidence import logit_scaled
 from privacy_gate.job import Job, Score, train_reference
-from privacy_gate.store import Store
+from privacy_gate.store import Arrays, Store
 
 NAME, ROWS, CLASSES = "test_resnet", 24, 3
 MACHINE = Machine(threads=1)
@@ -77,6 +78,51 @@ def data(tmp_path: Path) -> AuditData:
 
 def test_every_kind_of_job_has_what_computes_it() -> None:
     assert set(RUNNERS) == set(get_args(Job))
+
+
+class Watchful(Store):
+    """A store that notes, whenever a result comes, which products and convolutions torch may shorten."""
+
+    seen: set[tuple[bool, bool, str]]
+
+    def put(self, job: Job, arrays: Arrays) -> None:
+        self.seen.add(shortened())
+
+
+def shortened() -> tuple[bool, bool, str]:
+    backends = torch.backends
+    return backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+
+
+@pytest.mark.parametrize("products", ["highest", "high", "medium"])
+def test_a_gpu_multiplies_and_convolves_whole_float32_and_the_caller_s_settings_come_back(
+    products: str, scene: Any, tmp_path: Path
+) -> None:
+    data = read_data(scene.manifest, scene.recipe.classes)
+    store, default = Watchful(str(tmp_path / "store")), shortened()
+    store.seen = set()
+    torch.set_float32_matmul_precision(products)
+    before = shortened()
+    try:
+        run([train_reference(scene.recipe, data.digest, 0)], Inputs(data, tmp_path), MACHINE, store)
+        assert store.seen == {(False, False, "highest")}
+        assert shortened() == before
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert shortened() == default
+    assert numerics(MACHINE)["float32"] == "ieee"
+
+
+def test_a_caller_who_sets_precision_by_operation_finds_it_as_it_was() -> None:
+    convolutions = torch.backends.cudnn.conv
+    before = convolutions.fp32_precision
+    convolutions.fp32_precision = "ieee"  # from here on torch raises where it is asked by its older interface
+    try:
+        with whole_float32():
+            assert shortened() == (False, False, "highest")
+        assert (convolutions.fp32_precision, torch.backends.cudnn.rnn.fp32_precision) == ("ieee", "tf32")
+    finally:
+        convolutions.fp32_precision = before
 
 
 def test_confidence_is_the_mean_over_the_views_that_training_shows(
