@@ -136,6 +136,18 @@ def test_an_interrupt_exits_with_130(tmp_path: Path) -> None:
     assert "run the same command to go on" in complaint
 
 
+def test_too_little_memory_exits_with_6(tmp_path: Path) -> None:
+    policy = tmp_path / "policy.yaml"
+    with policy.open("wb") as file:
+        file.truncate(64 << 30)  # takes no room on disk
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (32 << 30, 32 << 30))"
+    script = f"{limit}; import sys; from privacy_gate.cli import main; sys.argv[0] = 'privacy-gate'; main()"
+    run = [sys.executable, "-c", script, "policy", "lint", str(policy)]
+    done = subprocess.run(run, capture_output=True, text=True)
+    assert done.returncode == 6
+    assert done.stderr.startswith("privacy-gate: out of memory: ")
+
+
 def test_gpus_that_stay_idle_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)

@@ -10,11 +10,11 @@ from typer.core import TyperGroup
 
 from privacy_gate.cli import advice, documents, reports, showcase, steps, store
 from privacy_gate.cli.terminal import say
-from privacy_gate.errors import INTERRUPTED, GateError
+from privacy_gate.errors import INTERRUPTED, GateError, UnavailableError
 
 
 class _Gate(TyperGroup):
-    """Turns the gate's errors and an interrupt into one message and their exit code."""
+    """Turns the gate's errors, want of memory and an interrupt into one message and their exit code."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -22,6 +22,10 @@ class _Gate(TyperGroup):
         except GateError as error:
             say(f"privacy-gate: {error}", error=True)
             raise typer.Exit(error.exit_code) from error
+        except MemoryError as error:
+            said = str(error) or "none was left"
+            say(f"privacy-gate: out of memory: {said}; free some or take a larger machine, and run again", error=True)
+            raise typer.Exit(UnavailableError.exit_code) from error
         except KeyboardInterrupt as error:
             say("privacy-gate: interrupted; what is stored stays, run the same command to go on", error=True)
             raise typer.Exit(INTERRUPTED) from error

@@ -21,6 +21,7 @@ from typing import Any
 
 from privacy_gate.audit import REFERENCE_BLOCK
 from privacy_gate.compute.machine import Machine
+from privacy_gate.compute.memory import memory_needed
 from privacy_gate.compute.numerics import numerics
 from privacy_gate.compute.run import run
 from privacy_gate.compute.work import Inputs
@@ -198,7 +199,9 @@ def _do(jobs: Sequence[Job], setting: Setting, files: Files | None) -> None:
             path = Path(folder) / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-        run(missing, Inputs(_data(setting.manifest, setting.classes), Path(folder)), setting.machine, store)
+        with memory_needed():
+            data = _data(setting.manifest, setting.classes)
+        run(missing, Inputs(data, Path(folder)), setting.machine, store)
 
 
 @lru_cache(maxsize=1)

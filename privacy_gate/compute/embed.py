@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from privacy_gate.candidate import Input, View
 from privacy_gate.compute.backbone import public_body
 from privacy_gate.compute.machine import Machine, single_threaded_kernels
+from privacy_gate.compute.memory import out_of_memory
 from privacy_gate.compute.stamps import triggered
 from privacy_gate.dataset import AuditData
 from privacy_gate.errors import CandidateError, DatasetError
@@ -133,6 +134,16 @@ class _Work:
         return self._data.image(row)
 
     def _forward(self, pixels: torch.Tensor) -> NDArray[np.float32]:
+        """Features (B, D) of images (B, 3, S, S); by halves where memory is too small for all at once."""
+        try:
+            return self._at_once(pixels)
+        except (MemoryError, RuntimeError) as error:
+            if len(pixels) == 1 or not out_of_memory(error):
+                raise
+        torch.cuda.empty_cache()  # does nothing where no GPU is in use
+        return np.concatenate([self._forward(half) for half in pixels.chunk(2)])
+
+    def _at_once(self, pixels: torch.Tensor) -> NDArray[np.float32]:
         with torch.inference_mode():
             features = self._model(pixels.to(self._device, memory_format=torch.channels_last))
         return np.asarray(features.float().cpu().numpy())
@@ -143,6 +154,8 @@ class _Work:
         try:
             shape = self._forward(torch.zeros(1, 3, size, size)).shape
         except (AssertionError, RuntimeError, ValueError) as error:
+            if out_of_memory(error):
+                raise
             raise CandidateError(
                 f"recipe: {name} does not take images of {size} x {size} pixels: {error}; correct input.size"
             ) from error

@@ -10,6 +10,7 @@ from privacy_gate.compute.evasion import run_evade, run_universal
 from privacy_gate.compute.federate import run_federate
 from privacy_gate.compute.invert import run_invert
 from privacy_gate.compute.machine import Machine
+from privacy_gate.compute.memory import memory_needed
 from privacy_gate.compute.numerics import whole_float32
 from privacy_gate.compute.probes import run_probe
 from privacy_gate.compute.references import run_references
@@ -58,9 +59,12 @@ else stands on them."""
 
 
 def run(jobs: Sequence[Job], inputs: Inputs, machine: Machine, results: Results, progress: Progress = silent) -> None:
-    """Computes the jobs, in float32 with all its bits, and stores each result as soon as it is there."""
+    """Computes the jobs, in float32 with all its bits, and stores each result as soon as it is there.
+
+    Raises UnavailableError where memory does not suffice.
+    """
     work = Work(inputs, machine, results, progress)
-    with whole_float32():
+    with memory_needed(), whole_float32():
         for kind, runner in RUNNERS.items():
             if alike := [job for job in jobs if type(job) is kind]:
                 runner(alike, work)

@@ -18,10 +18,13 @@ from privacy_gate.candidate import Augmentation, Backbone, Input, PublicWeights,
 from privacy_gate.compute import backbone as subject
 from privacy_gate.compute.embed import decode, embed, seen, transform_of
 from privacy_gate.compute.machine import Machine
+from privacy_gate.compute.run import run
+from privacy_gate.compute.work import Inputs
 from privacy_gate.dataset import AuditData, Columns, describe_table, read_data
 from privacy_gate.documents import parse
-from privacy_gate.errors import CandidateError, DatasetError, UndecidedError
+from privacy_gate.errors import CandidateError, DatasetError, UnavailableError, UndecidedError
 from privacy_gate.job import Embed, embed_jobs
+from privacy_gate.store import Store
 
 timm = subject.timm  # importable beside a CPU build of torch only after the gate's own imports
 NAME = "test_resnet"
@@ -161,6 +164,50 @@ def test_unreadable_images_are_all_named_and_spoil_only_their_own_block(recipe: 
     assert next(parts)[0] == jobs[1]
     with pytest.raises(DatasetError, match="3 images cannot be read: p2, p3, p17; repair or remove"):
         next(parts)
+
+
+class Hungry(torch.nn.Module):
+    """Means of the colours, on a device that has memory for so many images at once and no more."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if len(images) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return images.mean((2, 3))
+
+
+def hungry_3(pretrained: bool = False, **_: Any) -> torch.nn.Module:
+    return Hungry(3)
+
+
+def hungry_0(pretrained: bool = False, **_: Any) -> torch.nn.Module:
+    return Hungry(0)
+
+
+@pytest.fixture(scope="module")
+def hungry() -> None:
+    for model in (hungry_3, hungry_0):
+        timm.models.register_model(model)
+
+
+@pytest.mark.usefixtures("hungry")
+def test_a_batch_that_memory_does_not_hold_is_halved_until_it_does(recipe: Recipe, tmp_path: Path) -> None:
+    data = audit_data(tmp_path, photographs())
+    how = recipe.model_copy(update={"backbone": Backbone(name="hungry_3")})
+    expected = features(how, data, Machine(batch=3, threads=1))
+    assert expected.shape == (ROWS, 3)
+    np.testing.assert_array_equal(features(how, data, Machine(batch=16, threads=1)), expected)
+
+
+@pytest.mark.usefixtures("hungry")
+def test_memory_that_does_not_hold_one_image_is_no_fault_of_the_candidate_s(recipe: Recipe, tmp_path: Path) -> None:
+    data = audit_data(tmp_path, photographs())
+    jobs = embed_jobs(Backbone(name="hungry_0"), recipe.input, data.digest, data.rows)
+    with pytest.raises(UnavailableError, match=r"out of memory: CUDA out of memory.*what is stored stays: end what"):
+        run(jobs, Inputs(data, tmp_path), Machine(threads=1), Store(str(tmp_path / "store")))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -23,7 +24,7 @@ from privacy_gate.compute.run import RUNNERS, run
 from privacy_gate.compute.work import Inputs, Work
 from privacy_gate.dataset import AuditData, Columns, describe_table, read_data
 from privacy_gate.documents import parse
-from privacy_gate.errors import UndecidedError
+from privacy_gate.errors import UnavailableError, UndecidedError
 from privacy_gate.evidence import logit_scaled
 from privacy_gate.job import Job, Score, train_reference
 from privacy_gate.store import Arrays, Store
@@ -123,6 +124,46 @@ def test_a_caller_who_sets_precision_by_operation_finds_it_as_it_was() -> None:
         assert (convolutions.fp32_precision, torch.backends.cudnn.rnn.fp32_precision) == ("ieee", "tf32")
     finally:
         convolutions.fp32_precision = before
+
+
+class Starved(Store):
+    """A store whose machine has no memory left when a result comes, or another fault."""
+
+    def __init__(self, root: str, fault: Callable[[], object]) -> None:
+        super().__init__(root)
+        self._fault = fault
+
+    def put(self, job: Job, arrays: Arrays) -> None:
+        self._fault()
+
+
+def gpu_is_full() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def driver_is_full() -> None:
+    raise RuntimeError("CUDA error: out of memory")
+
+
+def diverges() -> None:
+    raise RuntimeError("a bug")
+
+
+@pytest.mark.parametrize(
+    "fault", [lambda: torch.empty(1 << 60), lambda: np.empty(1 << 50), gpu_is_full, driver_is_full]
+)
+def test_memory_that_does_not_suffice_is_reported_as_such_whatever_is_computed(
+    fault: Callable[[], object], scene: Any, tmp_path: Path
+) -> None:
+    data = read_data(scene.manifest, scene.recipe.classes)
+    jobs = [train_reference(scene.recipe, data.digest, 0)]
+    with pytest.raises(
+        UnavailableError, match=r"out of memory: .+; what is stored stays: end what else uses"
+    ) as caught:
+        run(jobs, Inputs(data, tmp_path), MACHINE, Starved(str(tmp_path / "store"), fault))
+    assert caught.value.exit_code == 6
+    with pytest.raises(RuntimeError, match="a bug"):
+        run(jobs, Inputs(data, tmp_path), MACHINE, Starved(str(tmp_path / "store"), diverges))
 
 
 def test_confidence_is_the_mean_over_the_views_that_training_shows(
