@@ -2,7 +2,6 @@
 
 import datetime
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from privacy_gate.alternatives import Family, alternatives
 from privacy_gate.audit import Shard, audit, plan, subject_of
 from privacy_gate.candidate import Candidate
 from privacy_gate.checks.vulnerability import Vulnerability
+from privacy_gate.compute.scratch import scratch_folder
 from privacy_gate.dataset import AuditData, read_data
 from privacy_gate.errors import CandidateError, ConfigurationError, UndecidedError
 from privacy_gate.job import Job
@@ -86,9 +86,9 @@ def open_case(
     """
     rules, sha256 = load_policy(policy)
     results = Store(store)
-    with tempfile.TemporaryDirectory(prefix="privacy-gate-") as folder:
+    with scratch_folder() as folder:
         wanted = any(check.reads_rounds for check in rules.checks)
-        candidate = registry.pull(uri, Path(folder), tracking_uri, rounds=wanted)
+        candidate = registry.pull(uri, folder, tracking_uri, rounds=wanted)
         data = read_data(candidate.dossier.data, candidate.recipe.classes)
         recorded = results.remember(f"policy {sha256} judges {candidate.digest}", now.isoformat(timespec="seconds"))
         yield Case(rules, sha256, str(policy), candidate, data, results, recorded)

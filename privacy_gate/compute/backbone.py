@@ -2,13 +2,13 @@
 
 import hashlib
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
 from privacy_gate.candidate import Backbone, Recipe
 from privacy_gate.compute.heads import TrainedHead
+from privacy_gate.compute.scratch import scratch_folder
 from privacy_gate.compute.vision import OPERATORS as _OPERATORS  # noqa: F401 - must come before timm
 from privacy_gate.documents import nearest
 from privacy_gate.errors import CandidateError, UndecidedError
@@ -49,8 +49,8 @@ def public_tensors(backbone: Backbone) -> Tensors:
             f"{backbone.weights.uri}: sha256 is {found}, the recipe says {backbone.weights.sha256}: "
             "name the weights that the candidate was fine-tuned from"
         )
-    with TemporaryDirectory(prefix="privacy-gate-") as folder:
-        path = Path(folder) / Path(backbone.weights.uri).name
+    with scratch_folder() as folder:
+        path = folder / Path(backbone.weights.uri).name
         path.write_bytes(payload)
         tensors = read_weights_file(path)
     body = build(backbone, 0).state_dict()

@@ -10,7 +10,6 @@ import logging
 import os
 import re
 import socket
-import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.memory import memory_needed
 from privacy_gate.compute.numerics import numerics
 from privacy_gate.compute.run import run
+from privacy_gate.compute.scratch import scratch_folder
 from privacy_gate.compute.work import Inputs
 from privacy_gate.dataset import AuditData, DataManifest, read_data
 from privacy_gate.errors import ConfigurationError, GateError, UnavailableError
@@ -194,14 +194,14 @@ def _do(jobs: Sequence[Job], setting: Setting, files: Files | None) -> None:
         os.chdir(setting.folder)
     store = Store(setting.root, numerics(setting.machine))
     missing = [job for job in jobs if not store.has(job)]
-    with tempfile.TemporaryDirectory(prefix="privacy-gate-") as folder:
+    with scratch_folder() as folder:
         for name, content in (files or {}).items():
-            path = Path(folder) / name
+            path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
         with memory_needed():
             data = _data(setting.manifest, setting.classes)
-        run(missing, Inputs(data, Path(folder)), setting.machine, store)
+        run(missing, Inputs(data, folder), setting.machine, store)
 
 
 @lru_cache(maxsize=1)

@@ -17,7 +17,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from numpy.typing import NDArray
 
 from privacy_gate.candidate import CommandRecipe
 from privacy_gate.compute.judged import Arrays, judged
+from privacy_gate.compute.scratch import scratch_folder
 from privacy_gate.dataset import AuditData
 from privacy_gate.errors import ConfigurationError, UnavailableError
 from privacy_gate.job import TrainReference
@@ -44,20 +44,20 @@ LAST_LINES = 5
 def train_by_command(recipe: CommandRecipe, job: TrainReference, chosen: NDArray[np.bool_], data: AuditData) -> Arrays:
     """What is kept of a reference (job.TrainReference), and its `log` as bytes."""
     what = f"reference {job.index}"
-    with tempfile.TemporaryDirectory(prefix="privacy-gate-") as folder:
-        rows = Path(folder) / "rows.txt"
+    with scratch_folder() as folder:
+        rows = folder / "rows.txt"
         rows.write_text("".join(f"{name}\n" for name in data.ids[chosen]), encoding="utf-8")
         arguments = ["--task", "train", "--rows", str(rows), "--seed", str(job.index)]
-        logits, log = _call(recipe, arguments, data, Path(folder), what)
+        logits, log = _call(recipe, arguments, data, folder, what)
     arrays = {**judged([logits], data.label), "included": chosen, "log": log}
     return arrays if job.index else {**arrays, "logits": logits}
 
 
 def score_by_command(recipe: CommandRecipe, candidate: Path, data: AuditData) -> Arrays:
     """What is kept of the candidate (job.Score), and the `log` as bytes."""
-    with tempfile.TemporaryDirectory(prefix="privacy-gate-") as folder:
+    with scratch_folder() as folder:
         arguments = ["--task", "score", "--model", str(candidate)]
-        logits, log = _call(recipe, arguments, data, Path(folder), "the candidate")
+        logits, log = _call(recipe, arguments, data, folder, "the candidate")
     return {"logits": logits, "confidence": judged([logits], data.label)["confidence"], "log": log}
 
 

@@ -1,6 +1,6 @@
 """All images of the table, decoded once, as the network wants them."""
 
-import tempfile
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,6 +9,7 @@ import torch
 
 from privacy_gate.candidate import Input
 from privacy_gate.compute.embed import all_named, decode, transform_of
+from privacy_gate.compute.scratch import scratch_file
 from privacy_gate.dataset import AuditData
 from privacy_gate.errors import DatasetError
 from privacy_gate.progress import Progress, silent
@@ -20,7 +21,7 @@ IN_MEMORY = 2 << 30
 def read_pixels(data: AuditData, shape: Input, threads: int, progress: Progress = silent) -> torch.Tensor:
     """Every row's image after the recipe's transform: (N, 3, S, S) float32, on the CPU.
 
-    Raises DatasetError that names the unreadable ones, all of them.
+    Raises DatasetError that names the unreadable ones, all of them; UnavailableError where no disk has room.
     """
     pixels = _room((data.rows, 3, shape.size, shape.size))
     transform, image = transform_of(shape), _reader(data)
@@ -47,7 +48,8 @@ def _reader(data: AuditData) -> Callable[[int], bytes]:
 
 
 def _room(shape: tuple[int, ...]) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    if 4 * np.prod(shape) <= IN_MEMORY:
+    size = 4 * math.prod(shape)
+    if size <= IN_MEMORY:
         return np.empty(shape, dtype=np.float32)
-    with tempfile.TemporaryFile(prefix="privacy-gate-") as file:  # mapped pages outlive the name and the handle
+    with scratch_file(size) as file:  # mapped pages outlive the handle
         return np.memmap(file, dtype=np.float32, mode="w+", shape=shape)
