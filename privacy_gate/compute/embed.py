@@ -5,7 +5,10 @@ import io
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import chain
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -13,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from privacy_gate.candidate import Input, View
+from privacy_gate.candidate import Backbone, Input, View
 from privacy_gate.compute.backbone import public_body
 from privacy_gate.compute.machine import Machine, single_threaded_kernels
 from privacy_gate.compute.memory import out_of_memory
@@ -49,22 +52,23 @@ class _Batch:
 
 
 def embed(jobs: Sequence[Embed], data: AuditData, machine: Machine, progress: Progress = silent) -> Iterator[Part]:
-    """The parts, each as soon as it is done.
+    """The parts, each as soon as it is done: those of one backbone and input after the other, on one loaded model.
 
     Threads take a batch each: they decode it (decoding and resizing leave the interpreter's lock) and, on a CPU,
     run it with single-threaded kernels, since threads that never wait for each other lose nothing on a
     shared machine; a GPU is fed by one of them at a time. An unreadable image spoils its job alone; all of them are
     named, by id, in one DatasetError at the end.
     """
-    if not jobs:
-        return
-    device = machine.torch_device()
+    device, alike = machine.torch_device(), _alike(jobs)
     threads = machine.cpu_threads() if device.type == "cpu" else max(1, machine.workers)
-    work = _Work(jobs[0], data, device)
     unreadable: dict[int, str] = {}
     done, total = 0, sum(job.last - job.first for job in jobs)
     with single_threaded_kernels(device), ThreadPoolExecutor(threads) as pool:
-        for job, batches in _ahead(jobs, work, machine.images(jobs[0].input.size), threads + PREFETCH, pool):
+        begun = (
+            _ahead(same, _Work(same[0], data, device), machine.images(same[0].input.size), threads + PREFETCH, pool)
+            for same in alike
+        )
+        for job, batches in chain.from_iterable(begun):
             made = []
             for batch in batches:
                 made.append(batch.result())
@@ -76,6 +80,14 @@ def embed(jobs: Sequence[Embed], data: AuditData, machine: Machine, progress: Pr
                 yield job, np.concatenate(features), np.stack([row for part in made for row in part.content])
     if unreadable:
         raise DatasetError(all_named(unreadable, data))
+
+
+def _alike(jobs: Sequence[Embed]) -> list[list[Embed]]:
+    """The jobs, those put together that one model and one transform serve."""
+    alike: dict[tuple[Backbone, Input], list[Embed]] = {}
+    for job in jobs:
+        alike.setdefault((job.backbone, job.input), []).append(job)
+    return list(alike.values())
 
 
 def all_named(unreadable: Mapping[int, str], data: AuditData) -> str:
@@ -109,6 +121,8 @@ class _Work:
         self._model = model.to(device, memory_format=torch.channels_last)
         self._shape, self._transform = job.input, transform_of(job.input)
         self._data, self._device = data, device
+        # Threads that wait for each other here would compute no faster side by side, and need memory for all batches.
+        self._turn: AbstractContextManager[Any] = nullcontext() if device.type == "cpu" else Lock()
         self._try(job)
 
     def batch(self, first: int, last: int, view: View) -> _Batch:
@@ -144,7 +158,7 @@ class _Work:
         return np.concatenate([self._forward(half) for half in pixels.chunk(2)])
 
     def _at_once(self, pixels: torch.Tensor) -> NDArray[np.float32]:
-        with torch.inference_mode():
+        with self._turn, torch.inference_mode():
             features = self._model(pixels.to(self._device, memory_format=torch.channels_last))
         return np.asarray(features.float().cpu().numpy())
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import time
 from pathlib import Path
 from typing import Any
 
@@ -187,13 +188,31 @@ def hungry_0(pretrained: bool = False, **_: Any) -> torch.nn.Module:
     return Hungry(0)
 
 
+class Counted(torch.nn.Module):
+    """Computes nothing, and notes how many threads ask for that at once."""
+
+    inside, most = 0, 0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        Counted.inside += 1
+        time.sleep(0.01)
+        Counted.most = max(Counted.most, Counted.inside)
+        Counted.inside -= 1
+        return torch.zeros(len(images), 2)
+
+
+def counted(pretrained: bool = False, **_: Any) -> torch.nn.Module:
+    return Counted()
+
+
 @pytest.fixture(scope="module")
-def hungry() -> None:
-    for model in (hungry_3, hungry_0):
+def models() -> None:
+    """Models that timm builds by name."""
+    for model in (hungry_3, hungry_0, counted):
         timm.models.register_model(model)
 
 
-@pytest.mark.usefixtures("hungry")
+@pytest.mark.usefixtures("models")
 def test_a_batch_that_memory_does_not_hold_is_halved_until_it_does(recipe: Recipe, tmp_path: Path) -> None:
     data = audit_data(tmp_path, photographs())
     how = recipe.model_copy(update={"backbone": Backbone(name="hungry_3")})
@@ -202,7 +221,29 @@ def test_a_batch_that_memory_does_not_hold_is_halved_until_it_does(recipe: Recip
     np.testing.assert_array_equal(features(how, data, Machine(batch=16, threads=1)), expected)
 
 
-@pytest.mark.usefixtures("hungry")
+@pytest.mark.usefixtures("models")
+def test_a_device_that_is_no_cpu_is_fed_by_one_thread_at_a_time(recipe: Recipe, tmp_path: Path) -> None:
+    data = audit_data(tmp_path, photographs())
+    how = recipe.model_copy(update={"backbone": Backbone(name="counted")})
+    features(how, data, Machine(device="meta", workers=4, batch=1))  # torch's device that computes nothing
+    assert Counted.most == 1
+
+
+def test_jobs_of_several_inputs_and_backbones_each_get_their_own_features(recipe: Recipe, tmp_path: Path) -> None:
+    data, machine, shape = audit_data(tmp_path, photographs()), Machine(threads=1), recipe.input
+    assert shape is not None
+    other = shape.model_copy(update={"size": 64})
+    bare = Backbone(name=NAME)  # without public weights: the same random ones every time
+    kinds = [(recipe.backbone, shape), (recipe.backbone, other), (bare, shape), (recipe.backbone, shape)]
+    jobs = [Embed(*kind, View(), data.digest, 5 * place, 5 * place + 5) for place, kind in enumerate(kinds)]
+    together = {job: part for job, part, _ in embed(jobs, data, machine)}
+    assert together.keys() == set(jobs)
+    for job in jobs:
+        ((_, alone, _),) = embed([job], data, machine)
+        np.testing.assert_array_equal(together[job], alone)
+
+
+@pytest.mark.usefixtures("models")
 def test_memory_that_does_not_hold_one_image_is_no_fault_of_the_candidate_s(recipe: Recipe, tmp_path: Path) -> None:
     data = audit_data(tmp_path, photographs())
     jobs = embed_jobs(Backbone(name="hungry_0"), recipe.input, data.digest, data.rows)
