@@ -59,7 +59,7 @@ def store_verify(
         bool, typer.Option("--delete-damaged", help="Delete what is damaged, so that it is computed again.")
     ] = False,
 ) -> None:
-    """Read every result and check it. Exit code 6 where one is damaged and not deleted."""
+    """Read every result and note and check it. Exit code 6 where one is damaged and not deleted."""
     from privacy_gate.store.place import Place
     from privacy_gate.store.shelf import verify
 
@@ -68,7 +68,7 @@ def store_verify(
         read += 1
         if fault:
             faults[path] = fault
-    say("\n".join([*faults.values(), f"{read} results read, {len(faults)} damaged"]))
+    say("\n".join([*faults.values(), f"{read} files read, {len(faults)} damaged"]))
     if delete_damaged:
         for path in faults:
             place.remove(path)

@@ -11,9 +11,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from privacy_gate.errors import StoreError, UndecidedError
+from privacy_gate.errors import UndecidedError
 from privacy_gate.job import Job, describe, digest, digest_of
-from privacy_gate.store.contents import Arrays, damaged, pack, unpack
+from privacy_gate.store.contents import Arrays, damaged, pack, read_note, unpack
 from privacy_gate.store.place import Place
 
 __all__ = ["Arrays", "Store"]
@@ -52,14 +52,11 @@ class Store:
         self.place.write(path_of(digest(job)), pack(job, arrays, self._made))
 
     def remember(self, name: str, text: str) -> str:
-        """Keeps `text` under `name` if nothing is kept there yet; returns what is kept."""
+        """Keeps `text`, which is not empty, under `name` if nothing is kept there yet; returns what is kept."""
         path = f"notes/{hashlib.sha256(name.encode()).hexdigest()}"
         self.place.write(path, text.encode())
         kept = self.place.read(path)
-        try:
-            return (kept or b"").decode() or text
-        except UnicodeDecodeError as error:
-            raise StoreError(f"store {self.root}: note {path} is damaged: {error}; delete it and run again") from error
+        return text if kept is None else read_note(kept, f"{self.root}/{path}")
 
 
 def path_of(name: str) -> str:

@@ -1,4 +1,5 @@
-"""What is in a stored file: the arrays (safetensors), the job in words, which numerics made them, and a sha256."""
+"""What is in a stored file: the arrays (safetensors), the job in words, which numerics made them, and a sha256; or,
+in a note, text."""
 
 import hashlib
 import json
@@ -68,6 +69,17 @@ def read_label(start: bytes, path: str) -> Label:
         return Label(job, {str(name): str(fact) for name, fact in made.items()}, str(header["sha256"]))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise damaged(path, f"its label cannot be read: {error}") from error
+
+
+def read_note(payload: bytes, path: str) -> str:
+    """The text of a note. Raises StoreError where there is none."""
+    try:
+        text = payload.decode()
+    except UnicodeDecodeError as error:
+        raise damaged(path, str(error)) from error
+    if not text:
+        raise damaged(path, "it is empty")
+    return text
 
 
 def damaged(path: str, reason: str) -> StoreError:

@@ -81,17 +81,24 @@ class Place:
         """Stores a file that appears whole or not at all. One that is there already is left as it is."""
         full = self._full(path)
         with self._reaching("write to"):
-            if self._is_there(full):
-                return
-            if self._protocols & _OBJECT_STORES:
-                self._files.pipe_file(full, payload)  # an object appears whole or not at all
-                return
-            self._files.makedirs(str(PurePosixPath(full).parent), exist_ok=True)
-            draft = f"{full}.{uuid.uuid4().hex}{DRAFT}"
-            if isinstance(self._files, LocalFileSystem):
-                _create(Path(full), Path(draft), payload)
-            else:
-                self._move(draft, full, payload)
+            if not self._is_there(full):
+                self._write(full, payload, over=False)
+
+    def replace(self, path: str, payload: bytes) -> None:
+        """Stores a file in place of the one that is there: a killed run leaves the one or the other, whole."""
+        with self._reaching("write to"):
+            self._write(self._full(path), payload, over=True)
+
+    def _write(self, full: str, payload: bytes, *, over: bool) -> None:
+        if self._protocols & _OBJECT_STORES:
+            self._files.pipe_file(full, payload)  # an object appears whole or not at all
+            return
+        self._files.makedirs(str(PurePosixPath(full).parent), exist_ok=True)
+        draft = f"{full}.{uuid.uuid4().hex}{DRAFT}"
+        if isinstance(self._files, LocalFileSystem):
+            _create(Path(full), Path(draft), payload, over=over)
+        else:
+            self._move(draft, full, payload, over=over)
 
     def remove(self, path: str) -> None:
         """Deletes a file, or finds it deleted."""
@@ -119,7 +126,7 @@ class Place:
         except FileNotFoundError:
             return False
 
-    def _move(self, draft: str, full: str, payload: bytes) -> None:
+    def _move(self, draft: str, full: str, payload: bytes, *, over: bool) -> None:
         """For file systems that know no better: write beside the target, then rename."""
         try:
             self._files.pipe_file(draft, payload)
@@ -127,7 +134,7 @@ class Place:
         except BaseException:
             with suppress(OSError):
                 self._files.rm_file(draft)
-            if not self._is_there(full):  # else another process was first
+            if over or not self._is_there(full):  # else another process was first
                 raise
 
     def _reaching(self, verb: str) -> "_Reaching":
@@ -163,13 +170,19 @@ class _Reaching:
         raise StoreError(f"{self._what}: {reason}; nothing stored is lost: {remedy}") from error
 
 
-def _create(path: Path, draft: Path, payload: bytes) -> None:
-    """Writes a draft, flushes it to disk, gives it its name: a killed run leaves no half file under that name."""
+def _create(path: Path, draft: Path, payload: bytes, *, over: bool) -> None:
+    """Writes a draft, flushes it to disk, gives it its name: a killed run leaves no half file under that name.
+
+    over  in place of a file of that name
+    """
     try:
         with draft.open("xb") as file:
             file.write(payload)
             file.flush()
             os.fsync(file.fileno())
+        if over:
+            draft.replace(path)
+            return
         try:
             path.hardlink_to(draft)  # unlike a rename, replaces nothing that another process stored meanwhile
         except FileExistsError:

@@ -12,7 +12,7 @@ from typing import Any
 from privacy_gate.errors import ConfigurationError, StoreError
 from privacy_gate.job import FORMAT, digest_of
 from privacy_gate.store import path_of
-from privacy_gate.store.contents import Label, header_size, read_label, unpack
+from privacy_gate.store.contents import Label, header_size, read_label, read_note, unpack
 from privacy_gate.store.place import DRAFT, START, Found, Place
 
 ABANDONED = datetime.timedelta(days=1)
@@ -168,15 +168,16 @@ def remove(place: Place, found: Waste) -> None:
 
 
 def verify(place: Place) -> Iterator[tuple[str, str | None]]:
-    """Reads every result whole: its path, and what is wrong with it or None.
+    """Reads every result and every note whole: its path, and what is wrong with it or None.
 
-    Sound is a file whose content has the recorded digest and whose name is the digest of the job inside.
+    Sound is a result whose content has the recorded digest and whose name is the digest of the job inside, and a note
+    that is text.
     """
     for found in place.walk():
-        if RESULT.fullmatch(found.path):
-            payload = place.read(found.path)
-            if payload is not None:  # else pruned meanwhile
-                yield found.path, fault(payload, f"{place.root}/{found.path}")
+        check = fault if RESULT.fullmatch(found.path) else note_fault if NOTE.fullmatch(found.path) else None
+        payload = place.read(found.path) if check else None
+        if check and payload is not None:  # else a stranger's file, or pruned meanwhile
+            yield found.path, check(payload, f"{place.root}/{found.path}")
 
 
 def fault(payload: bytes, path: str) -> str | None:
@@ -187,6 +188,15 @@ def fault(payload: bytes, path: str) -> str | None:
         return str(error)
     if not path.endswith(path_of(digest_of(label.job))):
         return f"store: {path} is damaged: it holds the result of another job"
+    return None
+
+
+def note_fault(payload: bytes, path: str) -> str | None:
+    """What is wrong with a note's bytes, or None."""
+    try:
+        read_note(payload, path)
+    except StoreError as error:
+        return str(error)
     return None
 
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,19 @@ from numpy.typing import NDArray
 
 from privacy_gate.errors import ConflictError, StoreError
 from privacy_gate.progress import Progress, silent
-from privacy_gate.store.contents import Arrays, unpack
+from privacy_gate.store.contents import Arrays, read_note, unpack
 from privacy_gate.store.place import Place
 from privacy_gate.store.shelf import NOTE, RESULT, fault
 
 NOISE = 1e-2
 """How far two results of one job may lie apart: |a - b| <= NOISE (1 + |a|). Confidences are in nats, and spread over
 references by about one. Heads trained on unlike devices differ by less than a tenth of this."""
+
+ASIDE = frozenset({"log", "epsilon"})
+"""Arrays that may stand in one of two results alone: what a program printed, and what is stored where Opacus is."""
+
+UNLIKE = frozenset({"log"})
+"""Arrays that may differ: a log tells times. No figure is made of them."""
 
 FLIPS = 1e-3
 """Share of an array's yes-or-no entries that may differ: near ties are decided by rounding."""
@@ -33,8 +40,8 @@ class Merged:
 def merge(parts: Sequence[Place], into: Place, *, keep_first: bool = False, progress: Progress = silent) -> Merged:
     """Copies into one store what the parts hold and it does not; changes no result that it holds.
 
-    Where several hold the same job, the first stays: `into`, then the parts in their order. They must agree up to
-    floating-point noise, or `keep_first` says that they need not (networks trained on unlike devices may drift apart).
+    Where several hold the same job, the first stays: `into`, then the parts in their order. They must agree, as `agree`
+    says, or `keep_first` says that they need not (networks trained on unlike devices may drift apart).
     Of notes, which are times, the earliest stays. Raises ConflictError (exit 7), with names, where results contradict
     each other: then nothing is written. Raises StoreError for a damaged file, which is never copied.
     """
@@ -78,8 +85,9 @@ def _refuse_conflicts(held: Mapping[str, Sequence[Place]], progress: Progress) -
 
 
 def agree(one: Arrays, other: Arrays) -> bool:
-    """Whether two results of one job are the same up to floating-point noise: see NOISE and FLIPS."""
-    return one.keys() == other.keys() and all(_alike(one[name], other[name]) for name in one)
+    """Whether two results of one job are the same up to floating-point noise: see NOISE, FLIPS, ASIDE and UNLIKE."""
+    shared = one.keys() & other.keys()
+    return one.keys() ^ other.keys() <= ASIDE and all(_alike(one[name], other[name]) for name in shared - UNLIKE)
 
 
 def _alike(a: NDArray[Any], b: NDArray[Any]) -> bool:
@@ -93,18 +101,22 @@ def _alike(a: NDArray[Any], b: NDArray[Any]) -> bool:
 
 
 def _sound(place: Place, path: str) -> bytes:
-    """The file's bytes. Raises StoreError where they are damaged or were deleted meanwhile."""
-    payload = place.read(path)
-    if payload is None:
-        raise StoreError(f"store {place.root}: {path} was deleted while it was merged; run again")
+    """The result's bytes. Raises StoreError where they are damaged or were deleted meanwhile."""
+    payload = _there(place, path)
     if wrong := fault(payload, f"{place.root}/{path}"):
         raise StoreError(wrong)
     return payload
 
 
+def _there(place: Place, path: str) -> bytes:
+    payload = place.read(path)
+    if payload is None:
+        raise StoreError(f"store {place.root}: {path} was deleted while it was merged; run again")
+    return payload
+
+
 def _keep_earliest(path: str, places: Sequence[Place], into: Place) -> None:
-    notes = [(place.read(path) or b"", place) for place in places]
-    earliest = min(text for text, _ in notes if text)
+    notes = [(read_note(_there(place, path), f"{place.root}/{path}"), place) for place in places]
+    earliest, _ = min(notes, key=itemgetter(0))
     if (earliest, into) not in notes:
-        into.remove(path)
-        into.write(path, earliest)
+        into.replace(path, earliest.encode())

@@ -13,7 +13,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from privacy_gate.errors import StoreError
-from privacy_gate.store.place import Place
+from privacy_gate.store.place import DRAFT, Place
 
 
 class ForeignError(Exception):
@@ -66,6 +66,19 @@ def test_a_full_disk_is_one_clear_error_that_loses_nothing_and_leaves_no_draft()
         place.write("a/full", b"lost")
     assert [found.path for found in place.walk()] == ["a/kept"]
     assert place.read("a/kept") == b"kept"
+
+
+def test_a_file_is_replaced_whole_or_stays_and_leaves_no_draft(tmp_path: Path) -> None:
+    for place in (Place(str(tmp_path)), Place("faulty://shelf")):
+        place.write("a/note", b"late")
+        place.replace("a/note", b"early")
+        assert place.read("a/note") == b"early"
+    MemoryFileSystem.pipe_file(Faulty(), "/shelf/a/full", b"kept")
+    with pytest.raises(StoreError, match="No space left"):
+        Place("faulty://shelf").replace("a/full", b"lost")
+    assert Place("faulty://shelf").read("a/full") == b"kept"
+    for place in (Place(str(tmp_path)), Place("faulty://shelf")):
+        assert not [found for found in place.walk() if found.path.endswith(DRAFT)]
 
 
 LIMITED = """

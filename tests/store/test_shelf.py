@@ -72,7 +72,7 @@ def test_a_label_longer_than_the_first_bytes_read_is_read_whole(store: Store, jo
 def test_a_store_that_does_not_exist_yet_holds_nothing(tmp_path: Path) -> None:
     assert list(entries(Place(str(tmp_path / "absent")))) == []
     code, text = invoke("verify", "--store", str(tmp_path / "absent"))
-    assert (code, text.strip()) == (0, "0 results read, 0 damaged")
+    assert (code, text.strip()) == (0, "0 files read, 0 damaged")
 
 
 def test_pruning_takes_what_is_old_and_keeps_a_recipe_with_the_features_it_stands_on(
@@ -167,9 +167,9 @@ def test_verify_names_every_damaged_file_and_deletes_it_when_told_to(tmp_path: P
     code, text = invoke("verify", "--store", str(tmp_path))
     assert code == 6
     assert all(path.name in text for path in (bit, short, swapped, label))
-    assert "5 results read, 4 damaged" in text
+    assert "5 files read, 4 damaged" in text
     assert invoke("verify", "--store", str(tmp_path), "--delete-damaged")[0] == 0
-    assert invoke("verify", "--store", str(tmp_path))[1].strip() == "1 results read, 0 damaged"
+    assert invoke("verify", "--store", str(tmp_path))[1].strip() == "1 files read, 0 damaged"
     assert store.has(job(4))
 
 

@@ -12,6 +12,7 @@ from privacy_gate.errors import ConflictError, StoreError
 from privacy_gate.job import TrainReference, digest
 from privacy_gate.store import Store, path_of
 from privacy_gate.store.contents import Arrays
+from privacy_gate.store.shelf import verify
 from privacy_gate.store.union import Merged, agree, merge
 
 Make = Callable[..., TrainReference]
@@ -63,6 +64,18 @@ def test_contradicting_results_are_named_and_nothing_is_written(
     np.testing.assert_array_equal(into.get(job())["confidence"], arrays["confidence"])
 
 
+def test_logs_differ_and_epsilon_stands_only_where_opacus_is_and_neither_is_a_contradiction(
+    stores: tuple[Store, Store, Store], job: Make, arrays: Arrays
+) -> None:
+    a, b, into = stores
+    monday, tuesday = (np.frombuffer(f"{day} 09:00 trained".encode(), np.uint8) for day in ("monday", "tuesday"))
+    a.put(job(), {**arrays, "log": monday, "epsilon": np.array([8.0])})
+    b.put(job(), {**arrays, "log": tuesday})
+    assert merge([a.place, b.place], into.place).copied == 1
+    assert into.get(job())["log"].tobytes() == monday.tobytes()
+    assert not agree({**arrays, "epsilon": np.array([8.0])}, {**arrays, "epsilon": np.array([4.0])})
+
+
 @pytest.mark.parametrize(
     ("name", "other"),
     [
@@ -103,6 +116,29 @@ def test_of_two_notes_the_earlier_stays(stores: tuple[Store, Store, Store]) -> N
     into.remember("policy", "2030-01-03T00:00:00+00:00")
     merge([a.place, b.place], into.place)
     assert into.remember("policy", "2031-01-01T00:00:00+00:00") == "2030-01-01T00:00:00+00:00"
+
+
+@pytest.mark.parametrize("holder", [0, 1, 2])
+@pytest.mark.parametrize("payload", [b"", b"\xff"])
+def test_a_note_without_text_is_named_by_merge_verify_and_whoever_reads_it(
+    holder: int, payload: bytes, stores: tuple[Store, Store, Store]
+) -> None:
+    for store in stores:
+        store.remember("policy", "2030-01-01T00:00:00+00:00")
+    damaged = stores[holder]
+    (note,) = damaged.place.walk()
+    assert list(verify(damaged.place)) == [(note.path, None)]
+    damaged.place.replace(note.path, payload)
+    ((_, fault),) = verify(damaged.place)
+    assert fault is not None
+    assert f"{note.path} is damaged" in fault
+    a, b, into = stores
+    for refused in (
+        lambda: merge([a.place, b.place], into.place),
+        lambda: damaged.remember("policy", "2031-01-01T00:00:00+00:00"),
+    ):
+        with pytest.raises(StoreError, match=f"{note.path} is damaged"):
+            refused()
 
 
 def test_merging_shards_from_the_command_line(tmp_path: Path, job: Make, arrays: Arrays) -> None:
