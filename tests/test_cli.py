@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -113,7 +114,8 @@ def test_an_unknown_format_names_the_nearest(tmp_path: Path) -> None:
     assert "did you mean 'html'?" in text
 
 
-def test_an_interrupt_exits_with_130(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "cancelled by CI"])
+def test_an_interrupt_exits_with_130(number: signal.Signals, tmp_path: Path) -> None:
     policy = tmp_path / "policy.yaml"
     os.mkfifo(policy)  # reading it waits for a writer
     # Where tests run in the background, interrupts are ignored, and children inherit that.
@@ -129,7 +131,7 @@ def test_an_interrupt_exits_with_130(tmp_path: Path) -> None:
         except OSError:  # nobody reads yet
             time.sleep(0.05)
     time.sleep(0.5)  # a signal between opening and reading would be noted, and seen when the read is over
-    process.send_signal(2)
+    process.send_signal(number)
     _, complaint = process.communicate(timeout=20)
     os.close(writer)
     assert process.returncode == 130

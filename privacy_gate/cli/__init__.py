@@ -3,6 +3,7 @@
 Only typer and rich are imported here at the start: `--help` must not wait for torch or mlflow.
 """
 
+import signal
 from typing import Annotated, Any
 
 import typer
@@ -67,5 +68,8 @@ def _root(
 
 
 def main() -> None:
-    """The console script's entry."""
+    """The console script's entry. SIGTERM, by which CI systems cancel, ends it as Ctrl-C does: programs that it started
+    are ended, temporary files deleted.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     app()

@@ -9,7 +9,9 @@ import importlib.util
 import logging
 import os
 import re
+import signal
 import socket
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -260,11 +262,14 @@ def connected(cluster: Cluster, shared: int = 0, cpus: int | None = None) -> Ite
     if cluster.address is None:
         settings = {"address": "local", "include_dashboard": False, "num_cpus": cpus}
         settings["object_store_memory"] = OBJECT_STORE + 2 * shared
+    terminate = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**settings, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError, ValueError) as error:
         raise _silent(cluster.address, error) from error
     try:
+        if callable(terminate) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, terminate)  # Ray's own would end this process with exit code 1
         yield ray
     finally:
         ray.shutdown()

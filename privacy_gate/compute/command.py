@@ -14,14 +14,16 @@ It sees no variable of the gate's environment but those that find programs and d
 """
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
-import zipfile
+import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
 from privacy_gate.candidate import CommandRecipe
@@ -30,12 +32,16 @@ from privacy_gate.compute.scratch import scratch_folder
 from privacy_gate.dataset import AuditData
 from privacy_gate.errors import ConfigurationError, UnavailableError
 from privacy_gate.job import TrainReference
+from privacy_gate.tables.npz import BROKEN
 
 PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
 """Variables that the program sees: none that could hold a credential."""
 
-LOG_BYTES = 1 << 20
-"""The end of a log that is kept."""
+HEAD_BYTES, TAIL_BYTES = 1 << 16, 15 << 16
+"""Of the beginning and of the end of a log, that are kept: 1 MiB together."""
+
+PATIENCE = 2
+"""Seconds in which the rest of an ended program's log is read; what it left running elsewhere may hold it open."""
 
 LAST_LINES = 5
 """Of a failed program's log, in the error."""
@@ -64,35 +70,46 @@ def score_by_command(recipe: CommandRecipe, candidate: Path, data: AuditData) ->
 def _call(
     recipe: CommandRecipe, arguments: list[str], data: AuditData, folder: Path, what: str
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    output, log, trainer = folder / "output.npz", folder / "log.txt", recipe.trainer
+    output, trainer = folder / "output.npz", recipe.trainer
     table = recipe.table if "://" in recipe.table else str(Path(recipe.table).resolve())
     command = [*trainer.command, *arguments, "--table", table, "--output", str(output)]
-    environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     (folder / "work").mkdir()
-    with log.open("wb") as written:
-        try:
-            process = subprocess.Popen(  # noqa: S603 - the operator's own program, from the policy
-                command,
-                cwd=folder / "work",
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=written,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise ConfigurationError(
-                f"policy: trainer.command {command[0]}: {error.strerror}; name a program by its full path"
-            ) from error
-        try:
-            code = process.wait(trainer.timeout_s)
-        except subprocess.TimeoutExpired as error:
-            raise _failed(what, f"it ran longer than {trainer.timeout_s} s", log) from error
-        finally:
-            _end(process)
+    code, said = _run(command, folder / "work", trainer.timeout_s)
+    if code is None:
+        raise _failed(what, f"it ran longer than {trainer.timeout_s} s", said)
     if code:
-        raise _failed(what, f"it ended with {code}", log)
-    return _logits(output, (data.rows, recipe.classes), what, log), np.frombuffer(_end_of(log), np.uint8)
+        raise _failed(what, f"it ended with {code}", said)
+    return _logits(output, (data.rows, recipe.classes), what, said), np.frombuffer(said, np.uint8)
+
+
+def _run(command: list[str], folder: Path, timeout: float) -> tuple[int | None, bytes]:
+    """The program's exit code, None where it took longer than `timeout` seconds, and its log. Nothing of it runs on,
+    whatever ends the wait; but where the gate is killed outright, the program ends by itself or when it prints next.
+    """
+    try:
+        process = subprocess.Popen(  # noqa: S603 - the operator's own program, from the policy
+            command,
+            cwd=folder,
+            env={name: os.environ[name] for name in PASSED_ON if name in os.environ},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # a group of its own, which is ended as a whole
+        )
+    except OSError as error:
+        if error.errno in {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}:
+            raise UnavailableError(f"cannot start the policy's trainer: {error.strerror}; run again later") from error
+        raise ConfigurationError(
+            f"policy: trainer.command {command[0]}: {error.strerror}; name a program by its full path"
+        ) from error
+    code = None
+    try:
+        log = _Log(process)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            code = process.wait(timeout)
+    finally:
+        _end(process)
+    return code, log.kept()
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
@@ -102,24 +119,44 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
     process.wait()
 
 
-def _logits(output: Path, shape: tuple[int, int], what: str, log: Path) -> NDArray[np.float32]:
+class _Log:
+    """The first and the last of what a program prints, however much that is; read while it runs."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
+        self._head, self._tail, self._dropped, self._pipe = bytearray(), bytearray(), 0, process.stdout
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        while self._pipe and (printed := os.read(self._pipe.fileno(), 1 << 16)):
+            room = HEAD_BYTES - len(self._head)
+            self._head += printed[:room]
+            self._tail += printed[room:]
+            over = max(0, len(self._tail) - TAIL_BYTES)
+            del self._tail[:over]
+            self._dropped += over
+
+    def kept(self) -> bytes:
+        """What there is, once the program has ended."""
+        self._reader.join(PATIENCE)
+        if self._pipe and not self._reader.is_alive():
+            self._pipe.close()
+        gap = f"\n... {self._dropped:,} bytes left out ...\n".encode() if self._dropped else b""
+        return bytes(self._head) + gap + bytes(self._tail)
+
+
+def _logits(output: Path, shape: tuple[int, int], what: str, said: bytes) -> NDArray[np.float32]:
     try:
-        with np.load(output, allow_pickle=False) as found:
+        with output.open("rb") as file, NpzFile(file, allow_pickle=False) as found:
             logits: NDArray[Any] = found["logits"]
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise _failed(what, f"it wrote no .npz file with logits ({type(error).__name__})", log) from error
+    except BROKEN as error:
+        raise _failed(what, f"it wrote no .npz file with logits ({type(error).__name__})", said) from error
     if logits.shape != shape or logits.dtype.kind != "f" or not np.isfinite(logits).all():
-        raise _failed(what, f"its logits are {logits.dtype} {logits.shape}, expected finite floats {shape}", log)
+        raise _failed(what, f"its logits are {logits.dtype} {logits.shape}, expected finite floats {shape}", said)
     return logits.astype(np.float32)
 
 
-def _end_of(log: Path) -> bytes:
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - LOG_BYTES))
-        return file.read()
-
-
-def _failed(what: str, reason: str, log: Path) -> UnavailableError:
-    lines = _end_of(log).decode("utf-8", errors="replace").splitlines()[-LAST_LINES:]
-    said = " | ".join(line for line in lines if line.strip()) or "nothing"
-    return UnavailableError(f"the policy's trainer failed on {what}: {reason}; it said: {said}")
+def _failed(what: str, reason: str, said: bytes) -> UnavailableError:
+    lines = said.decode("utf-8", errors="replace").splitlines()[-LAST_LINES:]
+    words = " | ".join(line for line in lines if line.strip()) or "nothing"
+    return UnavailableError(f"the policy's trainer failed on {what}: {reason}; it said: {words}")

@@ -13,7 +13,7 @@ from privacy_gate.errors import DatasetError
 from privacy_gate.tables.raw import RawTable, refuse_missing
 
 # What numpy and zipfile raise on damaged or hostile bytes.
-_BROKEN = (ValueError, OSError, EOFError, KeyError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
+BROKEN = (ValueError, OSError, EOFError, KeyError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
 
 
 def read_npz(uri: str, file: IO[bytes], wanted: list[str], image: str | None) -> RawTable:
@@ -28,7 +28,7 @@ def read_npz(uri: str, file: IO[bytes], wanted: list[str], image: str | None) ->
             columns = {name: archive[name] for name in names}
         pixels = columns.pop(image) if image else None
         columns = {name: array.astype(np.str_) if array.dtype.kind == "S" else array for name, array in columns.items()}
-    except _BROKEN as error:
+    except BROKEN as error:
         raise DatasetError(f"{uri}: not a sound NPZ file: {error}") from error
     arrays = {**columns, **({} if pixels is None else {str(image): pixels})}
     if len({array.shape[:1] for array in arrays.values()}) > 1 or any(array.ndim == 0 for array in arrays.values()):

@@ -1,7 +1,11 @@
 """References that the policy's own program trains: same evidence, isolated, timed, and never named by a dossier."""
 
+import os
+import pickle
 import shutil
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +78,9 @@ def test_the_candidate_is_scored_by_it_too(scene: Any, data: AuditData, tmp_path
         ("fail", 60.0, "failed on reference 0: it ended with 1; it said: .*out of luck"),
         ("sleep", 2.0, "it ran longer than 2.0 s; it said: "),
         ("silent", 60.0, "it wrote no .npz file with logits"),
+        ("empty", 60.0, "it wrote no .npz file with logits .BadZipFile"),
+        ("plain", 60.0, "it wrote no .npz file with logits .BadZipFile"),
+        ("corrupt", 60.0, "it wrote no .npz file with logits .error"),
         ("nan", 60.0, "expected finite floats"),
     ],
 )
@@ -85,6 +92,66 @@ def test_a_program_that_fails_is_named_with_its_last_words_and_stores_nothing(
     with pytest.raises(UnavailableError, match=said):
         run([job], Inputs(data, tmp_path), MACHINE, store)
     assert not store.has(job)
+
+
+def test_of_a_long_log_the_beginning_and_the_end_are_kept(scene: Any, data: AuditData, tmp_path: Path) -> None:
+    job, store = train_reference(by_command(scene, "--misbehave", "chatty"), data.digest, 0), Store(str(tmp_path / "s"))
+    run([job], Inputs(data, tmp_path), MACHINE, store)
+    log = store.get(job)["log"].tobytes()
+    assert len(log) < (1 << 20) + 100
+    assert b"first words" in log[:1000]
+    assert b" bytes left out ..." in log
+    assert log.endswith(b"last words\n")
+
+
+def test_what_a_program_left_running_elsewhere_does_not_keep_the_gate_waiting(
+    scene: Any, data: AuditData, tmp_path: Path
+) -> None:
+    began = time.monotonic()
+    recipe = by_command(scene, "--misbehave", "escape")
+    run([train_reference(recipe, data.digest, 0)], Inputs(data, tmp_path), MACHINE, Store(str(tmp_path / "s")))
+    assert time.monotonic() - began < 30
+
+
+CANCELLED = """
+import pickle, sys
+from pathlib import Path
+from privacy_gate.cli import app, main
+from privacy_gate.compute.machine import Machine
+from privacy_gate.compute.run import run
+from privacy_gate.compute.work import Inputs
+from privacy_gate.dataset import read_data
+from privacy_gate.store import Store
+
+@app.command("train")
+def train() -> None:
+    manifest, classes, job = pickle.loads(Path("job").read_bytes())
+    run([job], Inputs(read_data(manifest, classes), Path()), Machine(threads=1), Store("store"))
+
+sys.argv = ["privacy-gate", "train"]
+main()
+"""
+
+
+def test_a_gate_that_is_cancelled_leaves_no_program_and_no_folder_behind(scene: Any, tmp_path: Path) -> None:
+    recipe, temporary = by_command(scene, "--misbehave", "linger"), tmp_path / "temporary"
+    job = train_reference(recipe, scene.manifest.table.sha256, 0)
+    (tmp_path / "job").write_bytes(pickle.dumps((scene.manifest, scene.recipe.classes, job)))
+    temporary.mkdir()
+    gate = subprocess.Popen(
+        [sys.executable, "-c", CANCELLED], cwd=tmp_path, env={**os.environ, "TMPDIR": str(temporary)}
+    )
+    told = temporary / "pid"
+    while not (told.exists() and told.read_text().endswith("\n")):
+        assert gate.poll() is None
+        time.sleep(0.05)
+    program = int(told.read_text())
+    told.unlink()
+    gate.terminate()
+    assert gate.wait(30) == 130
+    assert list(temporary.iterdir()) == []
+    with pytest.raises(ProcessLookupError):
+        os.kill(program, 0)
 
 
 def test_a_program_that_is_not_there_is_the_policy_s_fault(scene: Any, data: AuditData, tmp_path: Path) -> None:

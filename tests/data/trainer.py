@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import subprocess
 import sys
 import time
 
@@ -19,7 +20,10 @@ y = table["label"].to_numpy()
 print(f"{asked.task}: {len(x)} rows, secret {os.environ.get('MLFLOW_TRACKING_TOKEN', 'unseen')}")
 if asked.misbehave == "fail":
     sys.exit("out of luck")
-if asked.misbehave == "sleep":
+if asked.misbehave == "linger":
+    with open("../../pid", "w") as file:  # noqa: PTH123
+        file.write(f"{os.getpid()}\n")
+if asked.misbehave in ("sleep", "linger"):
     time.sleep(60)
 if asked.task == "score":
     weight = np.load(os.path.join(asked.model, "weight.npy"))  # noqa: PTH118
@@ -37,5 +41,21 @@ else:
 logits = x @ weight
 if asked.misbehave == "nan":
     logits[0] = np.nan
-if asked.misbehave != "silent":
-    np.savez(asked.output, logits=logits.astype(np.float32))
+if asked.misbehave == "escape":  # out of the program's group, with its output open
+    subprocess.Popen(["sleep", "20"], start_new_session=True)
+if asked.misbehave == "chatty":
+    print("first words")
+    for _ in range(30):
+        print("x" * 100_000)
+    print("last words")
+if asked.misbehave == "plain":
+    with open(asked.output, "wb") as file:  # noqa: PTH123
+        np.save(file, logits)
+elif asked.misbehave == "empty":
+    open(asked.output, "wb").close()  # noqa: PTH123
+elif asked.misbehave != "silent":
+    np.savez_compressed(asked.output, logits=logits.astype(np.float32))
+if asked.misbehave == "corrupt":
+    with open(asked.output, "r+b") as file:  # noqa: PTH123
+        file.seek(200)
+        file.write(bytes(range(100)))
