@@ -9,6 +9,7 @@ from typing import Self
 
 import numpy as np
 
+from privacy_gate.batches import batches
 from privacy_gate.candidate import Candidate, CommandRecipe, Recipe
 from privacy_gate.checks import AnyCheck
 from privacy_gate.checks.check import Results, Subject
@@ -21,15 +22,12 @@ from privacy_gate.checks.utility import Utility
 from privacy_gate.checks.vulnerability import Vulnerability
 from privacy_gate.dataset import AuditData, Split
 from privacy_gate.errors import ConfigurationError
-from privacy_gate.job import Job, TrainReference
+from privacy_gate.job import Job
 from privacy_gate.policy import Policy
 from privacy_gate.progress import Progress, silent
 from privacy_gate.report import CandidateRecord, CheckRecord, DataRecord, PolicyRecord, Report
 from privacy_gate.tiers import Ran, evidence_notes
 from privacy_gate.verdict import CheckResult, verdict
-
-REFERENCE_BLOCK = 16
-"""References of one block go to one shard and train stacked, so that shards change no byte."""
 
 VERSIONED = ("numpy", "scipy", "torch", "timm", "mlflow", "pydantic")
 
@@ -83,13 +81,10 @@ class Shard:
         return cls(int(index), int(count))
 
     def take(self, jobs: Iterable[Job]) -> list[Job]:
-        """The jobs of this part. Together the parts are all jobs, and references go by whole blocks."""
-        taken = []
-        for place, job in enumerate(jobs):
-            turn = job.index // REFERENCE_BLOCK if isinstance(job, TrainReference) else place
-            if turn % self.count == self.index - 1:
-                taken.append(job)
-        return taken
+        """The jobs of this part. Together the parts are all jobs, and no batch is divided: shards change no byte."""
+        whole = list(jobs)
+        turns = {job: turn for turn, batch in enumerate(batches(whole)) for job in batch}
+        return [job for job in whole if turns[job] % self.count == self.index - 1]
 
 
 def checks_of(policy: Policy) -> list[AnyCheck]:

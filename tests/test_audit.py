@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from privacy_gate.audit import REFERENCE_BLOCK, Shard, subject_of
+from privacy_gate.audit import Shard, subject_of
+from privacy_gate.batches import REFERENCE_BLOCK, batches
 from privacy_gate.candidate import Candidate, Claim, Dossier, Recipe
 from privacy_gate.checks import AnyCheck
 from privacy_gate.checks.backdoor import Backdoor
@@ -20,7 +21,7 @@ from privacy_gate.dataset import AuditData, DataManifest, Split
 from privacy_gate.documents import load
 from privacy_gate.errors import ConfigurationError
 from privacy_gate.federation import Federation
-from privacy_gate.job import Embed, Job, embed_jobs, train_reference
+from privacy_gate.job import Embed, Federate, Job, TrainReference, embed_jobs, federate, probe, train_reference
 from privacy_gate.policy import Policy
 from privacy_gate.tiers import Ran, evidence_notes
 from privacy_gate.verdict import CheckResult, Limit, Measurement, not_measured
@@ -47,6 +48,26 @@ def test_shards_are_all_jobs_once_and_references_go_by_whole_blocks(count: int) 
         for block in set(blocks):
             whole = min(REFERENCE_BLOCK, 100 - block * REFERENCE_BLOCK)
             assert blocks.count(block) == whole
+
+
+def test_shards_share_out_the_batches_that_tasks_are_made_of_and_none_is_idle() -> None:
+    command = RECIPE.model_copy(update={"adaptation": "command"})
+    jobs: list[Job] = [
+        *embed_jobs(RECIPE.backbone, RECIPE.input, "d" * 64, 6 * 2048),
+        *(train_reference(command, "d" * 64, index) for index in range(9)),
+        *(federate(RECIPE, "d" * 64, name, 2, seed) for seed in range(5) for name in ("sign_flip", "mimic", None)),
+        *(probe(RECIPE, "d" * 64, rows) for rows in ("member", "population")),
+    ]
+    together = batches(jobs)
+    assert [len(batch) for batch in together] == [8] * 6 + [1] * 9 + [5] * 3 + [2]
+    parts = [Shard(index, 3).take(jobs) for index in (1, 2, 3)]
+    assert sorted(jobs.index(job) for part in parts for job in part) == list(range(len(jobs)))
+    assert all(part == [job for job in jobs if job in part] for part in parts)  # in the order of the plan
+    assert all(sum(batch[0] in part for part in parts) == 1 for batch in together)
+    assert all(set(batch) <= set(next(part for part in parts if batch[0] in part)) for batch in together)
+    for kind in (Embed, TrainReference, Federate):
+        counts = [sum(isinstance(batch[0], kind) and batch[0] in part for batch in together) for part in parts]
+        assert max(counts) - min(counts) <= 1
 
 
 @pytest.mark.parametrize(("index", "count"), [(0, 2), (3, 2), (1, 0)])

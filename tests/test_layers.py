@@ -16,7 +16,7 @@ FLOORS = [
     ["dataset", "weights", "federation"],
     ["candidate", "roundlog"],
     ["job", "evidence", "verdict", "subsets", "alternatives"],
-    ["attacks", "federated"],
+    ["attacks", "federated", "batches"],
     ["metrics"],
     ["checks"],
     ["policy", "tiers"],

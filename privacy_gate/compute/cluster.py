@@ -13,14 +13,14 @@ import signal
 import socket
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from privacy_gate.audit import REFERENCE_BLOCK
+from privacy_gate.batches import batches
 from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.memory import memory_needed
 from privacy_gate.compute.numerics import numerics
@@ -29,12 +29,9 @@ from privacy_gate.compute.scratch import scratch_folder
 from privacy_gate.compute.work import Inputs
 from privacy_gate.dataset import AuditData, DataManifest, read_data
 from privacy_gate.errors import ConfigurationError, GateError, UnavailableError
-from privacy_gate.job import EMBED_ROWS, Embed, Federate, Job, Probe, TrainReference
+from privacy_gate.job import Embed, Job
 from privacy_gate.progress import Progress, silent
 from privacy_gate.store import Store
-
-EMBED_BLOCK = 8
-"""Embed jobs of one task: 2,048 images, some seconds of a GPU, against a fraction of one to send the task."""
 
 RETRIES = 3
 """How often a task is run again whose worker died. An error of the gate's own is not retried: it would come again."""
@@ -131,33 +128,6 @@ def run_on_cluster(
             f"store {store.root}: {len(lost)} results that workers computed are not in it as this machine sees it; "
             "name a folder that all machines share, or a URL, and use the same version of privacy-gate everywhere"
         )
-
-
-def batches(jobs: Iterable[Job]) -> list[list[Job]]:
-    """Jobs that one task does together: references by blocks of their index, features by blocks of rows.
-
-    A batch depends on what its jobs are, never on how many there are, who computes them or what is stored.
-    """
-    alike: dict[tuple[Any, ...], list[Job]] = {}
-    for job in jobs:
-        alike.setdefault(_batch(job), []).append(job)
-    return list(alike.values())
-
-
-def _batch(job: Job) -> tuple[Any, ...]:
-    match job:
-        case Embed():
-            return (Embed, job.backbone, job.input, job.view, job.first // (EMBED_BLOCK * EMBED_ROWS))
-        case TrainReference():
-            # Programs train one after the other and may take hours: nothing is gained by keeping them together.
-            block = 1 if job.recipe.adaptation == "command" else REFERENCE_BLOCK
-            return (TrainReference, job.recipe, job.divisor, job.without, job.index // block)
-        case Federate() if not job.recipe.trains_network:  # seeds train stacked
-            return (Federate, job.recipe, job.adversary, job.byzantine)
-        case Probe():
-            return (Probe, job.recipe)
-        case _:
-            return (type(job), job)
 
 
 class _Work:

@@ -53,7 +53,7 @@ class Work:
     def features(self, backbone: Backbone, shape: Input | None, view: View = _PLAIN) -> Features:
         """Features of every row in one view, (N, D): the table's own, or put together from stored parts.
 
-        Parts that another shard has not stored yet are computed here.
+        Parts that another shard has not stored yet are computed here: all of them, where shards share no store.
         """
         data = self.inputs.data
         if data.embedding is not None:

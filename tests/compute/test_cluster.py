@@ -23,10 +23,10 @@ from PIL import Image
 from pyarrow import parquet
 from safetensors.torch import save_file
 
-from privacy_gate.audit import REFERENCE_BLOCK
+from privacy_gate.batches import REFERENCE_BLOCK, batches
 from privacy_gate.candidate import CommandRecipe, Recipe, Trainer
 from privacy_gate.compute import backbone
-from privacy_gate.compute.cluster import Cluster, batches, connected, run_on_cluster
+from privacy_gate.compute.cluster import Cluster, connected, run_on_cluster
 from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.numerics import numerics
 from privacy_gate.compute.run import run
