@@ -31,7 +31,9 @@ def store_list(
 @app.command("prune", epilog="Example: privacy-gate store prune --older-than 30d --keep-recipe 3f8a12b09c4d")
 def store_prune(
     store: StoreRoot = STORE,
-    older_than: Annotated[str | None, typer.Option("--older-than", help="Older than this: 12h, 30d, 8w.")] = None,
+    older_than: Annotated[
+        str | None, typer.Option("--older-than", help="Computed longer ago than this: 12h, 30d, 8w.")
+    ] = None,
     keep_recipe: Annotated[
         list[str] | None, typer.Option("--keep-recipe", help="Keep this recipe's, as `list` names it; repeatable.")
     ] = None,
@@ -40,7 +42,10 @@ def store_prune(
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Delete. Without it, only say what would go.")] = False,
 ) -> None:
-    """Delete old results, and what killed runs left half written. What is being written stays, and so do notes."""
+    """Delete old results, and what killed runs left half written. What is being written stays, and so do notes.
+
+    A result's age counts from when it was computed, however often it was used since.
+    """
     from privacy_gate.store import inventory, shelf
     from privacy_gate.store.place import Place
 

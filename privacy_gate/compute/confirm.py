@@ -30,4 +30,4 @@ def _make(jobs: Sequence[Federate], work: Work) -> None:
 
 
 def _accuracy(job: Federate, work: Work) -> float:
-    return float(work.results.get(job)["accuracy"][0])
+    return float(work.result(job)["accuracy"][0])

@@ -14,6 +14,7 @@ from privacy_gate.compute.judged import network_images
 from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.networks import Images
 from privacy_gate.dataset import AuditData
+from privacy_gate.errors import UnavailableError, UndecidedError
 from privacy_gate.job import Embed, Job, embed_jobs
 from privacy_gate.progress import Progress, silent
 from privacy_gate.store import Arrays
@@ -24,7 +25,7 @@ _PLAIN = View()
 
 
 class Results(Protocol):
-    """Where results are kept."""
+    """Where results are kept. `get` raises UndecidedError where there is none."""
 
     def has(self, job: Job) -> bool: ...
     def get(self, job: Job) -> dict[str, NDArray[Any]]: ...
@@ -60,7 +61,16 @@ class Work:
             return data.embedding
         parts = embed_jobs(backbone, shape, data.digest, data.rows, [view])
         run_embed(parts, self)
-        return np.concatenate([self.results.get(part)["features"] for part in parts])
+        return np.concatenate([self.result(part)["features"] for part in parts])
+
+    def result(self, job: Job) -> dict[str, NDArray[Any]]:
+        """What was stored a moment ago. Raises UnavailableError where it has been deleted since."""
+        try:
+            return self.results.get(job)
+        except UndecidedError as error:
+            raise UnavailableError(
+                f"a result of {type(job).__name__} was deleted before it was used; run the same command to go on"
+            ) from error
 
     def views(self, recipe: Recipe) -> Features:
         """Features of every row in each of the recipe's V views, one view after the other: (V, N, D)."""

@@ -1,4 +1,8 @@
-"""What a store holds, and keeping it in order: list, prune, verify. Running processes are never disturbed."""
+"""What a store holds, and keeping it in order: list, prune, verify.
+
+What a running process is writing is left alone. One that needs a result which is deleted meanwhile ends with exit
+code 6, and computes it again when it is run again.
+"""
 
 import datetime
 import hashlib
@@ -22,6 +26,11 @@ RESULT = re.compile(r"[0-9a-f]{2}/[0-9a-f]{64}\.safetensors")
 """Where results lie; any other file is not ours and is left alone."""
 
 NOTE = re.compile(r"notes/[0-9a-f]{64}")
+
+STUDIES = {"Federate", "Confirm", "Probe"}
+"""Kinds of results by which a federation is studied, under its own recipe or one that differs in STUDIED."""
+
+STUDIED = {"federation", "adaptation", "lora", "seed"}
 
 _AGE = re.compile(r"(\d{1,5})([hdw])")
 _UNITS = {"h": "hours", "d": "days", "w": "weeks"}
@@ -60,6 +69,16 @@ class Entry:
         """What names the backbone and its input, 12 hex digits; empty where there is none."""
         holder = {} if self.label is None else self.label.job.get("recipe") or self.label.job
         return _short([holder.get("backbone"), holder.get("input")]) if holder.get("backbone") else ""
+
+    @property
+    def family(self) -> str:
+        """What names the recipe but for how it federates and what of the network is trained, 12 hex digits; empty where
+        there is no federation. Studies of a federation change the one, and screen heads in place of networks.
+        """
+        recipe = {} if self.label is None else self.label.job.get("recipe") or {}
+        if not recipe.get("federation"):
+            return ""
+        return _short({name: value for name, value in recipe.items() if name not in STUDIED})
 
     @property
     def summary(self) -> str:
@@ -137,8 +156,9 @@ def waste(
 ) -> Waste:
     """What a store can do without. Deletes nothing.
 
-    older_than     results written longer ago; one of unknown age stays
-    keep           recipes (Entry.recipe) whose results stay, and the features that they stand on
+    older_than     results computed longer ago, however often they were used since; one of unknown age stays
+    keep           recipes (Entry.recipe) whose results stay, the features that they stand on, and the studies of their
+                   federation
     other_formats  results that this version of the gate cannot ask for
 
     A draft goes a day after it was begun: what a running process writes stays. Notes always stay.
@@ -150,11 +170,12 @@ def waste(
             f"--keep-recipe {min(unknown)}: the store {place.root} has no such recipe; `privacy-gate store list` "
             "names them"
         )
-    kept = {*keep, *(entry.backbone for entry in listed if entry.recipe in keep)}
+    named = [entry for entry in listed if entry.recipe in keep]
+    kept, studied = {*keep, *(entry.backbone for entry in named)}, {entry.family for entry in named} - {""}
     results = tuple(
         entry
         for entry in listed
-        if entry.recipe not in kept
+        if not (entry.recipe in kept or (entry.kind in STUDIES and entry.family in studied))
         and ((older_than is not None and _older(entry.file, now, older_than)) or (other_formats and _foreign(entry)))
     )
     drafts = tuple(found for found in place.walk() if found.path.endswith(DRAFT) and _older(found, now, ABANDONED))

@@ -26,8 +26,8 @@ from privacy_gate.dataset import AuditData, Columns, describe_table, read_data
 from privacy_gate.documents import parse
 from privacy_gate.errors import UnavailableError, UndecidedError
 from privacy_gate.evidence import logit_scaled
-from privacy_gate.job import Job, Score, train_reference
-from privacy_gate.store import Arrays, Store
+from privacy_gate.job import Embed, Job, Score, digest, train_reference
+from privacy_gate.store import Arrays, Store, path_of
 
 NAME, ROWS, CLASSES = "test_resnet", 24, 3
 MACHINE = Machine(threads=1)
@@ -135,6 +135,27 @@ class Starved(Store):
 
     def put(self, job: Job, arrays: Arrays) -> None:
         self._fault()
+
+
+class Pruned(Store):
+    """A store from which features are deleted as soon as they are there."""
+
+    def put(self, job: Job, arrays: Arrays) -> None:
+        super().put(job, arrays)
+        if isinstance(job, Embed):
+            self.place.remove(path_of(digest(job)))
+
+
+def test_a_result_deleted_before_it_is_used_asks_for_another_run_and_is_computed_then(
+    recipe: Recipe, data: AuditData, tmp_path: Path
+) -> None:
+    jobs, inputs = [train_reference(recipe, data.digest, 0)], Inputs(data, tmp_path)
+    with pytest.raises(UnavailableError, match="Embed was deleted before it was used; run the same") as caught:
+        run(jobs, inputs, MACHINE, Pruned(str(tmp_path / "store")))
+    assert caught.value.exit_code == 6
+    store = Store(str(tmp_path / "store"))
+    run(jobs, inputs, MACHINE, store)
+    assert store.has(jobs[0])
 
 
 def gpu_is_full() -> None:

@@ -11,10 +11,23 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from privacy_gate.candidate import Input
+from privacy_gate.candidate import Input, Recipe
 from privacy_gate.cli import app
+from privacy_gate.documents import load
 from privacy_gate.errors import ConfigurationError
-from privacy_gate.job import FORMAT, Embed, Score, TrainReference, digest, embed_jobs
+from privacy_gate.federation import Aggregator
+from privacy_gate.job import (
+    FORMAT,
+    Confirm,
+    Embed,
+    Job,
+    Score,
+    TrainReference,
+    digest,
+    embed_jobs,
+    federate,
+    screening,
+)
 from privacy_gate.store import Store, path_of
 from privacy_gate.store.contents import Arrays
 from privacy_gate.store.place import START, Place
@@ -93,6 +106,34 @@ def test_pruning_takes_what_is_old_and_keeps_a_recipe_with_the_features_it_stand
     remove(store.place, found)
     assert all(map(store.has, (kept, stands_on, job(2))))
     assert not any(map(store.has, (elsewhere, job(1))))
+
+
+FEDERATED = """{backbone: {name: x, weights: {uri: w, sha256: "%s"}}, classes: 2,
+  optimizer: {name: sgd, lr: 0.1}, epochs: %d, batch_size: 1,
+  input: {size: 32, mean: [0, 0, 0], std: [1, 1, 1]}, adaptation: lora, lora: {rank: 2}, seed: 4,
+  federation: {rounds: 3, clients: {count: 4, partition: iid}, aggregator: {name: median}}}"""
+
+
+def test_pruning_keeps_the_studies_of_a_kept_recipe_s_federation(tmp_path: Path, arrays: Arrays) -> None:
+    store = Store(str(tmp_path))
+    recipe, elsewhere = (load(FEDERATED % ("a" * 64, epochs), Recipe, "recipe") for epochs in (1, 2))
+    assert recipe.federation is not None
+    mean = recipe.federation.model_copy(update={"aggregator": Aggregator(name="mean")})
+    other_rule = recipe.model_copy(update={"federation": mean})
+    kept: list[Job] = [
+        TrainReference(recipe.model_copy(update={"seed": 0}), "d" * 64, 0),
+        federate(screening(recipe), "d" * 64, "sign_flip", 1, 0),
+        federate(screening(other_rule), "d" * 64, None, 0, 0),
+        federate(other_rule, "d" * 64, None, 0, 0),
+        Confirm(recipe, "d" * 64, ("sign_flip",), 1, 0, 3),
+    ]
+    gone: list[Job] = [federate(screening(elsewhere), "d" * 64, None, 0, 0), TrainReference(other_rule, "d" * 64, 0)]
+    for each in (*kept, *gone):
+        store.put(each, arrays)
+    old(tmp_path)
+    (name,) = {entry.recipe for entry in entries(store.place) if entry.name == digest(kept[0])}
+    found = waste(store.place, NOW, older_than=MONTH, keep=[name])
+    assert {entry.name for entry in found.results} == set(map(digest, gone))
 
 
 def test_pruning_never_takes_what_is_being_written_a_note_or_a_stranger_s_file(
