@@ -14,10 +14,13 @@ from privacy_gate import gate, producer
 from privacy_gate.candidate import Adam, Backbone, Input, PublicWeights, Recipe, Sgd
 from privacy_gate.compute.backbone import assemble
 from privacy_gate.compute.machine import Machine
+from privacy_gate.compute.numerics import numerics
+from privacy_gate.compute.run import run
 from privacy_gate.compute.work import Inputs, Work
 from privacy_gate.dataset import AuditData, Columns, DataManifest, Split, describe_table, read_data
 from privacy_gate.errors import BLOCKED, ConfigurationError
 from privacy_gate.federation import Federation
+from privacy_gate.job import embed_jobs
 from privacy_gate.packaged import lite0_weights, mnist_table, policy_path
 from privacy_gate.progress import Progress
 from privacy_gate.report import Report
@@ -134,7 +137,7 @@ def _gate(story: Story, backbone: Backbone, home: Home, now: datetime.datetime, 
     manifest = describe_table(str(table), Columns(image="image", client="client"))
     uri = _produce(story, recipe, manifest, home, progress)
     output = home.folder / f"report-{story.name}"
-    report, files = gate.check(
+    report, files, _ = gate.check(
         uri,
         policy_path(story.policy),
         store=home.store,
@@ -154,8 +157,9 @@ def _produce(story: Story, recipe: Recipe, manifest: DataManifest, home: Home, p
     data = read_data(manifest, recipe.classes)
     # Kept in the store, so that the demo runs each image through the backbone once.
     inputs, machine = Inputs(data, home.folder), Machine()
-    work = Work(inputs, machine, Store(home.store), progress)
-    features = work.features(recipe.backbone, recipe.input)
+    store = Store(home.store).made_by(numerics(machine))
+    run(embed_jobs(recipe.backbone, recipe.input, data.digest, data.rows), inputs, machine, store, progress)
+    features = Work(inputs, machine, store).features(recipe.backbone, recipe.input)
     members, log = data.split == Split.MEMBER, list[Round]()
     if recipe.federation is None or data.client is None:
         weight, bias = _fit(features[members], data.label[members], recipe)

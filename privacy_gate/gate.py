@@ -2,12 +2,13 @@
 
 import datetime
 import os
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from privacy_gate import advice, promotion, registry
 from privacy_gate.advice import Advice
@@ -76,6 +77,14 @@ class Case:
         )
 
 
+class Prepared(NamedTuple):
+    """What preparing did: jobs computed, jobs whose results were there, and seconds that computing took."""
+
+    computed: int
+    stored: int
+    seconds: float
+
+
 @contextmanager
 def open_case(
     uri: str, policy: Path, *, store: str, tracking_uri: str | None, now: datetime.datetime
@@ -96,14 +105,14 @@ def open_case(
 
 def prepare(
     case: Case, machine: "Machine", part: Shard, progress: Progress, cluster: "Cluster | None" = None
-) -> tuple[int, int]:
-    """Computes what the store lacks, here or on a cluster: returns how many jobs were computed, how many were there."""
+) -> Prepared:
+    """Computes what the store lacks, here or on a cluster."""
     return _compute(case, part.take(case.jobs), machine, progress, cluster)
 
 
 def _compute(
     case: Case, jobs: Sequence[Job], machine: "Machine", progress: Progress, cluster: "Cluster | None" = None
-) -> tuple[int, int]:
+) -> Prepared:
     # torch takes seconds to import, and only this step needs it.
     from privacy_gate.compute.cluster import run_on_cluster  # noqa: PLC0415
     from privacy_gate.compute.numerics import numerics  # noqa: PLC0415
@@ -111,17 +120,17 @@ def _compute(
     from privacy_gate.compute.work import Inputs  # noqa: PLC0415
 
     missing, candidate = case.missing(jobs), case.candidate
-    here = missing
-    if missing and cluster:
-        # A round log may be larger than all the rest; what reads it stays where it is.
-        here = [job for job in missing if hasattr(job, "rounds")]
+    # A round log may be larger than all the rest; what reads it stays where it is.
+    away = [job for job in missing if cluster and not hasattr(job, "rounds")]
+    here = [job for job in missing if not cluster or hasattr(job, "rounds")]
+    began = time.monotonic()
+    if cluster and away:
         manifest, classes = candidate.dossier.data, candidate.recipe.classes
-        away = [job for job in missing if job not in here]
         run_on_cluster(away, manifest, classes, candidate.folder, machine, case.store, cluster, progress)
     if here:
         inputs = Inputs(case.data, candidate.folder, candidate.rounds)
         run(here, inputs, machine, case.store.made_by(numerics(machine)), progress)
-    return len(missing), len(jobs) - len(missing)
+    return Prepared(len(missing), len(jobs) - len(missing), time.monotonic() - began)
 
 
 def check(
@@ -136,16 +145,18 @@ def check(
     progress: Progress,
     thumbnails: Path | None = None,
     cluster: "Cluster | None" = None,
-) -> tuple[Report, list[Path]]:
-    """The whole pass but for the decision's writing: the report and its files, and thumbnails where asked for."""
+) -> tuple[Report, list[Path], Prepared]:
+    """The whole pass but for the decision's writing: the report and its files, and thumbnails where asked for; and what
+    was computed for it.
+    """
     with open_case(uri, policy, store=store, tracking_uri=tracking_uri, now=now) as case:
         if thumbnails:
             refuse_thumbnails(thumbnails, output, case.policy)
-        prepare(case, machine, Shard(), progress, cluster)
+        prepared = prepare(case, machine, Shard(), progress, cluster)
         report = case.audit(now, progress)
         if thumbnails:
             write_thumbnails(thumbnails, report, case.data)
-    return report, write(report, output)
+    return report, write(report, output), prepared
 
 
 def refuse_thumbnails(file: Path, folder: Path, policy: Policy) -> None:

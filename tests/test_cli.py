@@ -2,18 +2,25 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+from privacy_gate import producer
 from privacy_gate.cli import app
 from privacy_gate.cli.options import chosen_machine
+from privacy_gate.cli.steps import price
 from privacy_gate.cli.terminal import progress_bar
+from privacy_gate.compute.cluster import Cluster
+from privacy_gate.compute.machine import Machine
+from privacy_gate.gate import Prepared
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = [
@@ -159,6 +166,27 @@ def test_gpus_that_stay_idle_are_named(monkeypatch: pytest.MonkeyPatch, capsys: 
     for device, engine in (("auto", "ray"), ("cpu", "local"), ("cuda:1", "local")):
         chosen_machine(device, None, engine)
     assert capsys.readouterr().err == ""
+
+
+def test_the_price_is_in_gpu_seconds_where_one_gpu_of_ours_did_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    done, machine = Prepared(30, 4, 12.4), Machine()
+    assert price(done, Machine(device="cpu"), None) == "30 jobs computed, 4 were stored already; 12 s"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert price(done, machine, None) == "30 jobs computed, 4 were stored already; 12 GPU-seconds"
+    assert price(done, machine, Cluster(gpus_per_task=1)) == "30 jobs computed, 4 were stored already; 12 s"
+
+
+def test_check_and_prepare_say_what_was_computed_and_count_no_second_of_pulling(
+    scene: Any, tracking: str, tmp_path: Path
+) -> None:
+    producer.register(scene.train(scene.member_rows), "priced", scene.recipe, scene.manifest, {}, tracking)
+    text = "{name: p, version: 1, release_context: api, checks: [{check: membership, references: 16, attacks: [lira]}]}"
+    (tmp_path / "policy.yaml").write_text(text)
+    where = ["models:/priced/1", "--policy", "policy.yaml", "--tracking-uri", tracking, "--device", "cpu"]
+    code, output = invoke("check", *where, "--no-promote")
+    assert code in (3, 4)
+    assert re.search(r"^18 jobs computed, 0 were stored already; \d+ s$", output, re.MULTILINE)
+    assert invoke("prepare", *where) == (0, "0 jobs computed, 18 were stored already; 0 s\n")
 
 
 def test_the_bar_says_how_fast_work_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

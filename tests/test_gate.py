@@ -46,7 +46,7 @@ def policy(tmp_path: Path) -> Path:
 
 
 def check(uri: str, policy: Path, tracking: str, folder: Path) -> Report:
-    report, _ = gate.check(
+    report, *_ = gate.check(
         uri,
         policy,
         store=str(folder / "store"),
@@ -224,7 +224,7 @@ def test_an_interrupted_run_goes_on_where_it_was_and_computes_nothing_again(
         with pytest.raises(KeyboardInterrupt):
             gate.prepare(case, Machine(threads=1, block=4), Shard(), interrupt)
         before = files()
-        computed, stored = gate.prepare(case, MACHINE, Shard(), silent)
+        computed, stored, _ = gate.prepare(case, MACHINE, Shard(), silent)
     assert (computed, stored) == (34 - len(before), len(before))
     assert len(before) > 12
     assert files().items() >= before.items()

@@ -146,7 +146,7 @@ def register(scene: Any, name: str, tracking: str) -> str:
 
 
 def check(uri: str, tracking: str, folder: Path) -> Report:
-    report, _ = gate.check(
+    report, *_ = gate.check(
         uri,
         folder / "policy.yaml",
         store=str(folder / "store"),

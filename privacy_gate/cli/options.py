@@ -23,7 +23,10 @@ Tracking = Annotated[
     str | None, typer.Option("--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="The MLflow server or database.")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N. Changes speed, never a result.")]
-Workers = Annotated[int | None, typer.Option(min=0, help="Threads that feed a GPU with decoded images.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=0, help="Threads that feed a GPU with decoded images; default: a core each, with Ray two a task."),
+]
 Part = Annotated[str, typer.Option("--shard", help="i/n: do part i of n, for a CI matrix that shares one store.")]
 Engine = Annotated[
     Literal["local", "ray"], typer.Option(help="Where work is done: on this machine, or on a Ray cluster.")
@@ -51,7 +54,7 @@ def chosen_machine(device: str, workers: int | None, engine: str = "local") -> "
     """The machine that the options speak of; says on stderr where it leaves GPUs idle."""
     from privacy_gate.compute.machine import Machine
 
-    machine = Machine(device=device) if workers is None else Machine(device=device, workers=workers)
+    machine = Machine(device=device, workers=workers)
     if engine == "local" and (idle := machine.idle_gpus()):
         hint = "--engine ray --gpus-per-task 1 runs a process on each"
         say(f"one GPU is used, and {idle} more on this machine are idle: {hint}", error=True)

@@ -1,7 +1,6 @@
 """The gate's pass, at once or step by step."""
 
-import time
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -29,6 +28,11 @@ from privacy_gate.cli.options import (
 from privacy_gate.cli.reports import decide, summary
 from privacy_gate.cli.terminal import progress_bar, say
 
+if TYPE_CHECKING:
+    from privacy_gate.compute.cluster import Cluster
+    from privacy_gate.compute.machine import Machine
+    from privacy_gate.gate import Prepared
+
 app = typer.Typer()
 
 
@@ -52,19 +56,21 @@ def check(
     """Run the whole pass: pull, measure, judge, report, promote or block."""
     from privacy_gate import gate
 
+    machine, cluster = chosen_machine(device, workers, engine), chosen_cluster(engine, ray_address, gpus_per_task)
     with progress_bar() as progress:
-        report, files = gate.check(
+        report, files, prepared = gate.check(
             uri,
             policy,
             store=store,
             output=output,
             tracking_uri=tracking_uri,
-            machine=chosen_machine(device, workers, engine),
+            machine=machine,
             now=now(),
             progress=progress,
             thumbnails=thumbnails,
-            cluster=chosen_cluster(engine, ray_address, gpus_per_task),
+            cluster=cluster,
         )
+    say(price(prepared, machine, cluster))
     say(summary(report))
     say("\n".join(f"report: {path}" for path in files))
     if promote:
@@ -91,12 +97,16 @@ def prepare(
 
     part, cluster = Shard.parse(shard), chosen_cluster(engine, ray_address, gpus_per_task)
     opened = gate.open_case(uri, policy, store=store, tracking_uri=tracking_uri, now=now())
-    machine, began = chosen_machine(device, workers, engine), time.monotonic()
+    machine = chosen_machine(device, workers, engine)
     with progress_bar() as progress, opened as case:
-        done, stored = gate.prepare(case, machine, part, progress, cluster)
-    seconds = time.monotonic() - began
-    price = f"{seconds:.0f} GPU-seconds" if cluster is None and machine.gpus() else f"{seconds:.0f} s"
-    say(f"{done} jobs computed, {stored} were stored already; {price}")
+        prepared = gate.prepare(case, machine, part, progress, cluster)
+    say(price(prepared, machine, cluster))
+
+
+def price(prepared: "Prepared", machine: "Machine", cluster: "Cluster | None") -> str:
+    """What was computed, and for how long; a cluster's workers are not counted, and may use their GPUs in part."""
+    unit = "GPU-seconds" if cluster is None and machine.gpus() else "s"
+    return f"{prepared.computed} jobs computed, {prepared.stored} were stored already; {prepared.seconds:.0f} {unit}"
 
 
 @app.command(epilog="Example: privacy-gate audit models:/digits/3 --policy policies/baseline.yaml")

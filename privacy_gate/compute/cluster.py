@@ -36,6 +36,9 @@ from privacy_gate.store import Store
 RETRIES = 3
 """How often a task is run again whose worker died. An error of the gate's own is not retried: it would come again."""
 
+WORKERS = 2
+"""Threads that feed the GPU of one task, unless a number is asked for: a core each."""
+
 OBJECT_STORE = 100 << 20
 """Bytes of shared memory for the candidate's files, where we start the cluster ourselves."""
 
@@ -78,7 +81,8 @@ class Cluster:
                 f"--device {machine.device} with --gpus-per-task {self.gpus_per_task:g}: Ray hands out the devices; "
                 "leave --device out, and give --gpus-per-task for tasks that need a GPU"
             )
-        return replace(machine, device="cuda" if on_gpu else "cpu")
+        workers = WORKERS if machine.workers is None else machine.workers  # Ray must know how many cores a task takes
+        return replace(machine, device="cuda" if on_gpu else "cpu", workers=workers)
 
 
 @dataclass(frozen=True)
@@ -136,7 +140,7 @@ class _Work:
     def __init__(self, ray: Any, setting: Setting, files: Files | None, cluster: Cluster) -> None:
         self._ray, self._setting, machine = ray, setting, setting.machine
         self._files = None if files is None else ray.put(files)
-        cpus = machine.threads or (max(1, machine.workers) if cluster.gpus_per_task else 1)
+        cpus = machine.threads or (max(1, machine.workers or 0) if cluster.gpus_per_task else 1)
         self._task = ray.remote(num_cpus=cpus, num_gpus=cluster.gpus_per_task, max_retries=RETRIES)(_do)
         self._limit = 2 * _slots(ray.cluster_resources(), cpus, cluster)
 

@@ -60,7 +60,7 @@ def embed(jobs: Sequence[Embed], data: AuditData, machine: Machine, progress: Pr
     named, by id, in one DatasetError at the end.
     """
     device, alike = machine.torch_device(), _alike(jobs)
-    threads = machine.cpu_threads() if device.type == "cpu" else max(1, machine.workers)
+    threads = machine.decoders()
     unreadable: dict[int, str] = {}
     done, total = 0, sum(job.last - job.first for job in jobs)
     with single_threaded_kernels(device), ThreadPoolExecutor(threads) as pool:

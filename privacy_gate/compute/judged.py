@@ -27,8 +27,7 @@ def network_images(recipe: Recipe, data: AuditData, machine: Machine, progress: 
     if recipe.input is None:
         raise DatasetError("the recipe has no input; networks are trained on images")
     device = machine.torch_device()
-    threads = machine.cpu_threads() if device.type == "cpu" else max(1, machine.workers)
-    pixels = read_pixels(data, recipe.input, threads, progress)
+    pixels = read_pixels(data, recipe.input, machine.decoders(), progress)
     if device.type == "cuda" and 4 * pixels.nbytes < torch.cuda.mem_get_info(device)[0]:
         pixels = pixels.to(device)
     return Images(pixels, recipe.views)

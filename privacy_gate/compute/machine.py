@@ -1,5 +1,6 @@
 """How fast, never what: nothing here changes a result, so nothing here is in a digest."""
 
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -12,12 +13,18 @@ CPU_PIXELS = 4 * 224 * 224
 """Of all images in one forward pass on a CPU."""
 
 
+FEEDERS = 16
+"""Threads that feed a GPU unless a number is asked for: each holds a batch of decoded images, and more than a few
+serve all but the smallest backbones."""
+
+
 @dataclass(frozen=True)
 class Machine:
     """What work runs on.
 
     device   "auto" (a CUDA GPU if there is one, else the CPU), or a torch device: "cpu", "cuda:1"
-    workers  threads that decode images and feed them to a GPU; on a CPU its own threads decode
+    workers  threads that decode images and feed them to a GPU; None: one for each core that this process may use, but
+             not more than FEEDERS. On a CPU its own threads decode
     batch    images per forward pass; None: 32, and on a CPU fewer large ones, see `images`
     block    references trained stacked in one go; None: as many as suit the caches or the GPU
     threads  CPU threads; None: as many as torch would use (all cores, or OMP_NUM_THREADS)
@@ -26,7 +33,7 @@ class Machine:
     """
 
     device: str = "auto"
-    workers: int = 2
+    workers: int | None = None
     batch: int | None = None
     block: int | None = None
     threads: int | None = None
@@ -66,9 +73,20 @@ class Machine:
             return self.batch
         return 32 if self.torch_device().type != "cpu" else min(32, max(1, CPU_PIXELS // size**2))
 
+    def decoders(self) -> int:
+        """Threads that decode images."""
+        if self.torch_device().type == "cpu":
+            return self.cpu_threads()
+        return min(FEEDERS, _cores()) if self.workers is None else max(1, self.workers)
+
     def cpu_threads(self) -> int:
         """How many CPU threads work may use."""
         return self.threads or torch.get_num_threads()
+
+
+def _cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

@@ -11,17 +11,22 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
-from privacy_gate.candidate import Recipe
+from privacy_gate import gate
+from privacy_gate.audit import Shard
+from privacy_gate.candidate import Candidate, Dossier, Recipe
 from privacy_gate.checks.check import Subject
 from privacy_gate.checks.trajectory import TrajectoryMia
+from privacy_gate.compute.cluster import Cluster
 from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.run import run
 from privacy_gate.compute.work import Inputs
-from privacy_gate.dataset import AuditData, Split
-from privacy_gate.documents import parse
+from privacy_gate.dataset import AuditData, Columns, DataManifest, Split, Table
+from privacy_gate.documents import load, parse
 from privacy_gate.errors import CandidateError, UndecidedError
 from privacy_gate.federated.trajectory import Trajectory, against_others, guessed, loss_of, own, signals
 from privacy_gate.metrics.trajectory import source_inference_advantage
+from privacy_gate.policy import Policy
+from privacy_gate.progress import silent
 from privacy_gate.roundlog import Round, RoundLog, write_round
 from privacy_gate.store import Store
 from privacy_gate.verdict import CheckResult, Limit, Measurement, Status, judged_status
@@ -289,6 +294,28 @@ def test_a_log_that_changed_or_is_not_here_is_an_error(leaky: tuple[Path, AuditD
         run(list(check.jobs(subject)), Inputs(data, folder / "candidate", folder / "rounds"), machine, store)
     with pytest.raises(UndecidedError, match="round log is not here"):
         run(list(check.jobs(subject)), Inputs(data, folder / "candidate"), machine, store)
+
+
+def test_where_only_what_reads_the_round_log_is_missing_no_cluster_is_asked(
+    leaky: tuple[Path, AuditData], tmp_path: Path
+) -> None:
+    folder, data = leaky
+    manifest = DataManifest(
+        table=Table(uri="t.parquet", sha256="d" * 64, format="parquet"), columns=Columns(embedding="x")
+    )
+    candidate = Candidate(
+        "models:/m/1", "m", "1", folder / "candidate", "a" * 64, Dossier(recipe=recipe(), data=manifest),
+        rounds=folder / "rounds", rounds_digest=RoundLog.open(folder / "rounds").digest,
+    )  # fmt: skip
+    policy = load("{name: p, version: 1, release_context: api, checks: [{check: trajectory}]}", Policy, "policy")
+    case = gate.Case(policy, "", "", candidate, data, Store(str(tmp_path / "store")), "")
+    machine = Machine(device="cpu", threads=1)
+    others = [job for job in case.jobs if not hasattr(job, "rounds")]
+    run(others, Inputs(data, folder / "candidate"), machine, case.store)
+    nobody = Cluster("127.0.0.1:1")  # no port that anybody listens on
+    prepared = gate.prepare(case, machine, Shard(), silent, nobody)
+    assert (prepared.computed, prepared.stored) == (1, len(others))
+    assert case.missing(case.jobs) == []
 
 
 def test_updates_of_other_shapes_are_refused(leaky: tuple[Path, AuditData], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -227,6 +228,14 @@ def test_a_device_that_is_no_cpu_is_fed_by_one_thread_at_a_time(recipe: Recipe, 
     how = recipe.model_copy(update={"backbone": Backbone(name="counted")})
     features(how, data, Machine(device="meta", workers=4, batch=1))  # torch's device that computes nothing
     assert Counted.most == 1
+
+
+def test_a_gpu_is_fed_by_a_thread_for_each_core_that_this_process_may_use() -> None:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert Machine(device="meta").decoders() == min(16, cores or 1)
+    assert Machine(device="meta", workers=5).decoders() == 5
+    assert Machine(device="meta", workers=0).decoders() == 1
+    assert Machine(device="cpu", workers=5, threads=3).decoders() == 3
 
 
 def test_jobs_of_several_inputs_and_backbones_each_get_their_own_features(recipe: Recipe, tmp_path: Path) -> None:

@@ -142,6 +142,11 @@ def test_a_task_computes_on_what_ray_gives_it(device: str, gpus: float, found: s
     assert Cluster(gpus_per_task=gpus).machine(Machine(device=device)).device == found
 
 
+def test_a_task_takes_two_cores_beside_its_gpu_unless_a_number_is_asked_for() -> None:
+    assert Cluster(gpus_per_task=1).machine(Machine()).workers == 2
+    assert Cluster(gpus_per_task=1).machine(Machine(workers=5)).workers == 5
+
+
 @pytest.mark.parametrize(("device", "gpus"), [("cuda", 0), ("cpu", 0.5), ("cuda:1", 1)])
 def test_a_device_that_contradicts_the_share_of_a_gpu_is_refused(device: str, gpus: float) -> None:
     with pytest.raises(ConfigurationError, match=f"--device {device} with --gpus-per-task"):
