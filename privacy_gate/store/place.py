@@ -2,6 +2,7 @@
 
 import datetime
 import errno
+import inspect
 import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -78,7 +79,11 @@ class Place:
         return parts
 
     def write(self, path: str, payload: bytes) -> None:
-        """Stores a file that appears whole or not at all. One that is there already is left as it is."""
+        """Stores a file that appears whole or not at all. One that is there already is left as it is.
+
+        Of two processes that write one at the same moment, the second may be the one that stays: on a service of S3's
+        kind, or a file system, that cannot be asked to create and not to replace.
+        """
         full = self._full(path)
         with self._reaching("write to"):
             if not self._is_there(full):
@@ -91,7 +96,7 @@ class Place:
 
     def _write(self, full: str, payload: bytes, *, over: bool) -> None:
         if self._protocols & _OBJECT_STORES:
-            self._files.pipe_file(full, payload)  # an object appears whole or not at all
+            self._put(full, payload, over=over)
             return
         self._files.makedirs(str(PurePosixPath(full).parent), exist_ok=True)
         draft = f"{full}.{uuid.uuid4().hex}{DRAFT}"
@@ -125,6 +130,19 @@ class Place:
             return bool(self._files.info(full)["type"] == "file")
         except FileNotFoundError:
             return False
+
+    def _put(self, full: str, payload: bytes, *, over: bool) -> None:
+        """An object appears whole or not at all; the service is asked not to replace one, where it can be asked."""
+        known = inspect.signature(self._files.pipe_file).parameters
+        create = {"mode": "create"} if "mode" in known else {"overwrite": False} if "overwrite" in known else {}
+        if create and not over:
+            try:
+                self._files.pipe_file(full, payload, **create)
+                return
+            except OSError:  # it is there, or this service knows no such condition
+                if self._is_there(full):
+                    return
+        self._files.pipe_file(full, payload)
 
     def _move(self, draft: str, full: str, payload: bytes, *, over: bool) -> None:
         """For file systems that know no better: write beside the target, then rename."""

@@ -51,12 +51,36 @@ class Faulty(MemoryFileSystem):  # type: ignore[misc]
         super().mv(path1, path2, **kwargs)
 
 
+class Objects(MemoryFileSystem):  # type: ignore[misc]
+    """An object store in memory, in which another process is first to write below `raced`.
+
+    Below `plain` it knows no conditional writes, and says so as some services of S3's kind do.
+    """
+
+    protocol = ("objects", "s3")
+    store: ClassVar[dict[str, Any]] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return str(super()._strip_protocol(path.removeprefix("objects:/")))
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> None:
+        if "raced" in path and path not in self.store:
+            super().pipe_file(path, b"first")
+        if "plain" in path and mode == "create":
+            raise OSError(errno.EIO, "A header you provided implies functionality that is not implemented")
+        super().pipe_file(path, value, mode=mode, **kwargs)
+
+
 @pytest.fixture(autouse=True)
 def _registered() -> Iterator[None]:
-    fsspec.register_implementation("faulty", Faulty, clobber=True)
-    Faulty.store.clear()
+    for kind in (Faulty, Objects):
+        fsspec.register_implementation(kind.__name__.lower(), kind, clobber=True)
+        kind.store.clear()
     yield
     Faulty.store.clear()
+    Objects.store.clear()
 
 
 def test_a_full_disk_is_one_clear_error_that_loses_nothing_and_leaves_no_draft() -> None:
@@ -118,6 +142,22 @@ def test_who_comes_second_leaves_the_first_file_and_no_draft() -> None:
     place.write("a/raced", b"second")
     assert place.read("a/raced") == b"first"
     assert len(list(place.walk())) == 1
+
+
+def test_who_comes_second_leaves_the_first_object_where_the_service_can_be_asked_to() -> None:
+    place = Place("objects://shelf")
+    place.write("a/raced", b"second")
+    assert place.read("a/raced") == b"first"
+    place.replace("a/raced", b"third")
+    assert place.read("a/raced") == b"third"
+
+
+def test_a_service_that_cannot_be_asked_to_create_alone_stores_all_the_same() -> None:
+    place = Place("objects://shelf")
+    place.write("a/plain", b"kept")
+    assert place.read("a/plain") == b"kept"
+    place.write("a/plain", b"second")
+    assert place.read("a/plain") == b"kept"
 
 
 def test_a_refused_connection_is_a_store_error() -> None:
