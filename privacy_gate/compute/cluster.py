@@ -42,6 +42,9 @@ WORKERS = 2
 OBJECT_STORE = 100 << 20
 """Bytes of shared memory for the candidate's files, where we start the cluster ourselves."""
 
+GRACE = 5
+"""Seconds in which a cancelled task may end its programs and delete its temporary files."""
+
 PATIENCE = 10
 """Seconds in which the named cluster must take a connection."""
 
@@ -160,8 +163,15 @@ class _Work:
                 self._ray.get(finished)
                 progress(name, done, total)
         finally:
-            for task in flying:
-                self._ray.cancel(task, force=True)
+            self._cancel(list(flying))
+
+    def _cancel(self, tasks: list[Any]) -> None:
+        """Ends the tasks: by an interrupt, which cleans up, and their workers where that takes longer than GRACE."""
+        for task in tasks:
+            self._ray.cancel(task)
+        late = self._ray.wait(tasks, num_returns=len(tasks), timeout=GRACE)[1] if tasks else []
+        for task in late:
+            self._ray.cancel(task, force=True)
 
 
 def _do(jobs: Sequence[Job], setting: Setting, files: Files | None) -> None:

@@ -300,6 +300,37 @@ def test_what_an_interrupt_left_is_all_that_is_computed_next(ray: Any, scene: An
     assert set(map(int, (tmp_path / "calls").read_text().split())) <= {job.index for job in rest}  # type: ignore[union-attr]
 
 
+LINGERS = """
+import time
+begun = os.path.join(os.path.dirname(calls.name), "begun")
+if said["--seed"] == "0":
+    while not os.path.exists(begun):
+        time.sleep(0.05)
+    finish()
+else:
+    with open(begun + ".part", "w") as file:
+        file.write(os.path.dirname(os.getcwd()))
+    os.rename(begun + ".part", begun)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+def test_a_cancelled_task_deletes_its_temporary_folder(ray: Any, scene: Any, tmp_path: Path) -> None:
+    data = read_data(scene.manifest, scene.recipe.classes)
+    recipe = by_program(scene, data, LINGERS, tmp_path)
+    jobs: list[Job] = [train_reference(recipe, data.digest, index) for index in range(2)]
+
+    def interrupt(task: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    far = Store(str(tmp_path / "far"))
+    with pytest.raises(KeyboardInterrupt):
+        run_on_cluster(jobs, scene.manifest, 5, tmp_path, MACHINE, far, Cluster(), interrupt)
+    assert [far.has(job) for job in jobs] == [True, False]
+    assert not Path((tmp_path / "begun").read_text()).exists()
+
+
 @pytest.mark.slow
 def test_errors_of_workers_keep_their_meaning(ray: Any, scene: Any, tmp_path: Path) -> None:
     data = read_data(scene.manifest, scene.recipe.classes)
