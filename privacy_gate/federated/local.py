@@ -12,7 +12,7 @@ import torch
 
 from privacy_gate.federated.cells import Training
 
-STEP_BYTES = 1 << 20
+STEP_BYTES = 1 << 21
 """What logits and heads of the clients trained at once may take on a CPU: little enough to stay in its caches."""
 
 
