@@ -31,8 +31,13 @@ from privacy_gate.federation import Aggregator, Clients, Federation
 from privacy_gate.job import PLANTED, Federate
 from privacy_gate.progress import Progress, silent
 
+Names = NDArray[np.str_]
+
 CHUNK = 128
 """Cells trained before their results are stored: what a killed run can lose."""
+
+REFERENCES = 16
+"""Likewise of references, each of which is a federation of its own rows."""
 
 
 def run_federate(jobs: Sequence[Federate], work: Work) -> None:
@@ -80,7 +85,7 @@ def federate(
     size = 1 if learner else CHUNK
     for first in range(0, len(jobs), size):
         some = jobs[first : first + size]
-        cells = [cell_of(job, study.train) for job in some]
+        cells = [cell_of(job, study.train.client) for job in some]
         for job, outcome in zip(some, simulate(study, cells, learner=learner), strict=True):
             found = _arrays(outcome)
             yield job, found if learner else found | _head(outcome) | _success(job, outcome, study.test)
@@ -96,20 +101,23 @@ def federated_heads(
     progress: Progress = silent,
 ) -> Iterator[TrainedHead]:
     """References of a federated candidate: each the same federation on its own rows. features (N, D)."""
-    # Nobody asks how accurate a reference is on its way; the largest label anywhere says how many classes there are.
-    probe = Samples(features[:1], np.array([recipe.classes - 1]))
-    for done, (index, rows) in enumerate(subsets, 1):
-        study = Study(
-            train=_samples(features, data, rows),
-            test=probe,
-            check="references",
-            root=_root(features, data),
-            device=str(machine.torch_device()),
-            threads=machine.cpu_threads(),
-        )
-        head = torch.from_numpy(simulate(study, [cell(recipe, study.train, index)])[0].head)
-        yield TrainedHead(index, head[:, :-1].float(), head[:, -1].float())
-        progress("train references", done, len(subsets))
+    study = Study(
+        train=_samples(features, data, np.arange(data.rows)),
+        # Nobody asks how accurate a reference is on its way; the largest label says how many classes there are.
+        test=Samples(features[:1], np.array([recipe.classes - 1])),
+        check="references",
+        root=_root(features, data),
+        only=dict(subsets),
+        device=str(machine.torch_device()),
+        threads=machine.cpu_threads(),
+    )
+    for first in range(0, len(subsets), REFERENCES):
+        some = subsets[first : first + REFERENCES]
+        cells = [cell(recipe, _clients(data, rows), index) for index, rows in some]
+        for (index, _), outcome in zip(some, simulate(study, cells), strict=True):
+            head = torch.from_numpy(outcome.head)
+            yield TrainedHead(index, head[:, :-1].float(), head[:, -1].float())
+        progress("train references", first + len(some), len(subsets))
 
 
 def federated_networks(recipe: Recipe, subsets: Sequence[Subset], work: Work) -> Iterator[TrainedNetwork]:
@@ -121,7 +129,7 @@ def federated_networks(recipe: Recipe, subsets: Sequence[Subset], work: Work) ->
         train = _samples(features, data, rows)
         study = Study(train, _samples(features, data, nobody), "references", _root(features, data))
         yield learner.network(
-            torch.from_numpy(simulate(study, [cell(recipe, train, index)], learner=learner)[0].model), index
+            torch.from_numpy(simulate(study, [cell(recipe, train.client, index)], learner=learner)[0].model), index
         )
         work.progress("train references", done, len(subsets))
 
@@ -136,9 +144,9 @@ def _learner(recipe: Recipe, train: Rows, test: Rows, work: Work) -> NetworkLear
     return NetworkLearner(recipe, work.images(recipe), data.label, roll, work.machine)
 
 
-def cell_of(job: Federate, train: Samples) -> Cell:
+def cell_of(job: Federate, client: Names | None) -> Cell:
     """The cell that the job describes."""
-    plain = cell(job.recipe, train, job.seed)
+    plain = cell(job.recipe, client, job.seed)
     if job.stress is not None:
         share = {"gone": 0.0, "absent": 0.0, "stale": 0.0} | dict([job.stress])
         stressed = replace(plain.training, gone=share["gone"], absent=share["absent"], stale=share["stale"])
@@ -148,8 +156,11 @@ def cell_of(job: Federate, train: Samples) -> Cell:
     return replace(plain, adversary=job.adversary, f=job.byzantine, tolerated=plain.told)
 
 
-def cell(recipe: Recipe, train: Samples, seed: int) -> Cell:
-    """The recipe's federation without an attack. Raises ConfigurationError for what cannot be simulated."""
+def cell(recipe: Recipe, client: Names | None, seed: int) -> Cell:
+    """The recipe's federation without an attack; client: who holds each row that it is trained on, where one says.
+
+    Raises ConfigurationError for what cannot be simulated.
+    """
     federation, optimizer = recipe.federation, recipe.optimizer
     if federation is None or not isinstance(optimizer, Sgd):
         raise ConfigurationError("the recipe declares no federation with plain SGD at the clients")
@@ -160,14 +171,14 @@ def cell(recipe: Recipe, train: Samples, seed: int) -> Cell:
         tolerated=federation.aggregator.tolerates,
         partition=partition_of(federation.clients),
         seed=seed,
-        training=_training(recipe, federation, optimizer, train),
+        training=_training(recipe, federation, optimizer, client),
         server=Server(**federation.server.model_dump(exclude_none=True)),
     )
 
 
-def _training(recipe: Recipe, federation: Federation, optimizer: Sgd, train: Samples) -> Training:
+def _training(recipe: Recipe, federation: Federation, optimizer: Sgd, client: Names | None) -> Training:
     return Training(
-        clients=federation.clients.count or len(np.unique(_named(train))),
+        clients=federation.clients.count or len(np.unique(_named(client))),
         rounds=federation.rounds,
         steps=federation.steps,
         epochs=recipe.epochs,
@@ -187,12 +198,16 @@ def _privacy(federation: Federation) -> Privacy | None:
     return Privacy(private.noise_multiplier, private.clip, hidden=federation.secure_aggregation)
 
 
-def _named(train: Samples) -> NDArray[np.str_]:
-    if train.client is None:
+def _clients(data: AuditData, rows: Rows) -> Names | None:
+    return None if data.client is None else data.client[rows]
+
+
+def _named(client: Names | None) -> Names:
+    if client is None:
         raise ConfigurationError(
             "the recipe's clients come from a column, and the data manifest names none: add columns: {client: ...}"
         )
-    return train.client
+    return client
 
 
 def rule_of(aggregator: Aggregator) -> Rule:

@@ -102,7 +102,7 @@ def arena(
     member = np.flatnonzero(data.split == Split.MEMBER)
     client = None if data.client is None else data.client[member]
     train = Samples(features[member], data.label[member], client)
-    made = cell(recipe, train, seed)
+    made = cell(recipe, client, seed)
     parts = made.partition.rows(
         train.label, made.training.clients, Draws("inversion").generator("partition", seed), client
     )

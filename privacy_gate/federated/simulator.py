@@ -1,6 +1,6 @@
 """Federated training of softmax heads on cached features: every cell of a study in few stacked batches."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -62,6 +62,7 @@ class Study:
 
     check    name of the check, part of the key of every random draw
     root     the server's own samples, for rules that need them
+    only     by a cell's seed, the rows of `train` that it is trained on, as if there were no others; None: all of them
     device, dtype, threads, memory: how fast, not what; memory in bytes of updates in one block
     """
 
@@ -69,6 +70,7 @@ class Study:
     test: Samples
     check: str
     root: Samples | None = None
+    only: Mapping[int, Rows] | None = None
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
     threads: int = 1
@@ -97,7 +99,7 @@ def simulate(study: Study, cells: Sequence[Cell], every: int = 0, learner: Learn
     learner = learner or _heads(study, names)
     largest = max((cell.training.clients for cell in cells), default=1) + 1
     each = largest * learner.width * learner.dtype.itemsize
-    work = blocks(cells, max(1, study.memory // each))
+    work = blocks(cells, max(1, min(study.memory // each, -(-len(cells) // study.threads))))
     held = {key: _hold(study, learner.classes, draws, key) for key in set(map(_key, cells))}
     run = partial(_run, study, learner, cells, held, draws, every)
     outcomes: dict[int, Outcome] = {}
@@ -131,9 +133,11 @@ def _key(cell: Cell) -> _Key:
 
 def _hold(study: Study, classes: int, draws: Draws, key: _Key) -> _Held:
     partition, clients, seed = key
-    label = study.train.label
-    rows = partition.rows(label, clients, draws.generator("partition", seed), study.train.client)
-    return _Held(rows, class_shares(rows, label, classes), heterogeneity(rows, label))
+    train = study.train
+    mine = np.arange(len(train.label)) if study.only is None else study.only[seed]
+    label, client = train.label[mine], None if train.client is None else train.client[mine]
+    parts = partition.rows(label, clients, draws.generator("partition", seed), client)
+    return _Held([mine[part] for part in parts], class_shares(parts, label, classes), heterogeneity(parts, label))
 
 
 def _heads(study: Study, names: Sequence[object]) -> Heads:

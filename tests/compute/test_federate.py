@@ -11,7 +11,7 @@ from privacy_gate.candidate import Recipe, Sgd
 from privacy_gate.checks.check import Subject
 from privacy_gate.checks.references import accounted
 from privacy_gate.compute.accountant import spent_on_clients
-from privacy_gate.compute.federate import cell, rule_of
+from privacy_gate.compute.federate import cell, federated_heads, rule_of
 from privacy_gate.compute.federate import federate as train
 from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.run import run
@@ -24,6 +24,7 @@ from privacy_gate.federated.cells import Privacy
 from privacy_gate.federated.partitions import COLUMN, PARTITIONS
 from privacy_gate.federated.samples import Samples
 from privacy_gate.federated.servers import Server
+from privacy_gate.federated.simulator import Study, simulate
 from privacy_gate.federation import (
     BEFORE_PARAMETERS,
     PARAMETERS,
@@ -92,7 +93,7 @@ def test_every_parameter_of_what_stands_before_a_rule_reaches_it(name: str) -> N
 @pytest.mark.parametrize("name", SERVER_PARAMETERS)
 def test_every_parameter_of_a_server_reaches_it(name: str) -> None:
     for server in SERVER_PARAMETERS[name]:
-        made = cell(federated(server={"name": server, name: 0.125}), Samples(np.zeros((1, 1)), np.zeros(1, int)), 0)
+        made = cell(federated(server={"name": server, name: 0.125}), None, 0)
         assert made.server == Server(**{"name": server, name: 0.125})  # type: ignore[arg-type]
 
 
@@ -117,11 +118,10 @@ def test_parameters_change_what_is_trained(data: AuditData) -> None:
 
 
 def test_privacy_of_clients_is_simulated_by_a_mean_that_believes_no_claim() -> None:
-    rows = Samples(np.zeros((1, 1)), np.zeros(1, int))
     private = {"privacy": {"noise_multiplier": 1.1, "clip": 0.5}}
     for name in ("mean", "uniform_mean"):
         for hidden in (False, True):
-            made = cell(federated(**private, aggregator={"name": name}, secure_aggregation=hidden), rows, 0)
+            made = cell(federated(**private, aggregator={"name": name}, secure_aggregation=hidden), None, 0)
             assert made.rule == rule("uniform_mean")
             assert made.training.privacy == Privacy(1.1, 0.5, hidden)
             assert str(made.joined) == ("uniform_mean" if hidden else "clip + uniform_mean")
@@ -225,6 +225,37 @@ def test_references_of_a_federated_recipe_learn_their_own_rows_and_differ(data: 
     assert not np.array_equal(store.get(centralised)["confidence"], kept[0]["confidence"])
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"clients": {"partition": "column"}},
+        {"clients": {"partition": "dirichlet_by_class", "count": 4, "alpha": 0.5, "minimum": 2}, "participation": 0.5},
+    ],
+    ids=["column", "dirichlet"],
+)
+def test_references_trained_together_are_those_trained_alone_on_nothing_but_their_rows(
+    data: AuditData, settings: dict[str, Any]
+) -> None:
+    """One has a client less than the others: none of whose rows it was given."""
+    named = dataclasses.replace(data, client=np.array([f"c{row % 4}" for row in range(data.rows)]))
+    how, features = federated(rounds=4, **settings), data.embedding
+    assert features is not None
+    rows = np.arange(data.rows)
+    subsets = [(index, rows[rows % 7 != index]) for index in range(3)] + [(9, rows[rows % 4 != 2])]
+    together = list(federated_heads(features, named, how, subsets, MACHINE))
+    assert [head.index for head in together] == [0, 1, 2, 9]
+    for head, (index, mine) in zip(together, subsets, strict=True):
+        assert named.client is not None
+        alone = Study(
+            Samples(features[mine], data.label[mine], named.client[mine]),
+            Samples(features[:1], np.array([how.classes - 1])),
+            "references",
+        )
+        (outcome,) = simulate(alone, [cell(how, named.client[mine], index)])
+        found = np.hstack([head.weight.numpy(), head.bias.numpy()[:, None]])
+        assert found == pytest.approx(outcome.head, abs=1e-5)
+
+
 def test_an_attacked_federation_is_worse_and_the_median_bears_it_better(data: AuditData, tmp_path: Path) -> None:
     store = Store(str(tmp_path / "store"))
     iid = {"partition": "iid", "count": 10}
@@ -281,12 +312,10 @@ def test_a_federation_that_diverges_calls_nothing_a_backdoor_s_target() -> None:
 
 
 def test_clients_by_column_need_a_column_and_are_its_names() -> None:
-    x, y = np.zeros((6, 2), dtype=np.float32), np.array([0, 1, 0, 1, 0, 1])
     how = federated(clients={})
     with pytest.raises(ConfigurationError, match="add columns"):
-        cell(how, Samples(x, y), 0)
-    named = Samples(x, y, np.array(["b", "a", "c", "a", "b", "c"]))
-    assert cell(how, named, 0).training.clients == 3
+        cell(how, None, 0)
+    assert cell(how, np.array(["b", "a", "c", "a", "b", "c"]), 0).training.clients == 3
 
 
 def test_a_probe_is_the_head_that_its_rows_give_alone(data: AuditData, tmp_path: Path) -> None:

@@ -66,14 +66,14 @@ class Scene:
     def outcome(self, recipe: Recipe, threads: int = 1, **changes: Any) -> tuple[NetworkLearner, Outcome]:
         machine = Machine(device="cpu", threads=threads)
         learner = NetworkLearner(recipe, self.images, self.label, self.roll, machine, dtype=torch.float64)
-        one = cell(recipe, self.study.train, 5)
+        one = cell(recipe, self.study.train.client, 5)
         return learner, simulate(self.study, [type(one)(**{**vars(one), **changes})], learner=learner)[0]
 
 
 def plain(recipe: Recipe, scene: Scene) -> dict[str, torch.Tensor]:
     """The slow twin: FedAvg of whole state dicts, weighted by rows."""
     assert recipe.federation is not None
-    how, draws = cell(recipe, scene.study.train, 5), Draws("federate")
+    how, draws = cell(recipe, scene.study.train.client, 5), Draws("federate")
     held = how.partition.rows(scene.label[:HELD], 3, draws.generator("partition", 5), None)
     model = parts.network(recipe)
     names = parts.trained(model, recipe)
@@ -133,7 +133,7 @@ def test_privacy_of_clients_bounds_networks_and_without_bound_or_noise_is_the_un
     weights: dict[str, Path],
 ) -> None:
     recipe, scene = make(weights, CNN, "film"), Scene(CNN)
-    training = cell(recipe, scene.study.train, 5).training
+    training = cell(recipe, scene.study.train.client, 5).training
     learner, mean = scene.outcome(recipe, rule=UNIFORM)
 
     def private(noise: float, clip: float) -> Outcome:
@@ -172,7 +172,7 @@ def test_losses_are_those_of_the_first_batch_before_any_step(weights: dict[str, 
     learner, _ = scene.outcome(recipe)
     start, rows = learner.start([5]), torch.arange(8).view(1, 2, 1, 4)
     batches = Batches(rows, torch.from_numpy(scene.label)[rows], torch.full(rows.shape, 0.25))
-    training = cell(recipe, scene.study.train, 5).training
+    training = cell(recipe, scene.study.train.client, 5).training
     updates, losses = learner.updates(start.unsqueeze(1), batches, training, losses=True)
     assert losses is not None
     model = parts.network(recipe)
