@@ -4,7 +4,11 @@ Run it where nothing else runs. Every round measures all contenders one after th
 load meets all of them; the table gives medians over rounds, and the ratio is the median of the rounds'
 ratios. Beside elapsed seconds stand seconds of CPU time: an elapsed time well above CPU time / threads means that
 something else ran. Useful work is 4 x C x D flops per example and epoch (logits and gradient); the yardstick is
-the rate of torch's own square matrix products. No exact training in float32 is faster than useful work at that rate.
+the rate of torch's own square matrix products. No exact training in float32 by these products is faster.
+
+The roofline is the later of two ends: all flops at that rate, or all bytes at the rate of a large copy. Counted are the
+bytes that a step must move where no cache holds them: each example once, parameters for the logits, the gradient out
+and in, and what Adam reads and writes (parameters and two moments). On a CPU whose caches hold a head it can be beaten.
 
 "windowed products" is the least that windowed batches would cost: all references walk one order of the pool, a step
 is two matrix products of a window of twice the batch with all heads at once, softmax, mask and optimiser. It trains
@@ -75,8 +79,16 @@ class Spent:
     cpu: float
 
 
-def measure(arguments: argparse.Namespace) -> tuple[float, dict[str, Spent]]:
-    """One round: the GEMM rate in flop/s, and what each contender spent."""
+@dataclass(frozen=True)
+class Rates:
+    """Of the machine: products in flop/s, copies in bytes read and written a second."""
+
+    gemm: float
+    copy: float
+
+
+def measure(arguments: argparse.Namespace) -> tuple[Rates, dict[str, Spent]]:
+    """One round: what the machine can do, and what each contender spent."""
     rows = 2 * arguments.examples
     rng = np.random.default_rng(0)
     features = np.maximum(rng.standard_normal((rows, arguments.features), dtype=np.float32), 0)
@@ -97,7 +109,7 @@ def measure(arguments: argparse.Namespace) -> tuple[float, dict[str, Spent]]:
         for index, chosen in subsets[: arguments.alone]:
             plain_loop(x, y, recipe, index, chosen)
 
-    rate, found = gemm_rate(arguments), {}
+    rate, found = Rates(gemm_rate(arguments), copy_rate(arguments)), {}
     for threads in sorted({1, arguments.threads}):
         torch.set_num_threads(threads)
         found[f"plain loop, {threads} thread(s)"] = spent(one_by_one, arguments.alone, arguments.device)
@@ -149,14 +161,30 @@ def gemm_rate(arguments: argparse.Namespace) -> float:
     return max(rates)
 
 
-def report(arguments: argparse.Namespace, rounds: list[tuple[float, dict[str, Spent]]]) -> None:
+def copy_rate(arguments: argparse.Namespace) -> float:
+    """The best of several copies of 256 MiB, bytes read and written a second."""
+    torch.set_num_threads(arguments.threads)
+    source = torch.zeros(1 << 26, device=arguments.device)
+    target = torch.empty_like(source)
+    elapsed = min(spent(partial(target.copy_, source), 1, arguments.device).elapsed for _ in range(6))
+    return 2 * source.nbytes / elapsed
+
+
+def counted_bytes(arguments: argparse.Namespace) -> float:
+    """What one reference must move: see above."""
+    steps = -(-arguments.examples // arguments.batch) * arguments.epochs
+    head = 4 * arguments.classes * (arguments.features + 1)
+    return steps * 9 * head + 4 * arguments.features * arguments.examples * arguments.epochs
+
+
+def report(arguments: argparse.Namespace, rounds: list[tuple[Rates, dict[str, Spent]]]) -> None:
     work = 4 * arguments.classes * arguments.features * arguments.examples * arguments.epochs
     print(f"{'per reference':26}{'s':>10}{'CPU s':>10}{'useful GFLOP/s':>16}{'share of GEMM rate':>20}")
     for name in rounds[0][1]:
         elapsed = median(found[name].elapsed for _, found in rounds)
         line = f"{name:26}{elapsed:10.4f}{median(found[name].cpu for _, found in rounds):10.4f}"
         if name in ("stacked", "windowed products") or name.startswith("plain"):
-            share = median(work / found[name].elapsed / rate for rate, found in rounds)
+            share = median(work / found[name].elapsed / rates.gemm for rates, found in rounds)
             line += f"{work / elapsed / 1e9:16.1f}{share:20.1%}"
         print(line)
     ratios = sorted(
@@ -167,12 +195,18 @@ def report(arguments: argparse.Namespace, rounds: list[tuple[float, dict[str, Sp
         min(spent.cpu for name, spent in found.items() if name.startswith("plain")) / found["stacked"].cpu
         for _, found in rounds
     )
-    rate = median(rate for rate, _ in rounds)
+    rate = median(rates.gemm for rates, _ in rounds)
     best = median(
-        min(spent.elapsed for name, spent in found.items() if name.startswith("plain")) * rate / work
-        for rate, found in rounds
+        min(spent.elapsed for name, spent in found.items() if name.startswith("plain")) * rates.gemm / work
+        for rates, found in rounds
     )
+    moved = counted_bytes(arguments)
+    roof = median(max(work / rates.gemm, moved / rates.copy) / found["stacked"].elapsed for rates, found in rounds)
     print(f"\nGEMM rate {rate / 1e9:.0f} GFLOP/s, where useful work alone would be {best:.0f} x the plain loop")
+    bandwidth = median(rates.copy for rates, _ in rounds)
+    print(
+        f"{moved / work:.2f} bytes a flop; copies at {bandwidth / 1e9:.0f} GB/s; stacked at {roof:.0%} of the roofline"
+    )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"peak resident memory {peak:,.0f} MiB, torch and the plain loops included")
     spread = f"rounds: {ratios[0]:.1f} to {ratios[-1]:.1f}"

@@ -12,8 +12,8 @@ A peer needs its own environment, since its pins may clash; without --sacro or -
 
 The gate itself does not judge TPR at 1 % FPR on 700 holdout rows: it asks for 1,000. The interval here is a bootstrap
 over members and holdout rows. Seconds are for everything from arrays to scores: references, forward passes, scores;
-the first attack of each tool trains its references, the others reuse them. One thread each. SACRO-ML's scikit-learn path
-attacks a model of its own, a logistic regression that scikit-learn fits to the same members.
+the first attack of each tool trains its references, the others reuse them. One thread each. SACRO-ML's scikit-learn
+path attacks a model of its own, a logistic regression that scikit-learn fits to the same members.
 """
 
 import argparse
