@@ -11,6 +11,9 @@ from privacy_gate.candidate import Backbone, Input, Recipe, View
 FORMAT = 2
 """Part of every digest: raised when the meaning of a stored result changes."""
 
+REVISIONS = {"Federate": 1, "Confirm": 1}
+"""Part of the digests of single kinds, 0 where not named: raised when the meaning of that kind's results changes."""
+
 EMBED_ROWS = 256
 """Rows of the audit table embedded by one Embed job: what a killed run can lose."""
 
@@ -89,12 +92,12 @@ class Federate:
     seed       who holds what, and the order of batches
     stress     what goes wrong without anybody's will, and for what share: see federated.cells.Training
 
-    Result: accuracy (1,) on the holdout, class_accuracy (C,), client_accuracy (K,), all means over the last
-    tenth of the rounds; curve and rounds (R,); heterogeneity (1,), mean total variation distance of the clients'
-    classes from everyone's; sizes (K,); and where heads are trained head (C, D + 1) float32 as the last round left it,
-    bias last. Where a backdoor
-    is planted also backdoor (2,): how often the last head calls the triggered_rows (1,) of the holdout that are of
-    other classes the backdoor's target, with the trigger and without.
+    Result: accuracy (1,) on the holdout, class_accuracy (C,), client_accuracy (K,) and hit (T,) float32, the share of
+    being right of each holdout row, ascending, all means over the last tenth of the rounds; curve and rounds (R,);
+    heterogeneity (1,), mean total variation distance of the clients' classes from everyone's; sizes (K,); and where
+    heads are trained head (C, D + 1) float32 as the last round left it, bias last. Where a backdoor is planted also
+    backdoor (2, T') float32: which holdout rows of other classes, ascending, the last head calls the backdoor's target,
+    with the trigger and without.
     """
 
     recipe: Recipe
@@ -128,7 +131,7 @@ class Confirm:
 
     attacks  that were screened, by name
 
-    Result: accuracy (1,) as Federate's; attack (1,) int64, which of `attacks` it was.
+    Result: accuracy (1,) and hit (T,) as Federate's; attack (1,) int64, which of `attacks` it was.
     """
 
     recipe: Recipe
@@ -334,6 +337,8 @@ def embed_jobs(
 def describe(job: Job) -> dict[str, Any]:
     """The job as plain JSON data, without what changes no result: where weights and table lie, how long is waited."""
     fields: dict[str, Any] = {"format": FORMAT, "kind": type(job).__name__}
+    if revision := REVISIONS.get(fields["kind"]):
+        fields["revision"] = revision
     for name, value in vars(job).items():
         fields[name] = value.model_dump(mode="json") if hasattr(value, "model_dump") else value
     for holder in (fields.get("backbone"), fields.get("recipe", {}).get("backbone")):
@@ -356,6 +361,12 @@ def describe(job: Job) -> dict[str, Any]:
     if "trainer" in fields.get("recipe", {}):
         del fields["recipe"]["table"], fields["recipe"]["trainer"]["timeout_s"]
     return fields
+
+
+def current(described: Mapping[str, Any]) -> bool:
+    """Whether this version of the gate can ask for the job that `described` describes."""
+    revision = REVISIONS.get(str(described.get("kind")), 0)
+    return described.get("format") == FORMAT and described.get("revision", 0) == revision
 
 
 def digest(job: Job) -> str:

@@ -63,7 +63,11 @@ def nothing_is_told(judged: Subject) -> Callable[[Job], Mapping[str, Any]]:
     def results(job: Job) -> Mapping[str, Any]:
         match job:
             case Federate():
-                return {"accuracy": np.ones(1), "heterogeneity": np.zeros(1)}
+                return {
+                    "accuracy": np.ones(1),
+                    "hit": np.ones(int((data.split == Split.HOLDOUT).sum())),
+                    "heterogeneity": np.zeros(1),
+                }
             case Probe():
                 return {"logits": logits}
             case Score():

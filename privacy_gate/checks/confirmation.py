@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from privacy_gate.checks.check import Results
 from privacy_gate.checks.federations import MEAN, Federations
 from privacy_gate.job import Confirm, Federate
@@ -38,10 +36,10 @@ class Confirmation:
         """byzantine_drop of the recipe's rule."""
         if self.unmet:
             return not_measured("byzantine_drop", self.unmet)
-        accuracy, study = self.federations.accuracy, self.federations
-        attacked = {name: accuracy(jobs, results) for name, jobs in self._blind().items()}
-        attacked[self.worst(results)] = np.array([float(results(job)["accuracy"][0]) for job in self._worst()])
-        return byzantine_drop(accuracy(self._plain(), results), attacked, study.rows, confidence, blind=study.blind)
+        study = self.federations
+        attacked = {name: study.hits(jobs, results) for name, jobs in self._blind().items()}
+        attacked[self.worst(results)] = study.hits(self._worst(), results)
+        return byzantine_drop(study.hits(self._plain(), results), attacked, confidence, blind=study.blind)
 
     def tax(self, results: Results, confidence: float) -> Measurement:
         """robustness_tax of the recipe's rule."""

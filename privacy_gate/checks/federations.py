@@ -1,5 +1,6 @@
 """The recipe's federation trained anew, under whatever a check puts it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +13,7 @@ from privacy_gate.evidence import Floats
 from privacy_gate.federated.attendance import Attendance
 from privacy_gate.federated.needs import unmet
 from privacy_gate.federation import Aggregator, Clients, Federation
-from privacy_gate.job import Federate, Stress, federate
+from privacy_gate.job import Confirm, Federate, Stress, federate
 from privacy_gate.metrics.robustness import accuracy_loss
 from privacy_gate.verdict import Measurement
 
@@ -51,15 +52,10 @@ class Federations:
         return len(np.unique(data.client[data.split == Split.MEMBER]))
 
     @property
-    def rows(self) -> int:
-        """Holdout rows, on which accuracy is measured."""
-        return int((self.subject.data.split == Split.HOLDOUT).sum())
-
-    @property
     def blind(self) -> float:
         """Share of the holdout that a model has right which always names the commonest class."""
-        data = self.subject.data
-        return float(np.bincount(data.label[data.split == Split.HOLDOUT]).max(initial=0) / max(1, self.rows))
+        label = self.subject.data.label[self.subject.data.split == Split.HOLDOUT]
+        return float(np.bincount(label).max(initial=0) / max(1, len(label)))
 
     def jobs(
         self,
@@ -102,12 +98,16 @@ class Federations:
         """Holdout accuracy by seed, the mean over the last tenth of the rounds, (S,)."""
         return np.array([float(results(job)["accuracy"][0]) for job in jobs])
 
+    def hits(self, jobs: Sequence[Federate | Confirm], results: Results) -> Floats:
+        """How far each seed's model is right on each holdout row, the mean over those rounds, (S, T)."""
+        return np.array([results(job)["hit"] for job in jobs])
+
     def loss(
         self, metric: str, before: list[Federate], after: list[Federate], results: Results, confidence: float
     ) -> Measurement:
         """Holdout accuracy lost from federations to others of the same seeds; none where they are the very same."""
-        one, other = (self.accuracy(jobs, results) for jobs in (before, after))
-        return accuracy_loss(metric, one, other, self.rows, confidence, blind=self.blind, same=before == after)
+        one, other = (self.hits(jobs, results) for jobs in (before, after))
+        return accuracy_loss(metric, one, other, confidence, blind=self.blind, same=before == after)
 
     def heterogeneity(self, jobs: list[Federate], results: Results) -> str:
         """How differently the clients are spread over the classes, in words."""

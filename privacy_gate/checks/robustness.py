@@ -215,9 +215,10 @@ class _Figures:
         """byzantine_drop of the rule."""
         if reason := self.study.unmet(rule, byzantine):
             return not_measured("byzantine_drop", reason)
-        attacked = {name: self._accuracy(jobs) for name, jobs in self.study.attacked(rule, byzantine).items()}
-        clean = self._accuracy(self.study.clean(MEAN))
-        return byzantine_drop(clean, attacked, self._rows, self.confidence, blind=self.study.federations.blind)
+        study, every = self.study.federations, self.study.attacked(rule, byzantine)
+        attacked = {name: study.hits(jobs, self.results) for name, jobs in every.items()}
+        clean = study.hits(self.study.clean(MEAN), self.results)
+        return byzantine_drop(clean, attacked, self.confidence, blind=study.blind)
 
     def tax(self, rule: Aggregator) -> Measurement:
         """robustness_tax of the rule."""
@@ -234,11 +235,8 @@ class _Figures:
         if lost := sum(not np.isfinite(arrays["head"]).all() for arrays in runs):
             reason = f"{lost} of {len(runs)} federations with a backdoor diverge: have clients train at a lower rate"
             return not_measured("federated_backdoor", reason)
-        shares = {name: np.array([each["backdoor"] for each in arrays]).T for name, arrays in found.items()}
-        rows = int(found[BACKDOORS[0]][0]["triggered_rows"][0])
-        return federated_backdoor(
-            {name: (shown, plain) for name, (shown, plain) in shares.items()}, rows, self.confidence
-        )
+        called = {name: np.stack([each["backdoor"] for each in arrays], axis=1) for name, arrays in found.items()}
+        return federated_backdoor({name: (shown, plain) for name, (shown, plain) in called.items()}, self.confidence)
 
     def plot(self, rules: list[Aggregator]) -> ByzantinePlot:
         """Accuracy under the worst attack against the number of byzantine clients, a line for each rule."""
@@ -290,7 +288,3 @@ class _Figures:
 
     def _accuracy(self, jobs: list[Federate]) -> Floats:
         return self.study.federations.accuracy(jobs, self.results)
-
-    @property
-    def _rows(self) -> int:
-        return self.study.federations.rows

@@ -21,8 +21,9 @@ def run_confirm(jobs: Sequence[Confirm], work: Work) -> None:
         worst = min(left, key=lambda name: float(left[name]))
         trained = federate(job.recipe, job.dataset, worst, job.byzantine, job.seed)
         _make([trained], work)
-        found = {"accuracy": np.array([_accuracy(trained, work)]), "attack": np.array([job.attacks.index(worst)])}
-        work.results.put(job, found)
+        kept = work.result(trained)
+        attack = np.array([job.attacks.index(worst)])
+        work.results.put(job, {"accuracy": kept["accuracy"], "hit": kept["hit"], "attack": attack})
 
 
 def _make(jobs: Sequence[Federate], work: Work) -> None:

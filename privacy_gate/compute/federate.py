@@ -136,11 +136,7 @@ def federated_networks(recipe: Recipe, subsets: Sequence[Subset], work: Work) ->
 
 def _learner(recipe: Recipe, train: Rows, test: Rows, work: Work) -> NetworkLearner:
     data = work.inputs.data
-    averages = [data.label[test] == name for name in range(recipe.classes)]
-    if data.client is not None:
-        averages += [data.client[test] == name for name in np.unique(data.client[train])]
-    own = np.flatnonzero(data.split == Split.POPULATION)
-    roll = Roll(train, test, own, np.array(averages, dtype=np.float64))
+    roll = Roll(train, test, np.flatnonzero(data.split == Split.POPULATION))
     return NetworkLearner(recipe, work.images(recipe), data.label, roll, work.machine)
 
 
@@ -247,20 +243,21 @@ def _planted(job: Federate) -> Backdoor | None:
 
 
 def _success(job: Federate, outcome: Outcome, test: Samples) -> Arrays:
-    """How often the last head calls rows of other classes a backdoor's target, with the trigger and without."""
+    """Which rows of other classes the last head calls a backdoor's target, with the trigger and without."""
     planted = _planted(job)
     if planted is None or outcome.backdoor is None:
         return {}
     others = test.features[test.label != planted.target]
     logits = torch.from_numpy(with_ones(others) @ outcome.head.T).unsqueeze(2)
     # As with the trigger: a tie is shared, and a head of NaN names no class, where argmax would name the target's 0.
-    called = float(right(logits, torch.full((len(others),), planted.target)).mean())
-    return {"backdoor": np.array([outcome.backdoor, called]), "triggered_rows": np.array([len(others)])}
+    called = right(logits, torch.full((len(others),), planted.target))[:, 0].numpy()
+    return {"backdoor": np.array([outcome.backdoor, called], dtype=np.float32)}
 
 
 def _arrays(outcome: Outcome) -> Arrays:
     return {
         "accuracy": np.array([outcome.accuracy]),
+        "hit": outcome.hit,
         "class_accuracy": outcome.class_accuracy,
         "client_accuracy": outcome.client_accuracy,
         "curve": outcome.curve,

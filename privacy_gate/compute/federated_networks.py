@@ -31,13 +31,11 @@ class Roll:
     """Which rows of the table are what.
 
     train, test, own  rows that clients hold, that models are judged by, and the server's own
-    averages          (Q, T) of 0 and 1: which test rows count in each of Q averages
     """
 
     train: Rows
     test: Rows
     own: Rows
-    averages: NDArray[np.float64]
 
 
 class NetworkLearner:
@@ -126,12 +124,10 @@ class NetworkLearner:
         stack.load(model.unsqueeze(0))
         return TrainedNetwork(index, stack.networks()[0].tensors)
 
-    def rates(self, models: torch.Tensor) -> torch.Tensor:
-        """(cells, Q): see federated.scores.right."""
+    def hits(self, models: torch.Tensor) -> torch.Tensor:
+        """(T, cells): see federated.scores.right."""
         truth = torch.from_numpy(self._truth[self._roll.test]).to(self.device)
-        hits = torch.cat([right(self._logits(model).unsqueeze(2), truth) for model in models], dim=1)
-        members = torch.from_numpy(self._roll.averages).to(self.device)
-        return (members @ hits / members.sum(1, keepdim=True)).T
+        return torch.cat([right(self._logits(model).unsqueeze(2), truth) for model in models], dim=1)
 
     def _logits(self, model: torch.Tensor) -> torch.Tensor:
         tensors, size = self.network(model, 0).tensors, self._machine.images(self._images.pixels.shape[-1])

@@ -53,11 +53,11 @@ class Heads:
         heads = models.view(*models.shape[:2], self.classes, -1)
         return local_updates(self.features, heads, batches, training, losses)
 
-    def rates(self, models: torch.Tensor) -> torch.Tensor:
-        """(cells, C + K): see scores.Exam."""
-        return self.test.rates(models, self.classes)
+    def hits(self, models: torch.Tensor) -> torch.Tensor:
+        """(T, cells): see scores.Exam."""
+        return self.test.hits(models, self.classes)
 
     def backdoor(self, models: torch.Tensor, target: int) -> torch.Tensor | None:
-        """(cells,), or None without triggered rows."""
+        """(T', cells), or None without triggered rows."""
         trial = backdoor_exam(self.samples, target, self.device, self.dtype)
-        return None if trial is None else trial.rates(models, self.classes)[:, 0]
+        return None if trial is None else trial.hits(models, self.classes)

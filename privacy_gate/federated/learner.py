@@ -51,10 +51,10 @@ class Learner(Protocol):
         """
         ...
 
-    def rates(self, models: torch.Tensor) -> torch.Tensor:
-        """The share of the test rows that each model has right, by class, then by client: (cells, C + K) float64."""
+    def hits(self, models: torch.Tensor) -> torch.Tensor:
+        """How far each model is right on each test row: (T, cells) float64, see scores.right."""
         ...
 
     def backdoor(self, models: torch.Tensor, target: int) -> torch.Tensor | None:
-        """How often each calls triggered test rows of other classes `target`, (cells,); None without such rows."""
+        """How far each calls each triggered test row of other classes `target`, (T', cells); None without such rows."""
         ...

@@ -1,6 +1,5 @@
-"""How often heads are right, by class and by client. Axis letters: evidence.py; cells are many trainings."""
+"""Which rows heads are right on. Axis letters: evidence.py; cells are many trainings."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,38 +29,27 @@ class Exam:
     """Rows that heads are tried on.
 
     features  (T, E) with a column of ones; label (T,)
-    members   (Q, T) of 0 and 1: which rows count in each of Q averages
     """
 
     features: torch.Tensor
     label: torch.Tensor
-    members: torch.Tensor
 
-    def rates(self, heads: torch.Tensor, classes: int) -> torch.Tensor:
-        """The share each head (cells, C E) has right in each average: (cells, Q) float64; NaN where no row counts.
-
-        See `right`.
-        """
+    def hits(self, heads: torch.Tensor, classes: int) -> torch.Tensor:
+        """How far each head (cells, C E) is right on each row: (T, cells) float64, see `right`."""
         cells = len(heads)
         weight = heads.view(cells, classes, -1).transpose(0, 1).reshape(classes * cells, -1)
-        hits = self.members.new_zeros(len(self.members), cells)
         step = max(1, LOGITS // (classes * cells))
-        for first in range(0, len(self.label), step):
-            part = slice(first, first + step)
-            logits = (self.features[part] @ weight.T).view(-1, classes, cells)
-            hits += self.members[:, part] @ right(logits, self.label[part])
-        return (hits / self.members.sum(1, keepdim=True)).T
+        parts = [slice(first, first + step) for first in range(0, len(self.label), step)]
+        return torch.cat(
+            [right((self.features[part] @ weight.T).view(-1, classes, cells), self.label[part]) for part in parts]
+        )
 
 
-def exam(samples: Samples, classes: int, clients: Sequence[object], device: torch.device, dtype: torch.dtype) -> Exam:
-    """Averages over each class (C of them), and each of the named clients (K) where the samples name theirs."""
-    averages = [samples.label == name for name in range(classes)]
-    if samples.client is not None:
-        averages += [samples.client == name for name in clients]
+def exam(samples: Samples, device: torch.device, dtype: torch.dtype) -> Exam:
+    """The samples as they are."""
     return Exam(
         torch.from_numpy(with_ones(samples.features)).to(device, dtype),
         torch.from_numpy(np.asarray(samples.label, dtype=np.int64)).to(device),
-        torch.from_numpy(np.array(averages, dtype=np.float64)).to(device),
     )
 
 
@@ -73,5 +61,4 @@ def backdoor_exam(samples: Samples, target: int, device: torch.device, dtype: to
     return Exam(
         torch.from_numpy(with_ones(samples.triggered[others])).to(device, dtype),
         torch.full((int(others.sum()),), target, device=device),
-        torch.ones(1, int(others.sum()), dtype=torch.float64, device=device),
     )

@@ -30,22 +30,25 @@ class Outcome:
     """What became of one cell; accuracies on the test samples, means over the last tenth of the rounds.
 
     accuracy         of all rows
+    hit              (T,)   of each row, float32: its share of being right
     curve            (R',)  at each round in `rounds` (R',), counted from 1
     class_accuracy   (C,)   NaN for a class without rows
     client_accuracy  (K,)   of each client's own test rows where they name their clients, else with its classes' shares;
                      NaN for one whose classes nobody is tested on
-    backdoor         share of triggered rows of other classes that the last head calls the target; None without one
+    backdoor         (T',)  which triggered rows of other classes the last model calls the target, float32; None
+                     without a backdoor
     heterogeneity    mean total variation distance of the clients' classes from everyone's
     sizes            (K,)   training rows of each client
     model            (P,)   as the last round left it
     """
 
     accuracy: float
+    hit: NDArray[np.float32]
     curve: Floats
     rounds: NDArray[np.int64]
     class_accuracy: Floats
     client_accuracy: Floats
-    backdoor: float | None
+    backdoor: NDArray[np.float32] | None
     heterogeneity: float
     sizes: NDArray[np.int64]
     model: Floats
@@ -95,13 +98,12 @@ def simulate(study: Study, cells: Sequence[Cell], every: int = 0, learner: Learn
     to rounding: it depends on no other cell, nor on threads, memory or device.
     """
     draws = Draws(study.check)
-    names = [] if study.train.client is None else list(np.unique(study.train.client))
-    learner = learner or _heads(study, names)
+    learner = learner or _heads(study)
     largest = max((cell.training.clients for cell in cells), default=1) + 1
     each = largest * learner.width * learner.dtype.itemsize
     work = blocks(cells, max(1, min(study.memory // each, -(-len(cells) // study.threads))))
     held = {key: _hold(study, learner.classes, draws, key) for key in set(map(_key, cells))}
-    run = partial(_run, study, learner, cells, held, draws, every)
+    run = partial(_run, study, learner, cells, held, draws, every, _averages(study, learner.classes))
     outcomes: dict[int, Outcome] = {}
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # blocks run side by side: threads that meet at no barrier lose nothing
@@ -140,8 +142,18 @@ def _hold(study: Study, classes: int, draws: Draws, key: _Key) -> _Held:
     return _Held([mine[part] for part in parts], class_shares(parts, label, classes), heterogeneity(parts, label))
 
 
-def _heads(study: Study, names: Sequence[object]) -> Heads:
-    """Heads on the study's features; names of the clients whose own test rows count."""
+def _averages(study: Study, classes: int) -> Floats:
+    """Which test rows count, 1 or 0, for each class, and for each client of the training rows where both name theirs:
+    (C + K, T)."""
+    train, test = study.train, study.test
+    found = [test.label == name for name in range(classes)]
+    if train.client is not None and test.client is not None:
+        found += [test.client == name for name in np.unique(train.client)]
+    return np.array(found, dtype=np.float64)
+
+
+def _heads(study: Study) -> Heads:
+    """Heads on the study's features."""
     train, root = study.train, study.root
     pieces = [train.features] + [train.triggered] * (train.triggered is not None)
     labels = [train.label] * len(pieces)
@@ -157,7 +169,7 @@ def _heads(study: Study, names: Sequence[object]) -> Heads:
         study.classes,
         triggered,
         np.arange(first, len(label)),
-        exam(study.test, study.classes, names, torch.device(study.device), study.dtype),
+        exam(study.test, torch.device(study.device), study.dtype),
         study.test,
     )
 
@@ -169,39 +181,71 @@ def _run(
     everyone: dict[_Key, _Held],
     draws: Draws,
     every: int,
+    averages: Floats,
     block: Block,
 ) -> dict[int, Outcome]:
     """The outcomes of one block, by place."""
     held = [everyone[_key(cells[places[0]])] for places in block.cells]
-    training, rounds, found = block.training, [], []
     with torch.inference_mode():
         federation = Federation(learner, cells, block, [each.rows for each in held], draws)
-        for turn in range(1, training.rounds + 1):
-            federation.advance()
-            if turn > training.rounds - training.last or (every and turn % every == 0):
-                rounds.append(turn)
-                found.append(learner.rates(federation.models).cpu().numpy())
-        backdoor = [_backdoor(learner, source.poison, federation.models) for source in block.sources]
-    models = federation.models.cpu().numpy()
+        found = _train(federation, learner, block, every)
+    rows = averages.sum(axis=1, keepdims=True)
+    shares = np.divide(averages @ found.hit, rows, out=np.full((len(rows), len(block.order)), np.nan), where=rows > 0)
     outcomes = {}
     for index, place in enumerate(block.order):
-        source = index % len(block.sources)
-        rates, success = np.array([rate[index] for rate in found]), backdoor[source]
-        outcomes[place] = _outcome(
-            study,
-            learner.classes,
-            cells[place],
-            held[source],
-            np.array(rounds),
-            rates,
-            None if success is None else success[index],
-            models[index],
+        own, source = divmod(index, len(block.sources))
+        mine, planted, mean = held[source], found.backdoor[source], shares[:, index]
+        outcomes[place] = Outcome(
+            accuracy=float(found.curve[-block.training.last :, index].mean()),
+            hit=found.hit[:, index].astype(np.float32),
+            curve=found.curve[:, index],
+            rounds=found.rounds,
+            class_accuracy=mean[: learner.classes],
+            client_accuracy=_by_client(study, learner.classes, cells[place].partition, mine, mean),
+            backdoor=None if planted is None else planted[:, own].astype(np.float32),
+            heterogeneity=mine.heterogeneity,
+            sizes=np.array([len(rows) for rows in mine.rows]),
+            model=found.models[index],
         )
     return outcomes
 
 
+@dataclass(frozen=True, eq=False)
+class _Trained:
+    """What became of a block: as in Outcome, cells last.
+
+    curve (R', cells), rounds (R',), hit (T, cells), models (cells, P); backdoor by source: (T', A), or None
+    """
+
+    rounds: NDArray[np.int64]
+    curve: Floats
+    hit: Floats
+    backdoor: list[Floats | None]
+    models: Floats
+
+
+def _train(federation: Federation, learner: Learner, block: Block, every: int) -> _Trained:
+    """All rounds. Of the hits of the last ones only the sum is kept, so memory does not grow with the rounds."""
+    training, rounds, curve = block.training, [], []
+    total = torch.zeros((), dtype=torch.float64, device=learner.device)
+    for turn in range(1, training.rounds + 1):
+        federation.advance()
+        last = turn > training.rounds - training.last
+        if last or (every and turn % every == 0):
+            hits = learner.hits(federation.models)
+            rounds.append(turn)
+            curve.append(hits.mean(0).cpu().numpy())
+            total = hits.add_(total) if last else total
+    backdoor = [
+        _backdoor(learner, source.poison, federation.models[place :: len(block.sources)])
+        for place, source in enumerate(block.sources)
+    ]
+    models, hit = federation.models.cpu().numpy(), total.cpu().numpy() / training.last
+    return _Trained(np.array(rounds), np.array(curve), hit, backdoor, models)
+
+
 def _backdoor(learner: Learner, poison: str | None, models: torch.Tensor) -> Floats | None:
-    """How often each model calls triggered rows the target, (cells,)."""
+    """Which triggered rows each model calls the target, (T', cells)."""
     planted = ADVERSARIES[poison].backdoor if poison else None
     if planted is None:
         return None
@@ -209,35 +253,12 @@ def _backdoor(learner: Learner, poison: str | None, models: torch.Tensor) -> Flo
     return None if found is None else found.cpu().numpy()
 
 
-def _outcome(
-    study: Study,
-    classes: int,
-    cell: Cell,
-    held: _Held,
-    rounds: NDArray[np.int64],
-    rates: Floats,
-    backdoor: float | None,
-    model: Floats,
-) -> Outcome:
-    """rates (R', C + K): accuracy by class, then by client where the test samples name them."""
-    counts = np.bincount(study.test.label, minlength=classes)
-    seen = counts > 0
-    curve = rates[:, :classes][:, seen] @ (counts[seen] / counts.sum())
-    mean = rates[-cell.training.last :].mean(axis=0)
-    if cell.partition.name == COLUMN and study.test.client is not None:
-        by_client = mean[classes:]
-    else:
-        shares = held.shares[:, seen]
-        known = shares.sum(axis=1)  # 0 for a client whose classes nobody is tested on
-        by_client = np.divide(shares @ mean[:classes][seen], known, out=np.full(len(known), np.nan), where=known > 0)
-    return Outcome(
-        accuracy=float(curve[-cell.training.last :].mean()),
-        curve=curve,
-        rounds=rounds,
-        class_accuracy=mean[:classes],
-        client_accuracy=by_client,
-        backdoor=None if backdoor is None else float(backdoor),
-        heterogeneity=held.heterogeneity,
-        sizes=np.array([len(rows) for rows in held.rows]),
-        model=model,
-    )
+def _by_client(study: Study, classes: int, partition: Partition, held: _Held, mean: Floats) -> Floats:
+    """Accuracy of each client (K,), of those by class, then by client where the test samples name them (C + K,)."""
+    if partition.name == COLUMN and study.test.client is not None:
+        return mean[classes:]
+    seen = np.isfinite(mean[:classes])
+    shares = held.shares[:, seen]
+    known = shares.sum(axis=1)  # 0 for a client whose classes nobody is tested on
+    right = shares @ mean[:classes][seen]
+    return np.asarray(np.divide(right, known, out=np.full(len(known), np.nan), where=known > 0))

@@ -15,28 +15,25 @@ FEWEST_SEEDS = 3
 
 
 def byzantine_drop(
-    clean: Floats, attacked: Mapping[str, Floats], rows: int, confidence: float, *, blind: float = 0.0
+    clean: Floats, attacked: Mapping[str, Floats], confidence: float, *, blind: float = 0.0
 ) -> Measurement:
     """Accuracy of the plain mean without an attack, minus that of the recipe's rule under the worst attack.
 
-    clean (S,) and each of attacked (S,): accuracies by seed, on so many holdout rows. The subject names the attack with
-    the largest mean drop. blind: see `accuracy_loss`; interval: see `_worst`.
+    clean (S, T) and each of attacked (S, T): see `accuracy_loss`, as is blind. The subject names the attack with the
+    largest mean drop. Interval: see `_worst`.
     """
     return _worst(
-        accuracy_loss("byzantine_drop", clean, left, rows, confidence, name, blind=blind)
-        for name, left in attacked.items()
+        accuracy_loss("byzantine_drop", clean, left, confidence, name, blind=blind) for name, left in attacked.items()
     )
 
 
-def federated_backdoor(planted: Mapping[str, tuple[Floats, Floats]], rows: int, confidence: float) -> Measurement:
+def federated_backdoor(planted: Mapping[str, tuple[Floats, Floats]], confidence: float) -> Measurement:
     """How much more often the federation's head calls rows the backdoor's target once they show its trigger.
 
-    planted  by adversary: shares (S,) by seed of so many holdout `rows` of other classes that are called the target,
-             with the trigger and without; the worst adversary counts. Interval: see `_worst`
+    planted  by adversary: by seed which holdout rows of other classes are called the target (S, T'), with the trigger
+             and without; the worst adversary counts. Interval: see `_worst`
     """
-    return _worst(
-        accuracy_loss("federated_backdoor", *shares, rows, confidence, name) for name, shares in planted.items()
-    )
+    return _worst(accuracy_loss("federated_backdoor", *called, confidence, name) for name, called in planted.items())
 
 
 def _worst(losses: Iterable[Measurement]) -> Measurement:
@@ -62,24 +59,25 @@ def accuracy_loss(
     metric: str,
     before: Floats,
     after: Floats,
-    rows: int,
     confidence: float,
     subject: str = "",
     *,
     blind: float = 0.0,
     same: bool = False,
 ) -> Measurement:
-    """Mean over seeds of before - after, (S,) each and paired: share of rows.
+    """Mean of before - after: how far each of S seeds' models is right on each of T rows, (S, T) each and paired.
 
     blind: the share that a model has right which always names the same class. Where `before` is not beyond what so many
     rows make of it by chance, there is nothing to lose, and nothing is measured.
     same: before and after are of the very same federations, not only of as accurate ones: 0 by definition, on any rows.
 
-    Interval: Student's t with S - 1 degrees of freedom over the seeds, and the holdout as a sample: the variance of a
-    difference of two proportions on `rows` rows is added, as if the models' errors were independent (they agree, so
-    this is on the safe side). It counts a row more of each kind, so that few rows all alike prove little.
+    Interval: seeds and rows are both samples, so what each makes of the mean is added: the variance of the seeds' means
+    over S, and that of the rows' means over T. What chance makes of each seed on each row is in both, and Student's t
+    has the S - 1 degrees of freedom of the seeds alone: both on the safe side. Rows on which both models are as right
+    add nothing. Two rows more are counted, one lost and one won, so that few rows all alike prove little.
     """
-    seeds = len(before)
+    before, after = (np.asarray(hits, dtype=np.float64) for hits in (before, after))
+    seeds, rows = before.shape
     if seeds < FEWEST_SEEDS:
         return not_measured(metric, f"needs >= {FEWEST_SEEDS} seeds, found {seeds}", subject)
     if blind and float(before.mean()) <= blind + float(ndtri(confidence)) * math.sqrt(blind * (1 - blind) / rows):
@@ -88,35 +86,41 @@ def accuracy_loss(
             "naming one class; train longer"
         )
         return not_measured(metric, reason, subject)
-    samples = f"{seeds} seeds, {rows:,} rows"
     if same:
+        samples = f"{seeds} seeds, {rows:,} rows"
         found = measured(metric, 0.0, (0.0, 0.0), confidence, "the same federations: 0 by definition", samples)
-        return found.model_copy(update={"subject": subject})
-    gap = before - after
-    value = float(gap.mean())
-    shares = [(float(rate.mean()) * rows + 1) / (rows + 2) for rate in (before, after)]
-    sampling = sum(share * (1 - share) for share in shares) / rows
-    error = math.sqrt(float(gap.var(ddof=1)) / seeds + sampling)
-    reach = float(stdtrit(seeds - 1, (1 + confidence) / 2)) * error
-    ends = (max(-1.0, value - reach), min(1.0, value + reach))
-    found = measured(metric, value, ends, confidence, "t over seeds, holdout as a sample", samples)
+    else:
+        lost = before - after
+        of_seeds, of_rows = lost.mean(axis=1), np.append(lost.mean(axis=0), (1.0, -1.0))
+        variance = of_seeds.var(ddof=1) / seeds + of_rows.var(ddof=1) / len(of_rows)
+        found = _loss(metric, float(lost.mean()), float(variance), (seeds, rows), confidence)
     return found.model_copy(update={"subject": subject})
 
 
-def needed_holdout(limits: Mapping[str, Limit], seeds: int, confidence: float) -> dict[str, int | None]:
-    """Rows below which a loss does not meet its limit even where every row is right, before and after, in every seed.
+def _loss(metric: str, value: float, variance: float, shape: tuple[int, int], confidence: float) -> Measurement:
+    """The mean loss of so many seeds and rows, and its variance, as a measurement."""
+    seeds, rows = shape
+    reach = float(stdtrit(seeds - 1, (1 + confidence) / 2)) * math.sqrt(variance)
+    ends = (max(-1.0, value - reach), min(1.0, value + reach))
+    method = "t over seeds, rows paired and a sample"
+    return measured(metric, value, ends, confidence, method, f"{seeds} seeds, {rows:,} rows")
 
-    By metric of those limits on an `accuracy_loss` that is not to be above some share; models that are wrong on some
-    rows need more.
+
+def needed_holdout(limits: Mapping[str, Limit], seeds: int, confidence: float) -> dict[str, int | None]:
+    """Rows below which a loss does not meet its limit even where every seed is right on the same ones before and after.
+
+    By metric of those limits on an `accuracy_loss` that is not to be above some share; models that differ on some rows
+    need more.
 
     >>> needed_holdout({"robustness_tax": Limit(max=0.03)}, 5, 0.95)
     {'robustness_tax': 130}
     """
-    right = np.ones(seeds)
 
     def least(metric: str, limit: Limit) -> int | None:
         def meets(rows: int) -> bool:
-            return judged_status(accuracy_loss(metric, right, right, rows, confidence), limit) is Status.MET
+            # All that is left of the variance: that of a row lost and a row won among so many alike.
+            least = 2 / ((rows + 1) * (rows + 2))
+            return judged_status(_loss(metric, 0.0, least, (seeds, rows), confidence), limit) is Status.MET
 
         return fewest(meets)
 

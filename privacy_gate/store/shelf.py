@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from privacy_gate.errors import ConfigurationError, StoreError
-from privacy_gate.job import FORMAT, digest_of
+from privacy_gate.job import current, digest_of
 from privacy_gate.store import path_of
 from privacy_gate.store.contents import Label, header_size, read_label, read_note, unpack
 from privacy_gate.store.place import DRAFT, START, Found, Place
@@ -56,7 +56,7 @@ class Entry:
     @property
     def current(self) -> bool:
         """Whether this version of the gate can ask for it."""
-        return self.label is not None and self.label.job.get("format") == FORMAT
+        return self.label is not None and current(self.label.job)
 
     @property
     def recipe(self) -> str:

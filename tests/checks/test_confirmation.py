@@ -94,6 +94,7 @@ def test_the_worst_of_the_screened_and_what_heads_are_blind_to_is_tried_on_netwo
         assert check.attacks[int(kept["attack"][0])] == worst
         alone = store.get(federate(job.recipe, data.digest, worst, 1, job.seed))
         assert alone["accuracy"] == kept["accuracy"]
+        np.testing.assert_array_equal(alone["hit"], kept["hit"])
         assert "head" not in alone
     result = check.measure(subject, store.get, 0.95)
     found = {one.metric: one for one in result.measurements}

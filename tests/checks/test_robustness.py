@@ -127,7 +127,7 @@ def test_a_backdoor_is_planted_where_a_limit_asks_for_it_and_there_are_images(di
             assert job in jobs
             assert isinstance(job, Federate)
             share = {"backdoor": 0.9, "backdoor_bounded": 0.3}.get(str(job.adversary), 0.0)
-            shares = {"backdoor": np.array([share, 0.05]), "triggered_rows": np.array([400])}
+            shares = {"backdoor": np.tile([[share], [0.05]], 400), "hit": np.full(497, 0.9)}
             head = np.full((10, 65), np.nan if job.adversary == "backdoor" and job.seed in diverging else 1.0)
             return {"accuracy": np.array([0.9]), "heterogeneity": np.array([0.4]), "head": head} | shares
 

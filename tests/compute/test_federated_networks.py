@@ -58,8 +58,7 @@ class Scene:
         pixels[np.arange(ROWS), self.label] += 1
         self.images = Images(torch.from_numpy(pixels), (View(),))
         self.train, self.test = np.arange(HELD), np.arange(HELD, ROWS)
-        averages = np.array([self.label[self.test] == one for one in range(CLASSES)], dtype=np.float64)
-        self.roll = Roll(self.train, self.test, np.arange(0), averages)
+        self.roll = Roll(self.train, self.test, np.arange(0))
         flat = np.zeros((ROWS, 1), dtype=np.float32)
         self.study = Study(Samples(flat[:HELD], self.label[:HELD]), Samples(flat[HELD:], self.label[HELD:]), "federate")
 
@@ -188,7 +187,6 @@ def test_losses_are_those_of_the_first_batch_before_any_step(weights: dict[str, 
 
 def test_a_class_that_nobody_holds_has_no_accuracy_and_changes_no_other(weights: dict[str, Path]) -> None:
     recipe, scene = make(weights, CNN, "film", classes=CLASSES + 1), Scene(CNN)
-    scene.roll = Roll(scene.train, scene.test, np.arange(0), np.vstack([scene.roll.averages, np.zeros(16)]))
     found = scene.outcome(recipe)[1]
     assert np.isnan(found.class_accuracy[CLASSES])
     assert np.isfinite(found.class_accuracy[:CLASSES]).all()

@@ -23,6 +23,7 @@ from privacy_gate.job import (
     Job,
     Score,
     TrainReference,
+    describe,
     digest,
     embed_jobs,
     federate,
@@ -164,6 +165,22 @@ def test_results_of_another_format_can_go(tmp_path: Path, job: Make, arrays: Arr
     stale.parent.mkdir()
     stale.write_bytes(payload.replace(f'\\"format\\": {FORMAT}'.encode(), b'\\"format\\": 1'))
     assert waste(store.place, NOW).results == ()
+    (gone,) = waste(store.place, NOW, other_formats=True).results
+    assert gone.name == "0" * 64
+
+
+def test_results_of_another_meaning_of_one_kind_can_go_and_those_of_other_kinds_keep_their_names(
+    tmp_path: Path, job: Make, arrays: Arrays
+) -> None:
+    store, study = Store(str(tmp_path)), federate(job().recipe, "d" * 64, None, 0, 0)
+    for each in (job(), study):
+        store.put(each, arrays)
+    assert waste(store.place, NOW, other_formats=True).results == ()
+    assert ("revision" in describe(job()), describe(study)["revision"]) == (False, 1)
+    payload = (tmp_path / path_of(digest(study))).read_bytes()
+    stale = tmp_path / path_of("0" * 64)
+    stale.parent.mkdir()
+    stale.write_bytes(payload.replace(b'\\"revision\\": 1', b'\\"revision\\": 0'))
     (gone,) = waste(store.place, NOW, other_formats=True).results
     assert gone.name == "0" * 64
 
