@@ -51,6 +51,9 @@ class Disparity(Check):
     A limit {max: .02} on disparate_mia asks for evidence that no gap is larger, which takes thousands of members;
     {min: .01} on disparate_mia_p_value only that these members show none.
 
+    Whoever has members and no holdout row is not passed over: its own figures are not measured, nor is the
+    vulnerability_gap between it and others.
+
     attack        from ATTACKS, whose scores of the candidate accuse
     fpr           of the one threshold, over all holdout rows; `best`: .01 where the holdout resolves it, else .1
     by            what rows are grouped by; not given: by class, and by group and client where the table declares them

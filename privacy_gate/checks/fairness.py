@@ -54,7 +54,7 @@ class Fairness(WhereDeclared):
 
     A client or group that members name counts whether or not it has holdout rows: where too few tell how it is served,
     what compares it with others is not measured. Its accuracy is not made up, and it is not passed over, as if whoever
-    is taken out of the holdout were served well.
+    is taken out of the holdout were served well. So it is, for equalized_odds, with each class of each group.
 
     Reported, never limited: evenness of clients' accuracies, contribution_match, and the parts of group_gap.
     """
@@ -89,6 +89,7 @@ class Fairness(WhereDeclared):
         """Every metric that the table allows; the others by `required`."""
         data, holdout = subject.data, subject.data.split == Split.HOLDOUT
         few_clients, few_groups = _unserved(data, data.client, 2, "client"), _unserved(data, data.group, 1, "group")
+        few_classes = _unserved(data, _classes_of_groups(data), 1, "class of every group")
         models = {name: results(job)["logits"].argmax(axis=1) for name, job in self._inherited(subject).items()}
         models[CANDIDATE] = results(Score(subject.artifact, subject.recipe, data.digest))["logits"].argmax(axis=1)
         alone = {name: results(job)["logits"].argmax(axis=1) for name, job in _alone(subject).items()}
@@ -100,7 +101,7 @@ class Fairness(WhereDeclared):
             if data.client is not None:
                 found += audited.missing(OF_CLIENTS, few_clients) or audited.of_clients(data.client[holdout])
             if data.group is not None:
-                found += audited.missing(OF_GROUPS, few_groups) or audited.of_groups(data.group[holdout])
+                found += audited.missing(OF_GROUPS, few_groups) or audited.of_groups(data.group[holdout], few_classes)
         right = models[CANDIDATE] == data.label
         if data.client is not None and subject.recipe.federation is not None:
             found += _benefits(data, alone, right, confidence)
@@ -169,12 +170,12 @@ class _Audited:
         even = evenness(right, rows, self.confidence, self.rng) if self.name == CANDIDATE else []
         return [*self._told(found), *even]
 
-    def of_groups(self, group: Names) -> list[Measurement]:
-        found = [
-            group_gap(self.predicted == self.label, group, self.confidence),
-            equalized_odds(self.predicted, self.label, group, self.confidence, self.rng),
-        ]
-        return self._told(found)
+    def of_groups(self, group: Names, few: str | None) -> list[Measurement]:
+        """few: why classes of groups cannot be compared; None where they can."""
+        gap = self._told([group_gap(self.predicted == self.label, group, self.confidence)])
+        if few:
+            return [*gap, *self.missing(["equalized_odds"], few)]
+        return [*gap, *self._told([equalized_odds(self.predicted, self.label, group, self.confidence, self.rng)])]
 
     def missing(self, metrics: Iterable[str], why: str | None) -> list[Measurement]:
         """None of the metrics measured, for this reason; empty where there is none."""
@@ -186,8 +187,13 @@ class _Audited:
         return [one.model_copy(update={"metric": f"inherited_{one.metric}", "subject": self.name}) for one in found]
 
 
+def _classes_of_groups(data: AuditData) -> Names | None:
+    """Each row's group and class in one name (N,); None without groups."""
+    return None if data.group is None else np.char.add(np.char.add(data.group, ", class "), data.label.astype(np.str_))
+
+
 def _unserved(data: AuditData, names: Names | None, fewest: int, one: str) -> str | None:
-    """Why clients or groups, by each row's name (N,), cannot be compared; None where all have `fewest` holdout rows.
+    """Why all that rows are named by (N,) cannot be compared; None where each name has `fewest` holdout rows.
 
     Those whom members or the holdout name: whoever stands in the population alone might as well not stand there.
     """

@@ -88,8 +88,14 @@ def vulnerability_gap(found: Accusations, confidence: float, subject: str = "") 
     the highest of their upper ends, each at the stated confidence, since its own group's does; and above
     the highest of their lower ends, which hold for all groups at once (Bonferroni). The threshold is
     taken as given.
+
+    Not measured where a group has members and no holdout row: how exposed it is nobody knows, and it may be the most.
+    A group without members has nobody to expose, and its holdout rows count as everyone's.
     """
     metric, names = "vulnerability_gap", _with_both(found)
+    if len(unknown := np.setdiff1d(found.group[found.member], names)):
+        told = f"{len(unknown):,} of {len(unknown) + len(names):,} have none, {str(unknown[0])!r} the first"
+        return not_measured(metric, f"needs n >= 1 holdout rows of every group with members: {told}", subject)
     samples = f"{len(names):,} groups, {len(found.accused):,} rows"
     if len(np.unique(found.group)) < 2 or not names:
         return not_measured(metric, f"needs >= 2 groups, with members and holdout, found {len(names)}", subject)

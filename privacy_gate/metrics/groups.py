@@ -49,7 +49,8 @@ def disparate_mia(
 
     Interval of the gap: as `group_gap`, over members. disparate_mia_p_value: in what share of the shuffles of groups
     among members the gap is as large, (count + 1) / (shuffles + 1); interval: Clopper-Pearson, of all shuffles there
-    are. Accusing more of a group's members may be for being of the group: `vulnerability_gap` takes its holdout away.
+    are. Only members are compared, so groups without holdout rows count as all others. Accusing more of a group's
+    members may be for being of the group: `vulnerability_gap` takes its holdout away.
     """
     accused, group = found.accused[found.member], found.group[found.member]
     gap = _largest_gap("disparate_mia", accused, group, confidence, "members")
@@ -138,7 +139,9 @@ def equalized_odds(
     """Mean over classes, each against the rest, of the larger of two gaps between groups: of TPR and of FPR.
 
     predicted, label, group (N,). Hardt et al. 2016 (arXiv 1610.02413); with two classes the difference that fairlearn
-    calls equalized odds. A class counts where two groups have rows of it and rows of others.
+    calls equalized odds. A class counts where two groups have rows of it and rows of others, and is compared between
+    those that have. That is right of groups that have no such rows anywhere: nobody of theirs is to be found, and what
+    others are wrongly called is missed in their own class. Whoever asks looks after groups that lack them here alone.
 
     Interval: gaps of rates drawn from their posterior (Jeffreys). A gap of estimates is larger than that of true
     rates, and one drawn around estimates larger still: the high end is the draws' own quantile, and the low end as far

@@ -278,6 +278,26 @@ def test_a_group_that_members_name_is_not_served_well_for_want_of_holdout_rows()
     assert not [one for one in found.measurements if one.metric == "group_gap_part"]
 
 
+def test_a_class_of_a_group_that_members_have_is_not_served_well_for_want_of_holdout_rows() -> None:
+    """Where a group's worst served class has no holdout rows, its odds were those of the other classes."""
+    rng = np.random.default_rng(15)
+    data = table(rng, clients=False)
+    assert data.group is not None
+    badly = (data.group == "f") & (data.label == 2)
+    models = {name: answers(rng, data, 0.9 - 0.9 * badly) for name in (CANDIDATE, "population")}
+    assert (only(measure(Fairness(), data, models), "equalized_odds").low or 0) > 0.1
+    split = np.where((data.split == Split.HOLDOUT) & badly, Split.POPULATION, data.split).astype(np.int8)
+    found = measure(Fairness(), replace(data, split=split), models)
+    for metric, subject in (("equalized_odds", ""), ("inherited_equalized_odds", BACKBONE)):
+        assert only(found, metric, subject).reason == (
+            "needs n >= 1 holdout rows of every class of every group: 1 of 8 have fewer, 'f, class 2' the first"
+        )
+    assert only(found, "group_gap").measured
+    nobody = np.where(badly, Split.POPULATION, data.split).astype(np.int8)
+    spared = only(measure(Fairness(), replace(data, split=nobody), models), "equalized_odds")
+    assert spared.measured, "a group without such members has nobody of that class to serve"
+
+
 def test_who_stands_in_the_population_alone_is_nobody_to_serve() -> None:
     rng = np.random.default_rng(14)
     data = table(rng)

@@ -14,6 +14,7 @@ from privacy_gate.metrics.disparity import (
     holm,
     vulnerability_gap,
 )
+from privacy_gate.verdict import Limit, Status, judged_status
 
 
 def drawn(seed: int, exposed: float, sizes: tuple[int, int, int] = (600, 300, 100)) -> Accusations:
@@ -58,6 +59,25 @@ def test_a_group_without_holdout_is_not_measured_and_not_tested() -> None:
     absent = group_vulnerability(found, 0.95)[1]
     assert absent.reason == "needs member and holdout rows, found 1 and 0"
     assert list(disparity_p_values(found, 9, np.random.default_rng(0))) == ["a"]
+
+
+def test_an_exposed_group_whose_holdout_rows_are_gone_is_not_passed_over() -> None:
+    """The gap was then that of the others, who are alike."""
+    seen = drawn(3, 1.5)
+    gone = ~seen.member & (seen.group == "c")
+    hidden = Accusations(*(each[~gone] for each in (seen.accused, seen.member, seen.group)))
+    found = vulnerability_gap(hidden, 0.95, "groups")
+    assert found.reason == "needs n >= 1 holdout rows of every group with members: 1 of 3 have none, 'c' the first"
+    assert (found.subject, judged_status(found, Limit(max=1.0))) == ("groups", Status.NOT_MEASURED)
+    told = {one.subject: one.measured for one in disparity_tests(hidden, 99, 0.95, np.random.default_rng(0))}
+    assert told == {"a": True, "b": True, "c": False}
+
+
+def test_a_group_without_members_has_nobody_to_expose() -> None:
+    seen = drawn(3, 0.0)
+    gone = seen.member & (seen.group == "c")
+    left = Accusations(*(each[~gone] for each in (seen.accused, seen.member, seen.group)))
+    assert vulnerability_gap(left, 0.95).measured
 
 
 def test_scores_without_groups_are_refused() -> None:

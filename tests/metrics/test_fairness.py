@@ -151,6 +151,16 @@ def test_equalized_odds_of_many_classes_is_the_mean_of_each_against_the_rest() -
     assert found.value == pytest.approx(np.mean(by_hand), rel=1e-12)
 
 
+def test_what_a_group_without_a_class_is_wrongly_called_is_missed_in_its_own_classes() -> None:
+    """One group has nobody of class 2, and is called so instead of what it is: its own class tells."""
+    rng, label = np.random.default_rng(3), np.tile([0, 1, 2], 200)
+    group = np.where((label == 2) | (rng.random(600) < 0.5), "f", "m")
+    predicted = np.where((group == "m") & (label == 1), 2, label)
+    assert ends(equalized_odds(label, label, group, 0.95, rng))[1] == 0
+    # Class 1 is found in f alone, class 0 in both; f's rows of class 2 are compared with nobody's.
+    assert ends(equalized_odds(predicted, label, group, 0.95, rng))[1] == pytest.approx(1 / 2)
+
+
 def test_a_group_gap_covers_the_true_one_and_a_planted_one_is_found() -> None:
     rng, covered = np.random.default_rng(0), 0
     group = np.repeat([0, 1, 2], 300)
