@@ -1,7 +1,11 @@
 """Functions of arrays as machine code, by Numba, where it is installed."""
 
+import importlib
+import shutil
 from collections.abc import Callable
+from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TypeVar, cast
 
 Function = TypeVar("Function", bound=Callable[..., None])
@@ -10,9 +14,20 @@ REORDERED = {"reassoc", "contract", "nsz"}
 """Sums may be taken in another order, as every matrix library does; NaN and infinity stay what they are."""
 
 
+ROOM = 64 << 20
+"""Bytes that a disk must have free for machine code to be kept there."""
+
+
+@cache
 def has_numba() -> bool:
-    """Whether Numba is installed; importing it takes longer than asking."""
-    return find_spec("numba") is not None
+    """Whether Numba is installed and works: it refuses a NumPy newer than it knows."""
+    if find_spec("numba") is None:
+        return False
+    try:
+        importlib.import_module("numba")
+    except ImportError:
+        return False
+    return True
 
 
 def compiled(function: Function) -> Function:
@@ -23,7 +38,11 @@ def compiled(function: Function) -> Function:
     from numba import njit  # noqa: PLC0415 - an extra, and slow to import
 
     try:
-        made: object = njit(function, cache=True, nogil=True, fastmath=REORDERED)
+        kept = njit(function, cache=True, nogil=True, fastmath=REORDERED)
     except RuntimeError:  # neither the package's folder nor the user's can be written to
-        made = njit(function, nogil=True, fastmath=REORDERED)
-    return cast(Function, made)
+        return cast(Function, njit(function, nogil=True, fastmath=REORDERED))
+    place = Path(kept.stats.cache_path)
+    there = next(folder for folder in (place, *place.parents) if folder.exists())
+    if shutil.disk_usage(there).free < ROOM:
+        return cast(Function, njit(function, nogil=True, fastmath=REORDERED))
+    return cast(Function, kept)

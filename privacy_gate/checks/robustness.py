@@ -65,6 +65,11 @@ SUMS_ALONE = (
     "up for a rule that bears hostile clients; the check inversion says what the server then sees"
 )
 
+SUMS_BOUNDED = (
+    "secure aggregation shows the server a sum alone and privacy of clients joins updates by a mean, which rule out "
+    "every robust rule: vet who may join, or have clients prove that they cut their updates"
+)
+
 NO_IMAGES = "needs images, on which a trigger can be put: the table holds embeddings"
 
 NO_NETWORKS = "triggers are planted in heads alone, and the recipe trains a network"
@@ -231,6 +236,8 @@ class _Figures:
             return not_measured("federated_backdoor", absent)
         found = {name: [self.results(job) for job in jobs] for name, jobs in self.study.planted(BACKDOORS).items()}
         runs = [arrays for each in found.values() for arrays in each]
+        if any(not arrays.get("backdoor", np.empty(0)).size for arrays in runs):
+            return not_measured("federated_backdoor", "needs holdout rows of classes other than the backdoor's target")
         # A head of NaN names no class, the target no more than another: nothing is planted in it, and nothing proved.
         if lost := sum(not np.isfinite(arrays["head"]).all() for arrays in runs):
             reason = f"{lost} of {len(runs)} federations with a backdoor diverge: have clients train at a lower rate"
@@ -271,7 +278,13 @@ class _Figures:
         if rule_passes(drop, tax, table.drop_limit, table.tax_limit) or not (drop.measured and tax.measured):
             return []
         if self.study.alternatives and self.study.federations.federation.secure_aggregation:
-            return [Remedy(action=SUMS_ALONE, basis=f"{table.rules[0].rule}: drop {in_percent(drop)}")]
+            bound = self.study.federations.federation.privacy is not None
+            return [
+                Remedy(
+                    action=SUMS_BOUNDED if bound else SUMS_ALONE,
+                    basis=f"{table.rules[0].rule}: drop {in_percent(drop)}",
+                )
+            ]
         others = list(zip(self.study.rules(), table.rules, strict=True))[1:]
         if not others:
             return []

@@ -138,9 +138,12 @@ def _unfit(found: Mapping[str, NDArray[Any]], subject: Subject) -> str | None:
             f"least {FEWEST_CLIENTS} clients, {str(names[few[0]])!r} the first, in {seen[few[0]]}: log more rounds"
         )
     if not (distance := float(found["distance"][0])) <= FAR:
+        federation = subject.recipe.federation
+        noisy = federation is not None and federation.privacy is not None and federation.privacy.noise_multiplier > 0
+        hidden = "; the server's noise for the privacy of clients, which no log holds, may be what lies between"
         return (
             f"the log ends {distance:.0%} of the head's length from the candidate, expected at most {FAR:.0%}: log the "
-            "last round too, by the run that logged this model"
+            f"last round too, by the run that logged this model{hidden * noisy}"
         )
     return None
 

@@ -39,6 +39,9 @@ CHUNK = 128
 REFERENCES = 16
 """Likewise of references, each of which is a federation of its own rows."""
 
+REFERENCE_BYTES = 2 << 20
+"""What the updates of references trained in one stack may take on a CPU, so that there is a stack for each thread."""
+
 
 def run_federate(jobs: Sequence[Federate], work: Work) -> None:
     """Trains the federations, those on the same features together, and those of networks recipe by recipe."""
@@ -110,6 +113,7 @@ def federated_heads(
         only=dict(subsets),
         device=str(machine.torch_device()),
         threads=machine.cpu_threads(),
+        memory=REFERENCE_BYTES,
     )
     for first in range(0, len(subsets), REFERENCES):
         some = subsets[first : first + REFERENCES]

@@ -51,7 +51,7 @@ def whole_float32() -> Iterator[None]:
     try:
         yield
     finally:
-        products = {"bf16": "medium", "tf32": "high"}.get(before[3], "highest")
+        products = "medium" if before[3] == "bf16" else "high" if before[0] == "tf32" else "highest"
         _by_the_older_interface(convolutions="tf32" in before[1:3], products=products)
         _by_the_newer_interface(before)
 

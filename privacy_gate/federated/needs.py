@@ -59,6 +59,8 @@ def unmet(
         return f"{byzantine} of {attendance.clients} clients cannot attack: let fewer, so that one at least is honest"
     if not root and any(each == "fltrust" for each, _ in steps):
         return "fltrust needs rows of the server's own: give some as population, or choose another rule"
+    if reason := unmet_by_stress(attendance):
+        return reason
     honest, bad = attendance.participants(byzantine)
     return unmet_by_steps(steps, told, honest + bad) or (unmet_by_attack(name, honest + bad, bad) if attack else None)
 
@@ -90,10 +92,24 @@ def unmet_by_step(name: str, f: int, n: int, size: int = BUCKET) -> str | None:
     return None
 
 
+def unmet_by_stress(attendance: Attendance) -> str | None:
+    """Why what is asked to go wrong never would, with so few clients; None where it does."""
+    there, asked, answer = attendance.reachable(0), sum(attendance.asked(0)), sum(attendance.participants(0))
+    of = f"of {attendance.clients} clients, {asked} of them asked in a round"
+    if attendance.gone and there == attendance.clients:
+        return f"a share of {attendance.gone:g} {of}, is nobody who could be gone: raise gone, or take more clients"
+    if attendance.absent and answer == asked:
+        return f"a share of {attendance.absent:g} {of}, is nobody who could be absent: raise absent, or ask more"
+    if attendance.stale and not attendance.late(0, 1):
+        return f"a share of {attendance.stale:g} {of}, is nobody who could be late: raise stale, or ask more"
+    return None
+
+
 def unmet_by_attack(name: str, n: int, f: int) -> str | None:
     """Why f of a round's n clients cannot attack so; None where they can.
 
-    An attack by nobody is none: what it leaves unharmed has not been tried.
+    An attack by nobody is none: what it leaves unharmed has not been tried. Where half of a round attacks, no rule
+    knows who is honest.
     """
     if f < 1:
         return f"{name}: of the {n} clients of a round none is byzantine: ask more clients, or let more attack"
@@ -101,6 +117,8 @@ def unmet_by_attack(name: str, n: int, f: int) -> str | None:
         return (
             f"alie needs 0 < f <= n / 2, found f = {f} of n = {n} clients of a round: leave it out, or let fewer attack"
         )
+    if 2 * f >= n:
+        return f"{name}: {f} of the {n} clients of a round attack, no minority: ask more clients, or let fewer attack"
     return None
 
 

@@ -101,7 +101,7 @@ def simulate(study: Study, cells: Sequence[Cell], every: int = 0, learner: Learn
     learner = learner or _heads(study)
     largest = max((cell.training.clients for cell in cells), default=1) + 1
     each = largest * learner.width * learner.dtype.itemsize
-    work = blocks(cells, max(1, min(study.memory // each, -(-len(cells) // study.threads))))
+    work = blocks(cells, max(1, study.memory // each))
     held = {key: _hold(study, learner.classes, draws, key) for key in set(map(_key, cells))}
     run = partial(_run, study, learner, cells, held, draws, every, _averages(study, learner.classes))
     outcomes: dict[int, Outcome] = {}

@@ -15,12 +15,6 @@ def percentile(drawn: Floats, confidence: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def pivotal(value: float, drawn: Floats, confidence: float) -> tuple[float, float]:
-    """As far from `value` as the simulated figures (DRAWS,) are on the other side of it."""
-    low, high = percentile(drawn, confidence)
-    return 2 * value - high, 2 * value - low
-
-
 def measured(
     metric: str, value: float, ends: tuple[float, float], confidence: float, method: str, samples: str
 ) -> Measurement:

@@ -13,6 +13,9 @@ from privacy_gate.verdict import Limit, Measurement, Status, judged_status, not_
 
 FEWEST_SEEDS = 3
 
+FREEDOM = 4
+"""Degrees of freedom of a loss at most: where a handful of rows differs, more of them would miss it twice too often."""
+
 
 def byzantine_drop(
     clean: Floats, attacked: Mapping[str, Floats], confidence: float, *, blind: float = 0.0
@@ -73,8 +76,9 @@ def accuracy_loss(
 
     Interval: seeds and rows are both samples, so what each makes of the mean is added: the variance of the seeds' means
     over S, and that of the rows' means over T. What chance makes of each seed on each row is in both, and Student's t
-    has the S - 1 degrees of freedom of the seeds alone: both on the safe side. Rows on which both models are as right
-    add nothing. Two rows more are counted, one lost and one won, so that few rows all alike prove little.
+    has the S - 1 degrees of freedom of the seeds alone, FREEDOM at most: both on the safe side. Rows on which both
+    models are as right add nothing. Two rows more are counted, one lost and one won, so that few rows all alike prove
+    little.
     """
     before, after = (np.asarray(hits, dtype=np.float64) for hits in (before, after))
     seeds, rows = before.shape
@@ -100,7 +104,7 @@ def accuracy_loss(
 def _loss(metric: str, value: float, variance: float, shape: tuple[int, int], confidence: float) -> Measurement:
     """The mean loss of so many seeds and rows, and its variance, as a measurement."""
     seeds, rows = shape
-    reach = float(stdtrit(seeds - 1, (1 + confidence) / 2)) * math.sqrt(variance)
+    reach = float(stdtrit(min(seeds - 1, FREEDOM), (1 + confidence) / 2)) * math.sqrt(variance)
     ends = (max(-1.0, value - reach), min(1.0, value + reach))
     method = "t over seeds, rows paired and a sample"
     return measured(metric, value, ends, confidence, method, f"{seeds} seeds, {rows:,} rows")

@@ -30,7 +30,7 @@ NOTE = re.compile(r"notes/[0-9a-f]{64}")
 STUDIES = {"Federate", "Confirm", "Probe"}
 """Kinds of results by which a federation is studied, under its own recipe or one that differs in STUDIED."""
 
-STUDIED = {"federation", "adaptation", "lora", "seed"}
+STUDIED = {"federation", "adaptation", "lora", "precision", "seed"}
 
 _AGE = re.compile(r"(\d{1,5})([hdw])")
 _UNITS = {"h": "hours", "d": "days", "w": "weeks"}

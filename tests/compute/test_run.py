@@ -126,6 +126,17 @@ def test_a_caller_who_sets_precision_by_operation_finds_it_as_it_was() -> None:
         convolutions.fp32_precision = before
 
 
+def test_a_caller_who_let_gpus_multiply_in_tf32_by_the_older_switch_may_still_ask_for_it() -> None:
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        with whole_float32():
+            assert shortened() == (False, False, "highest")
+        assert (torch.backends.cuda.matmul.allow_tf32, torch.get_float32_matmul_precision()) == (True, "high")
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
 class Starved(Store):
     """A store whose machine has no memory left when a result comes, or another fault."""
 

@@ -126,6 +126,20 @@ def test_the_interval_covers_seeds_and_rows_and_is_narrower_where_models_agree(
     assert held >= 0.94 * runs
 
 
+@pytest.mark.parametrize("seeds", [3, 10, 100])
+@pytest.mark.parametrize("expected", [1, 2.9, 5])
+def test_many_seeds_that_lose_the_same_few_rows_do_not_make_up_for_rows(seeds: int, expected: float) -> None:
+    """Seeds that agree on every row are no more than one: the upper end covers what rows there might be."""
+    rows, runs = 300, 400
+    lost = np.random.default_rng(seeds).random((runs, rows)) < expected / rows
+    before = np.ones((seeds, rows))
+    covers = [
+        ends(accuracy_loss("m", before, before - np.broadcast_to(each, (seeds, rows)), 0.95))[2] >= expected / rows
+        for each in lost
+    ]
+    assert np.mean(covers) >= 0.97
+
+
 def test_two_rules_that_differ_on_one_row_in_a_hundred_meet_the_usual_limit_on_a_thousand() -> None:
     plain = hits(np.full(5, 0.9), 1000)
     robust = plain.copy()
