@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from privacy_gate.compute.allocator import keep_freed_memory
 from privacy_gate.compute.confirm import run_confirm
 from privacy_gate.compute.control import run_control
 from privacy_gate.compute.corruption import run_corrupt
@@ -64,6 +65,8 @@ def run(jobs: Sequence[Job], inputs: Inputs, machine: Machine, results: Results,
     Raises UnavailableError where memory does not suffice.
     """
     work = Work(inputs, machine, results, progress)
+    if machine.torch_device().type == "cpu":
+        keep_freed_memory()
     with memory_needed(), whole_float32():
         for kind, runner in RUNNERS.items():
             if alike := [job for job in jobs if type(job) is kind]:

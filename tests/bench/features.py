@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 
 from privacy_gate.candidate import Backbone, Input, PublicWeights
 from privacy_gate.compute import backbone as backbones
+from privacy_gate.compute.allocator import keep_freed_memory
 from privacy_gate.compute.embed import decode, embed, transform_of
 from privacy_gate.compute.machine import Machine
 from privacy_gate.dataset import AuditData, Split
@@ -124,4 +125,5 @@ def report(arguments: argparse.Namespace, turns: list[dict[str, float]]) -> None
 
 
 if __name__ == "__main__":
+    keep_freed_memory()  # as the gate does, for all contenders alike
     main()

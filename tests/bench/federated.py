@@ -20,6 +20,7 @@ from types import ModuleType
 import numpy as np
 import torch
 
+from privacy_gate.compute.allocator import keep_freed_memory
 from privacy_gate.federated.cells import Draws
 from privacy_gate.federated.partitions import partition
 from privacy_gate.federated.simulator import Study, simulate
@@ -84,4 +85,5 @@ def spent(work: Callable[[], object], trainings: int, device: str) -> tuple[floa
 
 
 if __name__ == "__main__":
+    keep_freed_memory()  # as the gate does, for all contenders alike
     main()

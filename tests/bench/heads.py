@@ -30,6 +30,7 @@ import numpy as np
 import torch
 
 from privacy_gate.candidate import Recipe
+from privacy_gate.compute.allocator import keep_freed_memory
 from privacy_gate.compute.heads import TrainedHead, confidences, train_heads
 from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.optimizers import stepper
@@ -228,4 +229,5 @@ def load_plain_loop() -> Callable[..., torch.nn.Linear]:
 plain_loop = load_plain_loop()
 
 if __name__ == "__main__":
+    keep_freed_memory()  # as the gate does, for all contenders alike
     main()

@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 
 from privacy_gate.candidate import Recipe
+from privacy_gate.compute.allocator import keep_freed_memory
 from privacy_gate.compute.backbone import timm
 from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.networks import Images, train_networks
@@ -200,4 +201,5 @@ def report(title: str, rounds: list[dict[str, Spent]]) -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()  # as the gate does, for all contenders alike
     main()

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 
 from privacy_gate.candidate import Recipe
+from privacy_gate.compute.allocator import keep_freed_memory
 from privacy_gate.compute.backbone import timm
 from privacy_gate.compute.heads import train_heads
 from privacy_gate.compute.machine import Machine
@@ -123,4 +124,5 @@ def by_opacus(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, recipe: 
 
 
 if __name__ == "__main__":
+    keep_freed_memory()  # as the gate does, for all contenders alike
     main()
