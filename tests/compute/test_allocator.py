@@ -11,10 +11,11 @@ import resource, torch
 from privacy_gate.compute.allocator import keep_freed_memory
 if {kept}:
     keep_freed_memory()
-torch.ones(1 << 24)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(8):
-    torch.ones(1 << 24)
+x = torch.ones(1 << 24)
+for turn in range(10):
+    if turn == 2:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    x + 1
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
