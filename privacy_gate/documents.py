@@ -164,21 +164,53 @@ def _scalar(node: yaml.ScalarNode, source: str) -> str | int | float | bool | No
 def _fault(fault: Mapping[str, Any], kind: type[Record], marks: Mapping[Path, _Mark], source: str) -> str:
     """One pydantic error as `source:line:col: key: message`."""
     path, schema = _locate(fault["loc"], kind, marks)
-    name = ".".join(str(part) for part in path)
-    key = str(fault["loc"][-1]) if fault["loc"] else ""
-    if fault["type"] == "literal_error" and key == "[key]":
-        choices = re.findall(r"'([^']*)'", str(fault["ctx"]["expected"]))
-        mark, message = marks.get(path), f"unknown key; {nearest(str(fault['input']), choices)}"
-    elif fault["type"] == "extra_forbidden":
-        mark, message = marks.get(path), f"unknown key; {nearest(key, schema)}"
-    elif fault["type"] == "missing":
-        mark, message = marks.get(path), f"'{key}' is missing here"
+    key = fault["loc"][-1] if fault["loc"] else ""
+    if fault["type"] == "extra_forbidden" or (fault["type"] == "literal_error" and key == "[key]"):
+        choices = schema if fault["type"] == "extra_forbidden" else _quoted(fault, "expected")
+        mark, message = marks.get(path), f"unknown key; {nearest(str(path[-1]), choices)}"
+    elif fault["type"] in ("missing", "union_tag_not_found"):
+        key = key if fault["type"] == "missing" else str(fault["ctx"]["discriminator"]).strip("'")
+        mark = marks.get(path)
+        message = f"entry {key + 1} is missing" if isinstance(key, int) else f"'{key}' is missing here"
+    elif fault["type"] == "union_tag_invalid":
+        path = (*path, str(fault["ctx"]["discriminator"]).strip("'"))
+        mark, message = _value_of(path, marks), _unknown(fault["ctx"]["tag"], _quoted(fault, "expected_tags"))
+    elif fault["type"] == "literal_error" and isinstance(fault["input"], str):
+        mark, message = _value_of(path, marks), _unknown(fault["input"], _quoted(fault, "expected"))
     else:
-        mark = marks.get((*path, ""), marks.get(path))
         message = str(fault["msg"]).removeprefix("Value error, ")
+        mark = _value_of(_blamed(message, path, marks), marks)
         if isinstance(fault.get("input"), str | int | float | bool):
             message += f" (found {json.dumps(fault['input'], ensure_ascii=False)})"
+    name = ".".join(str(part) for part in path)
     return str(_refuse(source, mark, f"{name}: {message}" if name else message))
+
+
+def _value_of(path: Path, marks: Mapping[Path, _Mark]) -> _Mark | None:
+    """Where the value of a key stands; of one that is not there, what should hold it."""
+    if (*path, "") in marks:
+        return marks[*path, ""]
+    while path and path not in marks:
+        path = path[:-1]
+    return marks.get(path)
+
+
+def _blamed(message: str, path: Path, marks: Mapping[Path, _Mark]) -> Path:
+    """The key at fault where a validator looked at a whole record: its message begins with it, and those below it."""
+    for word in re.split(":? ", message):
+        if (*path, word) not in marks:
+            break
+        path = (*path, word)
+    return path
+
+
+def _quoted(fault: Mapping[str, Any], part: str) -> list[str]:
+    """The words that one of pydantic's errors lists."""
+    return re.findall(r"'([^']*)'", str(fault["ctx"][part]))
+
+
+def _unknown(word: object, choices: Iterable[str]) -> str:
+    return f"'{word}' is unknown; {nearest(str(word), choices)}"
 
 
 def _locate(loc: tuple[str | int, ...], kind: type[Record], marks: Mapping[Path, _Mark]) -> tuple[Path, list[str]]:

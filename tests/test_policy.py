@@ -82,12 +82,17 @@ def test_report_only_never_blocks_and_promotes_nothing() -> None:
          "did you mean 'lira'?"),
         ("attacks: [loss]", "attacks: []", "policy.yaml:6:14: checks.0.attacks: Tuple should have at least 1 item"),
         ("attacks: [loss]", "attack: [loss]", "policy.yaml:6:5: checks.0.attack: unknown key; did you mean 'attacks'?"),
-        ("check: membership\n", "check: memberships\n", "policy.yaml:5:5: checks.0: Input tag 'memberships'"),
+        ("check: membership\n", "check: memberships\n", "policy.yaml:5:12: checks.0.check: 'memberships' is unknown; "
+         "did you mean 'membership'?"),
+        ("check: membership\n", "attack: loss\n", "policy.yaml:5:5: checks.0: 'check' is missing here"),
+        ("{max: 0.05}", "{max: 5}", "policy.yaml:8:30: checks.0: limits: tpr_at_0.01_fpr: max 5 is outside -1 to 1: "
+         "write 0.05 for 5 %"),
         ("version: 1", "version: 1\nversion: 2", "policy.yaml:3:1: key 'version' is repeated (first on line 2)"),
-        ("release_context: api", "release_context: public", "policy.yaml:3:18: release_context: Input should be"),
+        ("release_context: api", "release_context: public", "policy.yaml:3:18: release_context: 'public' is unknown; "
+         "known here: api, internal, open-weights"),
         ("metric: tpr", "metric: tqr", "no limit on 'tqr_at_0.01_fpr'; did you mean 'tpr_at_0.01_fpr'?"),
         ('"2030-06-01"', '"2030-06-31"', "2030-06-31 is no date"),
-        ("waivers:", "promotion: {alias: latest}\nwaivers:", "alias 'latest' is reserved"),
+        ("waivers:", "promotion: {alias: latest}\nwaivers:", "policy.yaml:9:20: promotion: alias 'latest' is reserved"),
     ],
 )  # fmt: skip
 def test_every_mistake_is_placed_with_the_nearest_word(tmp_path: Path, old: str, new: str, expected: str) -> None:

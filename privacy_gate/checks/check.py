@@ -3,9 +3,10 @@
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from numpy.typing import NDArray
+from pydantic import model_validator
 
 from privacy_gate.candidate import Claim, Recipe
 from privacy_gate.dataset import AuditData
@@ -15,6 +16,10 @@ from privacy_gate.verdict import CheckResult, Limit, Measurement, not_measured
 
 Results = Callable[[Job], Mapping[str, NDArray[Any]]]
 """The stored arrays of a job; raises UndecidedError where they are missing."""
+
+
+UNBOUNDED = ("slope_at_", "epsilon_", "trigger_anomaly")
+"""How metrics begin that may lie outside [-1, 1]. All others are shares, their differences, or correlations."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,17 @@ class Check(Record):
 
     reads_rounds: ClassVar[bool] = False
     """Whether the check needs the candidate's round log, which may be large."""
+
+    @model_validator(mode="after")
+    def _limits_are_shares(self) -> Self:
+        """A limit of 5 where 5 % is meant would let everything pass."""
+        for metric, limit in self.bounds.items():
+            side, edge = ("max", limit.max) if limit.max is not None else ("min", limit.min or 0.0)
+            if abs(edge) > 1 and not metric.startswith(UNBOUNDED):
+                raise ValueError(
+                    f"limits: {metric}: {side} {edge:g} is outside -1 to 1: write {edge / 100:g} for {edge:g} %"
+                )
+        return self
 
     @property
     def name(self) -> str:
