@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
 from privacy_gate.errors import ConfigurationError, ConflictError
-from privacy_gate.registry import FOLDER, client_of, conversation, download
+from privacy_gate.registry import FOLDER, client_of, conversation, download, place_of
 from privacy_gate.report import Report
 from privacy_gate.verdict import Verdict
 
@@ -51,7 +51,7 @@ def promote(
     if not _ALIAS.match(alias):
         raise ConfigurationError(f"alias {alias!r}: use letters, digits, _ and -, at most 255; not latest or vN")
     name, version = report.candidate.name, report.candidate.version
-    with conversation(f"promote version {version} of {name}"):
+    with conversation(f"promote version {version} of {name} in {place_of(tracking_uri)}"):
         client = client_of(tracking_uri)
         aliases = {key: str(value) for key, value in client.get_registered_model(name).aliases.items()}
         before = aliases.get(alias)
@@ -73,7 +73,7 @@ def record(
 ) -> Promotion:
     """Writes the verdict, its figures and the report beside the version; moves no alias."""
     name, version = report.candidate.name, report.candidate.version
-    with conversation(f"record the verdict on version {version} of {name}"):
+    with conversation(f"record the verdict on version {version} of {name} in {place_of(tracking_uri)}"):
         client = client_of(tracking_uri)
         entry = client.get_model_version(name, version)
         steps = _describe(report, artifacts, entry)

@@ -69,7 +69,7 @@ def conversation(what: str) -> Iterator[None]:
     except MlflowException as error:
         failed = _one_line(f"cannot {what}: {error}")
         if error.error_code in _MISSING:
-            raise ConfigurationError(failed) from error
+            raise ConfigurationError(f"{failed.rstrip('.')}; correct the name, or the tracking URI") from error
         raise RegistryError(f"{failed}; check the tracking URI and your rights, then try again") from error
     except (SQLAlchemyError, OSError, ImportError) as error:
         failed = _one_line(f"cannot {what}: {error}")
@@ -98,6 +98,21 @@ def client_of(tracking_uri: str | None) -> MlflowClient:
     return MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
 
 
+def place_of(tracking_uri: str | None) -> str:
+    """The registry that is asked, for messages; None: MLflow's own default.
+
+    Raises ConfigurationError for a database that is not there: MLflow would make an empty one, and find nothing in it.
+    """
+    place = tracking_uri or mlflow.get_tracking_uri()
+    scheme, found, file = place.partition("?")[0].partition("sqlite:///")
+    if found and not scheme and file not in ("", ":memory:") and not Path(file).exists():
+        raise ConfigurationError(
+            f"{place}: no such database; name the MLflow server or database with --tracking-uri, or in "
+            "MLFLOW_TRACKING_URI"
+        )
+    return place
+
+
 def pull(uri: str, folder: Path, tracking_uri: str | None, *, rounds: bool = False) -> Candidate:
     """Pins the version that `uri` names, and downloads and hashes its bytes into a private folder.
 
@@ -110,7 +125,7 @@ def pull(uri: str, folder: Path, tracking_uri: str | None, *, rounds: bool = Fal
     if not found or not uri.isprintable():  # a line break in a name could forge a line of a CI log
         raise ConfigurationError(f"{uri!r}: write models:/NAME/VERSION or models:/NAME@ALIAS, in printable characters")
     name, alias = found["name"], found["alias"]
-    with conversation(f"read {uri}"):
+    with conversation(f"read {uri} in {place_of(tracking_uri)}"):
         client = client_of(tracking_uri)
         version = found["version"] or aliased_version(client, name, alias)
         entry = client.get_model_version(name, version)

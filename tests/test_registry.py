@@ -148,8 +148,8 @@ def report_on(candidate: Candidate, *, approved: bool = True) -> Report:
 @pytest.mark.parametrize(
     ("uri", "expected"),
     [
-        ("models:/absent/1", "absent"),
-        ("models:/absent@champion", "absent"),
+        ("models:/absent/1", "/mlflow.db: Model Version (name=absent, version=1) not found; correct the name, or"),
+        ("models:/absent@champion", "/mlflow.db: Registered Model with name=absent not found; correct the name, or"),
         ("models:/present/99", "version=99"),
         ("models:/present@winner", "model present has no alias 'winner'; it has: champion, old"),
         ("models:/lonely@champion", "model lonely has no alias 'champion'; it has: none"),
@@ -342,7 +342,7 @@ def test_a_forged_report_prints_no_line_of_its_own(
 def test_a_registry_that_does_not_answer_is_named_soon(tracking_uri: str, tmp_path: Path) -> None:
     Path("broken.db").write_text("no database " * 100)
     begun = time.monotonic()
-    with pytest.raises(RegistryError, match=r"cannot read models:/x/1: .* then try again") as caught:
+    with pytest.raises(RegistryError, match=r"cannot read models:/x/1 in \S+: .* then try again") as caught:
         registry.pull("models:/x/1", tmp_path, tracking_uri)
     assert time.monotonic() - begun < 20
     assert caught.value.exit_code == 6
@@ -355,6 +355,20 @@ def test_what_is_no_tracking_uri_is_a_configuration_error(tracking_uri: str, tmp
     with pytest.raises(ConfigurationError) as caught:
         registry.pull("models:/x/1", tmp_path, tracking_uri)
     assert "nonsense" in str(caught.value) or "bad" in str(caught.value)
+
+
+def test_no_empty_registry_is_made_of_a_misspelt_one(
+    tmp_path: Path, registered: Callable[..., str], pull: Callable[[str], Candidate]
+) -> None:
+    absent, report = tmp_path / "not there" / "mlflow.db", report_on(pull(registered("here")))
+    uri = f"sqlite:///{absent}?timeout=5"
+    with pytest.raises(ConfigurationError, match="no such database; name the MLflow server or database with"):
+        registry.pull("models:/x/1", tmp_path, uri)
+    with pytest.raises(ConfigurationError, match="no such database"):
+        promotion.promote(report, alias="champion", artifacts={}, tracking_uri=uri)
+    with pytest.raises(ConfigurationError, match="no such database"):
+        promotion.record(report, artifacts={}, tracking_uri=uri)
+    assert not absent.parent.exists()
 
 
 @pytest.mark.slow
