@@ -1,6 +1,7 @@
 """The gate's story, on one page: pull, plan, prepare, audit, report, decide."""
 
 import datetime
+import errno
 import os
 import time
 from collections import Counter
@@ -152,6 +153,7 @@ def check(
     with open_case(uri, policy, store=store, tracking_uri=tracking_uri, now=now) as case:
         if thumbnails:
             refuse_thumbnails(thumbnails, output, case.policy)
+        make_folder(output)
         prepared = prepare(case, machine, Shard(), progress, cluster)
         report = case.audit(now, progress)
         if thumbnails:
@@ -188,15 +190,29 @@ def write(report: Report, folder: Path) -> list[Path]:
     return _write(((form.file_name, form.render(report)) for form in FORMATS.values() if form.file_name), folder)
 
 
+def make_folder(folder: Path) -> None:
+    """Makes the folder of reports, before hours of computing. Raises ConfigurationError where it cannot be written."""
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigurationError(f"{folder}: {error.strerror}; name a folder that can be written") from error
+
+
 def _write(texts: Iterable[tuple[str, str]], folder: Path) -> list[Path]:
     paths = []
-    try:
+    with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts:
             paths.append(folder / name)
             paths[-1].write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConfigurationError(f"{folder}: {error.strerror}; name a folder that can be written") from error
     return paths
 
 

@@ -54,7 +54,7 @@ def lint_data(data: AuditData) -> list[str]:
     lines = [f"  {split.name.lower()}: {count:,} rows" for split, count in counts.items()]
     lines += [
         f"  {metric} needs at least {needed_holdout(fpr):,} holdout rows to be measured: with your "
-        f"{counts[Split.HOLDOUT]:,} the verdict would be undecided"
+        f"{counts[Split.HOLDOUT]:,} a policy that limits it leaves the verdict undecided"
         for metric, fpr in FPRS.items()
         if needed_holdout(fpr) > counts[Split.HOLDOUT]
     ]

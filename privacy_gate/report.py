@@ -133,7 +133,6 @@ def load_report(text: str, source: str) -> Report:
         return Report.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ConfigurationError(
-            f"{source}: not a sound report: {where}: {first['msg']}; run the audit again"
-        ) from error
+        where = ": ".join(filter(None, ("not a sound report", ".".join(str(part) for part in first["loc"]))))
+        said = first["msg"].removeprefix("Value error, ")
+        raise ConfigurationError(f"{source}: {where}: {said}; name a report.json, or run the audit again") from error

@@ -93,6 +93,12 @@ def test_policy_lint_audit_and_report_do_not_import_torch() -> None:
         (["check", "models:/x/1", "-p", "p", "--engine", "ray", "--ray-address", "x"], 2, "write ray://host:port"),
         (["prepare", "models:/x/1", "--policy", "p", "--engine", "slurm"], 2, "'slurm' is not one of 'local', 'ray'"),
         (["store", "prune", "--older-than", "30"], 2, "--older-than 30: write a number of hours, days or weeks"),
+        (["store", "list", "--store", "absent"], 2, "store absent: nothing is there; name one that `prepare`"),
+        (["store", "verify", "--store", "absent"], 2, "store absent: nothing is there"),
+        (["store", "prune", "--store", "absent"], 2, "store absent: nothing is there"),
+        (["store", "merge", "absent", "--into", "all"], 2, "store absent: nothing is there"),
+        (["prepare", "models:/x/1", "-p", "p", "--gpus-per-task", "1"], 2, "tasks are Ray's; add --engine ray"),
+        (["check", "models:/x/1", "-p", "p", "--device", "gpu"], 2, "--device gpu: unknown; use auto, cpu, cuda or"),
         (["dossier", "lint", "absent"], 2, "absent/recipe.yaml: No such file or directory"),
         (["nonsense"], 2, "No such command 'nonsense'"),
     ],
@@ -112,7 +118,9 @@ def test_a_report_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps({"verdict": "approved"}))
     code, text = invoke("report", str(path))
     assert code == 2
-    assert "not a sound report" in text
+    assert "not a sound report: created: Field required; name a report.json" in " ".join(text.split())
+    path.write_text("House")
+    assert "not a sound report: Invalid JSON: expected value at line 1 column 1; name" in invoke("report", str(path))[1]
 
 
 def test_an_unknown_format_names_the_nearest(tmp_path: Path) -> None:
@@ -155,6 +163,23 @@ def test_too_little_memory_exits_with_6(tmp_path: Path) -> None:
     done = subprocess.run(run, capture_output=True, text=True)
     assert done.returncode == 6
     assert done.stderr.startswith("privacy-gate: out of memory: ")
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_anything_is_computed(
+    scene: Any, tracking: str, tmp_path: Path
+) -> None:
+    producer.register(scene.train(scene.member_rows), "unwritten", scene.recipe, scene.manifest, {}, tracking)
+    (tmp_path / "file").write_text("in the way")
+    text = "{name: p, version: 1, release_context: api, checks: [{check: membership, references: 16, attacks: [lira]}]}"
+    (tmp_path / "policy.yaml").write_text(text)
+    where = ["models:/unwritten/1", "--policy", "policy.yaml", "--tracking-uri", tracking, "--device", "cpu"]
+    for command in ("check", "advise"):
+        code, said = invoke(command, *where, "--output", "file")
+        assert (code, said) == (2, "privacy-gate: file: File exists; name a folder that can be written\n")
+    assert not list(Path("privacy-gate-store").rglob("*.safetensors"))
+    code, said = invoke("prepare", *where, "--store", "file")
+    assert code == 6
+    assert "name a folder that can be written with --store" in said
 
 
 def test_gpus_that_stay_idle_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -231,7 +231,7 @@ def test_class_names_give_text_labels_their_order(tmp_path: Path) -> None:
         ({"image": ["../secret.png"] * 6}, "expected a path inside the table's folder"),
         ({"image": ["/etc/passwd"] * 6}, "expected a path inside the table's folder"),
         ({"image": ["http://evil/x.png"] * 6}, "expected a path inside the table's folder"),
-        ({"image": ["gone.png"] * 6}, "gone.png: no such file"),
+        ({"image": ["gone.png"] * 6}, "gone.png: no such file; correct what the table's column 'image' says"),
     ],
 )
 def test_a_wrong_column_is_one_error_that_names_rows(changes: dict[str, Any], expected: str, tmp_path: Path) -> None:

@@ -95,6 +95,14 @@ def gather(subject: Subject, references: int, results: Results) -> MembershipEvi
     )
 
 
+def _unaccounted(recipe: Recipe, noise: float) -> str:
+    if noise == 0:
+        return "it adds no noise"
+    if recipe.adaptation == "command":
+        return "a program carries it out"
+    return "Opacus was not where references were trained: pip install 'privacy-gate[dp]', and prepare a fresh --store"
+
+
 def accounted(subject: Subject, results: Results) -> tuple[str, ...]:
     """What an accountant says of the recipe's own DP-SGD, or its federation's privacy, as a note; nothing without."""
     federation = subject.recipe.federation
@@ -105,8 +113,7 @@ def accounted(subject: Subject, results: Results) -> tuple[str, ...]:
     what = "federation's privacy of clients" if clients else "DP-SGD"
     stored = results(train_reference(subject.recipe, subject.data.digest, 0))
     if "epsilon" not in stored:
-        reasons = "it adds no noise, a program carries it out, or Opacus is not installed"
-        return (f"the recipe's {what} was not accounted for: {reasons}",)
+        return (f"the recipe's {what} was not accounted for: {_unaccounted(subject.recipe, privacy.noise_multiplier)}",)
     found = f"epsilon {float(stored['epsilon'][0]):.3g} at delta {privacy.delta:g}"
     sampled = ", as if each client were drawn into a round by itself (Poisson sampling)" if clients else ""
     return (f"the recipe's {what} has {found}, by Opacus' Renyi accountant{sampled}, if it was carried out as stated",)

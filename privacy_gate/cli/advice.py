@@ -45,6 +45,7 @@ def advise(
     chosen = families(only or (), skip or ())
     opened = gate.open_case(uri, policy, store=store, tracking_uri=tracking_uri, now=now())
     with progress_bar() as progress, opened as case:
+        gate.make_folder(output)
         advised, computed = gate.advise(
             case,
             chosen_machine(device, workers),

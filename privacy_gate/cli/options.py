@@ -1,12 +1,14 @@
 """Arguments and options that several commands take, and what they stand for."""
 
 import datetime
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from privacy_gate.cli.terminal import say
+from privacy_gate.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from privacy_gate.compute.cluster import Cluster
@@ -54,6 +56,8 @@ def chosen_machine(device: str, workers: int | None, engine: str = "local") -> "
     """The machine that the options speak of; says on stderr where it leaves GPUs idle."""
     from privacy_gate.compute.machine import Machine
 
+    if not re.fullmatch("auto|cpu|cuda(:[0-9]+)?", device):
+        raise ConfigurationError(f"--device {device}: unknown; use auto, cpu, cuda or cuda:N")
     machine = Machine(device=device, workers=workers)
     if engine == "local" and (idle := machine.idle_gpus()):
         hint = "--engine ray --gpus-per-task 1 runs a process on each"
@@ -64,6 +68,8 @@ def chosen_machine(device: str, workers: int | None, engine: str = "local") -> "
 def chosen_cluster(engine: str, address: str | None, gpus: float) -> "Cluster | None":
     """The Ray cluster that the options speak of; None for this machine alone."""
     if engine == "local":
+        if gpus:
+            raise ConfigurationError(f"--gpus-per-task {gpus:g}: tasks are Ray's; add --engine ray")
         return None
     from privacy_gate.compute.cluster import Cluster
 

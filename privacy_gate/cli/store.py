@@ -1,12 +1,15 @@
 """The store of results."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from privacy_gate.cli.options import STORE, StoreRoot, now
 from privacy_gate.cli.terminal import progress_bar, say, say_table
-from privacy_gate.errors import StoreError
+from privacy_gate.errors import ConfigurationError, StoreError
+
+if TYPE_CHECKING:
+    from privacy_gate.store.place import Place
 
 app = typer.Typer(no_args_is_help=True, help="The store of results: see it, shrink it, check it, unite several.")
 
@@ -18,10 +21,9 @@ def store_list(
 ) -> None:
     """Show what the store holds: kind of job, recipe, size, age, and which torch and device made it."""
     from privacy_gate.store import inventory
-    from privacy_gate.store.place import Place
     from privacy_gate.store.shelf import entries
 
-    listed = list(entries(Place(store)))
+    listed = list(entries(opened(store)))
     if json_lines:
         say("\n".join(map(inventory.as_json, listed)))
     else:
@@ -47,9 +49,8 @@ def store_prune(
     A result's age counts from when it was computed, however often it was used since.
     """
     from privacy_gate.store import inventory, shelf
-    from privacy_gate.store.place import Place
 
-    place, limit = Place(store), None if older_than is None else shelf.age(older_than)
+    limit, place = None if older_than is None else shelf.age(older_than), opened(store)
     found = shelf.waste(place, now(), older_than=limit, keep=keep_recipe or (), other_formats=other_formats)
     if yes:
         shelf.remove(place, found)
@@ -65,15 +66,15 @@ def store_verify(
     ] = False,
 ) -> None:
     """Read every result and note and check it. Exit code 6 where one is damaged and not deleted."""
-    from privacy_gate.store.place import Place
     from privacy_gate.store.shelf import verify
 
-    place, read, faults = Place(store), 0, {}
+    place, read, faults = opened(store), 0, {}
     for path, fault in verify(place):
         read += 1
         if fault:
             faults[path] = fault
-    say("\n".join([*faults.values(), f"{read} files read, {len(faults)} damaged"]))
+    gone = " and deleted" if delete_damaged and faults else ""
+    say("\n".join([*faults.values(), f"{read} files read, {len(faults)} damaged{gone}"]))
     if delete_damaged:
         for path in faults:
             place.remove(path)
@@ -94,5 +95,15 @@ def store_merge(
     from privacy_gate.store.union import merge
 
     with progress_bar() as progress:
-        merged = merge([Place(part) for part in parts], Place(into), keep_first=keep_first, progress=progress)
+        merged = merge([opened(part) for part in parts], Place(into), keep_first=keep_first, progress=progress)
     say(f"{merged.copied} results copied, {merged.present} were there already")
+
+
+def opened(root: str) -> "Place":
+    """The store that is there; a misspelt one would pass for an empty one, in which nothing is damaged or missing."""
+    from privacy_gate.store.place import Place
+
+    place = Place(root)
+    if not place.exists():
+        raise ConfigurationError(f"store {root}: nothing is there; name one that `prepare` or `check` wrote")
+    return place

@@ -77,7 +77,7 @@ def noise_multiplier(epsilon: float, delta: float, rate: float, steps: int) -> f
         # Optional, and slow to import.
         from opacus.accountants.utils import get_noise_multiplier  # noqa: PLC0415
     except ImportError as error:
-        raise UndecidedError("Opacus is not installed: pip install opacus") from error
+        raise UndecidedError("Opacus is not installed: pip install 'privacy-gate[dp]'") from error
     try:
         return float(
             get_noise_multiplier(

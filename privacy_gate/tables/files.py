@@ -27,21 +27,23 @@ def _refuse_foreign(uri: str) -> None:
 
 
 @contextmanager
-def _reaching(uri: str) -> Iterator[None]:
+def _reaching(uri: str, named_by: str = "the dossier") -> Iterator[None]:
     _refuse_foreign(uri)
     try:
         yield
     except FileNotFoundError as error:
-        raise DatasetError(f"{uri}: no such file; correct the uri in the dossier") from error
+        raise DatasetError(f"{uri}: no such file; correct what {named_by} says") from error
     except (OSError, ImportError, ValueError) as error:
         raise UnavailableError(f"{uri}: cannot be read: {error}; try again where it can be reached") from error
 
 
-def read_bytes(uri: str) -> bytes:
-    """The file's bytes. Raises UnavailableError where it cannot be reached, DatasetError where it is not there."""
+def read_bytes(uri: str, named_by: str = "the dossier") -> bytes:
+    """The file's bytes. Raises UnavailableError where it cannot be reached, DatasetError where it is not there: what
+    names it is then to be corrected.
+    """
     import fsspec  # noqa: PLC0415 - commands that read no table start without it
 
-    with _reaching(uri), fsspec.open(uri, "rb") as file:
+    with _reaching(uri, named_by), fsspec.open(uri, "rb") as file:
         return bytes(file.read())
 
 
@@ -109,4 +111,4 @@ class Files:
             raise DatasetError(
                 f"{self._folder}: column '{self._column}' names {path!r}, expected a path inside the table's folder"
             )
-        return read_bytes(self._folder + path)
+        return read_bytes(self._folder + path, f"the table's column '{self._column}'")

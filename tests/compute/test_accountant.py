@@ -27,7 +27,7 @@ def test_an_epsilon_next_to_nothing_is_refused() -> None:
 
 @pytest.mark.skipif(INSTALLED, reason="Opacus is installed")
 def test_without_opacus_the_reason_says_what_to_install() -> None:
-    with pytest.raises(UndecidedError, match="pip install opacus"):
+    with pytest.raises(UndecidedError, match=r"pip install 'privacy-gate\[dp\]'"):
         private_settings(RECIPE, 8.0, 100)
 
 

@@ -146,7 +146,9 @@ def test_what_privacy_of_clients_spends_is_kept_with_the_first_reference_and_tol
         assert "Poisson sampling" in note
     quiet = federated(privacy={"noise_multiplier": 0.0, "clip": 0.5})
     run([train_reference(quiet, data.digest, 0)], Inputs(data, tmp_path), MACHINE, store)
-    assert "was not accounted for" in accounted(Subject(quiet, "a" * 64, data, {}), store.get)[0]
+    assert "was not accounted for: it adds no noise" in accounted(Subject(quiet, "a" * 64, data, {}), store.get)[0]
+    bare = {name: array for name, array in store.get(job).items() if name != "epsilon"}
+    assert "pip install 'privacy-gate[dp]'" in accounted(subject, lambda _: bare)[0]
     assert accounted(Subject(federated(), "a" * 64, data, {}), store.get) == ()
 
 
