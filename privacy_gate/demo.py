@@ -21,7 +21,7 @@ from privacy_gate.dataset import AuditData, Columns, DataManifest, Split, descri
 from privacy_gate.errors import BLOCKED, ConfigurationError
 from privacy_gate.federation import Federation
 from privacy_gate.job import embed_jobs
-from privacy_gate.packaged import lite0_weights, mnist_table, policy_path
+from privacy_gate.packaged import LITE0_LICENCE, lite0_weights, mnist_table, policy_path
 from privacy_gate.progress import Progress
 from privacy_gate.report import Report
 from privacy_gate.roundlog import Round
@@ -112,7 +112,8 @@ def run_demo(folder: Path, now: datetime.datetime, progress: Progress) -> list[O
         raise ConfigurationError(f"{folder} is not empty; delete it, or name a fresh folder with --folder")
     folder.mkdir(parents=True, exist_ok=True)
     weights = lite0_weights(folder)
-    public = PublicWeights(uri=str(weights.resolve()), sha256=hashlib.sha256(weights.read_bytes()).hexdigest())
+    sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
+    public = PublicWeights(uri=str(weights.resolve()), sha256=sha256, licence=LITE0_LICENCE)
     backbone = Backbone(name="tf_efficientnet_lite0", weights=public)
     home = Home(folder.resolve(), *producer.embedded(folder.resolve()))
     return [_gate(story, backbone, home, now, progress) for story in STORIES]

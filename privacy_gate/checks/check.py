@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
 from typing import Any, ClassVar, Self
 
 from numpy.typing import NDArray
@@ -111,7 +112,15 @@ def distinct_names(names: tuple[str, ...], known: Iterable[str], kind: str) -> t
 
 
 def in_percent(measurement: Measurement) -> str:
-    """The figure and its interval, for remedies and notes."""
+    """The figure and its interval, its ends rounded outward, for remedies and notes."""
     if measurement.value is None or measurement.low is None or measurement.high is None:
         return "not measured"
-    return f"{100 * measurement.value:.1f} % [{100 * measurement.low:.1f}, {100 * measurement.high:.1f}]"
+    low, value, high = (
+        Decimal(repr(end)).scaleb(2).quantize(Decimal("0.1"), side) + 0  # + 0: no -0.0
+        for end, side in (
+            (measurement.low, ROUND_FLOOR),
+            (measurement.value, ROUND_HALF_EVEN),
+            (measurement.high, ROUND_CEILING),
+        )
+    )
+    return f"{value} % [{low}, {high}]".replace("-", "−")

@@ -288,11 +288,16 @@ class _Figures:
         others = list(zip(self.study.rules(), table.rules, strict=True))[1:]
         if not others:
             return []
-        basis = "; ".join(f"{one.rule}: drop {in_percent(one.drop)}, tax {in_percent(one.tax)}" for _, one in others)
-        passing = [(rule, one) for rule, one in others if one.passes]
+        # Stable: at the same tax the first one listed.
+        others.sort(key=lambda pair: (not pair[1].passes, pair[1].tax.value or 0.0))
+        told = [f"{one.rule}: drop {in_percent(one.drop)}, tax {in_percent(one.tax)}" for _, one in others]
+        passing = sum(one.passes for _, one in others)
         if not passing:
-            return [Remedy(action="no rule tried passes: admit fewer unknown clients, or vet them", basis=basis)]
-        best, _ = min(passing, key=lambda pair: pair[1].tax.value or 0.0)
+            action = "no rule tried passes: admit fewer unknown clients, or vet them"
+            return [Remedy(action=action, basis="; ".join(told))]
+        parts = (("", told[:passing]), ("do not pass: ", told[passing:]))
+        basis = "; ".join(start + "; ".join(some) for start, some in parts if some)
+        best, _ = others[0]
         return [Remedy(action=f"aggregate by {best}, told of {table.byzantine} byzantine clients", basis=basis)]
 
     def heterogeneity(self) -> str:

@@ -24,10 +24,12 @@ def demo(
 
     with progress_bar() as progress:
         outcomes = run_demo(folder, now(), progress)
-    for outcome in outcomes:
+    for number, outcome in enumerate(outcomes):
+        if number:
+            say("")
         say(f"== {outcome.title}")
         say(summary(outcome.report))
-        say("\n".join(f"   {line}" for line in outcome.lines) + "\n")
+        say("\n".join(f"   {line}" for line in outcome.lines))
     if any(outcome.report.exit_code != outcome.expected for outcome in outcomes):
         raise GateError("the demo expects its verdicts to be blocked, approved, blocked: please report this run")
 

@@ -120,19 +120,24 @@ def sentence(advice: Advice) -> str:
                 f" {words.capital(least.name)} leaks least: {_rates(least)}; accuracy changes by {_points(least.gain)}."
             )
         count = (
-            f"None of the {len(others)} alternatives measured" if others else "The recipe as it is does not, and none"
+            f"None of the {len(others)} alternatives measured would meet every limit shown"
+            if others
+            else "Nothing but the recipe as it is was measured, which would not meet every limit shown"
         )
         return (
-            f"{count} would meet every limit at the unfavourable end of its interval.{tail} More examples per class "
-            "help every recipe, and changes can be combined."
+            f"{count} at the unfavourable end of its interval.{tail} More examples per class help every recipe, and "
+            "changes can be combined."
         )
     if chosen.family == "as-is":
-        return f"The recipe as it is would meet every limit: {_rates(chosen)}. No change of it is as accurate and does."
+        return (
+            f"The recipe as it is would meet every limit shown: {_rates(chosen)}. No change of it is as accurate and "
+            "does."
+        )
     meeting = sum(bool(row.meets) for row in advice.rows)
-    already = "The recipe as it is would meet every limit already. " if advice.rows[0].meets else ""
+    already = "The recipe as it is would meet every limit shown already. " if advice.rows[0].meets else ""
     return (
-        f"{already}Trained with {chosen.name} it would meet every limit: {_rates(chosen)}. Its accuracy changes by "
-        f"{_points(chosen.gain)}; of {meeting} line{'s' if meeting > 1 else ''} that would, it is the most accurate."
+        f"{already}Trained with {chosen.name} it would meet every limit shown: {_rates(chosen)}. Its accuracy changes "
+        f"by {_points(chosen.gain)}; of {meeting} line{'s' if meeting > 1 else ''} that would, it is the most accurate."
     )
 
 

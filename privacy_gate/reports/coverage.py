@@ -70,30 +70,34 @@ def coverage(report: Report) -> list[Coverage]:
         )
         for attacks in known
     ]
-    lines += [_tested(check_title(check.check), [check], "") for check in report.checks if check.check not in mapped]
+    others = [check for check in report.checks if check.check not in mapped]
+    lines += [_tested(check_title(check.check), [check], "", attacks=False) for check in others]
     for line in report.not_tested:
         named = [attacks for attacks in known if any(word in line.lower() for word in attacks.words)]
         lines.append(Coverage(capital(plain(line)), "not tested", False, _ids(named)))
     return [line for line in lines if line.outcome]
 
 
-def _tested(what: str, checks: Sequence[CheckRecord], ids: str) -> Coverage:
+def _tested(what: str, checks: Sequence[CheckRecord], ids: str, *, attacks: bool = True) -> Coverage:
+    """attacks: whether what the checks measure is that of attacks, which are then named."""
     tested = any(m.measured for check in checks for m in check.result.measurements)
-    return Coverage(plain(what), _outcome(checks), tested, ids)
+    return Coverage(plain(what), _outcome(checks, attacks=attacks), tested, ids)
 
 
-def _outcome(checks: Sequence[CheckRecord]) -> str:
-    """Which checks ran, on what, and which measured nothing."""
+def _outcome(checks: Sequence[CheckRecord], *, attacks: bool) -> str:
+    """Which checks ran, by which attacks, and which measured nothing."""
     ran = [check for check in checks if any(m.measured for m in check.result.measurements)]
-    parts = ["tested by " + "; ".join(_ran(check) for check in ran)] if ran else []
+    parts = ["tested by " + "; ".join(_ran(check, attacks=attacks) for check in ran)] if ran else []
     parts += [f"{check.check} measured nothing" for check in checks if check not in ran]
     return "; ".join(parts)
 
 
-def _ran(check: CheckRecord) -> str:
+def _ran(check: CheckRecord, *, attacks: bool) -> str:
     measured = {m.subject for m in check.result.measurements if m.measured}
     subjects = [subject for subject in dict.fromkeys(m.subject for m in check.result.measurements) if subject]
-    named = _some([plain(subject) for subject in subjects if subject in measured])
+    listed = check.settings.get("attacks")  # a figure may be that of the worst of them alone
+    tried = [str(name) for name in listed] if isinstance(listed, list | tuple) else subjects
+    named = _some([plain(name) for name in tried if name in measured or name not in subjects]) if attacks else ""
     missing = _some([plain(subject) for subject in subjects if subject not in measured])
     return plain(check.check) + (f" ({named})" if named else "") + (f", but not {missing}" if missing else "")
 

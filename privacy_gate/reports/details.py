@@ -4,10 +4,11 @@ import json
 import shlex
 from dataclasses import dataclass
 
+from privacy_gate.candidate import Recipe
 from privacy_gate.documents import Record
 from privacy_gate.federation import Federation
 from privacy_gate.report import CheckRecord, Report
-from privacy_gate.reports.words import Shown, capital, level, metric, plain, shown
+from privacy_gate.reports.words import Shown, capital, level, metric, percent, plain, shown
 from privacy_gate.verdict import Measurement
 
 NO_LICENCE = "not declared"
@@ -83,7 +84,7 @@ def recipe_facts(report: Report) -> list[tuple[str, str]]:
         *([("Federation", _federation(recipe.federation))] if recipe.federation else []),
         ("Optimiser", _settings(recipe.optimizer)),
         ("Schedule", _settings(recipe.schedule)),
-        ("Training", f"{recipe.epochs:,} epochs, batches of {recipe.batch_size:,}, seed {recipe.seed}"),
+        ("Training", f"{_local_work(recipe)}, batches of {recipe.batch_size:,}, seed {recipe.seed}"),
         *([("DP-SGD", _settings(recipe.privacy))] if recipe.privacy else []),
         *([("Precision", recipe.precision)] if recipe.precision != "float32" else []),
         ("Label smoothing", f"{recipe.label_smoothing:g}"),
@@ -96,6 +97,13 @@ def recipe_facts(report: Report) -> list[tuple[str, str]]:
     return facts
 
 
+def _local_work(recipe: Recipe) -> str:
+    """How long is trained; of a federation, by a client in a round."""
+    steps = recipe.federation.steps if recipe.federation else None
+    count, unit = (steps, "step") if steps else (recipe.epochs, "epoch")
+    return f"{count:,} {unit}{'s' if count > 1 else ''}" + (" a client and round" if recipe.federation else "")
+
+
 def _federation(federation: Federation) -> str:
     clients = federation.clients
     who = f"{clients.count} clients, {clients.partition}" if clients.count else "clients by column"
@@ -103,8 +111,9 @@ def _federation(federation: Federation) -> str:
     aggregator = f"{federation.aggregator}, told of {federation.aggregator.tolerates} byzantine"
     hidden = ", secure aggregation" if federation.secure_aggregation else ""
     private = f", privacy of clients: {_settings(federation.privacy)}" if federation.privacy else ""
-    server = f"server {federation.server.name}"
-    return f"{who}{alpha}; {federation.rounds:,} rounds; {aggregator}; {server}{hidden}{private}"
+    asked = f" of {percent(federation.participation)} of them" if federation.participation < 1 else ""
+    server = f"server {federation.server.name}" + (f", FedProx mu {federation.prox:g}" if federation.prox else "")
+    return f"{who}{alpha}; {federation.rounds:,} rounds{asked}; {aggregator}; {server}{hidden}{private}"
 
 
 def _settings(record: Record) -> str:

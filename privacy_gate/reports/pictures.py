@@ -10,6 +10,8 @@ from privacy_gate.verdict import Finding, Limit, Measurement
 
 COLOURS = 8
 DASHES = 4
+WORDS = 15
+"""How far the middle of a limit's words stands from it: also their height, and a quarter of their width."""
 RESOLVED = 10
 """Holdout rows expected above a threshold below which its false positive rate is not resolved."""
 
@@ -54,11 +56,12 @@ class Line:
 
 @dataclass(frozen=True)
 class Mark:
-    """A point with words, for instance a limit."""
+    """A point with words, for instance a limit; `above`: the words stand above it."""
 
     x: str
     y: str
     label: str
+    above: bool = False
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,7 @@ def roc_chart(curves: Sequence[Roc], holdout: int, findings: Iterable[Finding]) 
     x, y = Axis(least, 1, 64, 504, log=True), Axis(least, 1, 424, 16, log=True)
     lines = tuple(Line(plain(roc.attack), _curve(roc, x, y), *styled(i)) for i, roc in enumerate(curves))
     marks = {
-        (finding.measurement.metric, finding.limit.max): _limit_mark(finding, x, y)
+        (finding.measurement.metric, finding.limit.max): _limit_mark(finding, curves, x, y)
         for finding in findings
         if finding.limit.max and finding.measurement.metric.startswith("tpr_at_")
     }
@@ -162,11 +165,24 @@ def _curve(roc: Roc, x: Axis, y: Axis) -> str:
     return polyline([(x.at(fpr), y.at(tpr)) for fpr, tpr in start + inner])
 
 
-def _limit_mark(finding: Finding, x: Axis, y: Axis) -> Mark | None:
+def _limit_mark(finding: Finding, curves: Sequence[Roc], x: Axis, y: Axis) -> Mark | None:
+    """The limit, its words below it unless more curves pass there than above."""
     rate, limit = metric(finding.measurement.metric).chance, finding.limit.max
     if rate is None or limit is None or not (x.low <= rate <= x.high and y.low <= limit <= y.high):
         return None
-    return Mark(length(x.at(rate)), length(y.at(limit)), f"limit {percent(limit)}")
+    at, height = x.at(rate), y.at(limit)
+    crossed = {side: sum(_passes(roc, x, y, at, height + side) for roc in curves) for side in (WORDS, -WORDS)}
+    above = crossed[-WORDS] < crossed[WORDS]
+    return Mark(length(at), length(height), f"limit {percent(limit)}", above)
+
+
+def _passes(roc: Roc, x: Axis, y: Axis, at: float, height: float) -> bool:
+    """Whether the curve passes through words whose middle is there."""
+    begun, ended = (
+        max((tpr for fpr, tpr in zip(roc.fpr, roc.tpr, strict=True) if x.at(fpr) <= edge), default=0.0)
+        for edge in (at - 2 * WORDS, at + 2 * WORDS)
+    )
+    return y.at(ended) - WORDS / 2 < height < y.at(begun) + WORDS / 2
 
 
 def law_chart(plots: Sequence[LawPlot]) -> Chart:

@@ -74,6 +74,12 @@ def reasons(report: Report) -> list[str]:
     ]
 
 
+def warnings(report: Report) -> list[str]:
+    """The limits that only warn and are not met, gravest first, in words."""
+    found = [finding for finding in sorted(report.findings, key=gravity) if finding.limit.severity is Severity.WARN]
+    return [sentence(finding) for finding in found if finding.status in (Status.VIOLATED, Status.NOT_MEASURED)]
+
+
 def why(report: Report) -> str:
     """The verdict's ground in one sentence."""
     against, every = unmet(report), len(binding(report))
@@ -105,7 +111,7 @@ def _why_approved(report: Report) -> str:
         f"their {level} interval"
     ]
     parts += [f"{waived} violated and waived by a named owner"] if waived else []
-    parts += [f"{warned} as a warning not met"] if warned else []
+    parts += [f"{warned} {'warnings apply' if warned > 1 else 'warning applies'}"] if warned else []
     return "; ".join(parts) + "."
 
 

@@ -4,9 +4,16 @@ from collections import Counter
 
 from privacy_gate.report import Report
 from privacy_gate.reports.details import provenance
-from privacy_gate.reports.story import next_step, notes, reasons, why
-from privacy_gate.reports.words import STATUS, plain
+from privacy_gate.reports.story import next_step, notes, reasons, warnings, why
+from privacy_gate.reports.words import plain
 from privacy_gate.verdict import Status
+
+TALLIED = {
+    Status.MET: "met",
+    Status.VIOLATED: "violated",
+    Status.NOT_MEASURED: "not measured",
+    Status.WAIVED: "violated and waived",
+}
 
 
 def render(report: Report) -> str:
@@ -17,8 +24,9 @@ def render(report: Report) -> str:
         f" (sha256 {plain(candidate.digest)[:12]}), by policy {plain(policy.name)} version {policy.version}",
         why(report),
         *(f"  - {reason}" for reason in reasons(report)),
+        *(f"  - warning: {reason}" for reason in warnings(report)),
         f"next: {next_step(report)}",
-        f"findings: {_tally(report)}",
+        f"limits: {_tally(report)}",
         f"backbone: {provenance(report)}",
         *(f"note: {plain(note)}" for note in notes(report)),
     ]
@@ -29,4 +37,4 @@ def render(report: Report) -> str:
 
 def _tally(report: Report) -> str:
     count = Counter(finding.status for finding in report.findings)
-    return ", ".join(f"{count[status]} {STATUS[status]}" for status in Status)
+    return ", ".join(f"{count[status]} {TALLIED[status]}" for status in Status if count[status]) or "none"

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from privacy_gate.checks import AnyCheck
-from privacy_gate.checks.check import Subject
+from privacy_gate.checks.check import Subject, in_percent
 from privacy_gate.checks.disparity import Disparity
 from privacy_gate.checks.dp_claim import DpClaim
 from privacy_gate.checks.membership import Membership
@@ -24,7 +24,7 @@ from privacy_gate.compute.work import Inputs
 from privacy_gate.dataset import read_data
 from privacy_gate.job import Job
 from privacy_gate.store import Store
-from privacy_gate.verdict import CheckResult
+from privacy_gate.verdict import CheckResult, Measurement
 
 CHECKS: list[AnyCheck] = [
     Membership(references=32, attacks=("lira", "loss", "attack_p")),
@@ -104,3 +104,10 @@ def test_the_positive_control_names_attacks_that_it_could_not_try(scene: Any, tm
     (control,) = [one for one in check.measure(subject, store.get, 0.95).controls if one.name == "positive control"]
     assert control.held
     assert control.detail.endswith("; not tried: loss_trace")
+
+
+def test_figures_of_remedies_are_rounded_outward_as_those_of_tables() -> None:
+    loss = Measurement(metric="robustness_tax", value=-0.0004, low=-0.0341, high=0.0341, confidence=0.95)
+    assert in_percent(loss) == "0.0 % [−3.5, 3.5]"
+    exact = Measurement(metric="robustness_tax", value=0.145, low=0.145, high=0.145, confidence=0.95)
+    assert in_percent(exact) == "14.5 % [14.5, 14.5]"

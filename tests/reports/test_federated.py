@@ -13,6 +13,7 @@ from privacy_gate.exhibits import ByzantineLine, ByzantinePlot
 from privacy_gate.federation import ClientPrivacy, Federation
 from privacy_gate.report import CheckRecord, Report, load_report
 from privacy_gate.reports import FORMATS
+from privacy_gate.reports.coverage import coverage
 from privacy_gate.reports.details import recipe_facts
 from privacy_gate.reports.hostile import HEADS, cells
 from privacy_gate.verdict import CheckResult, Measurement, RuleTable, RuleTrial, not_measured, rule_passes
@@ -58,8 +59,11 @@ def report(samples: dict[str, Report]) -> Report:
     )
     fairness = CheckResult(measurements=parts, notes=("fairness: of the gap, 7.1 pp come from the frozen backbone",))
     added = tuple(
-        CheckRecord(check=name, settings={}, result=result)
-        for name, result in (("robustness", robustness), ("fairness", fairness))
+        CheckRecord(check=name, settings=settings, result=result)
+        for name, settings, result in (
+            ("robustness", {"attacks": ["sign_flip", "ipm_10"]}, robustness),
+            ("fairness", {}, fairness),
+        )
     )
     whole = samples["blocked"]
     return whole.model_copy(update={"checks": whole.checks + added})
@@ -125,3 +129,23 @@ def test_the_privacy_of_clients_is_told_with_the_federation(samples: dict[str, R
     recipe = samples["approved"].recipe.model_copy(update={"federation": federation})
     told = dict(recipe_facts(samples["approved"].model_copy(update={"recipe": recipe})))["Federation"]
     assert told.endswith("secure aggregation, privacy of clients: noise_multiplier 1.1, clip 0.5, delta 1e-05")
+
+
+def test_what_was_tested_names_every_attack_tried_and_nothing_that_is_no_attack(report: Report) -> None:
+    told = {line.what: line.outcome for line in coverage(report)}
+    assert told["Poisoning of a federation"] == "tested by robustness (sign_flip, ipm_10)"  # not the worst alone
+    assert told["Whom the model serves worse"] == "tested by fairness"
+    assert "lira" in told["Membership inference"]
+
+
+def test_how_a_federation_trained_is_told_in_full(samples: dict[str, Report]) -> None:
+    def facts(**settings: object) -> dict[str, str]:
+        federation = Federation.model_validate({"rounds": 30, **settings})
+        recipe = samples["approved"].recipe.model_copy(update={"federation": federation, "epochs": 1})
+        return dict(recipe_facts(samples["approved"].model_copy(update={"recipe": recipe})))
+
+    assert facts()["Training"] == "1 epoch a client and round, batches of 64, seed 7"
+    assert facts(steps=5)["Training"].startswith("5 steps a client and round")
+    some = facts(participation=0.25, prox=0.01)["Federation"]
+    assert "30 rounds of 25 % of them; mean, told of 0 byzantine; server avg, FedProx mu 0.01" in some
+    assert dict(recipe_facts(samples["approved"]))["Training"] == "30 epochs, batches of 64, seed 7"

@@ -18,7 +18,7 @@ from privacy_gate.reports import FORMATS
 from privacy_gate.reports.coverage import coverage
 from privacy_gate.reports.story import reasons
 from privacy_gate.reports.words import SCOPE, STATUS, shown
-from privacy_gate.verdict import Status
+from privacy_gate.verdict import Limit, Measurement, Severity, Status, judge
 
 GOLDEN = Path(__file__).parents[1] / "data" / "reports"
 VERDICTS = ("blocked", "approved", "undecided")
@@ -161,6 +161,17 @@ def test_every_finding_and_every_reason_is_in_every_view(samples: dict[str, Repo
             assert finding.waiver.owner in seen
             assert finding.waiver.expires in seen
     assert all(remedy.basis in seen for check in report.checks for remedy in check.result.remedies)
+
+
+def test_the_terminal_tells_of_every_warning_and_of_blocking_limits_first(samples: dict[str, Report]) -> None:
+    report = samples["blocked"]
+    low = Measurement(metric="holdout_accuracy", value=0.7, low=0.65, high=0.75, confidence=0.95)
+    warned = judge("utility", low, Limit(min=0.8, severity=Severity.WARN))
+    text = FORMATS["text"].render(report.model_copy(update={"findings": (*report.findings, warned)}))
+    told = [line for line in text.splitlines() if line.startswith("  - ")]
+    assert told[-1] == "  - warning: accuracy on held-out examples: 70.0 % [65.0 %, 75.0 %], limit ≥ 80 %"
+    assert not any(line.startswith("  - warning") for line in told[:-1])
+    assert "\nlimits: 5 met, 15 violated\n" in text
 
 
 @pytest.mark.parametrize("name", FORMATS)

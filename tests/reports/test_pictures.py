@@ -75,6 +75,14 @@ def test_limits_on_the_true_positive_rate_are_marked_once_where_they_stand() -> 
     assert (float(mark.x), float(mark.y)) == pytest.approx((x.at(0.01), y.at(0.05)), abs=0.05)
 
 
+def test_the_words_of_a_limit_stand_where_fewer_curves_pass() -> None:
+    limit = finding(0.01, 0.02, 0.03, Limit(max=0.05))
+    below = GUESSING.model_copy(update={"tpr": (0.0, 0.01, 0.038, 0.12, 1.0)})
+    above = GUESSING.model_copy(update={"tpr": (0.02, 0.06, 0.068, 0.3, 1.0)})
+    for curves, expected in (([GUESSING], False), ([below], True), ([above], False), ([below, above], False)):
+        assert [mark.above for mark in roc_chart(curves, 1000, [limit]).marks] == [expected]
+
+
 def test_no_curve_leaves_its_field() -> None:
     weak = Roc(attack="a", fpr=(0.0, 1e-9, 0.5, 1.0), tpr=(0.0, 0.0, 1e-6, 1.0))
     for x, y in points(roc_chart([weak, GUESSING], 500, []).lines[0].path):
