@@ -39,7 +39,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 approved, 1 bug, 2 usage or policy, 3 blocked, 4 undecided, 5 candidate refused, "
+    epilog="Example: privacy-gate demo\n\n"
+    "Exit codes: 0 approved, 1 bug, 2 usage or policy, 3 blocked, 4 undecided, 5 candidate refused, "
     "6 registry, storage or engine unavailable, 7 conflict, 130 interrupted. Only 0 promotes.",
 )
 # Typer lists commands in this order; those of an app without a name are its own.

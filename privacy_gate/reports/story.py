@@ -88,7 +88,8 @@ def why(report: Report) -> str:
     first = reasons(report)[0]
     if report.verdict is Verdict.BLOCKED:
         violated = sum(finding.status is Status.VIOLATED for finding in against)
-        return f"{violated} of {every} blocking findings violate their limit; the gravest: {first}."
+        verb = "violate their limit" if violated > 1 else "violates its limit"
+        return f"{violated} of {every} blocking findings {verb}; the gravest: {first}."
     if any(not control.held for control in report.controls):
         return f"A control of the audit itself failed, so its figures decide nothing: {first.partition(': ')[2]}."
     if not against:
