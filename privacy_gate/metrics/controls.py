@@ -106,8 +106,8 @@ def negative_control(evidence: MembershipEvidence, scores: Mapping[str, Floats])
     held = chance >= least
     detail = (
         f"{np.count_nonzero(population):,} population rows against {np.count_nonzero(holdout):,} holdout rows, "
-        f"{len(found)} attacks; furthest from chance: {name} with AUC {area:.3f}, {top:.0%} population among the "
-        f"most accused, p = {chance:.2g} (fails below {least:.2g})"
+        f"{len(found)} {'attacks' if len(found) > 1 else 'attack'}; furthest from chance: {name} with AUC {area:.3f}, "
+        f"{top:.0%} population among the most accused, p = {chance:.2g} (fails below {least:.2g})"
     )
     if not held:
         detail += ": the two are not drawn alike, or one of them was trained on"

@@ -116,7 +116,8 @@ def _spread(found: Behaviour, limit: float) -> Control:
     far = [surprise(figure) for figure in found.spread]
     detail = f"differences from the references among members {far[0]:+.1f}, holdout {far[1]:+.1f} {_UNIT}"
     reach = np.expm1((limit + MARGIN) * max(_deviation(figure) for figure in found.spread))
-    return _control("plausible spread", far, limit, f"{detail} (limit {limit:.1f}); {_OFTEN} {reach:.0%} larger ones")
+    seen = f"{reach:.0%} larger ones" if reach < 10 else f"only ones {reach:.2g} times larger"
+    return _control("plausible spread", far, limit, f"{detail} (limit {limit:.1f}); {_OFTEN} {seen}")
 
 
 def _membership(found: Behaviour, limit: float) -> Control:

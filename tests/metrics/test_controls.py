@@ -124,7 +124,7 @@ def test_without_population_or_an_attack_that_scores_it_the_negative_control_is_
     unscored = np.where(parts(100, 400, 300) == Split.POPULATION, np.nan, scores)
     assert negative_control(alone(parts(100, 400, 300)), {"lira": unscored}) == []
     found = negative_control(alone(parts(100, 400, 300)), {"lira": unscored, "loss": scores})
-    assert "1 attacks" in found[0].detail
+    assert "1 attack;" in found[0].detail
 
 
 PLANTED = parts(64, 128, 300)

@@ -1,5 +1,6 @@
 """A dossier that lies is caught as often as the control says, and a true one as seldom."""
 
+import re
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -219,6 +220,14 @@ def test_what_is_caught_says_that_the_dossier_does_not_describe_this_model() -> 
     controls = {control.name: control for control in plausibility(exchanged(0, 1.0, leak=2.0))}
     assert not controls["plausible membership"].held
     assert "the dossier does not describe this model" in controls["plausible membership"].detail
+
+
+def test_what_hardly_any_spread_would_show_is_said_in_few_digits() -> None:
+    _, evidence, rng = audit(3, 0.5, references=8)
+    wild = evidence.reference * np.exp(2 * rng.normal(size=(8, 1)))
+    for reference, expected in ((evidence.reference, r"\d{1,3}%"), (wild, r"only ones \S{1,8} times")):
+        spread = next(c for c in plausibility(replace(evidence, reference=reference)) if c.name == "plausible spread")
+        assert re.search(f"seen 9 times in 10: {expected} larger", spread.detail)
 
 
 def test_too_few_references_are_not_asked() -> None:
