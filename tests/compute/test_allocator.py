@@ -12,10 +12,11 @@ from privacy_gate.compute.allocator import keep_freed_memory
 if {kept}:
     keep_freed_memory()
 x = torch.ones(1 << 24)
-for turn in range(10):
-    if turn == 2:
+for turn in range(12):
+    if turn == 4:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    x + 1
+    y = x + 1  # as in a network: a layer's output is freed when the next one's is there
+    y = y + 1
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
@@ -27,4 +28,4 @@ def test_large_tensors_take_the_place_of_those_that_were_freed() -> None:
         int(subprocess.run([sys.executable, "-c", LOOP.format(kept=kept)], capture_output=True, check=True).stdout)
         for kept in (False, True)
     )
-    assert kept < made / 10
+    assert kept < made / 2
