@@ -208,8 +208,8 @@ def _writing(folder: Path) -> Iterator[None]:
 
 def _write(texts: Iterable[tuple[str, str]], folder: Path) -> list[Path]:
     paths = []
+    make_folder(folder)
     with _writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts:
             paths.append(folder / name)
             paths[-1].write_text(text, encoding="utf-8")

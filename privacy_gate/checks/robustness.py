@@ -128,24 +128,25 @@ class Robustness(WhereDeclared):
             return None
         return f"{self.byzantine} of {clients} clients are no minority: no rule knows who is honest; lower byzantine"
 
-    def _absent(self, subject: Subject, federation: Federation) -> str | None:
+    def _absent(self, subject: Subject, study: Study) -> str | None:
         """Why nothing can be measured of the federation; None where it can."""
         if subject.recipe.adaptation == "command":
             return NOT_SIMULATED
-        study = self._study(subject, federation)
         return self._no_minority(study.federations.count) or study.unmet(study.own)
 
     def jobs(self, subject: Subject) -> list[Job]:
         """Every federation of the study; none for a recipe without one that can be studied."""
-        if subject.recipe.federation is None or self._absent(subject, subject.recipe.federation):
+        if subject.recipe.federation is None:
             return []
         study = self._study(subject, subject.recipe.federation)
+        if self._absent(subject, study):
+            return []
         found: list[Job] = [*feature_jobs(subject), *study.clean(MEAN), *self._planting(subject, study)]
         for rule in study.rules():
             found += study.clean(rule)
             for byzantine in study.tried(rule):
                 found += [job for jobs in study.attacked(rule, byzantine).values() for job in jobs]
-        confirmation = self._confirmation(subject, subject.recipe.federation)
+        confirmation = self._confirmation(subject, study)
         return list(dict.fromkeys([*found, *(confirmation.jobs() if confirmation else [])]))
 
     def _study(self, subject: Subject, federation: Federation) -> Study:
@@ -155,15 +156,14 @@ class Robustness(WhereDeclared):
         federations = Federations(heads, federation, self.clients, self.alpha, self.seeds)
         return Study(federations, self.attacks, self.byzantine, self.alternatives)
 
-    def _confirmation(self, subject: Subject, federation: Federation) -> Confirmation | None:
+    def _confirmation(self, subject: Subject, study: Study) -> Confirmation | None:
         """Of networks, where the recipe trains them."""
         if not subject.recipe.trains_network:
             return None
-        federations = Federations(subject, federation, self.clients, self.alpha, self.seeds)
-        study = self._study(subject, federation)
+        federations = replace(study.federations, subject=subject)
         return Confirmation(federations, self.attacks, self.byzantine, study.unmet(study.own, self.byzantine))
 
-    def _planting(self, subject: Subject, study: "Study") -> list[Job]:
+    def _planting(self, subject: Subject, study: Study) -> list[Job]:
         """Features of every image with the trigger, and the federations where it is planted."""
         if self._no_backdoor(subject) or study.unplantable(BACKDOORS):
             return []
@@ -183,16 +183,16 @@ class Robustness(WhereDeclared):
         """The recipe's rule against the limits; the others as remedies and in the picture."""
         if subject.recipe.federation is None:
             return self.undeclared(dict.fromkeys(get_args(RobustnessMetric), NO_FEDERATION))
-        if unknown := self._absent(subject, subject.recipe.federation):
-            return CheckResult(measurements=tuple(not_measured(name, unknown) for name in get_args(RobustnessMetric)))
         study = self._study(subject, subject.recipe.federation)
+        if unknown := self._absent(subject, study):
+            return CheckResult(measurements=tuple(not_measured(name, unknown) for name in get_args(RobustnessMetric)))
         # Figures, picture and remedies ask for the same federations: each is read from the store once.
         figures = _Figures(study, cache(results), confidence)
         own, *others = study.rules()
         drops = {f: figures.drop(own, f) for f in study.numbers(own)}
         table = figures.table([own, *others], {name: limit.max for name, limit in self.limits.items()})
         drop, tax, notes = drops[self.byzantine], figures.tax(own), [figures.heterogeneity(), *study.left_out()]
-        if confirmation := self._confirmation(subject, subject.recipe.federation):
+        if confirmation := self._confirmation(subject, study):
             drop, tax = confirmation.drop(results, confidence), confirmation.tax(results, confidence)
             notes.append(confirmation.told(results))
         return CheckResult(

@@ -90,8 +90,9 @@ class SystemStress(WhereDeclared):
 
     def _unmet(self, study: Federations) -> dict[StressMetric, str]:
         """By metric that cannot be measured: why the rule cannot be tried."""
-        reasons = {name: study.unmet() or study.unmet(stress=stress) for name, stress in self._stresses().items()}
-        reasons["heterogeneity_drop"] = study.unmet()
+        calm = study.unmet()
+        reasons = {name: calm or study.unmet(stress=stress) for name, stress in self._stresses().items()}
+        reasons["heterogeneity_drop"] = calm
         return {name: reason for name, reason in reasons.items() if reason}
 
     def _stresses(self) -> dict[StressMetric, Stress]:

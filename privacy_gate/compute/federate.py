@@ -117,7 +117,7 @@ def federated_heads(
     )
     for first in range(0, len(subsets), REFERENCES):
         some = subsets[first : first + REFERENCES]
-        cells = [cell(recipe, _clients(data, rows), index) for index, rows in some]
+        cells = [cell(recipe, holders(data, rows), index) for index, rows in some]
         for (index, _), outcome in zip(some, simulate(study, cells), strict=True):
             head = torch.from_numpy(outcome.head)
             yield TrainedHead(index, head[:, :-1].float(), head[:, -1].float())
@@ -178,7 +178,7 @@ def cell(recipe: Recipe, client: Names | None, seed: int) -> Cell:
 
 def _training(recipe: Recipe, federation: Federation, optimizer: Sgd, client: Names | None) -> Training:
     return Training(
-        clients=federation.clients.count or len(np.unique(_named(client))),
+        clients=clients_of(federation, client),
         rounds=federation.rounds,
         steps=federation.steps,
         epochs=recipe.epochs,
@@ -191,6 +191,11 @@ def _training(recipe: Recipe, federation: Federation, optimizer: Sgd, client: Na
     )
 
 
+def clients_of(federation: Federation, client: Names | None) -> int:
+    """How many clients the federation has; client: as in `cell`."""
+    return federation.clients.count or len(np.unique(_named(client)))
+
+
 def _privacy(federation: Federation) -> Privacy | None:
     private = federation.privacy
     if private is None:
@@ -198,7 +203,8 @@ def _privacy(federation: Federation) -> Privacy | None:
     return Privacy(private.noise_multiplier, private.clip, hidden=federation.secure_aggregation)
 
 
-def _clients(data: AuditData, rows: Rows) -> Names | None:
+def holders(data: AuditData, rows: NDArray[np.generic]) -> Names | None:
+    """The client of each of these rows; None where the table names none."""
     return None if data.client is None else data.client[rows]
 
 

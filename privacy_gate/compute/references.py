@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from privacy_gate.candidate import CommandRecipe, Recipe
 from privacy_gate.compute.accountant import spent_epsilon, spent_on_clients
 from privacy_gate.compute.command import train_by_command
-from privacy_gate.compute.federate import federated_heads, federated_networks
+from privacy_gate.compute.federate import clients_of, federated_heads, federated_networks, holders
 from privacy_gate.compute.heads import TrainedHead, confidences, head_logits, train_heads
 from privacy_gate.compute.judged import judged
 from privacy_gate.compute.network_stack import TrainedNetwork
@@ -75,8 +75,7 @@ def _drawn(recipe: Recipe, index: int, rows: NDArray[np.bool_], data: AuditData)
     """The rows that the reference is trained on, and for the first what its privacy spends, of rows or of clients."""
     spent = None
     if index == 0 and recipe.federation is not None:
-        by_column = 0 if data.client is None else len(np.unique(data.client[rows]))
-        spent = spent_on_clients(recipe.federation, recipe.federation.clients.count or by_column)
+        spent = spent_on_clients(recipe.federation, clients_of(recipe.federation, holders(data, rows)))
     elif index == 0:
         spent = spent_epsilon(recipe, int(rows.sum()))
     return {"included": rows} if spent is None else {"included": rows, "epsilon": np.array([spent])}

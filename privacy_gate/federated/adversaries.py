@@ -77,7 +77,7 @@ def alie_z(n: int, f: int) -> float:
     """Phi^-1((n - f - s) / (n - f)), s = floor(n / 2 + 1) - f: Baruch et al. 2019 (arXiv 1902.06156).
 
     Deviations that a majority of clients hides: the byzantine need s honest ones beyond them. Raises ConfigurationError
-    where f clients are a majority by themselves.
+    where f clients are half of them or more.
 
     >>> round(alie_z(50, 8), 4), alie_z(10, 2)
     (0.18, 0.0)

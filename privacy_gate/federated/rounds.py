@@ -96,9 +96,9 @@ class Federation:
         losses = torch.cat([loss for _, loss in found if loss is not None], 2) if self._losses else None
         return updates.flatten(0, 1), None if losses is None else losses.flatten(0, 1)
 
-    def _each(self, values: torch.Tensor) -> torch.Tensor:
-        """Values (G, ...) of the sources, for every cell: (A G, ...)."""
-        return values.repeat(len(self._block.cells[0]), *[1] * (values.ndim - 1))
+    def _each(self, values: torch.Tensor, places: torch.Tensor | slice = slice(None)) -> torch.Tensor:
+        """Values (G, ...) of the sources, for every cell or for some: (A G, ...)."""
+        return values[self._source[places]]
 
     def _on_device(self, values: NDArray[np.generic]) -> torch.Tensor:
         return torch.from_numpy(values).to(self._learner.device)
@@ -177,7 +177,7 @@ class Federation:
         known: Known,
     ) -> Scene:
         some = known.at(places)
-        noise = self._noise(updates.shape[-1])[self._source[places]] if attack.noise else None
+        noise = self._each(self._noise(updates.shape[-1]), places) if attack.noise else None
         loyal = updates[:, :honest]
 
         def respond(sent: torch.Tensor) -> torch.Tensor:
