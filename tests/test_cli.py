@@ -179,7 +179,7 @@ def test_a_folder_that_cannot_be_written_is_named_before_anything_is_computed(
     assert not list(Path("privacy-gate-store").rglob("*.safetensors"))
     code, said = invoke("prepare", *where, "--store", "file")
     assert code == 6
-    assert "name a folder that can be written with --store" in said
+    assert "name a folder or bucket that can be written with --store" in said
 
 
 def test_gpus_that_stay_idle_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

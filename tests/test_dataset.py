@@ -449,7 +449,7 @@ def test_an_unknown_ending_and_an_unknown_place_say_what_to_do(tmp_path: Path) -
     with pytest.raises(DatasetError, match="no such file"):
         describe_table(str(tmp_path / "table.csv"), Columns(image="image"))
     with pytest.raises(UnavailableError) as caught:
-        describe_table("s3://bucket/table.csv", Columns(image="image"))  # its package is not installed
+        describe_table("gs://bucket/table.csv", Columns(image="image"))  # its package is not installed
     assert caught.value.exit_code == 6
 
 

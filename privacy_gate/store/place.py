@@ -23,7 +23,7 @@ DRAFT = ".part"
 START = 16 << 10
 """Bytes read of a file to learn what it is; nearly every header is shorter."""
 
-_NO_PLACE = {errno.ENOTDIR, errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS}
+_NO_PLACE = {errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS}
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl"}
 _MODIFIED = ("mtime", "LastModified", "last_modified", "updated", "created")
 
@@ -190,8 +190,8 @@ class _Reaching:
         remedy = "run the same command again"
         if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
             remedy = f"make room (`privacy-gate store prune` says what can go), then {remedy}"
-        elif isinstance(error, OSError) and error.errno in _NO_PLACE:
-            remedy = f"name a folder that can be written with --store, or mend its rights, then {remedy}"
+        elif isinstance(error, FileNotFoundError) or (isinstance(error, OSError) and error.errno in _NO_PLACE):
+            remedy = f"name a folder or bucket that can be written with --store, or mend its rights, then {remedy}"
         reason = f"{type(error).__name__}: {error}" if not isinstance(error, OSError) else str(error)
         raise StoreError(f"{self._what}: {reason}; nothing stored is lost: {remedy}") from error
 
