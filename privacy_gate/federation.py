@@ -182,11 +182,15 @@ class ClientPrivacy(Record):
     Every client shortens its update to norm `clip`; the server divides their sum by the number of clients it expects in
     a round, whatever they claim, and adds normal noise of noise_multiplier * clip / that number to each coordinate.
     delta is the epsilon's that the report states.
+
+    noise_by  server; or clients, each of whom adds as much to its update as makes the sum so noisy. Only then is a
+              server that would look at updates shown less of them; only if all who are asked answer, epsilon holds
     """
 
     noise_multiplier: Annotated[float, Field(ge=0)]
     clip: Positive
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    noise_by: Literal["server", "clients"] = "server"
 
 
 class Federation(Record):

@@ -11,7 +11,7 @@ from privacy_gate.candidate import Backbone, Input, Recipe, View
 FORMAT = 2
 """Part of every digest: raised when the meaning of a stored result changes."""
 
-REVISIONS = {"Federate": 1, "Confirm": 1}
+REVISIONS = {"Federate": 1, "Confirm": 1, "Invert": 1}
 """Part of the digests of single kinds, 0 where not named: raised when the meaning of that kind's results changes."""
 
 EMBED_ROWS = 256
@@ -178,7 +178,7 @@ class Trigger:
 
 @dataclass(frozen=True)
 class Invert:
-    """What a federation's server makes of the clients' updates in the first round: see compute.invert.
+    """What a federation's server makes of what clients send in the first round: see compute.invert.
 
     Targets first <= i < last, each a row of an update of its own, told from candidates - 1 rows of its class that
     nobody trained on.
@@ -358,6 +358,8 @@ def describe(job: Job) -> dict[str, Any]:
         ):
             if holder[name] is None:
                 del holder[name]  # likewise
+        if federation.get("privacy", {}).get("noise_by") == "server":
+            del federation["privacy"]["noise_by"]  # likewise
     if "trainer" in fields.get("recipe", {}):
         del fields["recipe"]["table"], fields["recipe"]["trainer"]["timeout_s"]
     return fields

@@ -28,7 +28,8 @@ class Inversion(WhereDeclared):
     """inversion_advantage: how often a row is told from others of its class by what its client sends, beyond chance.
 
     The first round's updates are attacked, whatever the candidate became: gradients vanish late in training, and
-    would make any recipe look safe.
+    would make any recipe look safe. What clients send is what they would: shortened, with noise and in sums, where the
+    recipe says so. Noise that the server adds hides nothing from it.
 
     candidates  rows that the true one stands among, itself included, all of its class
     targets     updates attacked, and one row of each
@@ -112,7 +113,7 @@ class Inversion(WhereDeclared):
             parts = [results(job) for job in self._tried(subject, recipe) if job.attack == attack]
             stored[attack] = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         hits = {attack: np.asarray(arrays["hit"], dtype=bool) for attack, arrays in stored.items()}
-        return inversion_advantage(hits, self.candidates, confidence), tuple(_notes(stored))
+        return inversion_advantage(hits, self.candidates, confidence), (*_notes(stored), *_noise(recipe))
 
     def _remedies(self, subject: Subject, found: Measurement, results: Results, confidence: float) -> list[Remedy]:
         """Secure aggregation, where it lowers the advantage beyond chance."""
@@ -122,6 +123,16 @@ class Inversion(WhereDeclared):
                 basis = f"inversion_advantage of the recipe with it: {in_percent(summed)}; without: {in_percent(found)}"
                 return [Remedy(action="declare, and use, secure aggregation: the server sees sums alone", basis=basis)]
         return []
+
+
+def _noise(recipe: Recipe) -> list[str]:
+    """Whose noise it is that protects clients."""
+    private = recipe.federation.privacy if recipe.federation else None
+    if private is None or private.noise_multiplier == 0:
+        return []
+    if private.noise_by == "server":
+        return ["inversion: the server adds the noise for the privacy of clients itself, so none of it hides updates"]
+    return ["inversion: what was attacked holds the clients' own noise, on which the program that trains was believed"]
 
 
 def _notes(stored: Mapping[str, Mapping[str, NDArray[Any]]]) -> list[str]:

@@ -139,7 +139,8 @@ def _unfit(found: Mapping[str, NDArray[Any]], subject: Subject) -> str | None:
         )
     if not (distance := float(found["distance"][0])) <= FAR:
         federation = subject.recipe.federation
-        noisy = federation is not None and federation.privacy is not None and federation.privacy.noise_multiplier > 0
+        private = None if federation is None else federation.privacy
+        noisy = private is not None and private.noise_multiplier > 0 and private.noise_by == "server"
         hidden = "; the server's noise for the privacy of clients, which no log holds, may be what lies between"
         return (
             f"the log ends {distance:.0%} of the head's length from the candidate, expected at most {FAR:.0%}: log the "

@@ -200,7 +200,12 @@ def _privacy(federation: Federation) -> Privacy | None:
     private = federation.privacy
     if private is None:
         return None
-    return Privacy(private.noise_multiplier, private.clip, hidden=federation.secure_aggregation)
+    return Privacy(
+        private.noise_multiplier,
+        private.clip,
+        hidden=federation.secure_aggregation,
+        by_clients=private.noise_by == "clients",
+    )
 
 
 def holders(data: AuditData, rows: NDArray[np.generic]) -> Names | None:

@@ -18,7 +18,7 @@ from privacy_gate.dataset import AuditData, Split
 from privacy_gate.errors import DatasetError
 from privacy_gate.evidence import Bools, Floats, Ints
 from privacy_gate.federated.cells import Cell, Draws
-from privacy_gate.federated.inversion import Made, Own, leak, likeness, local_update, refine, with_bias
+from privacy_gate.federated.inversion import Made, Own, leak, likeness, local_update, noise_seen, refine, with_bias
 from privacy_gate.federated.known import Known
 from privacy_gate.federated.lineup import bystanders, eligible, line_up
 from privacy_gate.federated.samples import Samples
@@ -66,6 +66,7 @@ class Target:
     row        the target; shown (m,) the rows among which it stands, and at which place
     near       share of decoys that are of its client
     draw       (V,) by which the server draws rows of its own
+    noise      (C, E) standard normal, by which the clients' own noise is drawn
     """
 
     rows: Ints
@@ -77,6 +78,7 @@ class Target:
     place: int
     near: float
     draw: Floats
+    noise: Floats
 
 
 def run_invert(jobs: Sequence[Invert], work: Work) -> None:
@@ -160,7 +162,8 @@ def target(scene: Arena, job: Invert, index: int) -> Target:
     row = int(rng.choice(able))
     shown, place, near = line_up(scene.data, scene.decoys, row, job.candidates, rng)
     rows = np.concatenate([_trained(scene, job, client, index) for client in seen])
-    return Target(rows, made, guess, share, row, shown, place, near, rng.random(len(rows)))
+    noise = Draws("inversion").generator("noise", job.seed, index).standard_normal(scene.start.shape)
+    return Target(rows, made, guess, share, row, shown, place, near, rng.random(len(rows)), noise)
 
 
 def _client(scene: Arena, job: Invert, index: int, rng: np.random.Generator) -> tuple[int, Ints]:
@@ -228,6 +231,7 @@ def _attack(scene: Arena, targets: Sequence[Target], optimised: bool) -> tuple[B
     with torch.no_grad():
         rows = with_bias(scene.features[tensor([each.rows for each in both])])
         seen = local_update(rows, tensor([label[each.rows] for each in both]), made, start, training)
+        seen += noise_seen(share, training)[:, None, None] * tensor([each.noise for each in both])
         first = leak(seen, guess, start, training, own, draw)
     found = first.features.gather(1, mine[:, None, None].expand(-1, -1, first.features.shape[2]))
     if optimised:

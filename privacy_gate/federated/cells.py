@@ -31,12 +31,15 @@ class Privacy:
     the number of clients asked in a round, also where fewer answer, and each coordinate gets normal noise of standard
     deviation noise_multiplier * clip / that number.
 
-    hidden  whether the server sees sums alone: then nobody shortens what a byzantine client sends
+    hidden      whether the server sees sums alone: then nobody shortens what a byzantine client sends
+    by_clients  whether the noise is not the server's: each client asked adds as much as makes the sum that noisy, and
+                nobody else can then shorten what it sends. Where clients do not answer, their noise is missing
     """
 
     noise_multiplier: float
     clip: float
     hidden: bool = False
+    by_clients: bool = False
 
     def __post_init__(self) -> None:
         if not (self.noise_multiplier >= 0 and self.clip > 0):
@@ -123,7 +126,7 @@ class Cell:
     def joined(self) -> Rule:
         """What the server does with the updates it receives: the rule; with privacy, first it shortens what it sees."""
         privacy = self.training.privacy
-        if privacy is None or privacy.hidden:
+        if privacy is None or privacy.hidden or privacy.by_clients:
             return self.rule
         return replace(self.rule, before=(step("clip", {"tau": privacy.clip}),))
 

@@ -11,20 +11,27 @@ From the head w0 = `start`, with r = 1 - lr (decay + prox), local training ends 
 tau the sum of all e_s: what decay and prox do is known and can be taken out. Bias columns are the same sum without x,
 so they tell how often each class occurs; and to a class that does not occur every row adds by p alone, so its dW / db
 is the mean row: for a single row, that row (Geiping et al. 2020, arXiv 2003.14053).
+
+With privacy of clients each of them sends clip / |update| of an update longer than clip, and perhaps noise of its own.
+To shorten is to multiply all effects of a client by one number, which leaves ratios as they are.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 
-from privacy_gate.federated.cells import Training
+from privacy_gate.federated.cells import Privacy, Training
 
 TURNS = 4
 """How often the shares of classes and the predictions that they lead to are computed from each other."""
 
 APART = 0.1
 """How far apart rows of a class start in the optimisation, where the server's own are 1 apart."""
+
+BEYOND = 3.0
+"""Standard deviations of noise beyond which a class is taken to occur."""
 
 STEP = 0.05
 """Its first step, in standard deviations of uncorrelated coordinates."""
@@ -52,6 +59,10 @@ class Made:
         after = active.flip(-1).cumsum(-1).flip(-1) - active.long()
         kept = self.weight.new_tensor(1 - training.lr * (training.decay + training.prox))
         return training.lr * kept ** after.unsqueeze(-1) * self.weight * self.share[:, :, None, None]
+
+    def shortened(self, left: torch.Tensor) -> "Made":
+        """The same where so much (T, K) is left of each client's update."""
+        return replace(self, share=self.share * left)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,8 +126,16 @@ def local_update(
 ) -> torch.Tensor:
     """What the server sees, (T, C, E), of clients that train from `start` (C, E) on rows (T, V, E) of classes (T, V).
 
-    The clients' own algorithm (local.py), here so that it can be differentiated by the rows.
+    The clients' own algorithm (local.py), here so that it can be differentiated by the rows. Without noise.
     """
+    each = trained(features, label, made, start, training)
+    return _joined(each, made.share * reach(each, training.privacy))
+
+
+def trained(
+    features: torch.Tensor, label: torch.Tensor, made: Made, start: torch.Tensor, training: Training
+) -> torch.Tensor:
+    """How far training takes each client, (T, K, C, E), unshortened; arguments as of `local_update`."""
     updates, clients, steps, size = made.place.shape
     classes, width = start.shape
     local = start.expand(updates, clients, classes, width)
@@ -132,7 +151,21 @@ def local_update(
             active = (weight.sum(2, keepdim=True) > 0).to(features)
             gradient = gradient + active * (training.decay * local + training.prox * (local - start))
         local = local - training.lr * gradient
-    return (made.share[:, :, None, None] * (local - start)).sum(1)
+    return local - start
+
+
+def reach(updates: torch.Tensor, privacy: Privacy | None) -> torch.Tensor:
+    """What is left of each client's update (T, K, C, E) once it is as short as privacy demands, (T, K)."""
+    if privacy is None:
+        return updates.new_ones(updates.shape[:2])
+    length = updates.flatten(2).norm(dim=2).clamp(min=torch.finfo(updates.dtype).tiny)
+    left: torch.Tensor = (privacy.clip / length).clamp(max=1)
+    return left
+
+
+def _joined(updates: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    """The sum (T, C, E) of updates (T, K, C, E), of which these shares (T, K) count."""
+    return (share[:, :, None, None] * updates).sum(1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,24 +192,60 @@ def leak(
     dW_c = mass_c mean_c - tau q_c mean, where p and x are taken as uncorrelated (at a head of zeros p = 1/C, and after
     one step both hold exactly). The mean of all rows is dW / db of the classes that do not occur; where all occur, it
     is that of the server's own rows. q is not seen after the first step: it is that of the server's own rows, trained
-    on in the shares that q implies, by turns.
+    on in the shares that q implies, by turns. So is how far clients shortened what they sent.
+
+    Where clients add noise, masses are those of the classes that were counted, which has no noise.
     """
-    effect = guess.effect(training)
-    tau = effect.sum((1, 2, 3)).unsqueeze(1)
-    gradient = seen + training.decay * tau.unsqueeze(2) * start
+    privacy, noise, rows = training.privacy, noise_seen(guess.share, training).unsqueeze(1), draw.shape[1]
+    predicted = (with_bias(own.features) @ start.T).softmax(1).mean(0).expand_as(seen[..., -1])
+    made = guess
+    for _ in range(TURNS):
+        effect, tau, gradient = _effects(seen, made, start, training)
+        bias = gradient[..., -1]
+        label = labels(counts(bias + tau * predicted, rows, surely(bias, noise, rows)), rows)
+        each = trained(with_bias(own.of(label, draw)), label, guess, start, training)
+        if privacy is not None:
+            made = guess.shortened(reach(each, privacy))
+            effect, tau, _ = _effects(seen, made, start, training)
+        replayed = _joined(each, made.share)
+        predicted = (_mass(label, made, effect, len(start)) - replayed[..., -1]) / tau - training.decay * start[:, -1]
+    effect, tau, gradient = _effects(seen, made, start, training)
     weight, bias = gradient[..., :-1], gradient[..., -1]
     lightest = torch.where(effect > 0, effect, torch.inf).amin((1, 2, 3)).unsqueeze(1)
-    predicted = (with_bias(own.features) @ start.T).softmax(1).mean(0).expand_as(bias)
-    rows = draw.shape[1]
-    for _ in range(TURNS):
-        label = labels(counts(bias + tau * predicted, rows, bias > 0), rows)
-        replayed = local_update(with_bias(own.of(label, draw)), label, guess, start, training)
-        predicted = (_mass(label, guess, effect, len(start)) - replayed[..., -1]) / tau - training.decay * start[:, -1]
     mass = bias + tau * predicted
-    number = counts(mass, rows, bias > 0)
+    number = counts(mass, rows, surely(bias, noise, rows))
+    label = labels(number, rows)
+    mass = torch.where(noise > 0, _mass(label, made, effect, len(start)), mass)
     mean = _ratio(weight, bias, (number == 0) & (bias < 0), own)
     sums = weight + (tau * predicted).unsqueeze(2) * mean.unsqueeze(1)
-    return Leak(sums / mass.clamp(min=lightest / 10).unsqueeze(2), labels(number, rows))
+    return Leak(sums / mass.clamp(min=lightest / 10).unsqueeze(2), label)
+
+
+def noise_seen(share: torch.Tensor, training: Training) -> torch.Tensor:
+    """Standard deviation (T,) of each coordinate's noise in what is seen, where these shares (T, K) of clients are.
+
+    Each of the clients asked in a round adds noise_multiplier * clip / sqrt(their number), if any does.
+    """
+    privacy = training.privacy
+    if privacy is None or not privacy.by_clients:
+        return share.new_zeros(len(share))
+    own = privacy.noise_multiplier * privacy.clip / math.sqrt(sum(training.asked(0)))
+    return own * share.square().sum(1).sqrt()
+
+
+def surely(bias: torch.Tensor, noise: torch.Tensor, rows: int) -> torch.Tensor:
+    """Classes (T, C) that surely occur: their bias (T, C) rose beyond the noise (T, 1), and they are at most `rows`."""
+    rank = torch.argsort(torch.argsort(bias, dim=1, descending=True, stable=True), dim=1)
+    return (bias > BEYOND * noise) & (rank < rows)
+
+
+def _effects(
+    seen: torch.Tensor, made: Made, start: torch.Tensor, training: Training
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Effects (T, K, S, B), their sum tau (T, 1), and what is seen without what decay did, (T, C, E)."""
+    effect = made.effect(training)
+    tau = effect.sum((1, 2, 3)).unsqueeze(1)
+    return effect, tau, seen + training.decay * tau.unsqueeze(2) * start
 
 
 def counts(mass: torch.Tensor, rows: int, sure: torch.Tensor) -> torch.Tensor:
@@ -186,6 +255,7 @@ def counts(mass: torch.Tensor, rows: int, sure: torch.Tensor) -> torch.Tensor:
     sure (T, C), those whose bias rose (Zhao et al. 2020, arXiv 2001.02610).
     """
     share = mass.clamp(min=0)
+    share = torch.where(share.sum(1, keepdim=True) > 0, share, 1.0)  # noise may leave no class any
     tiny = torch.finfo(mass.dtype).tiny
     exact = share / share.sum(1, keepdim=True).clamp(min=tiny) * rows
     left = rows - sure.sum(1, keepdim=True)

@@ -1,5 +1,6 @@
 """The rounds of one block of federations: local training, attack, aggregation, server step. Axis letters: local.py."""
 
+import math
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -196,7 +197,9 @@ class Federation:
             self._draws.generator("privacy", source.seed, self._turn).standard_normal(mean.shape[1])
             for source in self._block.sources
         ]
-        noise = privacy.noise_multiplier * privacy.clip / asked * np.array(drawn)
+        # Noise that clients add is missing where they do not answer, and where they are byzantine.
+        present = math.sqrt((clients - self._bad()) / asked) if privacy.by_clients else 1.0
+        noise = privacy.noise_multiplier * privacy.clip / asked * present * np.array(drawn)
         return mean * (clients / asked) + self._each(self._on_device(noise).to(mean.dtype))
 
     def _noise(self, width: int) -> torch.Tensor:

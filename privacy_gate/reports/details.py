@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from privacy_gate.candidate import Recipe
 from privacy_gate.documents import Record
-from privacy_gate.federation import Federation
+from privacy_gate.federation import ClientPrivacy, Federation
 from privacy_gate.report import CheckRecord, Report
 from privacy_gate.reports.words import Shown, capital, level, metric, percent, plain, shown
 from privacy_gate.verdict import Measurement
@@ -110,10 +110,15 @@ def _federation(federation: Federation) -> str:
     alpha = f" {clients.alpha:g}" if clients.alpha else ""
     aggregator = f"{federation.aggregator}, told of {federation.aggregator.tolerates} byzantine"
     hidden = ", secure aggregation" if federation.secure_aggregation else ""
-    private = f", privacy of clients: {_settings(federation.privacy)}" if federation.privacy else ""
+    private = f", privacy of clients: {_private(federation.privacy)}" if federation.privacy else ""
     asked = f" of {percent(federation.participation)} of them" if federation.participation < 1 else ""
     server = f"server {federation.server.name}" + (f", FedProx mu {federation.prox:g}" if federation.prox else "")
     return f"{who}{alpha}; {federation.rounds:,} rounds{asked}; {aggregator}; {server}{hidden}{private}"
+
+
+def _private(privacy: ClientPrivacy) -> str:
+    noise = f"noise_multiplier {privacy.noise_multiplier:g} by the {privacy.noise_by}"
+    return f"{noise}, clip {privacy.clip:g}, delta {privacy.delta:g}"
 
 
 def _settings(record: Record) -> str:

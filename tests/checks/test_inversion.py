@@ -85,6 +85,20 @@ def test_a_sum_of_many_clients_large_batches_meets_the_limit(digits: AuditData, 
     assert result.remedies == ()
 
 
+def test_a_recipe_is_told_whose_noise_it_was(digits: AuditData, tmp_path: Path) -> None:
+    told = {"server": "the server adds the noise", "clients": "the clients' own noise"}
+    noise = {"noise_multiplier": 9.0, "clip": 0.01}
+    for by, said in told.items():
+        about = subject(digits, {"privacy": noise | {"noise_by": by}})
+        result = measure(check(attacks=["analytic"], alternatives=False), about, tmp_path)
+        assert (judge("inversion", result.measurements[0], LIMIT).status is Status.VIOLATED) == (by == "server")
+        assert [said in note for note in result.notes] == [False, True]
+    quiet = measure(
+        check(attacks=["analytic"]), subject(digits, {"privacy": noise | {"noise_multiplier": 0}}), tmp_path
+    )
+    assert len(quiet.notes) == 1
+
+
 def test_large_updates_and_other_clients_decoys_are_spoken_of(digits: AuditData, tmp_path: Path) -> None:
     # Four rows in five are of the first client, and none of the holdout: its decoys are all another's.
     far = np.where(digits.split == Split.MEMBER, np.where(np.arange(len(digits.ids)) % 5 == 0, "b", "a"), "b")

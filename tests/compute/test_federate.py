@@ -155,6 +155,14 @@ def test_what_privacy_of_clients_spends_is_kept_with_the_first_reference_and_tol
 def test_federations_without_newer_settings_keep_the_names_of_their_results() -> None:
     chain = {"name": "centered_clipping", "tau": 1.0, "before": ["nnm"], "tolerates": 1}
     job = federate(federated(aggregator=chain, server={"name": "adam"}), "d" * 64, None, 0, 0)
+    private = {"noise_multiplier": 1.0, "clip": 1.0}
+    names = [{"noise_by": "server"}, {}, {"noise_by": "clients"}]
+    same, plain, other = (digest(federate(federated(privacy=private | by), "d" * 64, None, 0, 0)) for by in names)
+    assert same == plain != other
+    assert (
+        "noise_by"
+        not in describe(federate(federated(privacy=private), "d" * 64, None, 0, 0))["recipe"]["federation"]["privacy"]
+    )
     described = describe(job)
     assert described.pop("revision") == 1  # which stands for what the results hold, and not for settings
     assert digest_of(described) == "724be23f3fc46e30b7e27d1e9496c71de1a70a335230b849207d3aaa96051849"

@@ -98,6 +98,48 @@ def test_a_sum_over_many_clients_tells_less_than_one_client_s_update(digits: Aud
     assert (hidden["mixed"] == 160).all()
 
 
+@pytest.mark.parametrize("how", [{}, {"steps": 5}, {"secure_aggregation": True}], ids=str)
+@pytest.mark.parametrize("noise", [{"noise_multiplier": 0.0}, {"noise_multiplier": 5.0, "noise_by": "server"}], ids=str)
+def test_neither_a_clip_that_shortens_nobody_nor_the_server_s_own_noise_hides_anything(
+    digits: AuditData, how: dict[str, Any], noise: dict[str, Any]
+) -> None:
+    some = {"clients": {"partition": "iid", "count": 5}} | how
+    even = {"aggregator": {"name": "uniform_mean"}}
+    plain, private = (
+        attack(recipe(**some, **even), digits),
+        attack(recipe(**some, privacy=noise | {"clip": 1e6}), digits),
+    )
+    for key, values in plain.items():
+        assert np.allclose(values, private[key], rtol=0, atol=1e-9), key
+
+
+@pytest.mark.parametrize("name", ["analytic", "optimised"])
+def test_shortened_updates_tell_a_single_row_as_well_and_many_rows_nearly(digits: AuditData, name: str) -> None:
+    short = {"noise_multiplier": 0.0, "clip": 1e-3}
+    alone = attack(recipe(batch=1, privacy=short), digits, name, 40)
+    assert alone["hit"].all()
+    assert alone["cosine"].min() > (1 - 1e-9 if name == "analytic" else 0.8)
+    plain, clipped = (attack(recipe(batch=16, **how), digits, name, 80) for how in ({}, {"privacy": short}))
+    assert clipped["hit"].mean() > plain["hit"].mean() - 0.1
+    assert clipped["cosine"].mean() > plain["cosine"].mean() - 0.05
+
+
+@pytest.mark.parametrize("name", ["analytic", "optimised"])
+@pytest.mark.parametrize("hidden", [False, True])
+def test_the_more_noise_clients_add_the_less_is_found_until_it_is_chance(
+    digits: AuditData, name: str, hidden: bool
+) -> None:
+    def found(noise: float, targets: int) -> float:
+        private = {"noise_multiplier": noise, "clip": 0.01, "noise_by": "clients"}
+        four = {"partition": "iid", "count": 4}
+        how = recipe(batch=4, clients=four, secure_aggregation=hidden, privacy=private)
+        return float(attack(how, digits, name, targets)["hit"].mean())
+
+    little, more, much = found(0.01, 60), found(0.3, 60), found(5.0, 200)
+    assert little > more + 0.1
+    assert abs(much - 0.1) < 3 * np.sqrt(0.1 * 0.9 / 200)
+
+
 @pytest.mark.parametrize("name", ["analytic", "optimised"])
 def test_targets_are_attacked_the_same_way_in_any_company(digits: AuditData, name: str) -> None:
     how = recipe(batch=8, steps=None, epochs=2, decay=0.01, clients={"partition": "iid", "count": 60})

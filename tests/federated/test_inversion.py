@@ -1,10 +1,13 @@
 """What an update tells of its rows: exactly one row, exactly the classes, and less as rows are mixed."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from privacy_gate.federated.cells import Draws, Training
+from privacy_gate.federated.cells import Draws, Privacy, Training
+from privacy_gate.federated.clipping import clip
 from privacy_gate.federated.inversion import (
     Leak,
     Made,
@@ -14,7 +17,10 @@ from privacy_gate.federated.inversion import (
     leak,
     likeness,
     local_update,
+    noise_seen,
     refine,
+    surely,
+    trained,
     with_bias,
 )
 from privacy_gate.federated.local import Batches, local_updates
@@ -112,6 +118,47 @@ def test_clients_train_as_they_do_in_a_federation(training: Training) -> None:
     # The sum of all effects is what the head loses by decay, and each row counts for what the module says.
     tau = made.effect(training).sum()
     assert seen[0].sum(0) == pytest.approx((-training.decay * tau * start).sum(0), abs=1e-12)
+
+
+def test_clients_shorten_what_they_send_each_its_own() -> None:
+    x, y = rows(7, 1, 40, WIDTH), (torch.arange(40) % CLASSES).unsqueeze(0)
+    place, weight = torch.arange(40).view(1, 2, 1, 20), torch.full((1, 2, 1, 20), 1 / 20, dtype=torch.float64)
+    made = Made(place, weight, torch.tensor([[0.5, 0.5]], dtype=torch.float64))
+    training, start = Training(lr=0.3), torch.zeros(CLASSES, WIDTH + 1, dtype=torch.float64)
+    long, short = trained(with_bias(x), y, made, start, training)[0].flatten(1).norm(dim=1).sort(descending=True).values
+    for reach in (2 * long, (long + short) / 2, short / 2):
+        private = replace(training, privacy=Privacy(1.0, float(reach)))
+        each = trained(with_bias(x), y, made, start, private).flatten(2)
+        seen = local_update(with_bias(x), y, made, start, private)
+        assert torch.allclose(seen.flatten(1), clip(each, 0, tau=float(reach)).mean(1), atol=1e-15, rtol=1e-12)
+
+
+@pytest.mark.parametrize("tau", [1e-4, 0.01, 10.0])
+def test_however_short_an_update_is_made_a_single_row_is_recovered(tau: float) -> None:
+    y = torch.arange(CLASSES).unsqueeze(1)
+    x = rows(2, CLASSES, 1, WIDTH)
+    _, found = attacked(x, y, Training(lr=0.1, privacy=Privacy(0.0, tau)))
+    recovered = found.features.gather(1, y.unsqueeze(2).expand(-1, -1, WIDTH))
+    assert (recovered - x).abs().max() < 1e-9
+    assert (found.label == y).all()
+
+
+def test_the_noise_that_is_seen_is_that_of_the_clients_who_are_seen_and_none_of_the_server_s() -> None:
+    training = Training(clients=9, privacy=Privacy(2.0, 0.3, by_clients=True))
+    alone, summed = torch.ones(1, 1, dtype=torch.float64), torch.full((1, 9), 1 / 9, dtype=torch.float64)
+    assert float(noise_seen(alone, training)) == pytest.approx(2.0 * 0.3 / 3)
+    assert float(noise_seen(summed, training)) == pytest.approx(2.0 * 0.3 / 9)
+    for other in (None, Privacy(2.0, 0.3), Privacy(2.0, 0.3, hidden=True)):
+        assert float(noise_seen(alone, replace(training, privacy=other))) == 0
+
+
+def test_noise_makes_no_class_certain_and_never_more_classes_than_rows() -> None:
+    bias = torch.tensor([[0.5, 0.2, -0.7], [0.5, 0.2, 0.1]], dtype=torch.float64)
+    none, some = torch.zeros(2, 1, dtype=torch.float64), torch.full((2, 1), 0.1, dtype=torch.float64)
+    assert surely(bias, none, 2).tolist() == [[True, True, False], [True, True, False]]
+    assert surely(bias, some, 2).tolist() == [[True, False, False], [True, False, False]]
+    lost = torch.full((1, 3), -1.0, dtype=torch.float64)
+    assert counts(lost, 10, lost > 0).sum() == 10
 
 
 def test_optimising_finds_rows_of_one_class_apart_that_many_steps_tell_apart() -> None:

@@ -119,6 +119,23 @@ def test_the_noise_has_the_stated_variance_and_is_new_in_each_round_and_for_each
     assert abs(alike.mean()) < 5 / np.sqrt(ends[1].shape[1] * alike.size / 2)
 
 
+@pytest.mark.parametrize("absent", [0.0, 0.5])
+def test_noise_that_clients_add_is_the_server_s_less_that_of_those_who_do_not_answer(absent: float) -> None:
+    once = replace(PLAIN, rounds=1, absent=absent)
+    hows = [
+        Privacy(noise, CLIP, hidden=True, by_clients=own) for noise, own in ((0, False), (SIGMA, False), (SIGMA, True))
+    ]
+    silent, servers, clients = (
+        one.model for one in simulate(STUDY, [cell(replace(once, privacy=how)) for how in hows])
+    )
+    np.testing.assert_allclose(clients - silent, (servers - silent) * np.sqrt(1 - absent), rtol=1e-9)
+
+
+def test_a_server_that_sees_noisy_updates_cannot_shorten_them() -> None:
+    for hidden in (False, True):
+        assert cell(replace(PLAIN, privacy=Privacy(SIGMA, CLIP, hidden, by_clients=True))).joined == UNIFORM
+
+
 def test_a_cell_alone_equals_the_cell_among_others_in_any_order_on_any_number_of_threads() -> None:
     trainings = [PLAIN, private(), private(hidden=True), private(replace(PLAIN, participation=0.6))]
     attacks: list[dict[str, object]] = [{}, {"adversary": "ipm_search", "f": 2}, {"adversary": "label_flip", "f": 1}]

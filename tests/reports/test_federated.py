@@ -124,11 +124,13 @@ def test_what_the_model_stands_on_is_in_every_view_with_its_licence(report: Repo
 
 
 def test_the_privacy_of_clients_is_told_with_the_federation(samples: dict[str, Report]) -> None:
-    private = ClientPrivacy(noise_multiplier=1.1, clip=0.5)
-    federation = Federation(rounds=30, secure_aggregation=True, privacy=private)
-    recipe = samples["approved"].recipe.model_copy(update={"federation": federation})
-    told = dict(recipe_facts(samples["approved"].model_copy(update={"recipe": recipe})))["Federation"]
-    assert told.endswith("secure aggregation, privacy of clients: noise_multiplier 1.1, clip 0.5, delta 1e-05")
+    for by in ("server", "clients"):
+        private = ClientPrivacy(noise_multiplier=1.1, clip=0.5, noise_by=by)
+        federation = Federation(rounds=30, secure_aggregation=True, privacy=private)
+        recipe = samples["approved"].recipe.model_copy(update={"federation": federation})
+        told = dict(recipe_facts(samples["approved"].model_copy(update={"recipe": recipe})))["Federation"]
+        settings = f"noise_multiplier 1.1 by the {by}, clip 0.5, delta 1e-05"
+        assert told.endswith(f"secure aggregation, privacy of clients: {settings}")
 
 
 def test_what_was_tested_names_every_attack_tried_and_nothing_that_is_no_attack(report: Report) -> None:
