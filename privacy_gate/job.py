@@ -11,7 +11,7 @@ from privacy_gate.candidate import Backbone, Input, Recipe, View
 FORMAT = 2
 """Part of every digest: raised when the meaning of a stored result changes."""
 
-REVISIONS = {"Federate": 1, "Confirm": 1, "Invert": 1}
+REVISIONS = {"Federate": 1, "Confirm": 1, "Invert": 1, "Evade": 1}
 """Part of the digests of single kinds, 0 where not named: raised when the meaning of that kind's results changes."""
 
 EMBED_ROWS = 256
@@ -228,8 +228,8 @@ class Evade:
     targets  classes that the targeted attack tries, likeliest first
 
     Result, all (R,) bool, for each of `rows`: right, as it is; untargeted, right under APGD on the cross entropy;
-    standing, right under the targeted attacks as well. Signs of masked gradients: guessed, wrong under random changes
-    of the same size; wide, right under changes that no model withstands; flat, right where there is no gradient.
+    standing, right under APGD-T as well. Signs of masked gradients: guessed, wrong under random changes of the same
+    size; wide, right under changes that no model withstands; flat, right where there is no gradient.
     """
 
     artifact: str

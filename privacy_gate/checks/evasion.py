@@ -38,7 +38,7 @@ class Universal(Record):
 
 
 class Evasion(Check):
-    """robust_accuracy: rows right, and still right under APGD (Croce & Hein 2020), untargeted and then targeted.
+    """robust_accuracy: rows right, and still right under APGD-CE and then APGD-T (Croce & Hein 2020).
 
     universal_transfer: answers changed by one change of all images, crafted without the candidate: whoever knows its
     public backbone can make it.

@@ -21,6 +21,9 @@ MOMENTUM = 0.75
 RISING = 0.75
 """rho: share of steps since the last checkpoint that must have raised the loss."""
 
+RANKED, TINY = 4, 1e-12
+"""Logits that the ratio looks at, the largest ones, and what it adds to their distance, which may be 0."""
+
 FIRST, SHRINK, LEAST = 0.22, 0.03, 0.06
 """The first checkpoint, by how much the next distances shrink, and to what; shares of all steps."""
 
@@ -31,11 +34,24 @@ def cross_entropy(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
 
 
 def towards(target: torch.Tensor) -> Loss:
-    """The target's logit above the label's, target (B,): the targeted attack's.
+    """The targeted difference of logits ratio, target (B,): APGD-T's, Croce & Hein 2020, section 6.
 
-    The paper divides it by a distance of logits so that it has no scale; steps along its sign have none anyway, and so
-    it is there for any number of classes, and vanishes nowhere.
+    (z_target - z_label) / (z_1 - (z_3 + z_4) / 2), z_k the k-th largest logit. Of fewer than four classes there is no
+    such ratio, and it is `ahead`.
     """
+    difference = ahead(target)
+
+    def loss(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        if logits.shape[1] < RANKED:
+            return difference(logits, label)
+        largest = logits.topk(RANKED, dim=1).values
+        return difference(logits, label) / (largest[:, 0] - (largest[:, 2] + largest[:, 3]) / 2 + TINY)
+
+    return loss
+
+
+def ahead(target: torch.Tensor) -> Loss:
+    """The target's logit above the label's, target (B,)."""
 
     def loss(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         return _of(logits, target) - _of(logits, label)

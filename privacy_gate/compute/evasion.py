@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from privacy_gate.candidate import Recipe
-from privacy_gate.compute.apgd import apgd, cross_entropy, towards
+from privacy_gate.compute.apgd import ahead, apgd, cross_entropy, towards
 from privacy_gate.compute.candidate_pixels import PixelModel, pixel_model, pixels, public_pixel_model
 from privacy_gate.compute.judged import Arrays
 from privacy_gate.compute.universal import linear_probe, sign_noise, universal
@@ -96,7 +96,7 @@ def _flat(model: PixelModel, x: torch.Tensor, label: torch.Tensor, target: torch
         return torch.zeros(0, dtype=torch.bool, device=x.device)
     leaf = x.detach().requires_grad_()
     with torch.enable_grad():
-        (gradient,) = torch.autograd.grad(towards(target)(model(leaf), label).sum(), [leaf])
+        (gradient,) = torch.autograd.grad(ahead(target)(model(leaf), label).sum(), [leaf])
     return ~(gradient != 0).flatten(1).any(1)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from privacy_gate.compute.apgd import _checkpoints, apgd, cross_entropy, towards
+from privacy_gate.compute.apgd import _checkpoints, ahead, apgd, cross_entropy, towards
 from privacy_gate.compute.universal import linear_probe, sign_noise, universal
 from privacy_gate.errors import CandidateError
 
@@ -41,19 +41,19 @@ def network(seed: int = 0) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def test_on_a_linear_model_the_targeted_attack_is_the_best_there_is() -> None:
+def test_on_a_linear_model_raising_the_difference_of_two_logits_is_the_best_there_is() -> None:
     model, weight = linear()
     x = drawn(60)
     label = model(x).argmax(1)
     for target in range(CLASSES):
         rows = label != target
         chosen = torch.full((int(rows.sum()),), target)
-        moved, fooled = apgd(model, x[rows], label[rows], towards(chosen), RADIUS, STEPS)
+        moved, fooled = apgd(model, x[rows], label[rows], ahead(chosen), RADIUS, STEPS)
         apart = weight[chosen] - weight[label[rows]]
         logits = model(x[rows])
         margin = (logits.gather(1, chosen[:, None]) - logits.gather(1, label[rows][:, None]))[:, 0]
         best = margin + RADIUS * apart.abs().sum(1)
-        reached = towards(chosen)(model(moved), label[rows])
+        reached = ahead(chosen)(model(moved), label[rows])
         still = ~fooled  # who is fooled is given as it was then
         torch.testing.assert_close(reached[still], best[still], atol=1e-9, rtol=0)
         assert bool(fooled[best > 1e-9].all())
@@ -73,6 +73,30 @@ def test_all_targets_leave_exactly_the_rows_that_stand_in_closed_form() -> None:
         target = logits.scatter(1, label[:, None], -torch.inf).argsort(dim=1, descending=True)[:, place]
         left &= ~apgd(model, x, label, towards(target), SMALL, STEPS)[1]
     assert torch.equal(left, stands)
+
+
+def test_the_targeted_loss_is_the_ratio_that_a_plain_loop_gives_and_the_peer_s() -> None:
+    peer = PARITY["targeted_dlr"]
+    logits, label, target = (torch.tensor(peer[name]) for name in ("logits", "label", "target"))
+    expected = []
+    for row, own, wanted in zip(peer["logits"], peer["label"], peer["target"], strict=True):
+        first, _, third, fourth, *_ = sorted(row, reverse=True)
+        expected.append(-(row[own] - row[wanted]) / (first - 0.5 * third - 0.5 * fourth))
+    found = towards(target)(logits.double(), label)
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), atol=1e-6, rtol=0)
+    torch.testing.assert_close(found, torch.tensor(peer["loss"], dtype=torch.float64), atol=1e-6, rtol=0)
+
+
+def test_the_ratio_knows_neither_scale_nor_offset_and_is_a_difference_where_there_are_too_few_classes() -> None:
+    logits = torch.from_numpy(np.random.default_rng(2).normal(size=(20, CLASSES)))
+    label, target = torch.arange(20) % CLASSES, (torch.arange(20) + 1) % CLASSES
+    torch.testing.assert_close(towards(target)(7 * logits - 3, label), towards(target)(logits, label))
+    few = logits[:, :3]
+    torch.testing.assert_close(towards(target % 3)(few, label % 3), ahead(target % 3)(few, label % 3))
+    alike = torch.ones(2, CLASSES, requires_grad=True)
+    torch.autograd.backward(towards(target[:2])(alike, label[:2]).sum())
+    assert alike.grad is not None
+    assert bool(torch.isfinite(alike.grad).all())
 
 
 @pytest.mark.parametrize("targeted", [False, True])

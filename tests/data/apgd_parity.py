@@ -38,6 +38,9 @@ for levels in (1, 2, 4):
     for name, attack in attacks.items():
         found[name] = int((model(attack(x, label)).argmax(1) == label).sum())
     standing[str(levels)] = found
+logits, label = np.round(rng.normal(size=(4, CLASSES)) * 3, 2), torch.arange(4)
+target = (label + 2) % CLASSES
+loss = torchattacks.APGDT(model, n_classes=CLASSES).dlr_loss_targeted(torch.from_numpy(logits), label, target)
 told = {
     "made by": "tests/data/apgd_parity.py",
     "torchattacks": version("torchattacks"),
@@ -45,5 +48,11 @@ told = {
     "rows": ROWS,
     "steps": STEPS,
     "standing": standing,
+    "targeted_dlr": {
+        "logits": logits.tolist(),
+        "label": label.tolist(),
+        "target": target.tolist(),
+        "loss": loss.tolist(),
+    },
 }
 Path(__file__).with_suffix(".json").write_text(json.dumps(told, indent=1) + "\n")
