@@ -3,7 +3,7 @@
 import datetime
 import platform
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Self
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from privacy_gate.batches import batches
 from privacy_gate.candidate import Candidate, CommandRecipe, Recipe
+from privacy_gate.champion import Champion
 from privacy_gate.checks import AnyCheck
 from privacy_gate.checks.check import Results, Subject
 from privacy_gate.checks.disparity import Disparity
@@ -25,7 +26,7 @@ from privacy_gate.errors import ConfigurationError
 from privacy_gate.job import Job
 from privacy_gate.policy import Policy
 from privacy_gate.progress import Progress, silent
-from privacy_gate.report import CandidateRecord, CheckRecord, DataRecord, PolicyRecord, Report
+from privacy_gate.report import CandidateRecord, ChampionRecord, CheckRecord, DataRecord, PolicyRecord, Report
 from privacy_gate.tiers import Ran, evidence_notes
 from privacy_gate.verdict import CheckResult, verdict
 
@@ -93,40 +94,49 @@ def checks_of(policy: Policy) -> list[AnyCheck]:
     return named if any(isinstance(check, Utility) for check in named) else [*named, Utility()]
 
 
-def subject_of(candidate: Candidate, data: AuditData, policy: Policy) -> Subject:
-    """What the checks may know of the candidate.
+def subject_of(candidate: Candidate, data: AuditData, policy: Policy, champion: Champion | None = None) -> Subject:
+    """What the checks may know of the candidate, and of the version it is compared with.
 
     Raises ConfigurationError where the recipe needs a trainer and the policy names none.
     """
+    table = candidate.dossier.data.table.uri
+    if policy.trainer is None and candidate.recipe.adaptation == "command":
+        raise ConfigurationError(
+            "the recipe says adaptation 'command': name the program that trains references in the policy, "
+            "trainer: {command: [python, /path/to/train.py]}"
+        )
     return Subject(
-        recipe=_with_trainer(candidate, policy),
+        recipe=_with_trainer(candidate.recipe, table, policy),
         artifact=candidate.digest,
         data=data,
         logged=candidate.logged,
         claim=candidate.dossier.claim,
         rounds=candidate.rounds_digest,
+        champion=_readable(champion, table, policy),
     )
 
 
-def _with_trainer(candidate: Candidate, policy: Policy) -> Recipe:
+def _readable(champion: Champion | None, table: str, policy: Policy) -> Champion | None:
+    """The champion, read as its recipe says; where a program reads it, by the policy's, or not at all."""
+    if champion is None or champion.recipe is None:
+        return champion
+    if policy.trainer is None and champion.recipe.adaptation == "command":
+        return champion.refused("its recipe says adaptation 'command', and the policy names no trainer to read it with")
+    return replace(champion, recipe=_with_trainer(champion.recipe, table, policy))
+
+
+def _with_trainer(recipe: Recipe, table: str, policy: Policy) -> Recipe:
     """The recipe; where other programs train for it, with the policy's, and never with the candidate's."""
-    recipe = candidate.recipe
-    if recipe.adaptation != "command":
+    if recipe.adaptation != "command" or policy.trainer is None:
         return recipe
-    if policy.trainer is None:
-        raise ConfigurationError(
-            "the recipe says adaptation 'command': name the program that trains references in the policy, "
-            "trainer: {command: [python, /path/to/train.py]}"
-        )
-    table = candidate.dossier.data.table.uri
     return CommandRecipe(
         **{name: getattr(recipe, name) for name in Recipe.model_fields}, trainer=policy.trainer, table=table
     )
 
 
-def plan(policy: Policy, candidate: Candidate, data: AuditData) -> list[Job]:
+def plan(policy: Policy, candidate: Candidate, data: AuditData, champion: Champion | None = None) -> list[Job]:
     """Every job the policy's checks need, each once, in the same order on every machine."""
-    subject = subject_of(candidate, data, policy)
+    subject = subject_of(candidate, data, policy, champion)
     return list(dict.fromkeys(job for check in checks_of(policy) for job in check.jobs(subject)))
 
 
@@ -140,15 +150,17 @@ def audit(
     recorded: str,
     now: datetime.datetime,
     progress: Progress = silent,
+    champion: Champion | None = None,
 ) -> Report:
     """Measures, judges and reports, from stored results alone.
 
     policy_sha256, source  what the policy's bytes are and where they were read
     recorded               when that sha256 was noted, before anything was measured
+    champion               the version promoted now, where the policy's limits speak of it
 
     Raises UndecidedError where a result is missing, EvidenceError where results cannot be judged.
     """
-    subject = subject_of(candidate, data, policy)
+    subject = subject_of(candidate, data, policy, champion)
     ran = _measured(policy, subject, results, progress)
     findings = [one for each in ran for one in policy.judge(candidate.name, *each, now.date())]
     decided = verdict(findings, (control for _, result in ran for control in result.controls))
@@ -166,8 +178,13 @@ def audit(
         exit_code=decided.exit_code,
         threat_model=THREAT_MODEL if any(isinstance(check, BY_REFERENCES) for check, _ in ran) else (),
         not_tested=(*NOT_TESTED, *_untested(check for check, _ in ran)),
-        notes=(*policy.idle_waivers(candidate.name, findings, now.date()), *evidence_notes(subject, ran)),
+        notes=(
+            *policy.idle_waivers(candidate.name, findings, now.date()),
+            *evidence_notes(subject, ran),
+            *_remarked(subject.champion),
+        ),
         claim=candidate.dossier.claim,
+        champion=_pin(subject.champion),
     )
 
 
@@ -197,6 +214,20 @@ def _cite(policy: Policy, sha256: str, source: str, recorded: str) -> PolicyReco
         confidence=policy.confidence,
         alias=policy.promotion.alias if policy.promotion else None,
     )
+
+
+def _pin(champion: Champion | None) -> ChampionRecord | None:
+    if champion is None:
+        return None
+    return ChampionRecord(
+        alias=champion.alias, version=champion.version, digest=champion.artifact, reason=champion.reason
+    )
+
+
+def _remarked(champion: Champion | None) -> list[str]:
+    if champion is None or champion.remark is None:
+        return []
+    return [f"of the champion, version {champion.version}: {champion.remark}"]
 
 
 def _untested(checks: Iterable[AnyCheck]) -> list[str]:

@@ -16,10 +16,11 @@ from privacy_gate.advice import Advice
 from privacy_gate.alternatives import Family, alternatives
 from privacy_gate.audit import Shard, audit, plan, subject_of
 from privacy_gate.candidate import Candidate
+from privacy_gate.champion import Champion
 from privacy_gate.checks.vulnerability import Vulnerability
 from privacy_gate.compute.scratch import scratch_folder
 from privacy_gate.dataset import AuditData, read_data
-from privacy_gate.errors import CandidateError, ConfigurationError, UndecidedError
+from privacy_gate.errors import CandidateError, ConfigurationError, DatasetError, UndecidedError
 from privacy_gate.job import Job
 from privacy_gate.policy import Policy, load_policy
 from privacy_gate.progress import Progress
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Case:
-    """A pinned candidate, its audit data, and the policy that will judge it."""
+    """A pinned candidate, its audit data, the policy that will judge it, and the champion where that speaks of one."""
 
     policy: Policy
     policy_sha256: str
@@ -45,11 +46,32 @@ class Case:
     data: AuditData
     store: Store
     recorded: str
+    champion: Champion | None = None
+
+    @property
+    def compared(self) -> Champion | None:
+        """The champion; with the reason, where computing with it failed, that it cannot be compared."""
+        if self.champion is None or self.champion.reason or not (refusal := self.store.recall(self._refusal)):
+            return self.champion
+        return self.champion.refused(refusal)
 
     @property
     def jobs(self) -> list[Job]:
         """Everything the verdict needs computed."""
-        return plan(self.policy, self.candidate, self.data)
+        return plan(self.policy, self.candidate, self.data, self.compared)
+
+    def of_champion(self, job: Job) -> bool:
+        """Whether the job reads the champion's files in place of the candidate's."""
+        artifact = None if self.champion is None else self.champion.artifact
+        return artifact not in (None, self.candidate.digest) and getattr(job, "artifact", None) == artifact
+
+    def refuse_champion(self, reason: str) -> None:
+        """Keeps in the store that computing with the champion failed: it is no fault of the candidate's."""
+        self.store.remember(self._refusal, reason)
+
+    @property
+    def _refusal(self) -> str:
+        return f"champion {self.champion.artifact if self.champion else None} fails on {self.data.digest}"
 
     def missing(self, jobs: Iterable[Job]) -> list[Job]:
         """Those of the jobs that the store lacks."""
@@ -75,6 +97,7 @@ class Case:
             self.recorded,
             now,
             progress,
+            self.compared,
         )
 
 
@@ -90,7 +113,7 @@ class Prepared(NamedTuple):
 def open_case(
     uri: str, policy: Path, *, store: str, tracking_uri: str | None, now: datetime.datetime
 ) -> Iterator[Case]:
-    """Pulls the candidate into a private folder for as long as the case is open.
+    """Pulls the candidate, and the champion if the policy compares, into a private folder for as long as it is open.
 
     The policy is read first, and its sha256 noted in the store before anything is measured.
     """
@@ -99,21 +122,43 @@ def open_case(
     with scratch_folder() as folder:
         wanted = any(check.reads_rounds for check in rules.checks)
         candidate = registry.pull(uri, folder, tracking_uri, rounds=wanted)
+        champion = None
+        if rules.compares and rules.promotion:
+            champion = registry.champion_of(candidate, rules.promotion.alias, folder / "champion", tracking_uri)
         data = read_data(candidate.dossier.data, candidate.recipe.classes)
         recorded = results.remember(f"policy {sha256} judges {candidate.digest}", now.isoformat(timespec="seconds"))
-        yield Case(rules, sha256, str(policy), candidate, data, results, recorded)
+        yield Case(rules, sha256, str(policy), candidate, data, results, recorded, champion)
 
 
 def prepare(
     case: Case, machine: "Machine", part: Shard, progress: Progress, cluster: "Cluster | None" = None
 ) -> Prepared:
-    """Computes what the store lacks, here or on a cluster."""
-    return _compute(case, part.take(case.jobs), machine, progress, cluster)
+    """Computes what the store lacks, here or on a cluster: of the candidate, then of the champion."""
+    jobs = part.take(case.jobs)
+    own, rival = ([job for job in jobs if case.of_champion(job) is other] for other in (False, True))
+    done = _compute(case, own, machine, progress, cluster)
+    if not rival or case.champion is None:
+        return done
+    began = time.monotonic()
+    try:
+        more = _compute(case, rival, machine, progress, cluster, case.champion.folder)
+    except DatasetError:
+        raise
+    except CandidateError as error:
+        case.refuse_champion(str(error))
+        more = Prepared(0, 0, time.monotonic() - began)
+    return Prepared(done.computed + more.computed, done.stored + more.stored, done.seconds + more.seconds)
 
 
 def _compute(
-    case: Case, jobs: Sequence[Job], machine: "Machine", progress: Progress, cluster: "Cluster | None" = None
+    case: Case,
+    jobs: Sequence[Job],
+    machine: "Machine",
+    progress: Progress,
+    cluster: "Cluster | None" = None,
+    folder: Path | None = None,
 ) -> Prepared:
+    """folder: where the files lie of whom the jobs speak of; None: the candidate's."""
     # torch takes seconds to import, and only this step needs it.
     from privacy_gate.compute.cluster import run_on_cluster  # noqa: PLC0415
     from privacy_gate.compute.numerics import numerics  # noqa: PLC0415
@@ -121,15 +166,16 @@ def _compute(
     from privacy_gate.compute.work import Inputs  # noqa: PLC0415
 
     missing, candidate = case.missing(jobs), case.candidate
+    folder = folder or candidate.folder
     # A round log may be larger than all the rest; what reads it stays where it is.
     away = [job for job in missing if cluster and not hasattr(job, "rounds")]
     here = [job for job in missing if not cluster or hasattr(job, "rounds")]
     began = time.monotonic()
     if cluster and away:
         manifest, classes = candidate.dossier.data, candidate.recipe.classes
-        run_on_cluster(away, manifest, classes, candidate.folder, machine, case.store, cluster, progress)
+        run_on_cluster(away, manifest, classes, folder, machine, case.store, cluster, progress)
     if here:
-        inputs = Inputs(case.data, candidate.folder, candidate.rounds)
+        inputs = Inputs(case.data, folder, candidate.rounds)
         run(here, inputs, machine, case.store.made_by(numerics(machine)), progress)
     return Prepared(len(missing), len(jobs) - len(missing), time.monotonic() - began)
 

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from privacy_gate.candidate import Trainer
 from privacy_gate.checks import AnyCheck
+from privacy_gate.checks.versus import Versus
 from privacy_gate.documents import Record, load, nearest
 from privacy_gate.errors import ConfigurationError
 from privacy_gate.verdict import CheckResult, Finding, WaiverNote, judge
@@ -87,7 +88,14 @@ class Policy(Record):
             if waiver.metric not in limits[waiver.check]:
                 known = limits[waiver.check]
                 raise ValueError(f"waivers: no limit on '{waiver.metric}'; {nearest(waiver.metric, known)}")
+        if self.compares and self.promotion is None:
+            raise ValueError("checks: limits relative to the champion need its alias: add promotion: {alias: champion}")
         return self
+
+    @property
+    def compares(self) -> bool:
+        """Whether a limit is relative to the version at the alias of promotions."""
+        return any(isinstance(check, Versus) and check.compares for check in self.checks)
 
     def judge(self, model: str, check: AnyCheck, result: CheckResult, today: datetime.date) -> list[Finding]:
         """A finding for each measurement that one of the check's limits speaks of.

@@ -44,7 +44,8 @@ def promote(
     """Moves `alias` to the approved version, after hashing its bytes again.
 
     Raises ConfigurationError (2) unless the report approves; ConflictError (7) if the bytes, the
-    alias that was judged, or the alias to move are not what they were; nothing is written then.
+    alias that was judged, the champion that was compared with, or the alias to move are not what they
+    were; nothing is written then.
     """
     if report.verdict is not Verdict.APPROVED:
         raise ConfigurationError(f"the verdict is {report.verdict}: only an approved report promotes")
@@ -88,6 +89,14 @@ def _refuse_moved(report: Report, aliases: Mapping[str, str], alias: str, expect
         raise ConflictError(
             f"alias {alias} is at {current}, expected {expect_current}: look who moved it, then decide again"
         )
+    champion = report.champion
+    if champion:
+        compared, now = champion.version or NOT_SET, aliases.get(champion.alias, NOT_SET)
+        if now not in (compared, report.candidate.version):
+            raise ConflictError(
+                f"alias {champion.alias} was at {compared} when the candidate was compared with it, and is now at "
+                f"{now}: check the candidate again"
+            )
     judged = report.candidate.alias
     if judged and aliases.get(judged) != report.candidate.version:
         raise ConflictError(

@@ -26,6 +26,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from privacy_gate.candidate import Candidate, Claim, Dossier, Recipe
+from privacy_gate.champion import Champion
 from privacy_gate.dataset import DataManifest
 from privacy_gate.documents import MAX_BYTES, Record, load
 from privacy_gate.errors import CandidateError, ConfigurationError, RegistryError
@@ -145,6 +146,27 @@ def pull(uri: str, folder: Path, tracking_uri: str | None, *, rounds: bool = Fal
         rounds=log,
         rounds_digest=None if log is None else RoundLog.open(log).digest,
     )
+
+
+def champion_of(candidate: Candidate, alias: str, folder: Path, tracking_uri: str | None) -> Champion:
+    """The version of the candidate's model that the alias stands at, pinned and read as a candidate is; if it is one.
+
+    Its files go below `folder`. One that is unsafe or without a sound dossier is a champion with a reason: that is no
+    fault of the candidate's. Raises RegistryError (6) where MLflow does not answer.
+    """
+    with conversation(f"read the alias {alias} of {candidate.name} in {place_of(tracking_uri)}"):
+        aliases = client_of(tracking_uri).get_registered_model(candidate.name).aliases
+    if alias not in aliases:
+        return Champion(alias)
+    version = str(aliases[alias])
+    if version == candidate.version:
+        return Champion.of(alias, candidate, candidate)
+    folder.mkdir(mode=0o700)
+    try:
+        found = pull(f"models:/{candidate.name}/{version}", folder, tracking_uri)
+    except (CandidateError, ConfigurationError) as error:
+        return Champion(alias, version, reason=f"it cannot be read: {_one_line(str(error))}")
+    return Champion.of(alias, found, candidate)
 
 
 def aliased_version(client: MlflowClient, name: str, alias: str) -> str:

@@ -36,6 +36,20 @@ class PolicyRecord(Record):
     alias: str | None
 
 
+class ChampionRecord(Record):
+    """Which version the candidate was compared with: what stood at the alias when the candidate was pulled.
+
+    version  as the registry says, untrusted text; None where nothing stood there
+    digest   of its bytes; None where they were not read
+    reason   why it could not be compared; None where it could
+    """
+
+    alias: str
+    version: str | None
+    digest: str | None
+    reason: str | None = None
+
+
 class DataRecord(Record):
     """What the audit looked at: sizes and digest, never a training record."""
 
@@ -81,6 +95,7 @@ class Report(Record):
     not_tested: tuple[str, ...]
     notes: tuple[str, ...] = ()
     claim: Claim | None = None
+    champion: ChampionRecord | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -93,7 +108,19 @@ class Report(Record):
         for finding in self.findings:
             if (finding.check, finding.measurement.model_dump_json()) not in measured:
                 raise ValueError(f"finding on {finding.measurement.metric} rests on no measurement of {finding.check}")
+        self._refuse_unpinned()
         return self
+
+    def _refuse_unpinned(self) -> None:
+        """Promotion looks whether the champion is still the one that was compared with: it must be named."""
+        if self.champion is not None and self.champion.alias != self.policy.alias:
+            raise ValueError(
+                f"the champion is that of alias {self.champion.alias}, the policy's is {self.policy.alias}"
+            )
+        pinned = self.champion is not None and self.champion.digest is not None
+        for finding in self.findings:
+            if finding.measurement.champion is not None and not pinned:
+                raise ValueError(f"finding on {finding.measurement.metric} compares with no champion that is named")
 
     @property
     def controls(self) -> tuple[Control, ...]:
@@ -119,12 +146,12 @@ def explain(finding: Finding) -> str:
     measurement = finding.measurement
     what = " ".join(part for part in (finding.check, measurement.subject) if part) + f": {measurement.metric}"
     if not measurement.measured:
-        return f"{what} not measured: {measurement.reason}; limit {finding.limit}"
+        return f"{what} not measured: {measurement.reason}; limit {finding.bound}"
     figure = f"{measurement.value:.4g} [{measurement.low:.4g}, {measurement.high:.4g}]"
     tail = (
         " (the estimate meets it, its interval does not: more audited examples would tell)" if finding.uncertain else ""
     )
-    return f"{what} {figure}, limit {finding.limit}: {finding.status}{tail}"
+    return f"{what} {figure}, limit {finding.bound}: {finding.status}{tail}"
 
 
 def load_report(text: str, source: str) -> Report:

@@ -29,6 +29,7 @@ class Measurement(Record):
     confidence  of the two-sided interval; None where there is no figure
     method   how the interval was made
     reason   why there is no figure; None where there is one
+    champion  the champion's own figure, where value is by how much the candidate's is above it
     """
 
     metric: Annotated[str, Field(min_length=1)]
@@ -40,11 +41,14 @@ class Measurement(Record):
     method: str = ""
     samples: str = ""
     reason: str | None = None
+    champion: float | None = None
 
     @model_validator(mode="after")
     def _figure_or_reason(self) -> Self:
         figures = (self.value, self.low, self.high, self.confidence)
         if all(figure is None for figure in figures):
+            if self.champion is not None:
+                raise ValueError(f"{self.metric} has a champion's figure and none of the candidate's")
             if not self.reason:
                 raise ValueError(f"{self.metric} has neither a figure nor a reason")
             return self
@@ -125,6 +129,12 @@ class Finding(Record):
         if self.status is not expected:
             raise ValueError(f"{self.measurement.metric}: status is {self.status}, the figures say {expected}")
         return self
+
+    @property
+    def bound(self) -> str:
+        """The limit in signs, for instance ">= 0.8"; of a difference also the champion's own figure."""
+        champion = self.measurement.champion
+        return str(self.limit) if champion is None else f"{self.limit} from the champion's {champion:.4g}"
 
     @property
     def uncertain(self) -> bool:

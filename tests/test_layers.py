@@ -15,7 +15,7 @@ FLOORS = [
     ["tables", "unpickle", "exhibits"],
     ["dataset", "weights", "federation"],
     ["candidate", "roundlog"],
-    ["job", "evidence", "verdict", "subsets", "alternatives"],
+    ["job", "evidence", "verdict", "subsets", "alternatives", "champion"],
     ["attacks", "federated", "batches"],
     ["metrics"],
     ["checks"],

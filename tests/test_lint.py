@@ -20,6 +20,7 @@ from privacy_gate.checks.robustness import Robustness
 from privacy_gate.checks.stress import SystemStress
 from privacy_gate.checks.trajectory import TrajectoryMia
 from privacy_gate.checks.utility import Utility
+from privacy_gate.checks.versus import ChampionLimit
 from privacy_gate.dataset import AuditData, Split
 from privacy_gate.documents import parse
 from privacy_gate.job import Corrupt, Embed, Evade, Federate, Job, Probe, Score, TrainReference, Universal
@@ -261,4 +262,4 @@ def test_a_policy_that_lets_pass_what_is_not_declared_is_told_so(tmp_path: Path,
 
 
 def test_a_check_whose_need_is_not_known_says_nothing() -> None:
-    assert Utility(limits={"holdout_accuracy": Limit(min=0.8)}).needed_holdout(0.95) == {}
+    assert Utility(limits={"holdout_accuracy": ChampionLimit(min=0.8)}).needed_holdout(0.95) == {}

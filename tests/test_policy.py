@@ -99,6 +99,75 @@ def test_every_mistake_is_placed_with_the_nearest_word(tmp_path: Path, old: str,
     assert expected in complaint(tmp_path, POLICY.replace(old, new, 1))
 
 
+RELATIVE = """\
+name: house
+version: 1
+release_context: api
+checks:
+  - check: utility
+    limits:
+      holdout_accuracy: {champion_drop: 0.05, min: 0.5}
+promotion: {alias: champion}
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        (", min: 0.5", "", "policy.yaml:7:25: checks.0.limits.holdout_accuracy: a limit relative to the champion "
+         "needs either a min beside it"),
+        (", min: 0.5", ", max: 0.5", "policy.yaml:7:41: checks.0.limits.holdout_accuracy: champion_drop: goes with"),
+        (", min", ", champion_rise: 0.1, min", "policy.yaml:7:41: checks.0.limits.holdout_accuracy: champion_drop: "),
+        ("min: 0.5", "without_champion: wait", "policy.yaml:7:65: checks.0.limits.holdout_accuracy.without_champion: "
+         "'wait' is unknown; known here: block, pass"),
+        ("min: 0.5", "min: 0.5, without_champion: pass", "policy.yaml:7:25: checks.0.limits.holdout_accuracy: a limit"),
+        ("champion_drop: 0.05, min: 0.5", "min: 0.5, without_champion: pass", "policy.yaml:7:54: checks.0.limits."
+         "holdout_accuracy: without_champion: is said of champion_drop"),
+        ("champion_drop: 0.05", "champion_drop: 5", "policy.yaml:7:41: checks.0.limits.holdout_accuracy.champion_drop: "
+         "Input should be less than or equal to 1 (found 5)"),
+        ("champion_drop: 0.05", "champion_drop: -0.05", "policy.yaml:7:41: checks.0.limits.holdout_accuracy"),
+        ("champion_drop: 0.05", "champion_drob: 0.05", "policy.yaml:7:26: checks.0.limits.holdout_accuracy."
+         "champion_drob: unknown key; did you mean 'champion_drop'?"),
+        ("champion_drop: 0.05, min: 0.5", "champion_rise: 0.05, max: 0.5", "policy.yaml:7:41: checks.0: limits: "
+         "holdout_accuracy: champion_rise: no metric here is worse for it"),
+        ("holdout_accuracy", "member_accuracy", "policy.yaml:7:40: checks.0: limits: member_accuracy: champion_drop: "
+         "it is for holdout_accuracy"),
+        ("promotion: {alias: champion}\n", "", "policy.yaml:5:3: checks: limits relative to the champion need "
+         "its alias"),
+        ("{champion_drop: 0.05, min: 0.5}", "{}", "policy.yaml:7:25: checks.0.limits.holdout_accuracy: a limit has max "
+         "or min, champion_drop or champion_rise"),
+    ],
+)  # fmt: skip
+def test_a_limit_relative_to_the_champion_that_has_no_sense_is_placed(
+    tmp_path: Path, old: str, new: str, expected: str
+) -> None:
+    load_policy(write(tmp_path, RELATIVE))
+    assert expected in complaint(tmp_path, RELATIVE.replace(old, new, 1))
+
+
+def test_only_checks_that_compare_take_a_limit_relative_to_the_champion(tmp_path: Path) -> None:
+    text = POLICY.replace("{max: 0.05}", "{champion_rise: 0.05, max: 0.5}")
+    assert "champion_rise: unknown key" in complaint(tmp_path, text)
+
+
+def test_a_limit_relative_to_the_champion_is_one_on_the_difference_and_a_waiver_names_that(tmp_path: Path) -> None:
+    waiver = "{model: m, check: utility, metric: %s, owner: o, reason: r, expires: '2030-06-01'}"
+    policy, _ = load_policy(write(tmp_path, RELATIVE + f"waivers: [{waiver % 'holdout_accuracy_vs_champion'}]\n"))
+    assert policy.compares
+    bounds = policy.checks[0].bounds
+    assert {metric: str(limit) for metric, limit in bounds.items()} == {
+        "holdout_accuracy": ">= 0.5",
+        "holdout_accuracy_vs_champion": ">= -0.05",
+    }
+    lost = Measurement(
+        metric="holdout_accuracy_vs_champion", value=-0.2, low=-0.3, high=-0.1, confidence=0.95, champion=0.9
+    )
+    fine = Measurement(metric="holdout_accuracy", value=0.7, low=0.6, high=0.8, confidence=0.95)
+    findings = policy.judge("m", policy.checks[0], CheckResult(measurements=(fine, lost)), TODAY)
+    assert [one.status for one in findings] == [Status.MET, Status.WAIVED]
+    assert findings[1].bound == ">= -0.05 from the champion's 0.9"
+
+
 def test_a_missing_file_says_so(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="No such file"):
         load_policy(tmp_path / "absent.yaml")

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pydantic import model_validator
 
 from privacy_gate.candidate import Claim, Recipe
+from privacy_gate.champion import Champion
 from privacy_gate.dataset import AuditData
 from privacy_gate.documents import Record, nearest
 from privacy_gate.job import Job
@@ -25,8 +26,8 @@ UNBOUNDED = ("slope_at_", "epsilon_", "trigger_anomaly")
 
 @dataclass(frozen=True)
 class Subject:
-    """What is judged: the recipe, the artifact's digest, the audit data, metrics the run logged, a DP claim, and the
-    digest of the federation's round log."""
+    """What is judged: the recipe, the artifact's digest, the audit data, metrics the run logged, a DP claim, the digest
+    of the federation's round log, and the version promoted now; None where nobody looked for one."""
 
     recipe: Recipe
     artifact: str
@@ -34,6 +35,7 @@ class Subject:
     logged: Mapping[str, float]
     claim: Claim | None = None
     rounds: str | None = None
+    champion: Champion | None = None
 
 
 class Check(Record):

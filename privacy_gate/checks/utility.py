@@ -1,17 +1,20 @@
 """Is the model any good, and is it the model its dossier speaks of?"""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
-from privacy_gate.checks.check import Check, Results, Subject
+from privacy_gate.checks.check import Results, Subject
 from privacy_gate.checks.references import feature_jobs
+from privacy_gate.checks.versus import ChampionLimit, Versus, Worse
 from privacy_gate.dataset import Split
+from privacy_gate.evidence import Bools
 from privacy_gate.job import Job, Score
 from privacy_gate.metrics.accuracy import accuracy
-from privacy_gate.verdict import CheckResult, Control, Limit
+from privacy_gate.metrics.versus import share_versus, unlearnt, versus
+from privacy_gate.verdict import CheckResult, Control, Measurement, not_measured
 
 UtilityMetric = Literal["holdout_accuracy", "member_accuracy"]
 
@@ -19,25 +22,24 @@ CONTROL_CONFIDENCE = 0.999
 """A logged accuracy outside this interval of the measured one contradicts the dossier."""
 
 
-class Utility(Check):
+class Utility(Versus):
     """Accuracy on members and holdout, and whether the training run logged the same."""
 
+    worse: ClassVar[Mapping[str, Worse]] = {"holdout_accuracy": "lower"}
+
     check: Literal["utility"] = "utility"
-    limits: Mapping[UtilityMetric, Limit] = Field(default_factory=dict)
+    limits: Mapping[UtilityMetric, ChampionLimit] = Field(default_factory=dict)
 
     def jobs(self, subject: Subject) -> list[Job]:
-        """Features and the candidate's logits."""
-        data = subject.data
-        return [
-            *feature_jobs(subject),
-            Score(subject.artifact, subject.recipe, data.digest),
-        ]
+        """Features and the candidate's logits, and the champion's where it is compared."""
+        rival = self.rival(subject, "holdout_accuracy")
+        asked = [subject] if rival is None else [subject, rival]
+        return [job for each in asked for job in (*feature_jobs(each), _score(each))]
 
     def measure(self, subject: Subject, results: Results, confidence: float) -> CheckResult:
         """Accuracies with Clopper-Pearson intervals; a control for each one the run logged."""
         data = subject.data
-        logits = results(Score(subject.artifact, subject.recipe, data.digest))["logits"]
-        correct = np.argmax(logits, axis=1) == data.label
+        correct = _correct(subject, results)
         measurements, controls = [], []
         for metric, split in (("holdout_accuracy", Split.HOLDOUT), ("member_accuracy", Split.MEMBER)):
             part = correct[data.split == split]
@@ -52,4 +54,23 @@ class Utility(Check):
             if not held:
                 detail += ": the dossier does not describe this model, or not this data"
             controls.append(Control(name=f"logged {metric}", held=held, detail=detail))
-        return CheckResult(measurements=tuple(measurements), controls=tuple(controls))
+        found = CheckResult(measurements=tuple(measurements), controls=tuple(controls))
+
+        def difference(rival: Subject) -> Measurement:
+            held, name = data.split == Split.HOLDOUT, "holdout_accuracy"
+            own, other = correct[held], _correct(rival, results)[held]
+            if why := unlearnt(other, data.label[held], confidence):
+                return not_measured(versus(name), f"of the champion: {why}")
+            figures = accuracy(own, confidence, name), accuracy(other, confidence, name)
+            return share_versus(figures, (own, other), confidence)
+
+        return self.compared(found, subject, {"holdout_accuracy": difference})
+
+
+def _score(subject: Subject) -> Score:
+    return Score(subject.artifact, subject.recipe, subject.data.digest)
+
+
+def _correct(subject: Subject, results: Results) -> Bools:
+    """Whether the largest logit is the label's, (N,)."""
+    return np.asarray(np.argmax(results(_score(subject))["logits"], axis=1) == subject.data.label)

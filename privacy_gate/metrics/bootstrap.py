@@ -16,7 +16,13 @@ def percentile(drawn: Floats, confidence: float) -> tuple[float, float]:
 
 
 def measured(
-    metric: str, value: float, ends: tuple[float, float], confidence: float, method: str, samples: str
+    metric: str,
+    value: float,
+    ends: tuple[float, float],
+    confidence: float,
+    method: str,
+    samples: str,
+    champion: float | None = None,
 ) -> Measurement:
     """The measurement; its interval is widened to the value where chance left it outside."""
     return Measurement(
@@ -27,4 +33,5 @@ def measured(
         confidence=confidence,
         method=method,
         samples=samples,
+        champion=champion,
     )

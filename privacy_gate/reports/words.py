@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Context, Decimal
 
+from privacy_gate.metrics.versus import SUFFIX
 from privacy_gate.verdict import Finding, Limit, Measurement, Status
 
 SCOPE = (
@@ -162,6 +163,9 @@ def metric(name: str) -> Metric:
         is_rate = found[1] != "slope"
         title = _AT_FPR[found[1]].format(percent(rate))
         return Metric(title, percent=is_rate, chance=rate if is_rate else None)
+    if name.endswith(SUFFIX):
+        own = metric(name.removesuffix(SUFFIX))
+        return Metric(f"{own.title}, less the champion's", percent=own.percent, chance=0.0, signed=True)
     return _METRICS.get(name, Metric(plain(name).replace("_", " ")))
 
 
@@ -292,12 +296,17 @@ def _same_side(ends: list[Decimal], rounded: list[Decimal], in_percent: bool, li
 
 
 def bound(finding: Finding) -> str:
-    """The limit as text, for instance "≤ 5 %"."""
-    limit = finding.limit
+    """The limit as text, for instance "≤ 5 %", or "≥ champion's 81.2 % − 5 %"."""
+    limit, name = finding.limit, finding.measurement.metric
     edge = limit.max if limit.max is not None else limit.min
     if edge is None:
         return "none"
-    return f"{'≤' if limit.max is not None else '≥'} {amount(finding.measurement.metric, edge)}"
+    sign = "≤" if limit.max is not None else "≥"
+    if not name.endswith(SUFFIX):
+        return f"{sign} {amount(name, edge)}"
+    champion = finding.measurement.champion
+    figure = "champion" if champion is None else f"champion's {amount(name, float(f'{champion:.3g}'))}"
+    return f"{sign} {figure} {'+' if limit.max is not None else '−'} {amount(name, abs(edge))}"
 
 
 def amount(name: str, value: float) -> str:

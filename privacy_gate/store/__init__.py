@@ -53,10 +53,19 @@ class Store:
 
     def remember(self, name: str, text: str) -> str:
         """Keeps `text`, which is not empty, under `name` if nothing is kept there yet; returns what is kept."""
-        path = f"notes/{hashlib.sha256(name.encode()).hexdigest()}"
-        self.place.write(path, text.encode())
+        self.place.write(_note_path(name), text.encode())
+        kept = self.recall(name)
+        return text if kept is None else kept
+
+    def recall(self, name: str) -> str | None:
+        """What is kept under `name`; None where nothing is."""
+        path = _note_path(name)
         kept = self.place.read(path)
-        return text if kept is None else read_note(kept, f"{self.root}/{path}")
+        return None if kept is None else read_note(kept, f"{self.root}/{path}")
+
+
+def _note_path(name: str) -> str:
+    return f"notes/{hashlib.sha256(name.encode()).hexdigest()}"
 
 
 def path_of(name: str) -> str:

@@ -1,0 +1,171 @@
+"""Limits relative to the champion: what a candidate may lose against the version that is promoted now."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from privacy_gate.checks.check import Check, Subject
+from privacy_gate.documents import Record
+from privacy_gate.metrics.versus import versus
+from privacy_gate.verdict import CheckResult, Limit, Measurement, Severity, not_measured
+
+Distance = Annotated[float, Field(ge=0, le=1)]
+
+Worse = Literal["lower", "higher"]
+"""Which way a metric goes where the model is worse."""
+
+NOBODY_LOOKED = "nobody looked which version is promoted now: audit again with this version of privacy-gate"
+
+
+class ChampionLimit(Record):
+    """A bound on a metric, on how far the candidate may lie on the bad side of the champion, or both.
+
+    max, min          of the candidate's own figure, as in every limit
+    champion_drop     how far below the champion's figure the candidate's may lie; .05 is five points
+    champion_rise     how far above it
+    without_champion  where nothing stands at the alias yet: block, the comparison is then not measured, or pass; said
+                      where no max or min stands beside it, which then holds alone
+    """
+
+    max: float | None = None
+    min: float | None = None
+    champion_drop: Distance | None = None
+    champion_rise: Distance | None = None
+    without_champion: Literal["block", "pass"] | None = None
+    severity: Severity = Severity.BLOCK
+
+    @model_validator(mode="after")
+    def _bounds_fit(self) -> Self:
+        if self.max is not None and self.min is not None:
+            raise ValueError("a limit has either max or min")
+        if self.relative is None:
+            if self.absolute is None:
+                raise ValueError("a limit has max or min, champion_drop or champion_rise")
+            if self.without_champion is not None:
+                raise ValueError("without_champion: is said of champion_drop and champion_rise: add one of them")
+            return self
+        if self.champion_drop is not None and (self.champion_rise is not None or self.max is not None):
+            raise ValueError("champion_drop: goes with min alone: what may not fall is bounded from below")
+        if self.champion_rise is not None and self.min is not None:
+            raise ValueError("champion_rise: goes with max alone: what may not rise is bounded from above")
+        if (self.absolute is None) == (self.without_champion is None):
+            side = "min" if self.champion_drop is not None else "max"
+            raise ValueError(
+                f"a limit relative to the champion needs either a {side} beside it, which holds alone while there is "
+                "no champion, or without_champion: block, or pass"
+            )
+        return self
+
+    @property
+    def absolute(self) -> Limit | None:
+        """The bound on the candidate's own figure."""
+        if self.max is None and self.min is None:
+            return None
+        return Limit(max=self.max, min=self.min, severity=self.severity)
+
+    @property
+    def relative(self) -> Limit | None:
+        """The bound on the candidate's figure less the champion's."""
+        if self.champion_drop is not None:
+            return Limit(min=0.0 - self.champion_drop, severity=self.severity)
+        if self.champion_rise is not None:
+            return Limit(max=self.champion_rise, severity=self.severity)
+        return None
+
+
+class Versus(Check):
+    """A check some of whose metrics can be limited relative to the champion."""
+
+    worse: ClassVar[Mapping[str, Worse]] = {}
+    """Those metrics."""
+
+    @model_validator(mode="after")
+    def _relative_limits_have_a_sense(self) -> Self:
+        """A drop where a rise is meant would let everything pass."""
+        for metric, limit in self._limits.items():
+            for side, given, bad in (
+                ("champion_drop", limit.champion_drop, "lower"),
+                ("champion_rise", limit.champion_rise, "higher"),
+            ):
+                if given is not None and self.worse.get(metric) != bad:
+                    known = [name for name, way in self.worse.items() if way == bad]
+                    hint = f"it is for {', '.join(known)}" if known else "no metric here is worse for it"
+                    raise ValueError(f"limits: {metric}: {side}: {hint}")
+        return self
+
+    @property
+    def _limits(self) -> Mapping[str, ChampionLimit]:
+        return dict(getattr(self, "limits"))  # noqa: B009 - declared by every subclass, keyed by its own metrics
+
+    @property
+    def absolute(self) -> Mapping[str, Limit]:
+        """The limits on the candidate's own figures."""
+        return {metric: bound for metric, limit in self._limits.items() if (bound := limit.absolute)}
+
+    @property
+    def relative(self) -> Mapping[str, Limit]:
+        """The limits on differences from the champion, by the metric that is compared."""
+        return {metric: bound for metric, limit in self._limits.items() if (bound := limit.relative)}
+
+    @property
+    def compares(self) -> bool:
+        """Whether the check needs the champion."""
+        return bool(self.relative)
+
+    @property
+    def bounds(self) -> Mapping[str, Limit]:
+        """Both, by what is measured: a difference has a name of its own."""
+        return {**self.absolute, **{versus(metric): limit for metric, limit in self.relative.items()}}
+
+    def rival(self, subject: Subject, metric: str) -> Subject | None:
+        """The champion on the candidate's rows; None where the metric is not compared, or cannot be."""
+        champion = subject.champion
+        if metric not in self.relative or champion is None or champion.reason is not None:
+            return None
+        if champion.artifact is None or champion.recipe is None:
+            return None
+        return replace(
+            subject, artifact=champion.artifact, recipe=champion.recipe, logged={}, claim=None, champion=None
+        )
+
+    def compared(
+        self, result: CheckResult, subject: Subject, differences: Mapping[str, Callable[[Subject], Measurement]]
+    ) -> CheckResult:
+        """The result with the difference of each metric that has a limit on it, or the reason why there is none.
+
+        differences: of the metrics, each from the champion as `rival` has it
+        """
+        measurements, left_out, notes = list(result.measurements), list(result.left_out), list(result.notes)
+        for metric in self.relative:
+            name, rival = versus(metric), self.rival(subject, metric)
+            if rival is not None:
+                measurements.append(differences[metric](rival))
+            elif not self._vacant(subject):
+                measurements.append(not_measured(name, _why(subject)))
+            elif self._limits[metric].without_champion == "block":
+                measurements.append(not_measured(name, f"{_vacancy(subject)}, and the policy says block"))
+            else:
+                left_out.append(name)
+                notes.append(
+                    f"{self.name}: {metric} is compared with nothing by the policy's leave: {_vacancy(subject)}"
+                )
+        update = {"measurements": tuple(measurements), "left_out": tuple(left_out), "notes": tuple(notes)}
+        return result.model_copy(update=update)
+
+    @staticmethod
+    def _vacant(subject: Subject) -> bool:
+        """Whether somebody looked, and nothing stands at the alias."""
+        return subject.champion is not None and subject.champion.version is None and subject.champion.reason is None
+
+
+def _vacancy(subject: Subject) -> str:
+    return f"no version stands at the alias {subject.champion.alias if subject.champion else ''}"
+
+
+def _why(subject: Subject) -> str:
+    champion = subject.champion
+    if champion is None:
+        return NOBODY_LOOKED
+    return f"version {champion.version}, the champion, cannot be compared: {champion.reason}"

@@ -1,0 +1,121 @@
+"""How far the candidate lies above or below the champion, both asked about the same rows."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from scipy.special import ndtri
+
+from privacy_gate.errors import EvidenceError
+from privacy_gate.evidence import Bools, Floats, Ints
+from privacy_gate.metrics.binomial import clopper_pearson
+from privacy_gate.metrics.bootstrap import DRAWS, measured, percentile
+from privacy_gate.metrics.paired import paired_interval
+from privacy_gate.verdict import Measurement, not_measured
+
+SUFFIX = "_vs_champion"
+
+Answers = tuple[Bools, Mapping[str, Bools]]
+"""Whether a model is right on each of R rows without corruption (R,), and with each by name (R,)."""
+
+
+def versus(metric: str) -> str:
+    """What the difference in a metric, candidate minus champion, is called.
+
+    >>> versus("robust_accuracy")
+    'robust_accuracy_vs_champion'
+    """
+    return metric + SUFFIX
+
+
+def unlearnt(right: Bools, label: Ints, confidence: float) -> str | None:
+    """Why a champion that is right on these rows (R,) of labels (R,) is no measure; None where it is one.
+
+    One that is not surely better than naming the largest class reads other images, or tells other classes or in another
+    order: whatever is compared with it passes.
+    """
+    rows = len(right)
+    if rows == 0:
+        return "there are no rows to compare on"
+    largest = float(np.bincount(label).max() / rows)
+    if clopper_pearson(int(right.sum()), rows, confidence)[0] > largest:
+        return None
+    return (
+        f"it is right on {right.mean():.0%} of the rows, and naming the largest class would be on {largest:.0%}: it is "
+        "no measure on this table, or tells its classes in another order"
+    )
+
+
+def share_versus(figures: tuple[Measurement, Measurement], rows: tuple[Bools, Bools], confidence: float) -> Measurement:
+    """Difference of two shares of the same rows (R,), candidate minus champion; figures: each share on its own.
+
+    Interval: Tango's, paired, so rows on which both agree do not widen it. Not measured where one of the two is not.
+    """
+    (own, champion), (held, other) = figures, rows
+    name = versus(own.metric)
+    if absent := _absent(own, champion):
+        return not_measured(name, absent)
+    if held.shape != other.shape:
+        raise EvidenceError(f"{name}: the candidate has rows {held.shape}, the champion {other.shape}")
+    won, lost = int((held & ~other).sum()), int((other & ~held).sum())
+    low, high = paired_interval(np.array([won]), np.array([lost]), np.array([len(held)]), confidence)
+    return measured(
+        name,
+        (won - lost) / len(held),
+        (float(low[0]), float(high[0])),
+        confidence,
+        "Tango's interval of paired shares",
+        f"{len(held):,} rows, of which {won:,} are the candidate's alone and {lost:,} the champion's alone",
+        champion=champion.value,
+    )
+
+
+def ratio_versus(
+    figures: tuple[Measurement, Measurement],
+    answers: tuple[Answers, Answers],
+    confidence: float,
+    rng: np.random.Generator,
+) -> Measurement:
+    """Difference of two ratios of accuracies of the same rows (R,), candidate minus champion, as `corruption_ratio` has
+    them; figures: each ratio on its own.
+
+    Interval: percentiles over resampled rows, both models' answers to a row together; never narrower than that of
+    shares where no row tells the models apart, which resampling takes for certainty. Not measured where one of the two
+    is not.
+    """
+    own, champion = figures
+    name = versus(own.metric)
+    if (absent := _absent(own, champion)) or own.value is None or champion.value is None:
+        return not_measured(name, absent or "there are no figures")
+    rows, other = (len(right) for right, _ in answers)
+    if rows != other:
+        raise EvidenceError(f"{name}: the candidate has {rows} rows, the champion {other}")
+    weights = rng.multinomial(rows, np.full(rows, 1 / rows), size=DRAWS)
+    drawn = _ratios(answers[0], weights) - _ratios(answers[1], weights)
+    value = own.value - champion.value
+    reach = float(ndtri((1 + confidence) / 2)) ** 2
+    least = reach / (rows + reach) / min(float(right.mean()) for right, _ in answers)
+    low, high = percentile(drawn[np.isfinite(drawn)], confidence)
+    return measured(
+        name,
+        value,
+        (min(low, value - least), max(high, value + least)),
+        confidence,
+        "percentile bootstrap over rows, both models together",
+        own.samples,
+        champion=champion.value,
+    )
+
+
+def _ratios(answers: Answers, weights: Ints) -> Floats:
+    """The ratio on each of the resampled tables (DRAWS, R); not finite where none of its rows is right."""
+    right, spoiled = answers
+    left = np.mean([each.astype(np.float64) for each in spoiled.values()], axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray((weights @ left) / (weights @ right))
+
+
+def _absent(own: Measurement, champion: Measurement) -> str | None:
+    """Why one of the two figures is missing."""
+    if not own.measured:
+        return str(own.reason)
+    return None if champion.measured else f"of the champion: {champion.reason}"
