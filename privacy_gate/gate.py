@@ -145,7 +145,7 @@ def prepare(
     except DatasetError:
         raise
     except CandidateError as error:
-        case.refuse_champion(str(error))
+        case.refuse_champion(f"put in the candidate's place, it failed: {error}")
         more = Prepared(0, 0, time.monotonic() - began)
     return Prepared(done.computed + more.computed, done.stored + more.stored, done.seconds + more.seconds)
 

@@ -1,13 +1,16 @@
 """Limits relative to the champion, end to end: who is worse is blocked, who is equal is not, what moved is noticed."""
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from privacy_gate import gate, producer, registry
 from privacy_gate.audit import Shard
+from privacy_gate.compute.cluster import Cluster, connected
 from privacy_gate.errors import ConfigurationError, ConflictError
 from privacy_gate.job import Score
 from privacy_gate.progress import silent
@@ -256,3 +259,26 @@ def test_steps_and_shards_read_both_models_and_a_champion_judged_before_is_not_c
         assert asked == [case.candidate.digest, case.champion.artifact]  # type: ignore[union-attr]
     assert prepared("again", Shard(), f"models:/{name}/1") == 1
     assert prepared("again", Shard()) == 1
+
+
+@pytest.mark.slow
+def test_a_cluster_s_workers_read_both_models(scene: Any, policy: Path, tracking: str, tmp_path: Path) -> None:
+    if not importlib.util.find_spec("ray"):
+        pytest.skip("Ray is not installed")
+    name = "cluster"
+    register(scene, name, tracking)
+    enthrone(name, 1, tracking)
+    uri = register(scene, name, tracking, seen=12)
+    here = check(uri, policy, tracking, tmp_path)
+    with connected(Cluster(), cpus=1):
+        with gate.open_case(uri, policy, store=str(tmp_path / "far"), tracking_uri=tracking, now=NOW) as case:
+            assert gate.prepare(case, MACHINE, Shard(), silent, Cluster()).computed == 2
+            assert case.audit(NOW, silent) == here
+        register(scene, name, tracking, model=torch.nn.Linear(3, 5))
+        enthrone(name, 3, tracking)
+        with gate.open_case(uri, policy, store=str(tmp_path / "far"), tracking_uri=tracking, now=NOW) as case:
+            gate.prepare(case, MACHINE, Shard(), silent, Cluster())
+            assert (
+                "in the candidate's place, it failed: the candidate's head reads 3 features"
+                in case.audit(NOW, silent).reasons[0]
+            )

@@ -123,8 +123,8 @@ STRESS: Any = dict.fromkeys(("heterogeneity_drop", "gone_drop", "absent_drop", "
 GAP: Any = {"group_gap": Limit(max=0.1)}
 FEW: Any = {"alternatives": False, "attacks": ("sign_flip",), "seeds": 5}
 COMMON: Any = {"references": 8, "attack": "loss", "permutations": 499, "limits": DISPARITY}
-ROBUST: Any = {"robust_accuracy": Limit(min=0.9)}
-TRANSFER: Any = {"universal_transfer": Limit(max=0.05)}
+ROBUST: Any = {"robust_accuracy": ChampionLimit(min=0.9)}
+TRANSFER: Any = {"universal_transfer": ChampionLimit(max=0.05)}
 CASES: dict[str, tuple[AnyCheck, dict[str, int]]] = {
     "disparity at one rate": (Disparity(**COMMON, fpr=0.03), dict.fromkeys(DISPARITY, 334)),
     "disparity at the best": (Disparity(**COMMON), dict.fromkeys(DISPARITY, 100)),
@@ -132,9 +132,9 @@ CASES: dict[str, tuple[AnyCheck, dict[str, int]]] = {
     "robustness": (Robustness(**FEW, limits=LOSSES), dict.fromkeys(LOSSES, 78)),
     "system_stress": (SystemStress(limits=STRESS), dict.fromkeys(STRESS, 130)),
     "fairness": (Fairness(attribution=False, limits=GAP), {"group_gap": 72}),
-    "corruption": (Corruption(limits={"corruption_ratio": Limit(min=1)}), {"corruption_ratio": 100}),
+    "corruption": (Corruption(limits={"corruption_ratio": ChampionLimit(min=1)}), {"corruption_ratio": 100}),
     "evasion": (Evasion(limits=ROBUST), {"robust_accuracy": 36}),
-    "evasion, any accuracy": (Evasion(limits={"robust_accuracy": Limit(min=0.1)}), {"robust_accuracy": 20}),
+    "evasion, any accuracy": (Evasion(limits={"robust_accuracy": ChampionLimit(min=0.1)}), {"robust_accuracy": 20}),
     "evasion, half crafted on": (Evasion(limits=TRANSFER, universal=Crafted()), {"universal_transfer": 144}),
     "evasion, few crafted on": (
         Evasion(limits=TRANSFER | ROBUST, universal=Crafted(images=50)),
@@ -157,7 +157,7 @@ def test_the_best_outcome_meets_a_limit_with_as_many_rows_and_with_none_fewer(na
 @pytest.mark.parametrize("confidence", [0.5, 0.9, 0.999])
 @pytest.mark.parametrize("limit", [0.97, 0.5, 0.0])
 def test_robust_accuracy_needs_what_its_interval_at_one_does(confidence: float, limit: float) -> None:
-    check = Evasion(limits={"robust_accuracy": Limit(min=limit)})
+    check = Evasion(limits={"robust_accuracy": ChampionLimit(min=limit)})
     rows = check.needed_holdout(confidence)["robust_accuracy"]
     assert rows is not None
     assert statuses(check, rows, confidence)["robust_accuracy"] == {Status.MET}
@@ -166,9 +166,9 @@ def test_robust_accuracy_needs_what_its_interval_at_one_does(confidence: float, 
 
 @pytest.mark.parametrize(
     ("limit", "images", "holdout"),
-    [(Limit(min=0.99), 300, 3000), (Limit(min=1.0), 500, 3000), (Limit(max=-0.1), 100, 200)],
+    [(ChampionLimit(min=0.99), 300, 3000), (ChampionLimit(min=1.0), 500, 3000), (ChampionLimit(max=-0.1), 100, 200)],
 )
-def test_a_limit_that_no_number_of_rows_meets_is_told(limit: Limit, images: int, holdout: int) -> None:
+def test_a_limit_that_no_number_of_rows_meets_is_told(limit: ChampionLimit, images: int, holdout: int) -> None:
     check = Evasion(images=images, limits={"robust_accuracy": limit})
     assert check.needed_holdout(0.95) == {"robust_accuracy": None}
     assert statuses(check, holdout, 0.95)["robust_accuracy"] == {Status.VIOLATED}

@@ -2,18 +2,20 @@
 resilience)"""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, field_validator
 
-from privacy_gate.checks.check import Check, Results, Subject, distinct_names
+from privacy_gate.checks.check import Results, Subject, distinct_names
 from privacy_gate.checks.holdout import NO_IMAGES, first, has_images
 from privacy_gate.checks.references import feature_jobs
+from privacy_gate.checks.versus import ChampionLimit, Versus, Worse
 from privacy_gate.evidence import Bools
 from privacy_gate.job import Corrupt, Job, Score
 from privacy_gate.metrics.corruption import FEWEST, corruption_ratio
-from privacy_gate.verdict import CheckResult, Limit, not_measured
+from privacy_gate.metrics.versus import Answers, not_compared, ratio_versus, unlearnt
+from privacy_gate.verdict import CheckResult, Measurement, not_measured
 
 CORRUPTIONS = (
     "gaussian_noise",
@@ -37,7 +39,7 @@ CORRUPTIONS = (
 Severity = Annotated[int, Field(ge=1, le=5)]
 
 
-class Corruption(Check):
+class Corruption(Versus):
     """corruption_ratio: accuracy under fifteen common corruptions, of three severities each, over accuracy without.
 
     Hendrycks & Dietterich 2019 (arXiv 1903.12261). Standard networks keep .775 of it on CIFAR-10-C and .515 on
@@ -48,11 +50,13 @@ class Corruption(Check):
     severities   of 1 to 5
     """
 
+    worse: ClassVar[Mapping[str, Worse]] = {"corruption_ratio": "lower"}
+
     check: Literal["corruption"] = "corruption"
     images: Annotated[int, Field(ge=100, le=2000)] = 300
     corruptions: Annotated[tuple[str, ...], Field(min_length=1)] = CORRUPTIONS
     severities: Annotated[tuple[Severity, ...], Field(min_length=1)] = (1, 3, 5)
-    limits: Mapping[Literal["corruption_ratio"], Limit] = Field(default_factory=dict)
+    limits: Mapping[Literal["corruption_ratio"], ChampionLimit] = Field(default_factory=dict)
 
     @field_validator("corruptions")
     @classmethod
@@ -68,27 +72,44 @@ class Corruption(Check):
 
     def needed_holdout(self, confidence: float) -> Mapping[str, int | None]:
         """What resampling asks for: where no row is lost to a corruption, none of the resampled ratios is below 1."""
-        return dict.fromkeys(self.limits, FEWEST)
+        return dict.fromkeys(self.absolute, FEWEST)
 
     def jobs(self, subject: Subject) -> list[Job]:
-        """The candidate's answers with each corruption, and without; none where there are no images."""
-        if not has_images(subject):
-            return []
-        return [*feature_jobs(subject), self._score(subject), *self._corrupted(subject).values()]
+        """The candidate's answers with each corruption, and without, and the champion's where it is compared; none
+        where there are no images."""
+        asked = [each for each in (subject, self.rival(subject, "corruption_ratio")) if each and has_images(each)]
+        return [
+            job for each in asked for job in (*feature_jobs(each), self._score(each), *self._corrupted(each).values())
+        ]
 
     def measure(self, subject: Subject, results: Results, confidence: float) -> CheckResult:
         """The ratio over all corruptions and severities; what each corruption leaves, in a note."""
+        label = subject.data.label[list(first(subject, self.images))]
+
+        def ratio(answers: Answers) -> Measurement:
+            return corruption_ratio(*answers, label, confidence, _chance(subject))
+
+        def difference(metric: str, rival: Subject) -> Measurement:
+            if not has_images(rival):
+                return not_compared(metric, NO_IMAGES)
+            both = self._answers(subject, results), self._answers(rival, results)
+            if why := unlearnt(both[1][0], label, confidence):
+                return not_compared(metric, why)
+            return ratio_versus((ratio(both[0]), ratio(both[1])), both, confidence, _chance(subject))
+
         if not has_images(subject):
-            return CheckResult(measurements=(not_measured("corruption_ratio", NO_IMAGES),))
-        jobs = self._corrupted(subject)
+            missing = not_measured("corruption_ratio", NO_IMAGES)
+            return self.compared(CheckResult(measurements=(missing,)), subject, difference)
+        answers = self._answers(subject, results)
+        found = ratio(answers)
+        notes = (self._note(*answers),) if found.measured else ()
+        return self.compared(CheckResult(measurements=(found,), notes=notes), subject, difference)
+
+    def _answers(self, subject: Subject, results: Results) -> Answers:
         rows = list(first(subject, self.images))
         label = subject.data.label[rows]
         right = results(self._score(subject))["logits"][rows].argmax(axis=1) == label
-        spoiled = {name: results(job)["predicted"] == label for name, job in jobs.items()}
-        rng = np.random.default_rng(int(subject.data.digest[:16], 16))
-        found = corruption_ratio(right, spoiled, label, confidence, rng)
-        notes = (self._note(right, spoiled),) if found.measured else ()
-        return CheckResult(measurements=(found,), notes=notes)
+        return right, {name: results(job)["predicted"] == label for name, job in self._corrupted(subject).items()}
 
     def _note(self, right: Bools, spoiled: Mapping[str, Bools]) -> str:
         """What each corruption leaves of the accuracy, the worst first."""
@@ -109,3 +130,8 @@ class Corruption(Check):
             for name in self.corruptions
             for severity in self.severities
         }
+
+
+def _chance(subject: Subject) -> np.random.Generator:
+    """The data decides which rows are drawn."""
+    return np.random.default_rng(int(subject.data.digest[:16], 16))

@@ -1,19 +1,23 @@
 """Can small changes of its images turn the candidate's answers? (arXiv 2402.01857: adversarial susceptibility)"""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, NamedTuple, Self
 
+import numpy as np
 from pydantic import Field, model_validator
 
-from privacy_gate.checks.check import Check, Results, Subject
+from privacy_gate.checks.check import Results, Subject
 from privacy_gate.checks.holdout import NO_IMAGES, apart, first, has_images, needed_apart, shuffled
 from privacy_gate.checks.references import feature_jobs
+from privacy_gate.checks.versus import ChampionLimit, Versus, Worse
 from privacy_gate.documents import Record
+from privacy_gate.evidence import Bools, Ints
 from privacy_gate.job import Evade, Job
 from privacy_gate.job import Universal as Craft
 from privacy_gate.metrics.accuracy import needed_rows
 from privacy_gate.metrics.evasion import robust_accuracy, universal_transfer
-from privacy_gate.verdict import CheckResult, Limit, Measurement, not_measured
+from privacy_gate.metrics.versus import not_compared, share_versus, unlearnt
+from privacy_gate.verdict import CheckResult, Measurement, not_measured
 
 EvasionMetric = Literal["robust_accuracy", "universal_transfer"]
 
@@ -37,7 +41,7 @@ class Universal(Record):
     steps: Annotated[int, Field(ge=20, le=100_000)] = 200
 
 
-class Evasion(Check):
+class Evasion(Versus):
     """robust_accuracy: rows right, and still right under APGD-CE and then APGD-T (Croce & Hein 2020).
 
     universal_transfer: answers changed by one change of all images, crafted without the candidate: whoever knows its
@@ -50,13 +54,15 @@ class Evasion(Check):
     universal  how the one change is crafted; without it there is none
     """
 
+    worse: ClassVar[Mapping[str, Worse]] = {"robust_accuracy": "lower", "universal_transfer": "higher"}
+
     check: Literal["evasion"] = "evasion"
     images: Annotated[int, Field(ge=FEWEST, le=100_000)] = 500
     levels: Levels = 1.0
     steps: Annotated[int, Field(ge=5, le=10_000)] = 20
     targets: Annotated[int, Field(ge=1, le=1000)] = 3
     universal: Universal | None = None
-    limits: Mapping[EvasionMetric, Limit] = Field(default_factory=dict)
+    limits: Mapping[EvasionMetric, ChampionLimit] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _limited_is_measured(self) -> Self:
@@ -67,7 +73,7 @@ class Evasion(Check):
     def needed_holdout(self, confidence: float) -> Mapping[str, int | None]:
         """What a model that no attack turns asks for, `images` at most, and what a change is crafted on besides."""
         needed: dict[str, int | None] = {}
-        for metric, limit in self.limits.items():
+        for metric, limit in self.absolute.items():
             rows = needed_rows(limit, confidence, self.images)
             if rows is not None and metric == "universal_transfer" and self.universal is not None:
                 rows = needed_apart(self.universal.images, rows)
@@ -75,32 +81,53 @@ class Evasion(Check):
         return needed
 
     def jobs(self, subject: Subject) -> list[Job]:
-        """The attacks; none where there are no images."""
-        if self._absent(subject):
-            return []
-        crafted = [] if self._uncrafted(subject) else [*feature_jobs(subject), self._crafted(subject)]
-        return [self._attacked(subject), *crafted]
+        """The attacks, on the champion too where it is compared; none where there are no images."""
+        attacked, tricked = (self.rival(subject, metric) for metric in ("robust_accuracy", "universal_transfer"))
+        asked = [each for each in (subject, attacked) if each and not self._absent(each)]
+        crafted = [each for each in (subject, tricked) if each and not (self._absent(each) or self._uncrafted(each))]
+        made = (job for each in crafted for job in (*feature_jobs(each), self._crafted(each)))
+        return [*(self._attacked(each) for each in asked), *made]
 
     def measure(self, subject: Subject, results: Results, confidence: float) -> CheckResult:
-        """Both figures, with what tells how to read them."""
+        """Both figures, with what tells how to read them, and their differences from the champion's."""
+
+        def difference(metric: str, rival: Subject) -> Measurement:
+            told = self._robust if metric == "robust_accuracy" else self._transfer
+            own, other = (told(each, results, confidence) for each in (subject, rival))
+            if not other.figure.measured:
+                return not_compared(metric, str(other.figure.reason))
+            if why := unlearnt(other.right, other.label, confidence):
+                return not_compared(metric, why)
+            return share_versus((own.figure, other.figure), (own.counted, other.counted), confidence)
+
+        robust, transfer = (told(subject, results, confidence) for told in (self._robust, self._transfer))
+        found = CheckResult(measurements=(robust.figure, transfer.figure), notes=(*robust.notes, *transfer.notes))
+        return self.compared(found, subject, difference)
+
+    def _robust(self, subject: Subject, results: Results, confidence: float) -> "_Told":
         if absent := self._absent(subject):
-            names: tuple[EvasionMetric, ...] = ("robust_accuracy", "universal_transfer")
-            return CheckResult(measurements=tuple(not_measured(name, absent) for name in names))
-        found = results(self._attacked(subject))
+            return _Told(not_measured("robust_accuracy", absent))
+        job = self._attacked(subject)
+        found = results(job)
         seen = {name: found[name] for name in ("right", "standing", "guessed", "wide", "flat")}
-        standing = robust_accuracy(**seen, confidence=confidence)
         note = (
             f"evasion: of {len(found['right']):,} holdout images {found['right'].mean():.1%} are right as they are, "
             f"{found['untargeted'].mean():.1%} under the untargeted attack, {found['standing'].mean():.1%} under the "
             f"targeted ones as well; changes of {self.levels:g} of 255 levels, {self.steps} steps"
         )
-        transfer, more = self._transfer(subject, results, confidence)
-        return CheckResult(measurements=(standing, transfer), notes=(note, *more))
+        return _Told(
+            figure=robust_accuracy(**seen, confidence=confidence),
+            counted=found["standing"] & ~found["guessed"],
+            right=found["right"],
+            label=subject.data.label[list(job.rows)],
+            notes=(note,),
+        )
 
-    def _transfer(self, subject: Subject, results: Results, confidence: float) -> tuple[Measurement, list[str]]:
-        if absent := self._uncrafted(subject):
-            return not_measured("universal_transfer", absent), []
-        found = results(self._crafted(subject))
+    def _transfer(self, subject: Subject, results: Results, confidence: float) -> "_Told":
+        if absent := self._absent(subject) or self._uncrafted(subject):
+            return _Told(not_measured("universal_transfer", absent))
+        job = self._crafted(subject)
+        found, label = results(job), subject.data.label[list(job.tried)]
         crafted, noise = (
             float((found[f"{who}_plain"] != found[f"{who}_{how}"]).mean())
             for who, how in (("probe", "shifted"), ("predicted", "noise"))
@@ -110,7 +137,13 @@ class Evasion(Check):
             f"random signs of the same size change {noise:.1%} of the candidate's"
         )
         plain, shifted = found["predicted_plain"], found["predicted_shifted"]
-        return universal_transfer(plain, shifted, crafted, confidence), [note]
+        return _Told(
+            figure=universal_transfer(plain, shifted, crafted, confidence),
+            counted=plain != shifted,
+            right=plain == label,
+            label=label,
+            notes=(note,),
+        )
 
     def _absent(self, subject: Subject) -> str | None:
         """Why nothing can be measured; None where it can."""
@@ -133,3 +166,16 @@ class Evasion(Check):
         how = self.universal or Universal()
         fixed = (subject.artifact, subject.recipe, subject.data.digest)
         return Craft(*fixed, *apart(subject, how.images, self.images), how.levels, how.steps)
+
+
+_NO_ROWS = np.zeros(0, dtype=bool)
+
+
+class _Told(NamedTuple):
+    """What one model's answers to R rows tell: a figure, the rows it counts, those right as they are, their labels."""
+
+    figure: Measurement
+    counted: Bools = _NO_ROWS
+    right: Bools = _NO_ROWS
+    label: Ints = np.zeros(0, dtype=np.int64)
+    notes: tuple[str, ...] = ()

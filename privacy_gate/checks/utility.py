@@ -13,8 +13,8 @@ from privacy_gate.dataset import Split
 from privacy_gate.evidence import Bools
 from privacy_gate.job import Job, Score
 from privacy_gate.metrics.accuracy import accuracy
-from privacy_gate.metrics.versus import share_versus, unlearnt, versus
-from privacy_gate.verdict import CheckResult, Control, Measurement, not_measured
+from privacy_gate.metrics.versus import not_compared, share_versus, unlearnt
+from privacy_gate.verdict import CheckResult, Control, Measurement
 
 UtilityMetric = Literal["holdout_accuracy", "member_accuracy"]
 
@@ -56,15 +56,14 @@ class Utility(Versus):
             controls.append(Control(name=f"logged {metric}", held=held, detail=detail))
         found = CheckResult(measurements=tuple(measurements), controls=tuple(controls))
 
-        def difference(rival: Subject) -> Measurement:
-            held, name = data.split == Split.HOLDOUT, "holdout_accuracy"
+        def difference(metric: str, rival: Subject) -> Measurement:
+            held = data.split == Split.HOLDOUT
             own, other = correct[held], _correct(rival, results)[held]
             if why := unlearnt(other, data.label[held], confidence):
-                return not_measured(versus(name), f"of the champion: {why}")
-            figures = accuracy(own, confidence, name), accuracy(other, confidence, name)
-            return share_versus(figures, (own, other), confidence)
+                return not_compared(metric, why)
+            return share_versus((measurements[0], accuracy(other, confidence, metric)), (own, other), confidence)
 
-        return self.compared(found, subject, {"holdout_accuracy": difference})
+        return self.compared(found, subject, difference)
 
 
 def _score(subject: Subject) -> Score:

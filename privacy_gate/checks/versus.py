@@ -16,7 +16,7 @@ Distance = Annotated[float, Field(ge=0, le=1)]
 Worse = Literal["lower", "higher"]
 """Which way a metric goes where the model is worse."""
 
-NOBODY_LOOKED = "nobody looked which version is promoted now: audit again with this version of privacy-gate"
+NOBODY_LOOKED = "nobody looked which version is promoted now"
 
 
 class ChampionLimit(Record):
@@ -131,17 +131,19 @@ class Versus(Check):
         )
 
     def compared(
-        self, result: CheckResult, subject: Subject, differences: Mapping[str, Callable[[Subject], Measurement]]
+        self, result: CheckResult, subject: Subject, difference: Callable[[str, Subject], Measurement]
     ) -> CheckResult:
         """The result with the difference of each metric that has a limit on it, or the reason why there is none.
 
-        differences: of the metrics, each from the champion as `rival` has it
+        difference: of a metric, from the champion as `rival` has it. Asked only where the candidate has that metric.
         """
+        missing = {one.metric: one.reason for one in result.measurements if not one.measured}
         measurements, left_out, notes = list(result.measurements), list(result.left_out), list(result.notes)
         for metric in self.relative:
             name, rival = versus(metric), self.rival(subject, metric)
             if rival is not None:
-                measurements.append(differences[metric](rival))
+                reason = missing.get(metric)
+                measurements.append(not_measured(name, reason) if reason else difference(metric, rival))
             elif not self._vacant(subject):
                 measurements.append(not_measured(name, _why(subject)))
             elif self._limits[metric].without_champion == "block":

@@ -27,6 +27,11 @@ def versus(metric: str) -> str:
     return metric + SUFFIX
 
 
+def not_compared(metric: str, reason: str) -> Measurement:
+    """No difference, for a reason that lies with the champion."""
+    return not_measured(versus(metric), f"of the champion: {reason}")
+
+
 def unlearnt(right: Bools, label: Ints, confidence: float) -> str | None:
     """Why a champion that is right on these rows (R,) of labels (R,) is no measure; None where it is one.
 
@@ -52,8 +57,8 @@ def share_versus(figures: tuple[Measurement, Measurement], rows: tuple[Bools, Bo
     """
     (own, champion), (held, other) = figures, rows
     name = versus(own.metric)
-    if absent := _absent(own, champion):
-        return not_measured(name, absent)
+    if not (own.measured and champion.measured):
+        return _absent(own, champion)
     if held.shape != other.shape:
         raise EvidenceError(f"{name}: the candidate has rows {held.shape}, the champion {other.shape}")
     won, lost = int((held & ~other).sum()), int((other & ~held).sum())
@@ -84,8 +89,8 @@ def ratio_versus(
     """
     own, champion = figures
     name = versus(own.metric)
-    if (absent := _absent(own, champion)) or own.value is None or champion.value is None:
-        return not_measured(name, absent or "there are no figures")
+    if own.value is None or champion.value is None:
+        return _absent(own, champion)
     rows, other = (len(right) for right, _ in answers)
     if rows != other:
         raise EvidenceError(f"{name}: the candidate has {rows} rows, the champion {other}")
@@ -114,8 +119,8 @@ def _ratios(answers: Answers, weights: Ints) -> Floats:
         return np.asarray((weights @ left) / (weights @ right))
 
 
-def _absent(own: Measurement, champion: Measurement) -> str | None:
-    """Why one of the two figures is missing."""
+def _absent(own: Measurement, champion: Measurement) -> Measurement:
+    """No difference, since one of the two figures is missing."""
     if not own.measured:
-        return str(own.reason)
-    return None if champion.measured else f"of the champion: {champion.reason}"
+        return not_measured(versus(own.metric), str(own.reason))
+    return not_compared(own.metric, str(champion.reason))
