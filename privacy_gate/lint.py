@@ -5,6 +5,7 @@ from pathlib import Path
 from privacy_gate.candidate import Claim, Recipe
 from privacy_gate.checks.check import WhereDeclared
 from privacy_gate.checks.membership import FPRS
+from privacy_gate.checks.versus import Versus
 from privacy_gate.dataset import AuditData, DataManifest, Split, duplicates, read_data
 from privacy_gate.documents import load
 from privacy_gate.errors import ConfigurationError
@@ -21,6 +22,8 @@ def lint_policy(path: Path, holdout: int | None) -> list[str]:
         lines += [f"  {check.name}: {metric} {limit} ({limit.severity})" for metric, limit in check.bounds.items()]
         if isinstance(check, WhereDeclared) and not check.required and check.bounds:
             lines.append(f"  {check.name}: not required: a dossier that declares too little is let pass")
+        if isinstance(check, Versus):
+            lines += [f"  {check.name}: {metric}: {rule}" for metric, rule in check.vacancies.items()]
         lines += [_need(metric, needed, holdout) for metric, needed in check.needed_holdout(policy.confidence).items()]
     return lines
 

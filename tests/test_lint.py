@@ -263,3 +263,17 @@ def test_a_policy_that_lets_pass_what_is_not_declared_is_told_so(tmp_path: Path,
 
 def test_a_check_whose_need_is_not_known_says_nothing() -> None:
     assert Utility(limits={"holdout_accuracy": ChampionLimit(min=0.8)}).needed_holdout(0.95) == {}
+
+
+def test_what_holds_without_a_champion_is_told(tmp_path: Path) -> None:
+    limits = {
+        "{champion_drop: 0.05, min: 0.5}": "the other limit holds alone",
+        "{champion_drop: 0.05, without_champion: block}": "it is not measured",
+        "{champion_drop: 0.05, without_champion: pass}": "it is let pass",
+    }
+    for limit, told in limits.items():
+        text = f"checks: [{{check: utility, limits: {{holdout_accuracy: {limit}}}}}]\npromotion: {{alias: champion}}\n"
+        (tmp_path / "policy.yaml").write_text(POLICY.partition("checks:")[0] + text)
+        lines = lint_policy(tmp_path / "policy.yaml", None)
+        assert f"  utility: holdout_accuracy: without a champion {told}" in lines
+        assert "  utility: holdout_accuracy_vs_champion >= -0.05 (block)" in lines

@@ -14,6 +14,7 @@ from privacy_gate.dataset import AuditData, Split
 from privacy_gate.documents import parse
 from privacy_gate.errors import ConfigurationError
 from privacy_gate.job import Job, Score
+from privacy_gate.lint import lint_policy
 from privacy_gate.policy import Policy, load_policy
 from privacy_gate.verdict import CheckResult, Measurement, Severity, Status, Verdict, verdict
 
@@ -60,6 +61,26 @@ def test_every_ready_policy_loads_and_justifies_its_numbers(path: Path) -> None:
 
 def test_the_three_ready_policies_are_there() -> None:
     assert {path.stem for path in POLICIES.glob("*.yaml")} >= {"baseline", "strict", "report-only"}
+
+
+def test_the_policy_of_robustness_asks_what_needs_no_training_and_compares_with_the_champion() -> None:
+    policy, _ = load_policy(POLICIES / "robustness.yaml")
+    assert [check.name for check in policy.checks] == ["backdoor", "evasion", "corruption", "fairness", "utility"]
+    assert policy.compares
+    bounds = {metric: str(limit) for check in policy.checks for metric, limit in check.bounds.items()}
+    assert bounds == {
+        "backdoor_lift": "<= 0.05", "inverted_backdoor": "<= 0.9", "trigger_anomaly": "<= 2",
+        "robust_accuracy_vs_champion": ">= -0.05", "universal_transfer_vs_champion": "<= 0.05",
+        "corruption_ratio": ">= 0.45", "corruption_ratio_vs_champion": ">= -0.05",
+        "group_gap": "<= 0.1", "equalized_odds": "<= 0.1", "client_std": "<= 0.1", "worst_decile_gap": "<= 0.2",
+        "holdout_accuracy": ">= 0.8", "holdout_accuracy_vs_champion": ">= -0.05",
+    }  # fmt: skip
+    said = undeclared(policy)  # a table without clients and groups is let pass, and the report says so
+    assert {name: set(result.left_out) >= set(check.bounds) for name, result in said.items() for check in policy.checks
+            if check.name == name} == {"fairness": True}  # fmt: skip
+    lines = lint_policy(POLICIES / "robustness.yaml", 1000)
+    assert "  evasion: robust_accuracy: without a champion it is let pass" in lines
+    assert not any("no model does" in line or "relax it" in line for line in lines)
 
 
 def test_report_only_never_blocks_and_promotes_nothing() -> None:

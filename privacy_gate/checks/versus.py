@@ -119,6 +119,12 @@ class Versus(Check):
         """Both, by what is measured: a difference has a name of its own."""
         return {**self.absolute, **{versus(metric): limit for metric, limit in self.relative.items()}}
 
+    @property
+    def vacancies(self) -> Mapping[str, str]:
+        """What holds while nothing stands at the alias, in words, by the metric that is compared."""
+        said = {"block": "it is not measured", "pass": "it is let pass", None: "the other limit holds alone"}
+        return {metric: f"without a champion {said[self._limits[metric].without_champion]}" for metric in self.relative}
+
     def rival(self, subject: Subject, metric: str) -> Subject | None:
         """The champion on the candidate's rows; None where the metric is not compared, or cannot be."""
         champion = subject.champion

@@ -149,6 +149,18 @@ def data_facts(report: Report) -> list[tuple[str, str]]:
     return facts
 
 
+def champion_facts(report: Report) -> list[tuple[str, str]]:
+    """What the candidate was compared with, as name and value; nothing where the policy compares with nothing."""
+    champion = report.champion
+    if champion is None:
+        return []
+    if champion.version is None:
+        return [("Champion", f"none: nothing stood at the alias {plain(champion.alias)}")]
+    facts = [("Champion", f"version {plain(champion.version)}, at the alias {plain(champion.alias)} then")]
+    facts += [("Its sha256", plain(champion.digest))] if champion.digest else []
+    return [*facts, *([("Not compared", plain(champion.reason))] if champion.reason else [])]
+
+
 def rerun(report: Report) -> list[str]:
     """Shell commands that install the same version and repeat the pass on the same version of the model."""
     tool, _, version = plain(report.tool).partition(" ")

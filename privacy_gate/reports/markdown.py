@@ -202,6 +202,7 @@ def _identity(report: Report) -> str:
         ("**Candidate**", code(candidate.uri)),
         ("sha256 of its files", code(candidate.digest)),
         ("judged", prose(words.moment(report.created))),
+        *((name, prose(value)) for name, value in details.champion_facts(report)),
         ("**Policy**", code(policy.source)),
         ("sha256", code(policy.sha256)),
         ("recorded, before measuring", prose(words.moment(policy.recorded))),
