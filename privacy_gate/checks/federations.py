@@ -10,9 +10,9 @@ from privacy_gate.checks.check import Results, Subject
 from privacy_gate.dataset import Split
 from privacy_gate.errors import ConfigurationError
 from privacy_gate.evidence import Floats
-from privacy_gate.federated.attendance import Attendance
-from privacy_gate.federated.needs import unmet
 from privacy_gate.federation import Aggregator, Clients, Federation
+from privacy_gate.federation.attendance import Attendance
+from privacy_gate.federation.needs import unmet
 from privacy_gate.job import Confirm, Federate, Stress, federate
 from privacy_gate.metrics.robustness import accuracy_loss
 from privacy_gate.verdict import Measurement

@@ -3,8 +3,8 @@
 from privacy_gate.candidate import Recipe
 from privacy_gate.compute.private import sampling_rate, steps_of
 from privacy_gate.errors import UndecidedError
-from privacy_gate.federated.attendance import Attendance
 from privacy_gate.federation import Federation
+from privacy_gate.federation.attendance import Attendance
 
 CLIP = 1.0
 """Norm to which each example's gradient is cut."""

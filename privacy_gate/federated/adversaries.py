@@ -15,7 +15,7 @@ from scipy.special import ndtri
 
 from privacy_gate.errors import ConfigurationError
 from privacy_gate.federated.geometry import norms, squared_distances
-from privacy_gate.federated.needs import supporters, unmet_by_attack
+from privacy_gate.federation.needs import unmet_by_attack
 
 IPM_SEARCH = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 """Factors that inner-product manipulation tries."""
@@ -76,15 +76,16 @@ def inner_product_search(scene: Scene, *, factors: Sequence[float] = IPM_SEARCH)
 def alie_z(n: int, f: int) -> float:
     """Phi^-1((n - f - s) / (n - f)), s = floor(n / 2 + 1) - f: Baruch et al. 2019 (arXiv 1902.06156).
 
-    Deviations that a majority of clients hides: the byzantine need s honest ones beyond them. Raises ConfigurationError
-    where f clients are half of them or more.
+    Deviations that a majority of clients hides: the byzantine need s honest ones beyond them. A minority can always
+    attack so; raises ConfigurationError where they are none, or half of all.
 
     >>> round(alie_z(50, 8), 4), alie_z(10, 2)
     (0.18, 0.0)
     """
     if reason := unmet_by_attack("alie", n, f):
         raise ConfigurationError(reason)
-    return float(ndtri((n - f - supporters(n, f)) / (n - f)))
+    supporters = n // 2 + 1 - f
+    return float(ndtri((n - f - supporters) / (n - f)))
 
 
 def a_little_is_enough(scene: Scene, *, z: float | None = None) -> torch.Tensor:

@@ -11,10 +11,10 @@ from privacy_gate.errors import ConfigurationError
 from privacy_gate.evidence import Floats
 from privacy_gate.federated.adversaries import ADVERSARIES, Adversary
 from privacy_gate.federated.aggregators import Rule, rule, step
-from privacy_gate.federated.attendance import Attendance
-from privacy_gate.federated.needs import unmet_by_attack
 from privacy_gate.federated.partitions import Partition, Rows
 from privacy_gate.federated.servers import Server
+from privacy_gate.federation.attendance import Attendance
+from privacy_gate.federation.needs import unmet_by_attack
 
 KEPT_BYTES = 256 << 20
 """What the batches of a study that are kept for its next blocks may take."""

@@ -4,7 +4,7 @@ import torch
 
 from privacy_gate.federated.geometry import finite_rows, smallest, squared_distances
 from privacy_gate.federated.known import NOTHING, Known, refuse_few, required
-from privacy_gate.federated.needs import BUCKET
+from privacy_gate.federation.needs import BUCKET
 
 
 def nearest_neighbour_mixing(updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch.Tensor:

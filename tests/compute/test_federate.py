@@ -25,15 +25,10 @@ from privacy_gate.federated.partitions import COLUMN, PARTITIONS
 from privacy_gate.federated.samples import Samples
 from privacy_gate.federated.servers import Server
 from privacy_gate.federated.simulator import Study, simulate
-from privacy_gate.federation import (
-    BEFORE_PARAMETERS,
-    PARAMETERS,
-    SERVER_PARAMETERS,
-    AggregatorName,
-    BeforeName,
-    Federation,
-    PartitionName,
-)
+from privacy_gate.federation import Federation
+from privacy_gate.federation.clients import PartitionName
+from privacy_gate.federation.rules import BEFORE_PARAMETERS, PARAMETERS, AggregatorName, BeforeName
+from privacy_gate.federation.servers import SERVER_PARAMETERS
 from privacy_gate.job import describe, digest, digest_of, federate, probe, train_reference
 from privacy_gate.store import Store
 

@@ -6,7 +6,7 @@ Axis letters here: n updates received in a round, of which a rule is told that a
 import math
 from collections.abc import Mapping, Sequence
 
-from privacy_gate.federated.attendance import Attendance
+from privacy_gate.federation.attendance import Attendance
 
 NEEDS: dict[str, tuple[int, int]] = {
     "mean": (0, 1),
@@ -113,15 +113,6 @@ def unmet_by_attack(name: str, n: int, f: int) -> str | None:
     """
     if f < 1:
         return f"{name}: of the {n} clients of a round none is byzantine: ask more clients, or let more attack"
-    if name == "alie" and not 0 < supporters(n, f) < n - f:
-        return (
-            f"alie needs 0 < f <= n / 2, found f = {f} of n = {n} clients of a round: leave it out, or let fewer attack"
-        )
     if 2 * f >= n:
         return f"{name}: {f} of the {n} clients of a round attack, no minority: ask more clients, or let fewer attack"
     return None
-
-
-def supporters(n: int, f: int) -> int:
-    """Honest clients that f byzantine ones of n need on their side to be a majority."""
-    return n // 2 + 1 - f

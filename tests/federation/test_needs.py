@@ -9,10 +9,10 @@ import torch
 from privacy_gate.errors import ConfigurationError
 from privacy_gate.federated.adversaries import ADVERSARIES, alie_z
 from privacy_gate.federated.aggregators import AGGREGATORS, PREAGGREGATIONS, Rule, rule, step
-from privacy_gate.federated.attendance import Attendance
 from privacy_gate.federated.cells import Cell, Training
 from privacy_gate.federated.known import Known
-from privacy_gate.federated.needs import NEEDS, unmet, unmet_by_attack, unmet_by_steps
+from privacy_gate.federation.attendance import Attendance
+from privacy_gate.federation.needs import NEEDS, unmet, unmet_by_attack, unmet_by_steps
 
 COUNTS = (*range(1, 12), 15, 16, 20)
 CHAINS = [
@@ -83,7 +83,13 @@ KRUM, ALIE = [("multi_krum", {})], ("alie", 4)
         (KRUM, 2, Attendance(10, stale=0.4), None, None),
         ([("bulyan", {})], 2, Attendance(10), None, "at least 11 updates a round, found 10"),
         ([("bucketing", {}), *KRUM], 2, Attendance(10), None, "at least 7 updates a round, found 5"),
-        ([("mean", {})], 0, Attendance(10, participation=0.3), ALIE, "f = 2 of n = 3 clients"),
+        (
+            [("mean", {})],
+            0,
+            Attendance(10, participation=0.3),
+            ALIE,
+            "2 of the 3 clients of a round attack, no minority",
+        ),
         ([("mean", {})], 0, Attendance(10), ALIE, None),
         ([("mean", {})], 0, Attendance(10, participation=0.1), ("sign_flip", 2), "none is byzantine"),
         ([("mean", {})], 0, Attendance(3), ("sign_flip", 3), "3 of 3 clients cannot attack"),
