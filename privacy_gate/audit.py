@@ -16,6 +16,7 @@ from privacy_gate.checks import AnyCheck
 from privacy_gate.checks.check import Results, Subject
 from privacy_gate.checks.disparity import Disparity
 from privacy_gate.checks.dp_claim import DpClaim
+from privacy_gate.checks.federations import refuse_untrainable
 from privacy_gate.checks.membership import Membership
 from privacy_gate.checks.power_law import PowerLaw
 from privacy_gate.checks.recipe import RecipeLeak
@@ -97,8 +98,10 @@ def checks_of(policy: Policy) -> list[AnyCheck]:
 def subject_of(candidate: Candidate, data: AuditData, policy: Policy, champion: Champion | None = None) -> Subject:
     """What the checks may know of the candidate, and of the version it is compared with.
 
-    Raises ConfigurationError where the recipe needs a trainer and the policy names none.
+    Raises ConfigurationError where the recipe needs a trainer and the policy names none, DatasetError where no
+    federation can have been trained as the dossier says.
     """
+    refuse_untrainable(candidate.recipe, data)
     table = candidate.dossier.data.table.uri
     if policy.trainer is None and candidate.recipe.adaptation == "command":
         raise ConfigurationError(

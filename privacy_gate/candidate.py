@@ -266,6 +266,10 @@ class Recipe(Record):
             )
         if self.head.initial != "zeros" or self.label_smoothing or self.augmentation:
             raise ValueError("federation is simulated from a head of zeros, without label smoothing or augmentation")
+        clients = self.federation.clients.count if self.federation else None
+        # As many as a table's column names are asked about once it is read: see checks.federations.
+        if self.federation and clients and (reason := self.federation.unmet(clients)):
+            raise ValueError(f"federation: aggregator: {reason}")
 
     @property
     def trains_network(self) -> bool:

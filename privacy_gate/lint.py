@@ -4,6 +4,7 @@ from pathlib import Path
 
 from privacy_gate.candidate import Claim, Recipe
 from privacy_gate.checks.check import WhereDeclared
+from privacy_gate.checks.federations import refuse_untrainable
 from privacy_gate.checks.membership import FPRS
 from privacy_gate.checks.versus import Versus
 from privacy_gate.dataset import AuditData, DataManifest, Split, duplicates, read_data
@@ -47,7 +48,9 @@ def lint_dossier(folder: Path, *, read_table: bool) -> list[str]:
         claim = load(_text(folder / "claim.yaml"), Claim, str(folder / "claim.yaml"))
         lines.append(f"  claims epsilon {claim.epsilon:g} at delta {claim.delta:g}")
     if read_table:
-        lines += lint_data(read_data(manifest, recipe.classes))
+        data = read_data(manifest, recipe.classes)
+        refuse_untrainable(recipe, data)
+        lines += lint_data(data)
     return lines
 
 

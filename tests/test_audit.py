@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from privacy_gate.audit import Shard, subject_of
+from privacy_gate.audit import Shard, plan, subject_of
 from privacy_gate.batches import REFERENCE_BLOCK, batches
-from privacy_gate.candidate import Candidate, Claim, Dossier, Recipe
+from privacy_gate.candidate import Candidate, Claim, Dossier, Recipe, Trainer
 from privacy_gate.checks import AnyCheck
 from privacy_gate.checks.backdoor import Backdoor
 from privacy_gate.checks.check import Subject
@@ -18,8 +18,8 @@ from privacy_gate.checks.fairness import Fairness
 from privacy_gate.checks.trajectory import TrajectoryMia
 from privacy_gate.checks.utility import Utility
 from privacy_gate.dataset import AuditData, DataManifest, Split
-from privacy_gate.documents import load
-from privacy_gate.errors import ConfigurationError
+from privacy_gate.documents import load, parse
+from privacy_gate.errors import ConfigurationError, DatasetError
 from privacy_gate.federation import Federation
 from privacy_gate.job import Embed, Federate, Job, TrainReference, embed_jobs, federate, probe, train_reference
 from privacy_gate.policy import Policy
@@ -150,3 +150,48 @@ def test_checks_are_told_what_the_dossier_claims_and_which_rounds_were_logged() 
     policy = load("{name: p, version: 1, release_context: api, checks: [{check: utility}]}", Policy, "policy")
     judged = subject_of(candidate, BARE, policy)
     assert (judged.claim, judged.rounds) == (claim, "b" * 64)
+
+
+def clients_of_a_column(*, members: int) -> AuditData:
+    """So many clients hold a member each, and three more hold holdout rows alone."""
+    rows = members + 3
+    return AuditData(
+        ids=np.array([f"r{row}" for row in range(rows)]),
+        label=np.arange(rows) % 2,
+        split=np.where(np.arange(rows) < members, Split.MEMBER, Split.HOLDOUT).astype(np.int8),
+        digest="d" * 64,
+        client=np.array([f"c{row}" for row in range(rows)]),
+        embedding=np.zeros((rows, 1), dtype=np.float32),
+    )
+
+
+@pytest.mark.parametrize(
+    ("rule", "clients", "said"),
+    [
+        ({"name": "krum", "tolerates": 2}, 6, "at least 7 updates a round, found 6"),
+        ({"name": "krum", "tolerates": 2}, 7, None),
+        ({"name": "trimmed_mean", "tolerates": 2}, 4, "at least 5 updates"),
+        ({"name": "trimmed_mean", "tolerates": 2}, 5, None),
+        ({"name": "fltrust"}, 5, "rows of the server's own"),
+        ({"name": "mean"}, None, "names none"),
+    ],
+)
+def test_a_federation_that_cannot_have_been_trained_on_its_table_is_refused_before_anything_is_computed(
+    rule: dict[str, object], clients: int | None, said: str | None
+) -> None:
+    data = clients_of_a_column(members=clients) if clients else BARE
+    fields = {"backbone": {"name": "identity"}, "classes": 2, "optimizer": {"name": "sgd", "lr": 0.1}}
+    how = parse(fields | {"epochs": 1, "batch_size": 1, "federation": {"rounds": 2, "aggregator": rule}}, Recipe, "r")
+    table = {"uri": "t", "sha256": "d" * 64, "format": "parquet"}
+    manifest = parse({"table": table, "columns": {"embedding": "x"}}, DataManifest, "data")
+    candidate = Candidate("models:/m/1", "m", "1", Path(), "a" * 64, Dossier(recipe=how, data=manifest))
+    policy = load("{name: p, version: 1, release_context: api, checks: [{check: membership}]}", Policy, "policy")
+    if said is None:
+        assert plan(policy, candidate, data)
+        return
+    with pytest.raises(DatasetError, match=said) as refused:
+        plan(policy, candidate, data)
+    assert refused.value.exit_code == 5
+    by_a_program = Dossier(recipe=how.model_copy(update={"adaptation": "command"}), data=manifest)
+    trainer = policy.model_copy(update={"trainer": Trainer(command=("python", "train.py"))})
+    assert plan(trainer, dataclasses.replace(candidate, dossier=by_a_program), data)

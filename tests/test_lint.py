@@ -1,11 +1,14 @@
 """How many holdout rows a policy needs: with so many the best outcome meets its limits, with one fewer it does not."""
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from privacy_gate.candidate import Recipe
 from privacy_gate.checks import AnyCheck
@@ -21,10 +24,11 @@ from privacy_gate.checks.stress import SystemStress
 from privacy_gate.checks.trajectory import TrajectoryMia
 from privacy_gate.checks.utility import Utility
 from privacy_gate.checks.versus import ChampionLimit
-from privacy_gate.dataset import AuditData, Split
-from privacy_gate.documents import parse
+from privacy_gate.dataset import AuditData, Columns, Split, describe_table
+from privacy_gate.documents import dump, parse
+from privacy_gate.errors import ConfigurationError, DatasetError
 from privacy_gate.job import Corrupt, Embed, Evade, Federate, Job, Probe, Score, TrainReference, Universal
-from privacy_gate.lint import lint_policy
+from privacy_gate.lint import lint_dossier, lint_policy
 from privacy_gate.metrics.disparity import accusations, vulnerability_gap
 from privacy_gate.metrics.membership import balanced_accuracy, precision, tpr_at_fpr
 from privacy_gate.verdict import Limit, Measurement, Severity, Status, judged_status
@@ -277,3 +281,42 @@ def test_what_holds_without_a_champion_is_told(tmp_path: Path) -> None:
         lines = lint_policy(tmp_path / "policy.yaml", None)
         assert f"  utility: holdout_accuracy: without a champion {told}" in lines
         assert "  utility: holdout_accuracy_vs_champion >= -0.05 (block)" in lines
+
+
+RECIPE_FILE = """backbone: {name: identity}
+classes: 2
+optimizer: {name: sgd, lr: 0.1}
+epochs: 1
+batch_size: 1
+federation:
+  rounds: 2
+  clients: CLIENTS
+  aggregator: {name: krum, before: [bucketing], tolerates: 1}
+"""
+
+
+@pytest.mark.parametrize("enough", [False, True])
+@pytest.mark.parametrize("counted", [False, True])
+def test_a_dossier_whose_rule_too_few_clients_take_part_for_is_refused(
+    enough: bool, counted: bool, tmp_path: Path
+) -> None:
+    clients = 9 if enough else 8  # five buckets, or four
+    table = {
+        "id": [f"r{row}" for row in range(clients + 2)],
+        "label": [0, 1] * (clients // 2 + 1) + [0] * (clients % 2),
+        "split": ["member"] * clients + ["holdout"] * 2,
+        "x": [[0.0, float(row)] for row in range(clients + 2)],
+        "site": [f"c{row}" for row in range(clients + 2)],
+    }
+    parquet.write_table(pa.table(table), tmp_path / "t.parquet")
+    who = f"{{partition: iid, count: {clients}}}" if counted else "{partition: column}"
+    (tmp_path / "recipe.yaml").write_text(RECIPE_FILE.replace("CLIENTS", who))
+    manifest = describe_table(str(tmp_path / "t.parquet"), Columns(embedding="x", client="site"))
+    (tmp_path / "data.yaml").write_text(dump(manifest))
+    if enough:
+        assert lint_dossier(tmp_path, read_table=True)
+        return
+    said = "krum told of 1 byzantine clients needs at least 5 updates a round, found 4: tell it of fewer"
+    where = f"recipe.yaml:9:15: federation: aggregator: {said}" if counted else f"trained on this table: {said}"
+    with pytest.raises(ConfigurationError if counted else DatasetError, match=re.escape(where)):
+        lint_dossier(tmp_path, read_table=True)

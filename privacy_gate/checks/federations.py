@@ -6,9 +6,10 @@ from typing import Literal
 
 import numpy as np
 
+from privacy_gate.candidate import Recipe
 from privacy_gate.checks.check import Results, Subject
-from privacy_gate.dataset import Split
-from privacy_gate.errors import ConfigurationError
+from privacy_gate.dataset import AuditData, Split
+from privacy_gate.errors import DatasetError
 from privacy_gate.evidence import Floats
 from privacy_gate.federation import Aggregator, Clients, Federation
 from privacy_gate.federation.attendance import Attendance
@@ -21,6 +22,34 @@ MEAN = Aggregator(name="mean")
 
 NOT_SIMULATED = "a program of the policy's trains: what its federation does is not known, and none stands in its place"
 """Heads of our own would say nothing of recipes with adaptation command."""
+
+
+def refuse_untrainable(recipe: Recipe, data: AuditData) -> None:
+    """Raises DatasetError where the table has too few clients, or no rows of the server's own, for the recipe's rule.
+
+    Neither the candidate can have been trained as its dossier says, nor can a reference.
+    """
+    federation = recipe.federation
+    if federation is None or recipe.adaptation == "command":
+        return
+    if reason := federation.unmet(count_clients(federation, data), root=_has_root(data)):
+        raise DatasetError(f"the recipe's federation cannot have been trained on this table: {reason}")
+
+
+def count_clients(federation: Federation, data: AuditData) -> int:
+    """Clients of the federation: as many as it says, or as hold members; raises DatasetError where no column tells."""
+    if federation.clients.count is not None:
+        return federation.clients.count
+    if data.client is None:
+        raise DatasetError(
+            "the recipe's clients come from a column, and the data manifest names none: add columns: {client: ...}"
+        )
+    return len(np.unique(data.client[data.split == Split.MEMBER]))
+
+
+def _has_root(data: AuditData) -> bool:
+    """Whether the server has rows of its own."""
+    return bool((data.split == Split.POPULATION).any())
 
 
 @dataclass(frozen=True)
@@ -39,17 +68,8 @@ class Federations:
 
     @property
     def count(self) -> int:
-        """Clients of each federation. Raises ConfigurationError where a column counts them, and there is none."""
-        if self.clients != "recipe":
-            return self.clients
-        if self.federation.clients.count is not None:
-            return self.federation.clients.count
-        data = self.subject.data
-        if data.client is None:
-            raise ConfigurationError(
-                "the recipe's clients come from a column, and the data manifest names none: add columns: {client: ...}"
-            )
-        return len(np.unique(data.client[data.split == Split.MEMBER]))
+        """Clients of each federation; see `count_clients`."""
+        return count_clients(self.federation, self.subject.data) if self.clients == "recipe" else self.clients
 
     @property
     def blind(self) -> float:
@@ -91,8 +111,7 @@ class Federations:
         if self.federation.privacy and not aggregator.is_mean:
             return "the recipe's privacy of clients joins updates by a mean, and by no other rule"
         attendance = Attendance(self.count, self.federation.participation, **dict([stress] if stress else []))
-        root = bool((self.subject.data.split == Split.POPULATION).any())
-        return unmet(aggregator.steps, aggregator.tolerates, attendance, attack, root=root)
+        return unmet(aggregator.steps, aggregator.tolerates, attendance, attack, root=_has_root(self.subject.data))
 
     def accuracy(self, jobs: list[Federate], results: Results) -> Floats:
         """Holdout accuracy by seed, the mean over the last tenth of the rounds, (S,)."""

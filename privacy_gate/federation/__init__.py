@@ -5,7 +5,9 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from privacy_gate.documents import Record
+from privacy_gate.federation.attendance import Attendance
 from privacy_gate.federation.clients import ClientPrivacy, Clients
+from privacy_gate.federation.needs import unmet
 from privacy_gate.federation.rules import Aggregator
 from privacy_gate.federation.servers import ServerOptimizer
 
@@ -47,3 +49,11 @@ class Federation(Record):
                 "uniform_mean, without anything before it and without a cap"
             )
         return self
+
+    def unmet(self, clients: int, *, root: bool = True) -> str | None:
+        """Why its own rule cannot join what so many clients send, nobody of whom attacks; None where it can.
+
+        root  whether the server has rows of its own
+        """
+        attendance = Attendance(clients, self.participation)
+        return unmet(self.aggregator.steps, self.aggregator.tolerates, attendance, root=root)

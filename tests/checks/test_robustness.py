@@ -260,7 +260,9 @@ def test_rules_that_too_few_clients_take_part_for_are_left_out_and_the_rest_is_m
 def test_a_recipe_whose_own_rule_cannot_be_tried_is_undecided_and_nothing_is_trained_for_it(
     changes: dict[str, Any], said: str, digits: AuditData
 ) -> None:
-    check, how = parse(FEW, Robustness, "policy"), recipe(**BRIEF, **changes)
+    # The study has half of the recipe's clients, of whom the recipe's rule would join enough.
+    twice = {"clients": {"partition": "iid", "count": 20}}
+    check, how = parse(FEW, Robustness, "policy"), recipe(**BRIEF | twice, **changes)
     subject = Subject(recipe=how, artifact="a" * 64, data=digits, logged={})
     assert check.jobs(subject) == []
     found = check.measure(subject, dict[Any, Any]().__getitem__, 0.95)

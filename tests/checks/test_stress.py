@@ -18,7 +18,7 @@ from privacy_gate.compute.run import run
 from privacy_gate.compute.work import Inputs
 from privacy_gate.dataset import AuditData, Split
 from privacy_gate.documents import parse
-from privacy_gate.errors import ConfigurationError
+from privacy_gate.errors import DatasetError
 from privacy_gate.job import Federate, describe, digest
 from privacy_gate.store import Store
 from privacy_gate.verdict import CheckResult, Limit, Status, judged_status
@@ -120,7 +120,8 @@ def test_what_the_rule_cannot_bear_is_not_measured_and_the_rest_is(digits: Audit
         assert "at least 9 updates a round, found 7" in found[metric].reason
     for metric in ("heterogeneity_drop", "stale_drop"):
         assert found[metric].measured
-    bulyan = recipe(aggregator={"name": "bulyan", "tolerates": 2})
+    # Of the recipe's twenty clients bulyan would join enough, of the study's ten it does not.
+    bulyan = recipe(aggregator={"name": "bulyan", "tolerates": 2}, clients={"partition": "iid", "count": 20})
     subject = Subject(recipe=bulyan, artifact="a" * 64, data=digits, logged={})
     assert check().jobs(subject) == []
     result = check().measure(subject, dict[Any, Any]().__getitem__, 0.95)
@@ -149,5 +150,5 @@ def test_a_federation_that_a_program_trains_is_not_stood_in_for(digits: AuditDat
 def test_clients_of_a_column_that_is_not_named_are_a_mistake_of_the_manifest(digits: AuditData) -> None:
     named = recipe(clients={"partition": "column"})
     subject = Subject(recipe=named, artifact="a" * 64, data=replace(digits, client=None), logged={})
-    with pytest.raises(ConfigurationError, match="the data manifest names none"):
+    with pytest.raises(DatasetError, match="the data manifest names none"):
         check(clients="recipe").jobs(subject)
