@@ -41,16 +41,20 @@ THREAT_MODEL = (
 )
 
 NOT_TESTED_WITHOUT = {
-    "trajectory": "privacy of a federation's rounds",
     "backdoor": "backdoors",
-    "robustness": "the federation under hostile clients",
-    "system_stress": "the federation under absent, late and unlike clients",
     "evasion": "evasion",
     "corruption": "accuracy on corrupted images",
     "fairness": "whom the model serves worse",
-    "inversion": "reconstruction from clients' updates",
 }
 """What is left open where the policy lacks a check."""
+
+NOT_TESTED_OF_FEDERATIONS = {
+    "trajectory": "privacy of a federation's rounds",
+    "robustness": "the federation under hostile clients",
+    "system_stress": "the federation under absent, late and unlike clients",
+    "inversion": "reconstruction from clients' updates",
+}
+"""Likewise of a candidate that a federation trained, or of which the policy asks for one of these."""
 
 BY_REFERENCES = (Disparity, DpClaim, Membership, PowerLaw, RecipeLeak, Vulnerability)
 """Checks that speak of the attacker of THREAT_MODEL."""
@@ -180,7 +184,7 @@ def audit(
         verdict=decided,
         exit_code=decided.exit_code,
         threat_model=THREAT_MODEL if any(isinstance(check, BY_REFERENCES) for check, _ in ran) else (),
-        not_tested=(*NOT_TESTED, *_untested(check for check, _ in ran)),
+        not_tested=(*NOT_TESTED, *_untested(candidate.recipe, [check for check, _ in ran])),
         notes=(
             *policy.idle_waivers(candidate.name, findings, now.date()),
             *evidence_notes(subject, ran),
@@ -233,10 +237,13 @@ def _remarked(champion: Champion | None) -> list[str]:
     return [f"of the champion, version {champion.version}: {champion.remark}"]
 
 
-def _untested(checks: Iterable[AnyCheck]) -> list[str]:
-    """What the policy did not ask for."""
+def _untested(recipe: Recipe, checks: Iterable[AnyCheck]) -> list[str]:
+    """What the policy did not ask for, as far as it says something of such a candidate."""
     asked = {check.name for check in checks}
-    return [text for name, text in NOT_TESTED_WITHOUT.items() if name not in asked]
+    # Who asks for a federation and is told of none is not told either that there was nothing else to ask.
+    federated = recipe.federation is not None or not asked.isdisjoint(NOT_TESTED_OF_FEDERATIONS)
+    known = NOT_TESTED_WITHOUT | (NOT_TESTED_OF_FEDERATIONS if federated else {})
+    return [text for name, text in known.items() if name not in asked]
 
 
 def _identify(candidate: Candidate) -> CandidateRecord:

@@ -1,14 +1,15 @@
 """From stored results to a report, and how jobs are shared out."""
 
 import dataclasses
+import datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from privacy_gate.audit import Shard, plan, subject_of
+from privacy_gate.audit import NOT_TESTED, Shard, audit, plan, subject_of
 from privacy_gate.batches import REFERENCE_BLOCK, batches
-from privacy_gate.candidate import Candidate, Claim, Dossier, Recipe, Trainer
+from privacy_gate.candidate import Candidate, Claim, Dossier, Recipe, Sgd, Trainer
 from privacy_gate.checks import AnyCheck
 from privacy_gate.checks.backdoor import Backdoor
 from privacy_gate.checks.check import Subject
@@ -195,3 +196,30 @@ def test_a_federation_that_cannot_have_been_trained_on_its_table_is_refused_befo
     by_a_program = Dossier(recipe=how.model_copy(update={"adaptation": "command"}), data=manifest)
     trainer = policy.model_copy(update={"trainer": Trainer(command=("python", "train.py"))})
     assert plan(trainer, dataclasses.replace(candidate, dossier=by_a_program), data)
+
+
+def left_open(recipe: Recipe, *checks: str) -> set[str]:
+    """What a report on so short a policy says was not tested, beyond what never is."""
+    asked = [{"check": one} for one in checks]
+    policy = parse({"name": "p", "version": 1, "release_context": "api", "checks": asked}, Policy, "policy")
+    table = {"uri": "t", "sha256": "d" * 64, "format": "parquet"}
+    manifest = parse({"table": table, "columns": {"image": "x"}}, DataManifest, "data")
+    candidate = Candidate("models:/m/1", "m", "1", Path(), "a" * 64, Dossier(recipe=recipe, data=manifest))
+    now = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+    report = audit(policy, "c" * 64, "p", candidate, NAMED, lambda job: {"logits": np.eye(2)}, now.isoformat(), now)
+    return set(report.not_tested) - set(NOT_TESTED)
+
+
+def test_what_was_not_tested_of_a_federation_is_listed_where_there_was_one_or_the_policy_asks() -> None:
+    trained = FEDERATED.model_copy(update={"optimizer": Sgd(name="sgd", lr=0.1)})
+    plain, federated = left_open(RECIPE, "utility"), left_open(trained, "utility")
+    of_federations = {
+        "privacy of a federation's rounds",
+        "the federation under hostile clients",
+        "the federation under absent, late and unlike clients",
+        "reconstruction from clients' updates",
+    }
+    assert federated - plain == of_federations
+    assert plain == {"backdoors", "evasion", "accuracy on corrupted images", "whom the model serves worse"}
+    asked = left_open(RECIPE, "robustness")
+    assert asked - plain == of_federations - {"the federation under hostile clients"}
