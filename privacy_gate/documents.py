@@ -58,6 +58,17 @@ def load(text: str, kind: type[R], source: str) -> R:
         raise ConfigurationError("\n".join(dict.fromkeys(faults))) from error
 
 
+def locate(text: str, path: Path, source: str) -> str:
+    """Where a key's value stands in a document, as `source:line:col`; of one that is not there, what would hold it.
+
+    >>> locate("a:\\n  b: [1, 2]", ("a", "b", 1), "file")
+    'file:2:10'
+    """
+    marks: dict[Path, _Mark] = {}
+    _plain(_compose(text, source), (), marks, source)
+    return _place(source, _value_of(path, marks))
+
+
 def dump(record: Record) -> str:
     """The record as YAML that `load` reads back equal."""
     data = record.model_dump(mode="json", exclude_none=True)
@@ -81,8 +92,11 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def _refuse(source: str, mark: _Mark | None, message: str) -> ConfigurationError:
-    where = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else f"{source}:1:1"
-    return ConfigurationError(f"{where}: {message}")
+    return ConfigurationError(f"{_place(source, mark)}: {message}")
+
+
+def _place(source: str, mark: _Mark | None) -> str:
+    return f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else f"{source}:1:1"
 
 
 def _compose(text: str, source: str) -> yaml.Node:

@@ -3,30 +3,43 @@
 from pathlib import Path
 
 from privacy_gate.candidate import Claim, Recipe
-from privacy_gate.checks.check import WhereDeclared
+from privacy_gate.checks.check import WhereDeclared, asks_nothing
 from privacy_gate.checks.federations import refuse_untrainable
 from privacy_gate.checks.membership import FPRS
 from privacy_gate.checks.versus import Versus
 from privacy_gate.dataset import AuditData, DataManifest, Split, duplicates, read_data
-from privacy_gate.documents import load
+from privacy_gate.documents import load, locate
 from privacy_gate.errors import ConfigurationError
 from privacy_gate.metrics.controls import LEVEL, same_mix
 from privacy_gate.metrics.membership import needed_holdout
 from privacy_gate.policy import load_policy
+from privacy_gate.verdict import Limit
 
 
 def lint_policy(path: Path, holdout: int | None) -> list[str]:
-    """What the policy asks for, and how many holdout rows that needs; raises ConfigurationError."""
+    """What the policy asks for, and how many holdout rows that needs; raises ConfigurationError.
+
+    Limits that ask for nothing are warned of, and not refused: a policy may want a figure in its report, and no more.
+    """
     policy, sha256 = load_policy(path)
     lines = [f"{path}: sound; policy '{policy.name}' version {policy.version}, sha256 {sha256}"]
-    for check in policy.checks:
+    for place, check in enumerate(policy.checks):
         lines += [f"  {check.name}: {metric} {limit} ({limit.severity})" for metric, limit in check.bounds.items()]
         if isinstance(check, WhereDeclared) and not check.required and check.bounds:
             lines.append(f"  {check.name}: not required: a dossier that declares too little is let pass")
         if isinstance(check, Versus):
             lines += [f"  {check.name}: {metric}: {rule}" for metric, rule in check.vacancies.items()]
         lines += [_need(metric, needed, holdout) for metric, needed in check.needed_holdout(policy.confidence).items()]
+        lines += [
+            _idle(path, place, metric, limit) for metric, limit in check.bounds.items() if asks_nothing(metric, limit)
+        ]
     return lines
+
+
+def _idle(path: Path, place: int, metric: str, limit: Limit) -> str:
+    side = "min" if limit.max is None else "max"
+    where = locate(_text(path), ("checks", place, "limits", metric, side), str(path))
+    return f"  {where}: warning: every {metric} is {limit}: the limit asks for one to be measured, and no more"
 
 
 def _need(metric: str, needed: int | None, holdout: int | None) -> str:

@@ -12,7 +12,7 @@ from pyarrow import parquet
 
 from privacy_gate.candidate import Recipe
 from privacy_gate.checks import AnyCheck
-from privacy_gate.checks.check import Subject
+from privacy_gate.checks.check import Subject, asks_nothing
 from privacy_gate.checks.corruption import Corruption
 from privacy_gate.checks.disparity import Disparity
 from privacy_gate.checks.evasion import Evasion
@@ -320,3 +320,62 @@ def test_a_dossier_whose_rule_too_few_clients_take_part_for_is_refused(
     where = f"recipe.yaml:9:15: federation: aggregator: {said}" if counted else f"trained on this table: {said}"
     with pytest.raises(ConfigurationError if counted else DatasetError, match=re.escape(where)):
         lint_dossier(tmp_path, read_table=True)
+
+
+def test_limits_that_no_figure_can_violate_are_warned_of_where_they_stand(tmp_path: Path) -> None:
+    policy = """name: p
+version: 1
+release_context: api
+checks:
+  - check: utility
+    limits:
+      holdout_accuracy: {severity: warn, min: 0}
+      member_accuracy: {min: 0.01}
+  - check: membership
+    limits: {auc: {max: 1}, tpr_at_0.1_fpr: {max: 0.99}}
+  - check: robustness
+    limits:
+      byzantine_drop:
+        max: 1.0
+      robustness_tax: {min: 0}
+"""
+    (tmp_path / "policy.yaml").write_text(policy)
+    told = [line for line in lint_policy(tmp_path / "policy.yaml", None) if "warning" in line]
+    places = [line.split(": ")[0].removeprefix(f"  {tmp_path}/policy.yaml") for line in told]
+    assert places == [":7:47", ":10:25", ":14:14"]
+    assert "warning: every holdout_accuracy is >= 0: the limit asks for one to be measured, and no more" in told[0]
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[1] / "policies").glob("*.yaml")), ids=lambda path: path.name
+)
+def test_no_limit_of_the_policies_that_people_copy_asks_for_nothing(path: Path) -> None:
+    assert not [line for line in lint_policy(path, None) if "warning" in line]
+
+
+def test_what_no_figure_can_violate_is_what_the_best_and_the_worst_meet() -> None:
+    """A figure of 0 or of 1, whichever is worse, with the narrowest interval there is."""
+    for metric, worst, limit in (
+        ("auc", 1.0, Limit(max=1)),
+        ("inversion_advantage", 1.0, Limit(max=1)),
+        ("robust_accuracy", 0.0, Limit(min=0)),
+        ("robust_accuracy", 0.0, Limit(min=-0.5)),
+        ("group_gap", -1.0, Limit(min=-1)),
+        ("corruption_ratio", 0.0, Limit(min=0)),
+    ):
+        assert asks_nothing(metric, limit)
+        assert judged_status(exactly(metric, worst), limit) is Status.MET
+    for metric, possible, limit in (
+        ("auc", 1.0, Limit(max=0.999)),
+        ("robust_accuracy", 0.0, Limit(min=1e-9)),
+        ("byzantine_drop", -0.1, Limit(min=0)),
+        ("epsilon_bound", 7.0, Limit(max=5)),
+        ("slope_at_0.1_fpr", -3.0, Limit(min=-2)),
+        ("corruption_ratio", 1.2, Limit(max=1)),
+    ):
+        assert not asks_nothing(metric, limit)
+        assert judged_status(exactly(metric, possible), limit) is Status.VIOLATED
+
+
+def exactly(metric: str, value: float) -> Measurement:
+    return Measurement(metric=metric, value=value, low=value, high=value, confidence=0.95, method="by hand")

@@ -23,6 +23,26 @@ Results = Callable[[Job], Mapping[str, NDArray[Any]]]
 UNBOUNDED = ("slope_at_", "epsilon_", "trigger_anomaly")
 """How metrics begin that may lie outside [-1, 1]. All others are shares, their differences, or correlations."""
 
+SHARES = ("tpr", "auc", "accuracy", "precision", "p_value", "inverted_backdoor", "transfer", "benefit", "breakdown")
+"""Parts of the names of metrics that no figure is below 0 of; of the others some may be, or their intervals."""
+
+RATIOS = ("corruption_ratio",)
+"""How metrics begin that lie above 0, and may lie above 1."""
+
+
+def asks_nothing(metric: str, limit: Limit) -> bool:
+    """Whether no figure can violate the limit, which then asks only that there is one.
+
+    >>> asks_nothing("auc", Limit(max=1)), asks_nothing("holdout_accuracy", Limit(min=0.1))
+    (True, False)
+    """
+    if metric.startswith(UNBOUNDED):
+        return False
+    if limit.max is not None:
+        return limit.max >= 1 and not metric.startswith(RATIOS)
+    least = 0 if metric.startswith(RATIOS) or any(part in metric for part in SHARES) else -1
+    return limit.min is not None and limit.min <= least
+
 
 @dataclass(frozen=True)
 class Subject:
