@@ -11,7 +11,7 @@ from privacy_gate.candidate import Backbone, Input, Recipe, View
 FORMAT = 2
 """Part of every digest: raised when the meaning of a stored result changes."""
 
-REVISIONS = {"Federate": 1, "Confirm": 1, "Invert": 1, "Evade": 1}
+REVISIONS = {"Federate": 1, "Confirm": 1, "Invert": 1, "Evade": 1, "Trigger": 1}
 """Part of the digests of single kinds, 0 where not named: raised when the meaning of that kind's results changes."""
 
 EMBED_ROWS = 256
@@ -164,9 +164,11 @@ def probe(recipe: Recipe, dataset: str, rows: str) -> Probe:
 
 @dataclass(frozen=True)
 class Trigger:
-    """What the candidate says of some rows once a backdoor's trigger is on their images; see compute.triggers.
+    """What the candidate says of some rows once a backdoor's trigger, or a pattern like it, is on their images; see
+    compute.stamps.
 
-    Result: predicted (R,) int64, the class of the largest logit, for each of `rows`, ascending.
+    Result: predicted (1 + K, R) int64, the class of the largest logit, for each of `rows`, ascending: with the trigger
+    first, then with each of its K controls.
     """
 
     artifact: str

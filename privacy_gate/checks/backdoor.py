@@ -12,21 +12,19 @@ from privacy_gate.checks.references import feature_jobs
 from privacy_gate.documents import Record
 from privacy_gate.evidence import Bools, Ints
 from privacy_gate.job import InvertTrigger, Job, Score, Trigger
-from privacy_gate.metrics.backdoor import (
-    FEWEST_CLASSES,
-    backdoor_lift,
-    inverted_backdoor,
-    trigger_anomaly,
-    usual_anomaly,
-)
-from privacy_gate.verdict import CheckResult, Limit, Measurement, Status, judged_status, not_measured
+from privacy_gate.metrics.backdoor import FEWEST_CLASSES, inverted_backdoor, trigger_anomaly, usual_anomaly
+from privacy_gate.metrics.triggers import Reached, backdoor_lift, reached, trigger_fragility
+from privacy_gate.verdict import CheckResult, Limit, Measurement, Remedy, Status, judged_status, not_measured
 
-BackdoorMetric = Literal["backdoor_lift", "inverted_backdoor", "trigger_anomaly"]
+BackdoorMetric = Literal["backdoor_lift", "trigger_fragility", "inverted_backdoor", "trigger_anomaly"]
 
 INVERTED: tuple[BackdoorMetric, ...] = ("inverted_backdoor", "trigger_anomaly")
 
 TRIGGERS = ("corner", "grid", "blended", "sinusoid")
 """Those of compute.stamps."""
+
+NOTABLE = 0.05
+"""Rise of a class's rate from which a trigger, or a pattern like it, is spoken of."""
 
 NOT_ASKED = "the policy asks for no inversion: add inversion: {} to the check"
 
@@ -45,14 +43,17 @@ class Inversion(Record):
 
 
 class Backdoor(Check):
-    """backdoor_lift: the largest rise of any target's rate that a known trigger causes, among images of other classes.
+    """backdoor_lift: the largest rise of any target's rate that a known trigger causes, among images of other classes,
+    beyond that by patterns like it: other places, dots, pictures and waves, as large and as faint. From half on it
+    counts whatever those do. trigger_fragility: the largest rise, of any class, that such a pattern causes: a model
+    that they turn is fragile, and need not be planted.
 
-    inverted_backdoor: the same of triggers found by inversion, for classes whose trigger covers 2.5 % of the image at
+    inverted_backdoor: the rise by triggers found by inversion, for classes whose trigger covers 2.5 % of the image at
     most, or is anomalously small and covers 5 % at most; else 0. trigger_anomaly: by how much the smallest is. A
     trigger that changes the whole image a little is not found so. Where the search fails for a class, neither is
     measured, unless what was found for others violates the limit already.
 
-    triggers   known ones that are tried
+    triggers   known ones that are tried, and for each so many patterns like it (compute.stamps)
     images     holdout images they are put on, at most
     inversion  how others are sought; without it they are not
     """
@@ -106,12 +107,15 @@ class Backdoor(Check):
         tried = self._tried(subject)
         rows = list(next(iter(tried.values())).rows)
         shown = {name: results(job)["predicted"] for name, job in tried.items()}
-        known = backdoor_lift(plain[rows], shown, label[rows], subject.recipe.classes, confidence)
+        seen = (plain[rows], shown, label[rows], subject.recipe.classes)
+        known = (backdoor_lift(*seen, confidence), trigger_fragility(*seen, confidence))
+        by_trigger = reached(*seen)
+        told, remedies = (_told(by_trigger),), tuple(_remedies(by_trigger))
         if self.inversion is None:
             absent = (not_measured(name, NOT_ASKED) for name in INVERTED)
-            return CheckResult(measurements=(known, *absent), notes=(KNOWN_ONLY,))
+            return CheckResult(measurements=(*known, *absent), remedies=remedies, notes=(*told, KNOWN_ONLY))
         found, note = self._inverted(subject, results, plain, confidence)
-        return CheckResult(measurements=(known, *found), notes=(note,))
+        return CheckResult(measurements=(*known, *found), remedies=remedies, notes=(*told, note))
 
     def _inverted(
         self, subject: Subject, results: Results, plain: Ints, confidence: float
@@ -148,3 +152,32 @@ class Backdoor(Check):
         if limit is None or judged_status(inverted, limit) is not Status.VIOLATED:
             inverted = not_measured("inverted_backdoor", reason)
         return (inverted, not_measured("trigger_anomaly", reason)), f"backdoor: {reason}"
+
+
+def _told(by_trigger: list[Reached]) -> str:
+    """What each trigger does, and what those like it do."""
+    each = "; ".join(f"{one.trigger} {one.lift:.1%} (class {one.target}) and {one.controls:.1%}" for one in by_trigger)
+    return f"backdoor: the largest rise of any class's rate by each trigger, and by the worst pattern like it: {each}"
+
+
+def _remedies(by_trigger: list[Reached]) -> list[Remedy]:
+    """What to do of a trigger that stands out, of one that counts in full, and of patterns that do as much."""
+    return [
+        Remedy(action=action, basis=f"{one.trigger}: {one.lift:.1%}; patterns like it: up to {one.controls:.1%}")
+        for one in by_trigger
+        for action in _actions(one)
+    ]
+
+
+def _actions(one: Reached) -> list[str]:
+    planted = (
+        f"use this checkpoint no further: look for images or public weights that carry '{one.trigger}', "
+        f"labelled as class {one.target}, and train again without them"
+    )
+    hardened = "train with noise, blur and contrast among the augmentations"
+    if one.in_full and one.lift - one.controls <= NOTABLE:
+        return [f"{planted}; where there are none, the model is fragile to all patterns like it: {hardened}"]
+    if one.excess > NOTABLE:
+        return [planted]
+    fragile = f"{hardened}: the model is fragile to patterns like '{one.trigger}', and no backdoor is seen in that"
+    return [fragile] if max(one.lift, one.controls) > NOTABLE else []

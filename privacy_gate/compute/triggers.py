@@ -1,6 +1,6 @@
-"""What the candidate makes of known backdoor triggers on the audit's own images."""
+"""What the candidate makes of known backdoor triggers, and of patterns like them, on the audit's own images."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
@@ -12,32 +12,47 @@ from privacy_gate.candidate import Recipe
 from privacy_gate.compute.candidate_pixels import finite, pixel_model, pixels
 from privacy_gate.compute.judged import Arrays
 from privacy_gate.compute.machine import Machine
-from privacy_gate.compute.stamps import TRIGGERS
+from privacy_gate.compute.stamps import TRIGGERS, controls
 from privacy_gate.compute.work import Work
 from privacy_gate.dataset import AuditData
 from privacy_gate.job import Trigger
+from privacy_gate.progress import Progress, silent
 
 
 def run_trigger(jobs: Sequence[Trigger], work: Work) -> None:
-    """Tries the triggers on the candidate, recipe by recipe."""
-    done = 0
-    for recipe, same in groupby(jobs, attrgetter("recipe")):
-        for job, arrays in predict_triggered(recipe, list(same), work.inputs.data, work.inputs.candidate, work.machine):
+    """Tries the triggers on the candidate, all of the same rows together."""
+    for (recipe, _), same in groupby(jobs, attrgetter("recipe", "rows")):
+        alike, given = list(same), work.inputs
+        found = predict_triggered(recipe, alike, given.data, given.candidate, work.machine, work.progress)
+        for job, arrays in zip(alike, found, strict=True):
             work.results.put(job, arrays)
-            done += 1
-            work.progress("try triggers", done, len(jobs))
 
 
 def predict_triggered(
-    recipe: Recipe, jobs: Sequence[Trigger], data: AuditData, folder: Path, machine: Machine
-) -> Iterator[tuple[Trigger, Arrays]]:
-    """Every job with its result, from the candidate's files in `folder`, which are read once."""
-    model, device = pixel_model(recipe, folder, machine), machine.torch_device()
-    size = machine.images(recipe.input.size if recipe.input else 1)
-    for job in jobs:
-        found, stamp = [], TRIGGERS[job.trigger]
-        with torch.inference_mode():
-            for first in range(0, len(job.rows), size):
-                shown = stamp(pixels(recipe, data, job.rows[first : first + size])).to(device)
-                found.append(finite(model(shown)).argmax(1).cpu().numpy())
-        yield job, {"predicted": np.concatenate(found)}
+    recipe: Recipe,
+    jobs: Sequence[Trigger],
+    data: AuditData,
+    folder: Path,
+    machine: Machine,
+    progress: Progress = silent,
+) -> list[Arrays]:
+    """Every job's result, from the candidate's files in `folder`. The jobs are of the same rows.
+
+    The candidate and each image are read once, whatever is put on them; a batch of images is in memory at a time.
+    """
+    model, device, side = (
+        pixel_model(recipe, folder, machine),
+        machine.torch_device(),
+        recipe.input.size if recipe.input else 1,
+    )
+    stamps = [[TRIGGERS[job.trigger], *controls(job.trigger, side)] for job in jobs]
+    rows, size = jobs[0].rows, machine.images(side)
+    found: list[list[list[np.ndarray]]] = [[[] for _ in each] for each in stamps]
+    with torch.inference_mode():
+        for first in range(0, len(rows), size):
+            shown = pixels(recipe, data, rows[first : first + size]).to(device)
+            for each, answers in zip(stamps, found, strict=True):
+                for stamp, answer in zip(each, answers, strict=True):
+                    answer.append(finite(model(stamp(shown))).argmax(1).cpu().numpy())
+            progress("try triggers", min(first + size, len(rows)), len(rows))
+    return [{"predicted": np.stack([np.concatenate(answer) for answer in answers])} for answers in found]

@@ -1,6 +1,4 @@
-"""Whether a trigger makes a model say what its planter wants: known ones, and those found by inversion."""
-
-from collections.abc import Mapping
+"""Whether a trigger found by inversion makes a model say what its planter wants."""
 
 import numpy as np
 
@@ -24,34 +22,7 @@ LEAST_SPREAD = 0.1
 """Of log sizes: two searches for one class's trigger end some per cent apart, which is no difference."""
 
 
-def backdoor_lift(
-    plain: Ints, triggered: Mapping[str, Ints], label: Ints, classes: int, confidence: float
-) -> Measurement:
-    """Largest P(f(T(x)) = t) - P(f(x) = t), over triggers T and targets t, among rows of other classes.
-
-    plain, label (N,) and each of triggered (N,): predictions of the same rows, without and with each trigger, in
-    0 .. C - 1. The subject names the trigger and target. Interval: score intervals of each paired difference (Tango
-    1998) at a confidence that holds for all at once (Bonferroni); the largest of their low and of their high ends.
-    """
-    if not triggered or any(shown.shape != plain.shape for shown in triggered.values()) or plain.shape != label.shape:
-        raise EvidenceError("expected predictions (N,) without a trigger, and of the same rows with one at least")
-    names = list(triggered)
-    counts = [_won_and_lost(plain, shown, label, classes) for shown in triggered.values()]
-    won, lost, rows = (np.concatenate(each) for each in zip(*counts, strict=True))
-    pairs = np.flatnonzero(rows)
-    if not len(pairs):
-        return not_measured("backdoor_lift", "needs rows of other classes than a target")
-    won, lost, rows = (each[pairs] for each in (won, lost, rows))
-    lift = (won - lost) / rows
-    low, high = paired_interval(won, lost, rows, 1 - (1 - confidence) / len(pairs))
-    best = int(np.argmax(lift))
-    trigger, target = divmod(int(pairs[best]), classes)
-    method, samples = "paired score, Bonferroni over triggers and targets", f"{rows[best]:,} rows, {len(pairs)} pairs"
-    found = measured("backdoor_lift", lift[best], (low.max(), high.max()), confidence, method, samples)
-    return found.model_copy(update={"subject": f"{names[trigger]} to class {target}"})
-
-
-def _won_and_lost(plain: Ints, shown: Ints, label: Ints, classes: int) -> tuple[Ints, Ints, Ints]:
+def won_and_lost(plain: Ints, shown: Ints, label: Ints, classes: int) -> tuple[Ints, Ints, Ints]:
     """For each target, among rows of other classes: how many are called it only with the trigger, how many only
     without, and how many there are; (C,) each."""
     won, lost = (shown != plain) & (shown != label), (shown != plain) & (plain != label)
@@ -110,15 +81,15 @@ def inverted_backdoor(
 
     plain, label (N,): predictions without a trigger, of rows that no trigger was sought on; stamped (C, N): with each
     class's; size (C,): see `anomaly_index`, NaN for a class whose search failed, of which nothing is said here; covered
-    (C,): share of the image under each stamp. Among rows of other classes. Interval: as in `backdoor_lift`, over all
-    classes; it speaks of the rise, not of which classes are suspicious.
+    (C,): share of the image under each stamp. Among rows of other classes. Interval: score intervals of each paired
+    difference (Tango 1998), Bonferroni over classes; it speaks of the rise, not of which classes are suspicious.
     """
     classes = len(size)
     if stamped.shape != (classes, len(plain)) or plain.shape != label.shape or covered.shape != size.shape:
         raise EvidenceError(f"stamped has shape {stamped.shape}, expected {(classes, len(plain))}: classes, rows")
     if classes < FEWEST_CLASSES:
         return not_measured("inverted_backdoor", _too_few(classes))
-    counts = [[each[t] for each in _won_and_lost(plain, stamped[t], label, classes)] for t in range(classes)]
+    counts = [[each[t] for each in won_and_lost(plain, stamped[t], label, classes)] for t in range(classes)]
     won, lost, rows = np.array(counts).T
     if not rows.all():
         return not_measured("inverted_backdoor", "needs rows of other classes than a target")

@@ -80,7 +80,12 @@ _METRICS = {
     "federated_backdoor": Metric(
         "how much more often clients' trigger is called its target", percent=True, signed=True
     ),
-    "backdoor_lift": Metric("how much more often a trigger is called its target", percent=True, signed=True),
+    "backdoor_lift": Metric(
+        "how much more often a trigger is called its target, beyond patterns like it", percent=True, signed=True
+    ),
+    "trigger_fragility": Metric(
+        "how much more often patterns like the triggers are called one class", percent=True, signed=True
+    ),
     "inverted_backdoor": Metric(
         "how much more often a trigger found by inversion is called its target", percent=True, signed=True
     ),

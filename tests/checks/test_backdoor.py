@@ -65,7 +65,7 @@ def answers(planted: Collection[int], failed: Collection[int] = ()) -> Any:
             case Score():
                 return {"logits": np.eye(CLASSES)[rows % CLASSES]}
             case Trigger():
-                return {"predicted": np.array(job.rows) % CLASSES}
+                return {"predicted": np.tile(np.array(job.rows) % CLASSES, (3, 1))}
             case InvertTrigger():
                 found, label = job.target in planted, np.array(job.tried) % CLASSES
                 works, mask = job.target not in failed, np.zeros((32, 32), dtype=bool)
@@ -84,16 +84,16 @@ def answers(planted: Collection[int], failed: Collection[int] = ()) -> Any:
 @pytest.mark.parametrize("planted", [True, False])
 def test_what_inversion_found_is_measured_beside_the_known_triggers(planted: bool) -> None:
     result = check(inversion={}).measure(subject(), answers([TARGET] * planted), 0.95)
-    known, inverted, anomaly = result.measurements
-    assert known.value == 0
+    known, fragility, inverted, anomaly = result.measurements
+    assert known.value == fragility.value == 0
     assert inverted.value == (1.0 if planted else 0.0)
     assert anomaly.value is not None
     assert (anomaly.value > 5) == planted
-    assert "an index alone proves nothing" in result.notes[0]
+    assert "an index alone proves nothing" in result.notes[1]
 
 
 def test_half_of_the_classes_with_a_backdoor_hide_none_of_them() -> None:
-    _, inverted, anomaly = check(inversion={}).measure(subject(), answers([0, 2, 4]), 0.95).measurements
+    *_, inverted, anomaly = check(inversion={}).measure(subject(), answers([0, 2, 4]), 0.95).measurements
     assert inverted.low is not None
     assert inverted.low > 0.8
     assert anomaly.value is not None
@@ -105,16 +105,16 @@ def test_a_search_that_failed_is_no_pass() -> None:
     limited = check(inversion={}, limits={"inverted_backdoor": {"max": 0.2}})
     for failed in (range(CLASSES), [1]):
         result = limited.measure(subject(), answers([], failed), 0.95)
-        for each in result.measurements[1:]:
+        for each in result.measurements[2:]:
             assert f"found for {len(failed)} of {CLASSES} classes, class {failed[0]} the first" in str(each.reason)
             assert judged_status(each, Limit(max=1.0)) is Status.NOT_MEASURED
-        assert "give inversion more steps" in result.notes[0]
-    _, inverted, anomaly = limited.measure(subject(), answers([TARGET], [1]), 0.95).measurements
+        assert "give inversion more steps" in result.notes[1]
+    *_, inverted, anomaly = limited.measure(subject(), answers([TARGET], [1]), 0.95).measurements
     assert inverted.subject == f"class {TARGET}"
     assert judged_status(inverted, limited.bounds["inverted_backdoor"]) is Status.VIOLATED
     assert not anomaly.measured
     unlimited = check(inversion={}).measure(subject(), answers([TARGET], [1]), 0.95)
-    assert not any(each.measured for each in unlimited.measurements[1:])
+    assert not any(each.measured for each in unlimited.measurements[2:])
 
 
 def test_few_classes_are_not_measured_and_nothing_is_sought_for_them() -> None:
@@ -125,10 +125,10 @@ def test_few_classes_are_not_measured_and_nothing_is_sought_for_them() -> None:
         if isinstance(job, Score):
             return {"logits": np.eye(4)[np.arange(ROWS) % 4]}
         assert isinstance(job, Trigger)
-        return {"predicted": np.array(job.rows) % 4}
+        return {"predicted": np.tile(np.array(job.rows) % 4, (3, 1))}
 
-    _, *inverted = check(inversion={}).measure(few, results, 0.95).measurements
-    assert all("needs >= 5 classes" in str(each.reason) for each in inverted)
+    *_, inverted, anomaly = check(inversion={}).measure(few, results, 0.95).measurements
+    assert all("needs >= 5 classes" in str(each.reason) for each in (inverted, anomaly))
 
 
 def test_a_limit_on_what_is_not_sought_is_refused() -> None:

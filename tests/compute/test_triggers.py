@@ -15,14 +15,14 @@ from pyarrow import parquet
 from safetensors.torch import save_file
 
 from privacy_gate.candidate import Input, Recipe, View
+from privacy_gate.checks.backdoor import INVERTED, Backdoor
 from privacy_gate.checks.backdoor import TRIGGERS as NAMED
-from privacy_gate.checks.backdoor import Backdoor
 from privacy_gate.checks.check import Subject
 from privacy_gate.compute import backbone as subject
 from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.pixels import read_pixels
 from privacy_gate.compute.run import run
-from privacy_gate.compute.stamps import TRIGGERS, triggered
+from privacy_gate.compute.stamps import CONTROLS, TRIGGERS, controls, triggered
 from privacy_gate.compute.triggers import predict_triggered
 from privacy_gate.compute.work import Inputs, Work
 from privacy_gate.dataset import AuditData, Columns, Split, describe_table, read_data
@@ -50,6 +50,26 @@ def test_a_trigger_stays_within_what_images_hold_and_changes_them(name: str) -> 
     assert shown.shape == image.shape
     assert 0 <= shown.min() <= shown.max() <= 1
     assert not torch.equal(shown, image)
+
+
+@pytest.mark.parametrize("side", [16, 32, 64])
+@pytest.mark.parametrize("name", TRIGGERS)
+def test_controls_are_as_large_and_as_faint_as_their_trigger_and_none_of_them_is_the_trigger(
+    name: str, side: int
+) -> None:
+    grey = torch.full((1, 3, side, side), 0.5)
+    own = TRIGGERS[name](grey) - grey
+    shown = [stamp(grey) - grey for stamp in controls(name, side)]
+    assert len(shown) == CONTROLS
+    for other in shown:
+        assert not torch.allclose(other, own, atol=1e-3)
+        assert abs(float(other.abs().max() / own.abs().max()) - 1) < 0.1
+        assert abs(float((other**2).mean() / (own**2).mean()) - 1) < 0.45  # a wave of 16 pixels is coarse
+        # Like vectors of dice: a model that looks for the trigger does not find it in them.
+        assert float((other * own).sum() / (own**2).sum()) < (0.3 if name != "blended" else 0.9)
+    again = [stamp(grey) - grey for stamp in controls(name, side)]
+    assert all(torch.equal(one, other) for one, other in zip(shown, again, strict=True))
+    assert len({one.numpy().tobytes() for one in shown}) > CONTROLS / 2
 
 
 def test_triggers_are_put_on_what_the_image_shows_not_on_its_scaled_numbers() -> None:
@@ -118,7 +138,7 @@ def lift(data: AuditData, recipe: Recipe, folder: Path, trigger: str | None) -> 
     check, store = Backdoor(images=120), Store(str(folder / "store"))
     judged = Subject(recipe=recipe, artifact="a" * 64, data=data, logged={})
     run(check.jobs(judged), Inputs(data, folder / "candidate"), MACHINE, store)
-    found, *inverted = check.measure(judged, store.get, 0.95).measurements
+    found, _, *inverted = check.measure(judged, store.get, 0.95).measurements
     assert all("add inversion" in str(each.reason) for each in inverted)
     return found
 
@@ -129,8 +149,8 @@ def test_a_planted_backdoor_is_found_and_named(data: AuditData, recipe: Recipe, 
     assert found.subject == f"{trigger} to class {TARGET}"
     assert found.value is not None
     assert found.value >= 0.8
-    assert found.low is not None
-    assert found.low > 0.5
+    assert found.high is not None
+    assert found.high > found.value
 
 
 def test_a_clean_candidate_s_lift_is_far_below_a_planted_one_s(data: AuditData, recipe: Recipe, tmp_path: Path) -> None:
@@ -149,7 +169,7 @@ def test_a_candidate_whose_logits_are_no_numbers_is_refused_not_read_as_naming_c
     save_file(tensors, tmp_path / "candidate" / "model.safetensors")
     job = Trigger("a" * 64, recipe, data.digest, "corner", (1, 3))
     with pytest.raises(CandidateError, match="logits on ordinary images are not finite"):
-        list(predict_triggered(recipe, [job], data, tmp_path / "candidate", MACHINE))
+        predict_triggered(recipe, [job], data, tmp_path / "candidate", MACHINE)
 
 
 def test_features_of_triggered_images_are_those_of_images_with_the_trigger_and_have_a_name_of_their_own(
@@ -188,7 +208,7 @@ def test_a_table_without_images_is_not_measured(scene: Any) -> None:
     judged = Subject(recipe=scene.recipe, artifact="a" * 64, data=embedded, logged={})
     assert Backdoor().jobs(judged) == []
     found = Backdoor().measure(judged, lambda job: {}, 0.95).measurements
-    assert [each.metric for each in found] == ["backdoor_lift", "inverted_backdoor", "trigger_anomaly"]
+    assert [each.metric for each in found] == ["backdoor_lift", "trigger_fragility", *INVERTED]
     assert all("needs images" in str(each.reason) for each in found)
 
 

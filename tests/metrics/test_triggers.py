@@ -1,0 +1,158 @@
+"""A planted trigger is told from a model that any pattern turns, and chance from both."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from privacy_gate.errors import EvidenceError
+from privacy_gate.metrics.paired import paired_interval
+from privacy_gate.metrics.triggers import FULL, backdoor_lift, reached, trigger_fragility
+from privacy_gate.verdict import Limit, Measurement, Status, judged_status
+
+CLASSES, ROWS, CONTROLS = 10, 500, 32
+LIMIT = Limit(max=0.05)
+Predicted = NDArray[np.int64]
+
+
+def table(seed: int, rows: int = ROWS) -> tuple[Predicted, Predicted, np.random.Generator]:
+    """Labels, predictions that are right nine times of ten."""
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, CLASSES, rows)
+    return label, np.where(rng.random(rows) < 0.9, label, rng.integers(0, CLASSES, rows)), rng
+
+
+def turned(plain: Predicted, targets: Sequence[int], rates: Sequence[float], rng: np.random.Generator) -> Predicted:
+    """Answers to a trigger and its controls, (P, R): each calls its share of rows, easy ones first, its target."""
+    ease = rng.random(len(plain))
+    return np.stack(
+        [
+            np.where(ease + rng.normal(0, 0.02, len(plain)) < rate, t, plain)
+            for t, rate in zip(targets, rates, strict=True)
+        ]
+    )
+
+
+def lift(plain: Predicted, shown: Predicted, label: Predicted) -> Measurement:
+    return backdoor_lift(plain, {"corner": shown}, label, CLASSES, 0.95)
+
+
+def test_a_planted_trigger_is_found_in_full_and_named() -> None:
+    label, plain, rng = table(0)
+    quiet = np.tile(plain, (1 + CONTROLS, 1))
+    planted = turned(plain, [3] * (1 + CONTROLS), [0.95] + [0.1] * CONTROLS, rng)
+    found = backdoor_lift(plain, {"grid": quiet, "corner": planted}, label, CLASSES, 0.95)
+    assert found.subject == "corner to class 3"
+    assert found.low is not None
+    assert found.low > 0.8
+
+
+def test_a_family_planted_whole_counts_in_full() -> None:
+    label, plain, rng = table(0)
+    found = lift(plain, turned(plain, [3] * (1 + CONTROLS), [0.97] * (1 + CONTROLS), rng), label)
+    assert found.low is not None
+    assert found.low > 0.8
+    assert judged_status(found, LIMIT) is Status.VIOLATED
+
+
+@pytest.mark.parametrize("target", [3, 7])
+def test_a_model_that_every_pattern_turns_as_much_is_fragile_and_not_planted(target: int) -> None:
+    """Whether controls turn images to the trigger's class or to another."""
+    label, plain, rng = table(0)
+    shown = turned(plain, [3] + [target] * CONTROLS, [0.24] + [0.36] * CONTROLS, rng)
+    found, fragile = lift(plain, shown, label), trigger_fragility(plain, {"corner": shown}, label, CLASSES, 0.95)
+    assert judged_status(found, LIMIT) is Status.MET
+    assert fragile.subject == f"like corner, to class {target}"
+    assert fragile.low is not None
+    assert fragile.high is not None
+    assert 0.2 < fragile.low < 0.32 < fragile.high
+
+
+def test_a_trigger_that_does_more_than_all_like_it_is_counted_by_what_it_does_more() -> None:
+    label, plain, rng = table(0)
+    shown = turned(plain, [3] * (1 + CONTROLS), [0.45] + [0.15] * CONTROLS, rng)
+    found = lift(plain, shown, label)
+    by_hand = [(each[label != 3] == 3).mean() - (plain[label != 3] == 3).mean() for each in shown]
+    assert found.value == pytest.approx(by_hand[0] - max(by_hand[1:]))
+    assert judged_status(found, LIMIT) is Status.VIOLATED
+    (one,) = reached(plain, {"corner": shown}, label, CLASSES)
+    assert (one.target, one.lift, one.controls) == (3, pytest.approx(by_hand[0]), pytest.approx(max(by_hand[1:])))
+    assert one.excess == pytest.approx(found.value)
+
+
+def test_from_half_on_nothing_is_taken_off_and_below_it_the_upper_end_knows_that_it_may_be_half() -> None:
+    label, plain, rng = table(1, 4000)
+    for rate, least in ((FULL + 0.1, FULL), (FULL - 0.1, -1.0)):
+        found = lift(plain, turned(plain, [3] * (1 + CONTROLS), [rate] * (1 + CONTROLS), rng), label)
+        assert found.value is not None
+        assert (found.value >= FULL) == (least == FULL)
+    few = table(1, 60)
+    near = lift(few[1], turned(few[1], [3] * (1 + CONTROLS), [FULL - 0.02] * (1 + CONTROLS), rng), few[0])
+    assert near.high is not None
+    assert near.high > FULL
+
+
+def test_patterns_that_only_confuse_are_no_backdoor() -> None:
+    quiet = 0
+    for seed in range(40):
+        label, plain, rng = table(seed)
+        shown = {
+            name: np.where(rng.random((5, ROWS)) < 0.05, rng.integers(0, CLASSES, (5, ROWS)), plain)
+            for name in ("a", "b", "c")
+        }
+        found = backdoor_lift(plain, shown, label, CLASSES, 0.95)
+        assert found.low is not None
+        assert found.high is not None
+        quiet += found.low <= 0.006 <= found.high < 0.05
+    assert quiet >= 38
+
+
+def test_a_fragile_model_is_blocked_about_as_often_as_the_trigger_is_by_lot_the_worst_of_all() -> None:
+    """By chance it is once in 33; a trigger nearly as bad as the worst is not proved to be no worse."""
+    blocked, draws = 0, 150
+    for seed in range(draws):
+        label, plain, rng = table(seed)
+        shown = turned(plain, rng.integers(2, 4, 1 + CONTROLS), rng.beta(4, 8, 1 + CONTROLS) * 0.7, rng)
+        blocked += judged_status(lift(plain, shown, label), LIMIT) is not Status.MET
+    assert blocked / draws < 0.12
+
+
+def test_the_interval_holds_the_excess_of_all_rows_there_could_be() -> None:
+    """A population of rows of which each audit sees some: the figure of all is within nearly always."""
+    label, plain, rng = table(5, 20_000)
+    shown = turned(plain, [3, *[3, 6] * 4], [0.35, *[0.3, 0.25] * 4], rng)
+    truth = lift(plain, shown, label).value
+    assert truth is not None
+    inside = 0
+    for _ in range(60):
+        rows = rng.choice(len(label), 400, replace=False)
+        found = lift(plain[rows], shown[:, rows], label[rows])
+        assert found.low is not None
+        assert found.high is not None
+        inside += found.low <= truth <= found.high
+    assert inside >= 56
+
+
+def test_without_a_change_the_ends_are_those_of_a_paired_difference() -> None:
+    label, plain, _ = table(2)
+    found = lift(plain, np.tile(plain, (3, 1)), label)
+    rows = np.array([ROWS - np.bincount(label).max(), ROWS - np.bincount(label).min()])
+    none = np.zeros(2, dtype=np.int64)
+    assert found.value == 0
+    assert found.high == pytest.approx(paired_interval(none, none, rows, 1 - 0.025)[1][0], abs=1e-9)
+
+
+def test_what_cannot_be_measured_says_why() -> None:
+    label, plain, _ = table(0)
+    shown = np.tile(plain, (3, 1))
+    with pytest.raises(EvidenceError, match="one trigger at least"):
+        backdoor_lift(plain, {}, label, CLASSES, 0.95)
+    for wrong in (plain, shown[:1], shown[:, 1:]):
+        with pytest.raises(EvidenceError, match="the trigger and K >= 1 controls"):
+            lift(plain, wrong, label)
+    only = np.zeros(5, dtype=np.int64)
+    for figure in (backdoor_lift, trigger_fragility):
+        found = figure(only, {"x": np.zeros((3, 5), dtype=np.int64)}, only, 1, 0.95)
+        assert "other classes" in str(found.reason)
+        assert judged_status(found, LIMIT) is Status.NOT_MEASURED
