@@ -227,13 +227,14 @@ class Adversary:
     labels  what they train each class as, where they poison labels
     backdoor the trigger they train, where they do
     claim   how many examples they say they have; None: the truth
-    noise, search: whether craft needs noise, or the rule
+    own, noise, search: whether craft needs what their own training gave, noise, or the rule
     """
 
     craft: Craft
     labels: LabelMap | None = None
     backdoor: Backdoor | None = None
     claim: float | None = None
+    own: bool = False
     noise: bool = False
     search: bool = False
 
@@ -249,11 +250,11 @@ ADVERSARIES: dict[str, Adversary] = {
     "min_sum": Adversary(min_sum),
     "mimic": Adversary(mimic),
     "gaussian": Adversary(gaussian, noise=True),
-    "label_flip": Adversary(trained, labels=flipped),
-    "pair_flip": Adversary(trained, labels=next_class),
+    "label_flip": Adversary(trained, labels=flipped, own=True),
+    "pair_flip": Adversary(trained, labels=next_class, own=True),
     "inflated_counts": Adversary(sign_flip, claim=1e9),
-    "backdoor": Adversary(model_replacement, backdoor=Backdoor()),
-    "backdoor_bounded": Adversary(partial(model_replacement, bound=1.0), backdoor=Backdoor()),
+    "backdoor": Adversary(model_replacement, backdoor=Backdoor(), own=True),
+    "backdoor_bounded": Adversary(partial(model_replacement, bound=1.0), backdoor=Backdoor(), own=True),
     "free_rider": Adversary(free_rider, noise=True),
 }
 """Every adversary by the name that policies use."""

@@ -47,6 +47,8 @@ class Federation:
         self._states = {server: server.start(self.models[places]) for server, places in self._servers.items()}
         named = {step.name for rule, _ in self._rules for step in (*rule.before, rule.aggregator)}
         self._rooted, self._losses, self._shuffled = (name in named for name in ("fltrust", "q_fedavg", "bucketing"))
+        # Byzantine clients that send no more than what follows from others' updates need not train.
+        self._idle = not self._losses and not any(ADVERSARIES[name].own for name in self._adversaries)
         if self._rooted and not len(learner.root):
             raise ConfigurationError(
                 "fltrust needs rows of the server's own: give root samples, or choose another rule"
@@ -114,9 +116,12 @@ class Federation:
             for client in chosen + root
         )
         shape = (len(present), len(present[0]) + self._rooted, steps, training.batch)
+        idle = range(len(present[0]) - self._bad(), len(present[0])) if self._idle else range(0)
         rows, weight = np.zeros(shape, dtype=np.int64), np.zeros(shape)
         for group, (source, chosen) in enumerate(zip(self._block.sources, present, strict=True)):
             for place, client in enumerate(chosen + root):
+                if place in idle:
+                    continue
                 mine = held[group][client]
                 drawn, share = self._draws.batches(training, len(mine), source.seed, client, self._turn)
                 rows[group, place, : len(drawn)], weight[group, place, : len(drawn)] = mine[drawn], share
@@ -188,7 +193,8 @@ class Federation:
                 found[mine] = rule(torch.cat([others, sent[mine]], 2), told, each.at(mine))
             return found
 
-        return Scene(loyal, self._bad(), updates[:, honest:], some.previous, noise, respond if attack.search else None)
+        own = updates[:, honest:] if attack.own else None
+        return Scene(loyal, self._bad(), own, some.previous, noise, respond if attack.search else None)
 
     def _private(self, mean: torch.Tensor, privacy: Privacy, clients: int) -> torch.Tensor:
         """The mean (A G, P) of so many updates as one over all clients asked, with noise; each seed has its own."""

@@ -1,5 +1,6 @@
 """Attacks send what their papers say, bend no honest update, and break the rules they are known to break."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,18 @@ def scene(seed: int = 0, *cells: int, dtype: torch.dtype = torch.float64) -> Sce
         noise=torch.from_numpy(rng.normal(size=(*cells, F, D))).to(dtype),
         respond=respond,
     )
+
+
+@pytest.mark.parametrize("name", sorted(ADVERSARIES))
+def test_an_adversary_looks_at_its_own_training_exactly_where_it_says_so(name: str) -> None:
+    """Clients of one that does not are not trained."""
+    attack, seen = ADVERSARIES[name], scene(0, 3)
+    alone = replace(seen, own=None)
+    if attack.own:
+        with pytest.raises(ConfigurationError, match="its own training"):
+            attack.craft(alone)
+    else:
+        assert torch.equal(attack.craft(alone), attack.craft(seen))
 
 
 @pytest.mark.parametrize("name", sorted(ADVERSARIES))

@@ -1,0 +1,172 @@
+"""Vector instructions for Numba: products of small matrices that stay in registers, and the softmax of what they give.
+
+Numba's compiler makes vectors of loops, but keeps only plain variables in registers, and checks before each loop that
+its arrays do not overlap: both cost more than the arithmetic where a batch has 32 rows. So the code of a tile is
+written out here, for vectors as wide as the processor has them. Only imported where Numba is.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import llvmlite.binding
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+WIDE = bool(dict(llvmlite.binding.get_host_cpu_features()).get("avx512f"))
+"""Whether there are 32 registers of 64 bytes; otherwise there are at least 16 of 32, or 32 of 16."""
+
+VECTOR_BYTES = 64 if WIDE else 32
+
+FORWARD, BACKWARD = (2, 4) if WIDE else (2, 2)
+"""Vectors side by side in a tile of either product."""
+
+LEAST = -80.0
+"""Differences of logits below it count as it: e^-80 is nothing beside 1, and no denormal number, which is slow."""
+
+
+def lanes(dtype: Any) -> int:
+    """Numbers of a vector."""
+    return int(VECTOR_BYTES // np.dtype(dtype).itemsize)
+
+
+def _tile(rows: int, vectors: int) -> Callable[..., None]:
+    """Code for out[r, :] = sum over k < count of a[r, k] b[k, :], `rows` x `vectors` sums in registers.
+
+    a[r, k] is at a0 + r ar + k of array a; b[k, :] at b0 + k bk of b; out[r, :] at o0 + r ostep of out.
+    """
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def tile(
+        context: Any, a: Any, a0: Any, ar: Any, b: Any, b0: Any, bk: Any, count: Any, out: Any, o0: Any, ostep: Any
+    ) -> Any:
+        places = types.intp
+        signature = types.void(a, places, places, b, places, places, places, out, places, places)
+
+        def code(context: Any, builder: Any, signature: Any, values: Sequence[Any]) -> Any:
+            scalar = context.get_value_type(signature.args[0].dtype)
+            vector = ir.VectorType(scalar, VECTOR_BYTES * 8 // signature.args[0].dtype.bitwidth)
+            left, a0, ar, right, b0, bk, count, target, o0, ostep = values
+            left, right, target = (
+                context.make_array(kind)(context, builder, value).data
+                for kind, value in zip(_arrays(signature), (left, right, target), strict=True)
+            )
+            sums = [[cgutils.alloca_once_value(builder, vector(None)) for _ in range(vectors)] for _ in range(rows)]
+            starts = [builder.add(a0, builder.mul(ar, a0.type(r))) for r in range(rows)]
+            with cgutils.for_range(builder, count) as loop:
+                begin = builder.add(b0, builder.mul(bk, loop.index))
+                columns = [
+                    _load(builder, right, builder.add(begin, b0.type(v * vector.count)), vector) for v in range(vectors)
+                ]
+                for start, mine in zip(starts, sums, strict=True):
+                    factor = _splat(builder, builder.load(builder.gep(left, [builder.add(start, loop.index)])), vector)
+                    for place, column in zip(mine, columns, strict=True):
+                        builder.store(_fma(builder, factor, column, builder.load(place)), place)
+            for r, mine in enumerate(sums):
+                begin = builder.add(o0, builder.mul(ostep, o0.type(r)))
+                for v, place in enumerate(mine):
+                    _store(builder, builder.load(place), target, builder.add(begin, o0.type(v * vector.count)))
+            return context.get_dummy_value()
+
+        return signature, code
+
+    return tile  # type: ignore[no-any-return]
+
+
+TILES = {(rows, vectors): _tile(rows, vectors) for rows in (10, 5, 2, 1) for vectors in (4, 2, 1)}
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def softmax(context: Any, logits: Any, first: Any, classes: Any, size: Any, weight: Any) -> Any:
+    """Code that turns logits (classes, size), from `first` on, into probabilities times weight (size,), in place.
+
+    size is a multiple of the lanes. A row with NaN or +inf becomes NaN.
+    """
+    signature = types.void(logits, types.intp, types.intp, types.intp, weight)
+
+    def code(context: Any, builder: Any, signature: Any, values: Sequence[Any]) -> Any:
+        array, first, classes, size, weights = values
+        scalar = context.get_value_type(signature.args[0].dtype)
+        vector = ir.VectorType(scalar, VECTOR_BYTES * 8 // signature.args[0].dtype.bitwidth)
+        data = context.make_array(signature.args[0])(context, builder, array).data
+        shares = context.make_array(signature.args[4])(context, builder, weights).data
+        with cgutils.for_range_slice(builder, size.type(0), size, size.type(vector.count), size.type) as (v, _):
+            begin = builder.add(first, v)
+
+            def place(c: Any, begin: Any = begin) -> Any:
+                return builder.add(begin, builder.mul(c, size))
+
+            top = cgutils.alloca_once_value(builder, _load(builder, data, begin, vector))
+            with cgutils.for_range(builder, classes) as loop:
+                value, most = _load(builder, data, place(loop.index), vector), builder.load(top)
+                builder.store(builder.select(builder.fcmp_ordered(">", value, most), value, most), top)
+            most = builder.load(top)
+            total = cgutils.alloca_once_value(builder, vector(None))
+            with cgutils.for_range(builder, classes) as loop:
+                value = _exp(builder, builder.fsub(_load(builder, data, place(loop.index), vector), most))
+                builder.store(builder.fadd(builder.load(total), value), total)
+                _store(builder, value, data, place(loop.index))
+            share = builder.fdiv(_load(builder, shares, v, vector), builder.load(total))
+            with cgutils.for_range(builder, classes) as loop:
+                value = _load(builder, data, place(loop.index), vector)
+                _store(builder, builder.fmul(value, share), data, place(loop.index))
+        return context.get_dummy_value()
+
+    return signature, code
+
+
+def _exp(builder: Any, x: Any) -> Any:
+    """e^x of numbers of at most 0: 2^n e^r with |r| <= log(2) / 2, e^r by Taylor's series. NaN stays NaN."""
+    vector = x.type
+    double = isinstance(vector.element, ir.DoubleType)
+    bits, mantissa, terms = (64, 52, 14) if double else (32, 23, 8)
+
+    def all_of(value: float) -> Any:
+        return ir.Constant(vector, [ir.Constant(vector.element, value)] * vector.count)
+
+    least = all_of(LEAST)
+    x = builder.select(builder.fcmp_ordered("<", x, least), least, x)
+    # Added to it, a number is rounded to a whole one, which then stands in the lowest bits.
+    shift = all_of(1.5 * 2.0**mantissa)
+    shifted = _fma(builder, x, all_of(1 / math.log(2)), shift)
+    n = builder.fsub(shifted, shift)
+    r = _fma(builder, n, all_of(-math.log(2)), x)  # of one rounding only: off by 1e-7 of log(2) n at most
+    value = all_of(1 / math.factorial(terms - 1))
+    for k in reversed(range(terms - 1)):
+        value = _fma(builder, value, r, all_of(1 / math.factorial(k)))
+    whole = ir.VectorType(ir.IntType(bits), vector.count)
+    places = ir.Constant(whole, [ir.Constant(whole.element, mantissa)] * vector.count)
+    power = builder.shl(builder.bitcast(shifted, whole), places)
+    return builder.bitcast(builder.add(builder.bitcast(value, whole), power), vector)
+
+
+def _arrays(signature: Any) -> list[Any]:
+    return [kind for kind in signature.args if isinstance(kind, types.Array)]
+
+
+def _pointer(builder: Any, data: Any, place: Any, vector: Any) -> Any:
+    return builder.bitcast(builder.gep(data, [place]), vector.as_pointer())
+
+
+def _load(builder: Any, data: Any, place: Any, vector: Any) -> Any:
+    return builder.load(_pointer(builder, data, place, vector), align=4)
+
+
+def _store(builder: Any, value: Any, data: Any, place: Any) -> None:
+    builder.store(value, _pointer(builder, data, place, value.type), align=4)
+
+
+def _splat(builder: Any, value: Any, vector: Any) -> Any:
+    single = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.IntType(32)(0))
+    mask = ir.Constant(ir.VectorType(ir.IntType(32), vector.count), None)
+    return builder.shuffle_vector(single, ir.Constant(vector, ir.Undefined), mask)
+
+
+def _fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    """a b + c, rounded once."""
+    name = f"llvm.fma.v{a.type.count}f{64 if isinstance(a.type.element, ir.DoubleType) else 32}"
+    kind = ir.FunctionType(a.type, [a.type] * 3)
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [a, b, c])
