@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from privacy_gate.errors import ConfigurationError
-from privacy_gate.federated.geometry import norms, squared_distances
+from privacy_gate.federated.geometry import moments, norms, squared_distances
 from privacy_gate.federation.needs import unmet_by_attack
 
 IPM_SEARCH = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
@@ -91,12 +91,13 @@ def alie_z(n: int, f: int) -> float:
 def a_little_is_enough(scene: Scene, *, z: float | None = None) -> torch.Tensor:
     """mu - z s, s the standard deviation (ddof 1) of each coordinate; z as `alie_z` where None."""
     factor = alie_z(scene.clients, scene.f) if z is None else z
-    return scene.alike(scene.honest.mean(-2) - factor * _spread(scene.honest))
+    centre, spread = moments(scene.honest)
+    return scene.alike(centre - factor * spread)
 
 
 def a_little_is_enough_search(scene: Scene, *, factors: Sequence[float] = ALIE_SEARCH) -> torch.Tensor:
     """mu - z s with the z that moves the aggregate farthest from mu."""
-    centre, spread = scene.honest.mean(-2), _spread(scene.honest)
+    centre, spread = moments(scene.honest)
     return _farthest(scene, centre, [centre - z * spread for z in factors])
 
 
@@ -105,7 +106,7 @@ def min_max(scene: Scene) -> torch.Tensor:
 
     In closed form: g is the smallest of the positive roots of one quadratic for each honest client.
     """
-    centre, spread = scene.honest.mean(-2), _spread(scene.honest)
+    centre, spread = moments(scene.honest)
     away = centre.unsqueeze(-2) - scene.honest
     room = squared_distances(scene.honest).amax((-1, -2)).unsqueeze(-1) - norms(away) ** 2
     along = (away @ spread.unsqueeze(-1)).squeeze(-1).double()
@@ -116,7 +117,7 @@ def min_max(scene: Scene) -> torch.Tensor:
 
 def min_sum(scene: Scene) -> torch.Tensor:
     """mu - g s, g the largest with sum_i |m - u_i|^2 <= max_i sum_j |u_i - u_j|^2: Shejwalkar & Houmansadr 2021."""
-    centre, spread = scene.honest.mean(-2), _spread(scene.honest)
+    centre, spread = moments(scene.honest)
     away = norms(centre.unsqueeze(-2) - scene.honest)
     room = squared_distances(scene.honest).sum(-1).amax(-1) - (away**2).sum(-1)
     square = (norms(spread) ** 2).clamp_(min=torch.finfo(torch.float64).tiny) * scene.honest.shape[-2]
@@ -158,12 +159,6 @@ def free_rider(scene: Scene, *, scale: float = 0.1) -> torch.Tensor:
     old = torch.zeros_like(scene.honest[..., 0, :]) if scene.previous is None else scene.previous
     size = old.square().mean(-1, keepdim=True).sqrt().unsqueeze(-2)
     return scene.alike(old) + scale * size * _noise(scene)
-
-
-def _spread(honest: torch.Tensor) -> torch.Tensor:
-    """Standard deviation (ddof 1) of each coordinate, (..., d); 0 where one client is honest. Faster than torch.std."""
-    away = honest - honest.mean(-2, keepdim=True)
-    return (away.square_().sum(-2) / max(1, honest.shape[-2] - 1)).sqrt_()
 
 
 def _own(scene: Scene) -> torch.Tensor:

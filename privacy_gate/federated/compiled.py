@@ -1,4 +1,4 @@
-"""Order and inner products of updates on a CPU, compiled by Numba for the processor at hand.
+"""Order, distance and moments of updates on a CPU, compiled by Numba for the processor at hand: twins of geometry.py.
 
 One cell's updates, ten rows of some hundred numbers, are read once and stay in a core's own cache; torch passes over
 those of all cells for each exchange of a sort, and widens all of them before it multiplies.
@@ -22,19 +22,54 @@ def ordered(updates: torch.Tensor, exchanges: Sequence[Exchange], ranks: Sequenc
     """The order statistics of these ranks, by exchanges that sort as far as they need: see geometry.ordered."""
     out = updates.new_empty(*updates.shape[:-2], len(ranks), updates.shape[-1])
     pairs = np.array([pair[:2] for pair in exchanges], dtype=np.int64).reshape(-1, 2)
-    _order_statistics(_rows(updates), updates.shape[-2], pairs, np.array(ranks), out.view(-1, *out.shape[-2:]).numpy())
+    _order_statistics(
+        rows_of(updates), updates.shape[-2], pairs, np.array(ranks), out.view(-1, *out.shape[-2:]).numpy()
+    )
     return list(out.unbind(-2))
+
+
+def mean_of_ranks(updates: torch.Tensor, exchanges: Sequence[Exchange], ranks: Sequence[int]) -> torch.Tensor:
+    """The mean of the order statistics of these ranks: see geometry.mean_of_ranks."""
+    n, d = updates.shape[-2:]
+    out = updates.new_empty(*updates.shape[:-2], d)
+    pairs = np.array([pair[:2] for pair in exchanges], dtype=np.int64).reshape(-1, 2)
+    _mean_of_ranks(rows_of(updates), n, pairs, np.array(ranks), out.view(-1, d).numpy())
+    return out
 
 
 def inner_products(updates: torch.Tensor) -> torch.Tensor:
     """Of all pairs of updates, summed in float64: see geometry.inner_products."""
     n, width = updates.shape[-2:]
     out = torch.empty(*updates.shape[:-2], n, n, dtype=torch.float64)
-    _inner_products(_rows(updates), width, out.view(-1, n, n).numpy())
+    _inner_products(rows_of(updates), width, out.view(-1, n, n).numpy())
     return out
 
 
-class _Rows(NamedTuple):
+def squared_distances(updates: torch.Tensor) -> torch.Tensor:
+    """Between all pairs: see geometry.squared_distances."""
+    n, width = updates.shape[-2:]
+    out = torch.empty(*updates.shape[:-2], n, n, dtype=torch.float64)
+    _squared_distances(rows_of(updates), width, out.view(-1, n, n).numpy())
+    return out
+
+
+def norms(updates: torch.Tensor) -> torch.Tensor:
+    """Of vectors (..., d), summed in float64: see geometry.norms."""
+    out = torch.empty(updates.shape[:-1], dtype=torch.float64)
+    rows = updates if updates.dim() > 1 else updates.unsqueeze(0)
+    _norms(rows_of(rows), rows.shape[-1], out.view(-1, rows.shape[-2]).numpy())
+    return out
+
+
+def moments(updates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation over rows: see geometry.moments."""
+    n, d = updates.shape[-2:]
+    mean, spread = (updates.new_empty(*updates.shape[:-2], d) for _ in range(2))
+    _moments(rows_of(updates), n, mean.view(-1, d).numpy(), spread.view(-1, d).numpy())
+    return mean, spread
+
+
+class RowsOf(NamedTuple):
     """Rows of numbers that lie side by side: row i of cell r begins at flat[first + r * cell + i * row]."""
 
     flat: Floats
@@ -43,30 +78,54 @@ class _Rows(NamedTuple):
     row: int
 
 
-def _rows(updates: torch.Tensor) -> _Rows:
+def rows_of(updates: torch.Tensor) -> RowsOf:
     """Where the rows of updates (..., n, d) lie; they are copied only where they are scattered."""
     cells = updates.reshape(-1, *updates.shape[-2:])
     cells = cells if cells.stride(-1) == 1 else cells.contiguous()
     flat = cells.as_strided((cells.untyped_storage().nbytes() // cells.element_size(),), (1,), 0)
-    return _Rows(flat.numpy(), int(cells.storage_offset()), cells.stride(0), cells.stride(1))
+    return RowsOf(flat.numpy(), int(cells.storage_offset()), cells.stride(0), cells.stride(1))
 
 
 @compiled
-def _order_statistics(updates: _Rows, n: int, exchanges: Ints, ranks: Ints, out: Floats) -> None:
+def _order_statistics(updates: RowsOf, n: int, exchanges: Ints, ranks: Ints, out: Floats) -> None:
     """Sets out (cells, Q, d) to the order statistics of these ranks, by exchanges (E, 2) of n rows. NaN is +inf."""
-    flat, first, cell, row = updates
     cells, _, d = out.shape
-    rows = np.empty((n, COLUMNS), flat.dtype)
+    rows = np.empty((n, COLUMNS), out.dtype)
     for r in range(cells):
         for begin in range(0, d, COLUMNS):
             size = min(COLUMNS, d - begin)
-            for i in range(n):
-                place = first + r * cell + i * row + begin
-                _copy(flat[place : place + size], rows[i])
-            for e in range(len(exchanges)):
-                _exchange(rows[exchanges[e, 0]], rows[exchanges[e, 1]], size)
+            _sort(updates, r, begin, size, exchanges, rows)
             for q in range(len(ranks)):
                 _copy(rows[ranks[q], :size], out[r, q, begin:])
+
+
+@compiled
+def _mean_of_ranks(updates: RowsOf, n: int, exchanges: Ints, ranks: Ints, out: Floats) -> None:
+    """Sets out (cells, d) to the mean of the order statistics of these ranks."""
+    cells, d = out.shape
+    rows = np.empty((n, COLUMNS), out.dtype)
+    count = out.dtype.type(len(ranks))
+    for r in range(cells):
+        for begin in range(0, d, COLUMNS):
+            size = min(COLUMNS, d - begin)
+            _sort(updates, r, begin, size, exchanges, rows)
+            total = out[r, begin : begin + size]
+            _copy(rows[ranks[0], :size], total)
+            for q in range(1, len(ranks)):
+                _add(rows[ranks[q]], total)
+            for k in range(size):
+                total[k] /= count
+
+
+@compiled
+def _sort(updates: RowsOf, r: int, begin: int, size: int, exchanges: Ints, rows: Floats) -> None:
+    """Sets rows (n, size) to those of cell r from column `begin` on, each column sorted as the exchanges do."""
+    flat, first, cell, row = updates
+    for i in range(len(rows)):
+        place = first + r * cell + i * row + begin
+        _copy(flat[place : place + size], rows[i])
+    for e in range(len(exchanges)):
+        _exchange(rows[exchanges[e, 0]], rows[exchanges[e, 1]], size)
 
 
 @compiled
@@ -74,6 +133,12 @@ def _copy(source: Floats, out: Floats) -> None:
     for k in range(source.size):
         value = source[k]
         out[k] = value if value == value else np.inf  # noqa: PLR0124 - NaN alone differs from itself
+
+
+@compiled
+def _add(source: Floats, out: Floats) -> None:
+    for k in range(out.size):
+        out[k] += source[k]
 
 
 @compiled
@@ -85,7 +150,7 @@ def _exchange(low: Floats, high: Floats, size: int) -> None:
 
 
 @compiled
-def _inner_products(updates: _Rows, width: int, out: Floats) -> None:
+def _inner_products(updates: RowsOf, width: int, out: Floats) -> None:
     """Sets out (cells, n, n) float64 to the inner products of each cell's rows of `width` numbers."""
     flat, first, cell, row = updates
     cells, n, _ = out.shape
@@ -111,3 +176,69 @@ def _inner_products(updates: _Rows, width: int, out: Floats) -> None:
                 out[r, i, j1] = out[r, j1, i] = s1
                 out[r, i, j2] = out[r, j2, i] = s2
                 out[r, i, j3] = out[r, j3, i] = s3
+
+
+@compiled
+def _squared_distances(updates: RowsOf, width: int, out: Floats) -> None:
+    """Sets out (cells, n, n) to the squared distances of each cell's rows of `width` numbers; inf to one not finite."""
+    flat, first, cell, row = updates
+    cells, n, _ = out.shape
+    _inner_products(updates, width, out)
+    square, apart = np.empty(n), np.empty(n, np.bool_)
+    for r in range(cells):
+        for i in range(n):
+            square[i] = out[r, i, i]
+            x = flat[first + r * cell + i * row :]
+            total = flat.dtype.type(0)
+            for k in range(width):
+                total += x[k]
+            apart[i] = not np.isfinite(total)
+        for i in range(n):
+            for j in range(n):
+                found = square[i] + square[j] - 2 * out[r, i, j]
+                out[r, i, j] = np.inf if apart[i] or apart[j] or np.isnan(found) else max(0.0, found)
+            out[r, i, i] = 0
+
+
+@compiled
+def _norms(updates: RowsOf, width: int, out: Floats) -> None:
+    """Sets out (cells, n) to the norms of each cell's rows of `width` numbers."""
+    flat, first, cell, row = updates
+    cells, n = out.shape
+    for r in range(cells):
+        for i in range(n):
+            x = flat[first + r * cell + i * row :]
+            total = 0.0
+            for k in range(width):
+                value = np.float64(x[k])
+                total += value * value
+            out[r, i] = np.sqrt(total)
+
+
+@compiled
+def _moments(updates: RowsOf, n: int, mean: Floats, spread: Floats) -> None:
+    """Sets mean and spread (cells, d) to those of each cell's n rows."""
+    flat, first, cell, row = updates
+    cells, d = mean.shape
+    count, free = mean.dtype.type(n), mean.dtype.type(max(1, n - 1))
+    for r in range(cells):
+        centre, total = mean[r], spread[r]
+        centre[:] = 0
+        for i in range(n):
+            place = first + r * cell + i * row
+            _add(flat[place : place + d], centre)
+        for k in range(d):
+            centre[k] /= count
+        total[:] = 0
+        for i in range(n):
+            place = first + r * cell + i * row
+            _add_square(flat[place : place + d], centre, total)
+        for k in range(d):
+            total[k] = np.sqrt(total[k] / free)
+
+
+@compiled
+def _add_square(x: Floats, centre: Floats, out: Floats) -> None:
+    for k in range(out.size):
+        away = x[k] - centre[k]
+        out[k] += away * away

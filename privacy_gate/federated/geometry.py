@@ -27,8 +27,17 @@ def squared_distances(updates: torch.Tensor) -> torch.Tensor:
 
     Through the Gram matrix, in float64: on float32 updates its rounding is below theirs.
     """
+    if _compiles(updates):
+        from privacy_gate.federated import compiled  # noqa: PLC0415
+
+        return compiled.squared_distances(updates)
+    return widened_distances(updates)
+
+
+def widened_distances(updates: torch.Tensor) -> torch.Tensor:
+    """`squared_distances` by torch."""
     known, finite = finite_rows(updates)
-    inner = inner_products(known)
+    inner = widened_products(known)
     square = inner.diagonal(dim1=-2, dim2=-1)
     found = torch.clamp(square.unsqueeze(-1) + square.unsqueeze(-2) - 2 * inner, min=0)
     apart = ~(finite.unsqueeze(-1) & finite.unsqueeze(-2)) | found.isnan()
@@ -59,8 +68,28 @@ def _compiles(updates: torch.Tensor) -> bool:
 
 def norms(updates: torch.Tensor) -> torch.Tensor:
     """Euclidean norms (...,) float64 of vectors (..., d), summed in float64."""
+    if _compiles(updates):
+        from privacy_gate.federated import compiled  # noqa: PLC0415
+
+        return compiled.norms(updates)
     found: torch.Tensor = torch.linalg.vector_norm(updates, dim=-1, dtype=torch.float64)
     return found
+
+
+def moments(updates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation (ddof 1) of each coordinate of (..., n, d), both (..., d); 0 deviation of one row."""
+    if _compiles(updates):
+        from privacy_gate.federated import compiled  # noqa: PLC0415
+
+        return compiled.moments(updates)
+    return stacked_moments(updates)
+
+
+def stacked_moments(updates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`moments` by torch; faster than torch.std."""
+    mean = updates.mean(-2)
+    away = updates - mean.unsqueeze(-2)
+    return mean, (away.square_().sum(-2) / max(1, updates.shape[-2] - 1)).sqrt_()
 
 
 def mean_of(updates: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
@@ -138,10 +167,23 @@ def _exchanges(n: int) -> tuple[tuple[int, int], ...]:
     return tuple(pairs)
 
 
+def mean_of_ranks(updates: torch.Tensor, ranks: range) -> torch.Tensor:
+    """The mean of these order statistics of each coordinate of (..., n, d): (..., d); NaN counts as +inf."""
+    if _compiles(updates):
+        from privacy_gate.federated import compiled  # noqa: PLC0415
+
+        return compiled.mean_of_ranks(updates, exchanges(updates.shape[-2], ranks), ranks)
+    rows = ordered(updates, ranks)
+    total = rows[0].clone()
+    for row in rows[1:]:
+        total += row
+    return total / len(rows)
+
+
 def coordinate_median(updates: torch.Tensor) -> torch.Tensor:
     """Of updates (..., n, d), coordinate by coordinate: (..., d); NaN counts as +inf."""
     n = updates.shape[-2]
-    return middle(ordered(updates, range((n - 1) // 2, n // 2 + 1)))
+    return mean_of_ranks(updates, range((n - 1) // 2, n // 2 + 1))
 
 
 def middle(rows: list[torch.Tensor]) -> torch.Tensor:

@@ -14,6 +14,7 @@ from privacy_gate.federated.geometry import (
     finite_rows,
     inner_products,
     mean_of,
+    mean_of_ranks,
     ordered,
     smallest,
     squared_distances,
@@ -37,11 +38,7 @@ def median(updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch.Tenso
 def trimmed_mean(updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch.Tensor:
     """Coordinate-wise mean without the f smallest and the f largest: Yin et al. 2018 (arXiv 1803.01498)."""
     refuse_few(updates, f, "trimmed_mean")
-    rows = ordered(updates, range(f, updates.shape[-2] - f)) if f else list(updates.unbind(-2))
-    total = rows[0].clone()
-    for row in rows[1:]:
-        total += row
-    return total / len(rows)
+    return mean_of_ranks(updates, range(f, updates.shape[-2] - f)) if f else updates.mean(-2)
 
 
 def meamed(updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch.Tensor:

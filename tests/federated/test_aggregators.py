@@ -16,8 +16,13 @@ from privacy_gate.federated.geometry import (
     exchanged,
     exchanges,
     inner_products,
+    mean_of_ranks,
+    moments,
+    norms,
     ordered,
     squared_distances,
+    stacked_moments,
+    widened_distances,
     widened_products,
 )
 from privacy_gate.federated.known import Known
@@ -351,6 +356,33 @@ def test_compiled_inner_products_of_scattered_rows_are_torchs(n: int, dtype: tor
     wide = torch.randn(4, 3, 2 * n, 70, generator=torch.Generator().manual_seed(n), dtype=dtype)
     for x in (wide[1:, :, n:, 3:], wide[0, 1, ::2], wide.transpose(-1, -2)[:2, :, :n]):
         torch.testing.assert_close(inner_products(x), widened_products(x), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.skipif(not has_numba(), reason="Numba is not installed")
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float32, 1e-6), (torch.float64, 1e-12)], ids=str)
+@pytest.mark.parametrize("n", [1, 2, 5, 8, 11])
+def test_compiled_distances_moments_and_means_of_ranks_are_torchs(n: int, dtype: torch.dtype, rounding: float) -> None:
+    wide = torch.randn(4, 3, 2 * n, 70, generator=torch.Generator().manual_seed(n), dtype=dtype)
+    for x in (wide[1:, :, n:, 3:], wide[0, 1, ::2], wide.transpose(-1, -2)[:2, :, :n]):
+        torch.testing.assert_close(squared_distances(x), widened_distances(x), rtol=rounding, atol=rounding)
+        torch.testing.assert_close(norms(x), torch.linalg.vector_norm(x.double(), dim=-1), rtol=1e-12, atol=0)
+        torch.testing.assert_close(norms(x[..., 0, :]), norms(x)[..., 0], rtol=0, atol=0)
+        for found, expected in zip(moments(x), stacked_moments(x), strict=True):
+            torch.testing.assert_close(found, expected, rtol=rounding, atol=rounding)
+        some = range(n // 3, n - n // 3)
+        ascending = x.sort(dim=-2).values[..., some.start : some.stop, :]
+        torch.testing.assert_close(mean_of_ranks(x, some), ascending.mean(-2), rtol=rounding, atol=rounding)
+
+
+@pytest.mark.skipif(not has_numba(), reason="Numba is not installed")
+def test_compiled_distances_to_updates_that_are_not_finite_are_torchs() -> None:
+    x = torch.randn(2, 6, 40, generator=torch.Generator().manual_seed(0))
+    x[0, 1, 3], x[0, 4, 0], x[1, 2, 39], x[1, 3] = torch.nan, torch.inf, -torch.inf, 1e38
+    found = squared_distances(x)
+    torch.testing.assert_close(found, widened_distances(x))
+    assert found[0, 1, 0].isinf()
+    assert found[1, 3, 0].isinf()
+    assert not found.diagonal(dim1=-2, dim2=-1).any()
 
 
 def test_distances_of_float32_updates_tell_close_clients_from_closer_ones() -> None:
