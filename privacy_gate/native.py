@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar, cast
 
-Function = TypeVar("Function", bound=Callable[..., None])
+Function = TypeVar("Function", bound=Callable[..., object])
 
 REORDERED = {"reassoc", "contract", "nsz"}
 """Sums may be taken in another order, as every matrix library does; NaN and infinity stay what they are."""

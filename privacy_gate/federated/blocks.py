@@ -34,14 +34,14 @@ class Block:
 
     @property
     def order(self) -> list[int]:
-        """All places (A G,), cell by cell: sources vary fastest, so that cells of one rule stand together."""
+        """All places (A G,), cell by cell: sources vary fastest; those of one adversary stand together, by rule."""
         return [place for places in zip(*self.cells, strict=True) for place in places]
 
 
 def blocks(cells: Sequence[Cell], most: int) -> list[Block]:
     """All cells, each in one block of at most `most` cells; largest blocks first."""
     shapes: dict[tuple[Training, int], dict[Source, list[int]]] = {}
-    for place, cell in sorted(enumerate(cells), key=lambda item: repr((item[1].rule, item[1].told, item[1].adversary))):
+    for place, cell in sorted(enumerate(cells), key=lambda item: repr((item[1].adversary, item[1].rule, item[1].told))):
         source = Source(cell.partition, cell.seed, cell.poison)
         shapes.setdefault((cell.training, cell.byzantine), {}).setdefault(source, []).append(place)
     found = []

@@ -70,20 +70,31 @@ def moments(updates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class RowsOf(NamedTuple):
-    """Rows of numbers that lie side by side: row i of cell r begins at flat[first + r * cell + i * row]."""
+    """Rows of numbers that lie side by side: row i of cell r begins at flat[start(rows, r) + i * row].
+
+    Cells lie `cell` apart, so many as `inner` at a time, and these runs `outer`.
+    """
 
     flat: Floats
     first: int
+    outer: int
+    inner: int
     cell: int
     row: int
 
 
 def rows_of(updates: torch.Tensor) -> RowsOf:
     """Where the rows of updates (..., n, d) lie; they are copied only where they are scattered."""
-    cells = updates.reshape(-1, *updates.shape[-2:])
+    cells = updates if updates.dim() == 4 else updates.reshape(1, -1, *updates.shape[-2:])
     cells = cells if cells.stride(-1) == 1 else cells.contiguous()
     flat = cells.as_strided((cells.untyped_storage().nbytes() // cells.element_size(),), (1,), 0)
-    return RowsOf(flat.numpy(), int(cells.storage_offset()), cells.stride(0), cells.stride(1))
+    return RowsOf(flat.numpy(), int(cells.storage_offset()), cells.stride(0), cells.shape[1], *cells.stride()[1:3])
+
+
+@compiled
+def start(rows: RowsOf, r: int) -> int:
+    """Where cell r begins."""
+    return rows.first + (r // rows.inner) * rows.outer + (r % rows.inner) * rows.cell
 
 
 @compiled
@@ -120,9 +131,10 @@ def _mean_of_ranks(updates: RowsOf, n: int, exchanges: Ints, ranks: Ints, out: F
 @compiled
 def _sort(updates: RowsOf, r: int, begin: int, size: int, exchanges: Ints, rows: Floats) -> None:
     """Sets rows (n, size) to those of cell r from column `begin` on, each column sorted as the exchanges do."""
-    flat, first, cell, row = updates
+    flat, row = updates.flat, updates.row
+    first = start(updates, r) + begin
     for i in range(len(rows)):
-        place = first + r * cell + i * row + begin
+        place = first + i * row
         _copy(flat[place : place + size], rows[i])
     for e in range(len(exchanges)):
         _exchange(rows[exchanges[e, 0]], rows[exchanges[e, 1]], size)
@@ -152,19 +164,19 @@ def _exchange(low: Floats, high: Floats, size: int) -> None:
 @compiled
 def _inner_products(updates: RowsOf, width: int, out: Floats) -> None:
     """Sets out (cells, n, n) float64 to the inner products of each cell's rows of `width` numbers."""
-    flat, first, cell, row = updates
+    flat, row = updates.flat, updates.row
     cells, n, _ = out.shape
     for r in range(cells):
-        start = first + r * cell
+        first = start(updates, r)
         for i in range(n):
-            x = flat[start + i * row : start + i * row + width]
+            x = flat[first + i * row : first + i * row + width]
             for j in range(0, i + 1, 4):
                 # Four at once; those beyond the diagonal repeat it.
                 j1, j2, j3 = min(j + 1, i), min(j + 2, i), min(j + 3, i)
-                y0 = flat[start + j * row : start + j * row + width]
-                y1 = flat[start + j1 * row : start + j1 * row + width]
-                y2 = flat[start + j2 * row : start + j2 * row + width]
-                y3 = flat[start + j3 * row : start + j3 * row + width]
+                y0 = flat[first + j * row : first + j * row + width]
+                y1 = flat[first + j1 * row : first + j1 * row + width]
+                y2 = flat[first + j2 * row : first + j2 * row + width]
+                y3 = flat[first + j3 * row : first + j3 * row + width]
                 s0 = s1 = s2 = s3 = 0.0
                 for k in range(width):
                     value = np.float64(x[k])
@@ -181,14 +193,15 @@ def _inner_products(updates: RowsOf, width: int, out: Floats) -> None:
 @compiled
 def _squared_distances(updates: RowsOf, width: int, out: Floats) -> None:
     """Sets out (cells, n, n) to the squared distances of each cell's rows of `width` numbers; inf to one not finite."""
-    flat, first, cell, row = updates
+    flat, row = updates.flat, updates.row
     cells, n, _ = out.shape
     _inner_products(updates, width, out)
     square, apart = np.empty(n), np.empty(n, np.bool_)
     for r in range(cells):
+        first = start(updates, r)
         for i in range(n):
             square[i] = out[r, i, i]
-            x = flat[first + r * cell + i * row :]
+            x = flat[first + i * row :]
             total = flat.dtype.type(0)
             for k in range(width):
                 total += x[k]
@@ -203,11 +216,12 @@ def _squared_distances(updates: RowsOf, width: int, out: Floats) -> None:
 @compiled
 def _norms(updates: RowsOf, width: int, out: Floats) -> None:
     """Sets out (cells, n) to the norms of each cell's rows of `width` numbers."""
-    flat, first, cell, row = updates
+    flat, row = updates.flat, updates.row
     cells, n = out.shape
     for r in range(cells):
+        first = start(updates, r)
         for i in range(n):
-            x = flat[first + r * cell + i * row :]
+            x = flat[first + i * row :]
             total = 0.0
             for k in range(width):
                 value = np.float64(x[k])
@@ -218,20 +232,20 @@ def _norms(updates: RowsOf, width: int, out: Floats) -> None:
 @compiled
 def _moments(updates: RowsOf, n: int, mean: Floats, spread: Floats) -> None:
     """Sets mean and spread (cells, d) to those of each cell's n rows."""
-    flat, first, cell, row = updates
+    flat, row = updates.flat, updates.row
     cells, d = mean.shape
     count, free = mean.dtype.type(n), mean.dtype.type(max(1, n - 1))
     for r in range(cells):
-        centre, total = mean[r], spread[r]
+        first, centre, total = start(updates, r), mean[r], spread[r]
         centre[:] = 0
         for i in range(n):
-            place = first + r * cell + i * row
+            place = first + i * row
             _add(flat[place : place + d], centre)
         for k in range(d):
             centre[k] /= count
         total[:] = 0
         for i in range(n):
-            place = first + r * cell + i * row
+            place = first + i * row
             _add_square(flat[place : place + d], centre, total)
         for k in range(d):
             total[k] = np.sqrt(total[k] / free)

@@ -33,9 +33,9 @@ class Known:
     order: torch.Tensor | None = None
     lr: float | None = None
 
-    def at(self, places: torch.Tensor | slice) -> Self:
-        """What is known of some of the cells; of one leading axis."""
-        return self._with(lambda value: value[places])
+    def at(self, places: Callable[[torch.Tensor], torch.Tensor]) -> Self:
+        """What is known of some of the cells: `places` chooses from one leading axis of cells."""
+        return self._with(places)
 
     def for_each(self) -> Self:
         """The same, for several ways on that each cell may take: a second axis, of length 1."""

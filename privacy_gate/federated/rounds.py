@@ -18,10 +18,9 @@ from privacy_gate.federated.known import Known
 from privacy_gate.federated.learner import Learner
 from privacy_gate.federated.local import Batches
 from privacy_gate.federated.partitions import Rows
+from privacy_gate.federated.places import Places
 
 Key = TypeVar("Key")
-Places = dict[Key, torch.Tensor | slice]
-"""Where each key stands among cells: a slice where it can be, since that copies nothing."""
 
 
 class Federation:
@@ -36,7 +35,7 @@ class Federation:
         self.models = learner.start([cell.seed for cell in self._cells])
         self._previous: torch.Tensor | None = None
         self._before = self.models.clone() if block.training.stale else self.models
-        self._rules = self._places([(cell.joined, cell.told) for cell in self._cells])
+        self._rules = self._places([(cell.joined, cell.told) for cell in self._cells], nested=True)
         self._adversaries = self._places([cell.adversary for cell in self._cells if cell.adversary])
         self._searched = {
             name: self._places([(cell.joined, cell.told) for cell in self._cells if cell.adversary == name])
@@ -44,7 +43,7 @@ class Federation:
         }
         self._source = torch.arange(len(self._cells), device=learner.device) % len(block.sources)
         self._servers = self._places([cell.server for cell in self._cells])
-        self._states = {server: server.start(self.models[places]) for server, places in self._servers.items()}
+        self._states = {server: server.start(places.of(self.models)) for server, places in self._servers.items()}
         named = {step.name for rule, _ in self._rules for step in (*rule.before, rule.aggregator)}
         self._rooted, self._losses, self._shuffled = (name in named for name in ("fltrust", "q_fedavg", "bucketing"))
         # Byzantine clients that send no more than what follows from others' updates need not train.
@@ -81,8 +80,8 @@ class Federation:
         if training.stale:
             self._before.copy_(self.models)
         for server, places in self._servers.items():
-            step, self._states[server] = server.step(self._previous[places], self._states[server])
-            self.models[places] += step
+            step, self._states[server] = server.step(places.of(self._previous), self._states[server])
+            places.put(self.models, places.of(self.models) + step)
         self._turn += 1
 
     def _trained(self, batches: Batches) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -99,9 +98,9 @@ class Federation:
         losses = torch.cat([loss for _, loss in found if loss is not None], 2) if self._losses else None
         return updates.flatten(0, 1), None if losses is None else losses.flatten(0, 1)
 
-    def _each(self, values: torch.Tensor, places: torch.Tensor | slice = slice(None)) -> torch.Tensor:
+    def _each(self, values: torch.Tensor, places: Places | None = None) -> torch.Tensor:
         """Values (G, ...) of the sources, for every cell or for some: (A G, ...)."""
-        return values[self._source[places]]
+        return values[self._source if places is None else places.of(self._source)]
 
     def _on_device(self, values: NDArray[np.generic]) -> torch.Tensor:
         return torch.from_numpy(values).to(self._learner.device)
@@ -153,7 +152,8 @@ class Federation:
         counts = self._each(self._on_device(np.array(sizes, dtype=np.float64)))
         for name, places in self._adversaries.items():
             if (claim := ADVERSARIES[name].claim) is not None:
-                counts[places, counts.shape[1] - self._bad() :] = claim
+                bad = counts[:, counts.shape[1] - self._bad() :]
+                places.put(bad, torch.full_like(places.of(bad), claim))
         return counts
 
     def _order(self, clients: int) -> torch.Tensor:
@@ -170,8 +170,8 @@ class Federation:
         for name, places in self._adversaries.items():
             attack = ADVERSARIES[name]
             if attack.craft is not trained:
-                scene = self._scene(attack, name, updates[places], honest, places, known)
-                updates[places, honest:] = attack.craft(scene)
+                scene = self._scene(attack, name, places.of(updates), honest, places, known)
+                places.put(updates[:, honest:], attack.craft(scene))
 
     def _scene(
         self,
@@ -179,18 +179,18 @@ class Federation:
         name: str,
         updates: torch.Tensor,
         honest: int,
-        places: torch.Tensor | slice,
+        places: Places,
         known: Known,
     ) -> Scene:
-        some = known.at(places)
+        some = known.at(places.of)
         noise = self._each(self._noise(updates.shape[-1]), places) if attack.noise else None
         loyal = updates[:, :honest]
 
         def respond(sent: torch.Tensor) -> torch.Tensor:
             found, each = sent.new_empty(*sent.shape[:2], sent.shape[-1]), some.for_each()
             for (rule, told), mine in self._searched[name].items():
-                others = loyal[mine].unsqueeze(1).expand(-1, sent.shape[1], -1, -1)
-                found[mine] = rule(torch.cat([others, sent[mine]], 2), told, each.at(mine))
+                others = mine.of(loyal).unsqueeze(1).expand(-1, sent.shape[1], -1, -1)
+                mine.put(found, rule(torch.cat([others, mine.of(sent)], 2), told, each.at(mine.of)))
             return found
 
         own = updates[:, honest:] if attack.own else None
@@ -216,23 +216,16 @@ class Federation:
         ]
         return self._on_device(np.array(drawn))
 
-    def _places(self, keys: Sequence[Key]) -> Places[Key]:
+    def _places(self, keys: Sequence[Key], nested: bool = False) -> dict[Key, Places]:
         found: dict[Key, list[int]] = {}
         for place, key in enumerate(keys):
             found.setdefault(key, []).append(place)
-        return {key: _compact(places, self._learner.device) for key, places in found.items()}
+        return {key: Places.found(places, self._learner.device, nested) for key, places in found.items()}
 
 
-def _compact(places: list[int], device: torch.device) -> torch.Tensor | slice:
-    step = places[1] - places[0] if len(places) > 1 else 1
-    if places == list(range(places[0], places[-1] + 1, step)):
-        return slice(places[0], places[-1] + 1, step)
-    return torch.tensor(places, device=device)
-
-
-def _aggregate(rules: Places[tuple[Rule, int]], updates: torch.Tensor, known: Known) -> torch.Tensor:
+def _aggregate(rules: dict[tuple[Rule, int], Places], updates: torch.Tensor, known: Known) -> torch.Tensor:
     """What each cell's own rule makes of its updates (cells, ..., K, P): (cells, ..., P)."""
     found = updates.new_empty(*updates.shape[:-2], updates.shape[-1])
     for (rule, told), places in rules.items():
-        found[places] = rule(updates[places], told, known.at(places))
+        places.put(found, rule(places.of(updates), told, known.at(places.of)))
     return found
