@@ -40,6 +40,11 @@ def public_tensors(backbone: Backbone) -> Tensors:
 
     Raises CandidateError where the bytes are others, or are no weights of this architecture.
     """
+    return _pinned(backbone, build(backbone, 0))
+
+
+def _pinned(backbone: Backbone, model: torch.nn.Module) -> Tensors:
+    """Likewise, for this architecture without its head."""
     if backbone.weights is None:
         raise CandidateError("recipe: backbone 'identity' has no public weights")
     payload = read_bytes(backbone.weights.uri)
@@ -53,11 +58,12 @@ def public_tensors(backbone: Backbone) -> Tensors:
         path = folder / Path(backbone.weights.uri).name
         path.write_bytes(payload)
         tensors = read_weights_file(path)
-    body = build(backbone, 0).state_dict()
-    # A head for the classes of the public training set may stand beside the body, and nothing else.
-    head = set(build(backbone, 1).state_dict()) - set(body)
-    bare = {name: tensor for name, tensor in tensors.items() if name not in head}
-    return match_strict(bare, body, backbone.weights.uri)
+    body = model.state_dict()
+    if not tensors.keys() <= body.keys():
+        # A head for the classes of the public training set may stand beside the body, and nothing else.
+        head = set(build(backbone, 1).state_dict()) - set(body)
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in head}
+    return match_strict(tensors, body, backbone.weights.uri)
 
 
 def public_body(backbone: Backbone) -> torch.nn.Module:
@@ -70,7 +76,7 @@ def public_body(backbone: Backbone) -> torch.nn.Module:
             torch.manual_seed(0)
             return build(backbone, 0)
     model = build(backbone, 0)
-    model.load_state_dict(public_tensors(backbone))
+    model.load_state_dict(_pinned(backbone, model))
     return model
 
 

@@ -7,7 +7,7 @@ import torch
 
 from privacy_gate.candidate import Input, Recipe
 from privacy_gate.compute.backbone import build, candidate_tensors, public_body
-from privacy_gate.compute.embed import decode, transform_of
+from privacy_gate.compute.decoding import decode, scaled, transform_of
 from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.parts import changed
 from privacy_gate.dataset import AuditData
@@ -62,4 +62,4 @@ def pixels(recipe: Recipe, data: AuditData, rows: Sequence[int]) -> torch.Tensor
         raise DatasetError("the table holds embeddings; pixels are needed")
     plain = recipe.input.model_copy(update={"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)})
     transform = transform_of(plain)
-    return torch.stack([decode(data.image(row), transform) for row in rows])
+    return scaled([decode(data.image(row), transform) for row in rows], plain).contiguous()

@@ -1,7 +1,6 @@
 """Features of the audit images: decoded, run through the frozen backbone, and kept in the table's order."""
 
 import hashlib
-import io
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,10 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from privacy_gate.candidate import Backbone, Input, View
 from privacy_gate.compute.backbone import public_body
+from privacy_gate.compute.decoding import decode, scaled, transform_of
+from privacy_gate.compute.folding import fold
 from privacy_gate.compute.machine import Machine, single_threaded_kernels
 from privacy_gate.compute.memory import out_of_memory
 from privacy_gate.compute.stamps import triggered
@@ -25,18 +25,12 @@ from privacy_gate.dataset import AuditData
 from privacy_gate.errors import CandidateError, DatasetError
 from privacy_gate.job import Embed
 from privacy_gate.progress import Progress, silent
-from privacy_gate.tables.images import BROKEN, FORMATS
-
-from timm.data.transforms_factory import create_transform  # isort: skip - after backbone, which readies torchvision
 
 PREFETCH = 4
 """Batches made ready ahead of their turn, beside those under way."""
 
 SHOWN = 20
 """Ids of unreadable images named in the error; the rest are counted."""
-
-MAX_PIXELS = (1 << 30) // 12
-"""The largest picture decoded: 1 GiB at four bytes for each of three channels, where PIL too suspects a bomb."""
 
 Part = tuple[Embed, NDArray[np.float32], NDArray[np.uint8]]
 """A job, its features (rows, D), and the sha256 of its encoded images (rows, 32)."""
@@ -117,13 +111,11 @@ class _Work:
     """What every thread shares: the model, the transform and the table."""
 
     def __init__(self, job: Embed, data: AuditData, device: torch.device) -> None:
-        model: Any = public_body(job.backbone)
-        self._model = model.to(device, memory_format=torch.channels_last)
         self._shape, self._transform = job.input, transform_of(job.input)
         self._data, self._device = data, device
         # Threads that wait for each other here would compute no faster side by side, and need memory for all batches.
         self._turn: AbstractContextManager[Any] = nullcontext() if device.type == "cpu" else Lock()
-        self._try(job)
+        self._model: Any = self._tried(job)
 
     def batch(self, first: int, last: int, view: View) -> _Batch:
         """Rows first <= i < last, seen so."""
@@ -135,7 +127,7 @@ class _Work:
                 pixels.append(decode(payload, self._transform))
             except DatasetError as error:
                 unreadable[row] = str(error)
-        features = None if unreadable else self._forward(self._shown(torch.stack(pixels), view))
+        features = None if unreadable else self._forward(self._shown(scaled(pixels, self._shape), view))
         return _Batch(content, features, unreadable)
 
     def _shown(self, pixels: torch.Tensor, view: View) -> torch.Tensor:
@@ -162,31 +154,26 @@ class _Work:
             features = self._model(pixels.to(self._device, memory_format=torch.channels_last))
         return np.asarray(features.float().cpu().numpy())
 
-    def _try(self, job: Embed) -> None:
-        """Raises CandidateError for a backbone that does not turn images of the recipe's size into vectors."""
+    def _tried(self, job: Embed) -> torch.nn.Module:
+        """The backbone, its BatchNorms folded where that changes nothing but rounding.
+
+        Raises CandidateError for one that does not turn images of the recipe's size into vectors.
+        """
         name, size = job.backbone.name, job.input.size
+        model: Any = public_body(job.backbone)
+        model = model.to(self._device, memory_format=torch.channels_last)
+        trial = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(self._device)
         try:
-            shape = self._forward(torch.zeros(1, 3, size, size)).shape
+            folded, features = fold(model, trial)
         except (AssertionError, RuntimeError, ValueError) as error:
             if out_of_memory(error):
                 raise
             raise CandidateError(
                 f"recipe: {name} does not take images of {size} x {size} pixels: {error}; correct input.size"
             ) from error
-        if len(shape) != 2:
-            raise CandidateError(f"recipe: {name} gives features of shape {shape}, expected (1, D)")
-
-
-def transform_of(shape: Input) -> Any:
-    """timm's own evaluation transform: PIL image in, tensor (3, size, size) out."""
-    return create_transform(
-        input_size=(3, shape.size, shape.size),
-        is_training=False,
-        interpolation=shape.interpolation,
-        mean=shape.mean,
-        std=shape.std,
-        crop_pct=shape.crop,
-    )
+        if features.ndim != 2:
+            raise CandidateError(f"recipe: {name} gives features of shape {tuple(features.shape)}, expected (1, D)")
+        return folded
 
 
 def seen(pixels: torch.Tensor, view: View) -> torch.Tensor:
@@ -199,30 +186,3 @@ def seen(pixels: torch.Tensor, view: View) -> torch.Tensor:
     top, left, (height, width) = margin - view.down, margin - view.right, pixels.shape[2:]
     padded = torch.nn.functional.pad(pixels, [margin] * 4, mode="replicate")
     return padded[:, :, top : top + height, left : left + width]
-
-
-def decode(payload: bytes, transform: Any) -> torch.Tensor:
-    """The image as the backbone wants it. EXIF orientation is not applied, as in timm.
-
-    Raises DatasetError that says why it cannot be read.
-    """
-    try:
-        with Image.open(io.BytesIO(payload), formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise DatasetError(f"larger than {MAX_PIXELS:,} pixels: {image.width:,} x {image.height:,}")
-            pixels: torch.Tensor = transform(_rgb(image))
-    except UnidentifiedImageError as error:
-        raise DatasetError(f"no image of a known format: {', '.join(FORMATS)}") from error
-    except Image.DecompressionBombError as error:
-        raise DatasetError(f"larger than {MAX_PIXELS:,} pixels") from error
-    except BROKEN as error:
-        raise DatasetError(f"damaged: {error}") from error
-    return pixels
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """Any mode as RGB; 16-bit greys are scaled to 8 bits, which PIL's own conversion would clip."""
-    if image.mode.startswith("I"):
-        grey = np.asarray(image, dtype=np.int64) // 257
-        return Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8)).convert("RGB")
-    return image.convert("RGB")

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from privacy_gate.candidate import Input
-from privacy_gate.compute.embed import all_named, decode, transform_of
+from privacy_gate.compute.decoding import decode, scaled, transform_of
+from privacy_gate.compute.embed import all_named
 from privacy_gate.compute.scratch import scratch_file
 from privacy_gate.dataset import AuditData
 from privacy_gate.errors import DatasetError
@@ -29,7 +30,7 @@ def read_pixels(data: AuditData, shape: Input, threads: int, progress: Progress 
 
     def read(row: int) -> None:
         try:
-            pixels[row] = decode(image(row), transform).numpy()
+            pixels[row] = scaled([decode(image(row), transform)], shape)[0].numpy()
         except DatasetError as error:
             unreadable[row] = str(error)
 

@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 
 from privacy_gate.candidate import Augmentation, Backbone, Input, PublicWeights, Recipe, View
 from privacy_gate.compute import backbone as subject
-from privacy_gate.compute.embed import decode, embed, seen, transform_of
+from privacy_gate.compute.decoding import decode, transform_of
+from privacy_gate.compute.embed import embed, seen
 from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.run import run
 from privacy_gate.compute.work import Inputs
@@ -323,6 +324,12 @@ def candidate(recipe: Recipe, folder: Path, change: str | None = None) -> tuple[
     return folder, weight, bias
 
 
+def timms(shape: Input) -> Any:
+    """timm's own transform: PIL image in, scaled tensor (3, S, S) out."""
+    how = {"mean": shape.mean, "std": shape.std, "interpolation": shape.interpolation, "crop_pct": shape.crop}
+    return timm.data.create_transform(input_size=(3, shape.size, shape.size), is_training=False, **how)
+
+
 def test_the_candidate_s_head_on_cached_features_is_the_whole_model(recipe: Recipe, tmp_path: Path) -> None:
     folder, weight, bias = candidate(recipe, tmp_path)
     head = subject.candidate_head(folder, recipe)
@@ -330,7 +337,7 @@ def test_the_candidate_s_head_on_cached_features_is_the_whole_model(recipe: Reci
     assert torch.equal(head.bias, bias)
     data = audit_data(tmp_path, photographs())
     on_features = torch.from_numpy(features(recipe, data, Machine(threads=1))) @ weight.T + bias
-    transform = transform_of(recipe.input)  # type: ignore[arg-type]
+    transform = timms(recipe.input)  # type: ignore[arg-type]
     images = torch.stack([transform(Image.open(io.BytesIO(image))) for image in photographs()])
     with torch.inference_mode():
         whole = subject.assemble(recipe, weight, bias)(images)
