@@ -12,6 +12,7 @@ from privacy_gate.documents import load, locate
 from privacy_gate.errors import ConfigurationError
 from privacy_gate.metrics.controls import LEVEL, same_mix
 from privacy_gate.metrics.membership import needed_holdout
+from privacy_gate.metrics.versus import SUFFIX
 from privacy_gate.policy import load_policy
 from privacy_gate.verdict import Limit
 
@@ -37,8 +38,9 @@ def lint_policy(path: Path, holdout: int | None) -> list[str]:
 
 
 def _idle(path: Path, place: int, metric: str, limit: Limit) -> str:
-    side = "min" if limit.max is None else "max"
-    where = locate(_text(path), ("checks", place, "limits", metric, side), str(path))
+    sides = ("champion_drop", "champion_rise") if metric.endswith(SUFFIX) else ("min", "max")
+    key = ("checks", place, "limits", metric.removesuffix(SUFFIX), sides[limit.max is not None])
+    where = locate(_text(path), key, str(path))
     return f"  {where}: warning: every {metric} is {limit}: the limit asks for one to be measured, and no more"
 
 

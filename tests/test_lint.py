@@ -331,6 +331,8 @@ checks:
     limits:
       holdout_accuracy: {severity: warn, min: 0}
       member_accuracy: {min: 0.01}
+  - check: evasion
+    limits: {robust_accuracy: {champion_drop: 1, without_champion: pass}}
   - check: membership
     limits: {auc: {max: 1}, tpr_at_0.1_fpr: {max: 0.99}}
   - check: robustness
@@ -338,11 +340,12 @@ checks:
       byzantine_drop:
         max: 1.0
       robustness_tax: {min: 0}
+promotion: {alias: champion}
 """
     (tmp_path / "policy.yaml").write_text(policy)
     told = [line for line in lint_policy(tmp_path / "policy.yaml", None) if "warning" in line]
     places = [line.split(": ")[0].removeprefix(f"  {tmp_path}/policy.yaml") for line in told]
-    assert places == [":7:47", ":10:25", ":14:14"]
+    assert places == [":7:47", ":10:47", ":12:25", ":16:14"]
     assert "warning: every holdout_accuracy is >= 0: the limit asks for one to be measured, and no more" in told[0]
 
 
@@ -362,6 +365,7 @@ def test_what_no_figure_can_violate_is_what_the_best_and_the_worst_meet() -> Non
         ("robust_accuracy", 0.0, Limit(min=-0.5)),
         ("group_gap", -1.0, Limit(min=-1)),
         ("corruption_ratio", 0.0, Limit(min=0)),
+        ("robust_accuracy_vs_champion", -1.0, Limit(min=-1)),
     ):
         assert asks_nothing(metric, limit)
         assert judged_status(exactly(metric, worst), limit) is Status.MET
@@ -372,6 +376,7 @@ def test_what_no_figure_can_violate_is_what_the_best_and_the_worst_meet() -> Non
         ("epsilon_bound", 7.0, Limit(max=5)),
         ("slope_at_0.1_fpr", -3.0, Limit(min=-2)),
         ("corruption_ratio", 1.2, Limit(max=1)),
+        ("robust_accuracy_vs_champion", -0.1, Limit(min=-0.05)),
     ):
         assert not asks_nothing(metric, limit)
         assert judged_status(exactly(metric, possible), limit) is Status.VIOLATED

@@ -14,6 +14,7 @@ from privacy_gate.champion import Champion
 from privacy_gate.dataset import AuditData
 from privacy_gate.documents import Record, nearest
 from privacy_gate.job import Job
+from privacy_gate.metrics.versus import SUFFIX
 from privacy_gate.verdict import CheckResult, Limit, Measurement, not_measured
 
 Results = Callable[[Job], Mapping[str, NDArray[Any]]]
@@ -24,7 +25,7 @@ UNBOUNDED = ("slope_at_", "epsilon_", "trigger_anomaly")
 """How metrics begin that may lie outside [-1, 1]. All others are shares, their differences, or correlations."""
 
 SHARES = ("tpr", "auc", "accuracy", "precision", "p_value", "inverted_backdoor", "transfer", "benefit", "breakdown")
-"""Parts of the names of metrics that no figure is below 0 of; of the others some may be, or their intervals."""
+"""Parts of the names of metrics that no figure is below 0 of, but differences from the champion; others may be."""
 
 RATIOS = ("corruption_ratio",)
 """How metrics begin that lie above 0, and may lie above 1."""
@@ -36,12 +37,13 @@ def asks_nothing(metric: str, limit: Limit) -> bool:
     >>> asks_nothing("auc", Limit(max=1)), asks_nothing("holdout_accuracy", Limit(min=0.1))
     (True, False)
     """
-    if metric.startswith(UNBOUNDED):
+    compared, ratio = metric.endswith(SUFFIX), metric.startswith(RATIOS)
+    if metric.startswith(UNBOUNDED) or (ratio and compared):
         return False
     if limit.max is not None:
-        return limit.max >= 1 and not metric.startswith(RATIOS)
-    least = 0 if metric.startswith(RATIOS) or any(part in metric for part in SHARES) else -1
-    return limit.min is not None and limit.min <= least
+        return limit.max >= 1 and not ratio
+    share = ratio or any(part in metric for part in SHARES)
+    return limit.min is not None and limit.min <= (0 if share and not compared else -1)
 
 
 @dataclass(frozen=True)
