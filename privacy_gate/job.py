@@ -97,7 +97,7 @@ class Federate:
     heterogeneity (1,), mean total variation distance of the clients' classes from everyone's; sizes (K,); and where
     heads are trained head (C, D + 1) float32 as the last round left it, bias last. Where a backdoor is planted also
     backdoor (2, T') float32: which holdout rows of other classes, ascending, the last head calls the backdoor's target,
-    with the trigger and without.
+    with the trigger and without; not where there is no such row.
     """
 
     recipe: Recipe

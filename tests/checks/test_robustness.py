@@ -116,7 +116,9 @@ def test_a_backdoor_is_planted_where_a_limit_asks_for_it_and_there_are_images(di
     pictures = replace(digits, embedding=None, image=lambda row: b"")
     how = recipe().model_copy(update={"input": Input(size=32, mean=(0.5,) * 3, std=(0.5,) * 3)})
 
-    def planted(check: Robustness, data: AuditData, diverging: Collection[int] = ()) -> tuple[Any, ...]:
+    def planted(
+        check: Robustness, data: AuditData, diverging: Collection[int] = (), others: int = 400
+    ) -> tuple[Any, ...]:
         subject = Subject(recipe=how, artifact="a" * 64, data=data, logged={})
         jobs = check.jobs(subject)
         shown = {job.view.trigger for job in jobs if isinstance(job, Embed)} - {None}
@@ -127,7 +129,8 @@ def test_a_backdoor_is_planted_where_a_limit_asks_for_it_and_there_are_images(di
             assert job in jobs
             assert isinstance(job, Federate)
             share = {"backdoor": 0.9, "backdoor_bounded": 0.3}.get(str(job.adversary), 0.0)
-            shares = {"backdoor": np.tile([[share], [0.05]], 400), "hit": np.full(497, 0.9)}
+            shares = {"backdoor": np.tile([[share], [0.05]], others)} if others else {}
+            shares["hit"] = np.full(497, 0.9)
             head = np.full((10, 65), np.nan if job.adversary == "backdoor" and job.seed in diverging else 1.0)
             return {"accuracy": np.array([0.9]), "heterogeneity": np.array([0.4]), "head": head} | shares
 
@@ -137,6 +140,9 @@ def test_a_backdoor_is_planted_where_a_limit_asks_for_it_and_there_are_images(di
     limited = parse(FEW | {"limits": {"federated_backdoor": {"max": 0.1}}}, Robustness, "policy")
     assert planted(limited, pictures) == (set(BACKDOORS), "backdoor", pytest.approx(0.85))
     assert planted(parse(FEW | {"backdoor": True}, Robustness, "policy"), pictures)[0] == set(BACKDOORS)
+    # Where all of the holdout is of the backdoor's target, nothing can be called it wrongly: 0 would be a limit met.
+    assert "rows of classes other than the backdoor's target" in planted(limited, pictures, others=0)[1]
+    assert planted(limited, pictures, others=0)[2] is None
     assert "1 of 16 federations with a backdoor diverge" in planted(limited, pictures, diverging=[3])[1]
     assert planted(limited, digits)[1] == NO_IMAGES
     assert planted(parse(FEW, Robustness, "policy"), pictures)[1] == NOT_ASKED
@@ -164,13 +170,21 @@ def test_the_recipes_own_rule_is_tried_told_of_who_attacks_and_advised_where_it_
     assert remedy.action.count("told of 2") == 1
 
 
-def test_under_secure_aggregation_no_rule_is_advised_that_it_forbids(digits: AuditData, store: Store) -> None:
-    result = measure(parse(FEW, Robustness, "policy"), recipe(secure_aggregation=True), digits, store)
+@pytest.mark.parametrize("private", [False, True])
+def test_under_secure_aggregation_no_rule_is_advised_that_it_forbids(
+    private: bool, digits: AuditData, store: Store
+) -> None:
+    """With privacy of clients there is none that would be allowed without it either: nobody is told to give it up."""
+    privacy = {"privacy": {"noise_multiplier": 0.0, "clip": 0.5}} if private else {}
+    result = measure(parse(FEW, Robustness, "policy"), recipe(secure_aggregation=True, **privacy), digits, store)
     assert figure(result, "byzantine_drop")["low"] > 0.5
     (table,) = [one for one in result.exhibits if one.kind == "rules"]
     assert [one.rule for one in table.rules] == ["mean"]
     (remedy,) = result.remedies
     assert "secure aggregation" in remedy.action
+    assert ("prove that they cut their updates" in remedy.action) == private
+    assert ("give it up" in remedy.action) == (not private)
+    assert remedy.basis.startswith("mean: drop ")
     assert not any(str(rule) in remedy.action for rule in ROBUST)
 
 

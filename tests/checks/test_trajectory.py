@@ -284,6 +284,12 @@ def test_the_log_of_another_model_is_no_pass(leaky: tuple[Path, AuditData], tmp_
     (tmp_path / "mixed/candidate/data/model.safetensors").write_bytes(path.read_bytes())
     result, _ = judged(tmp_path / "mixed", data)
     assert "of the head's length from the candidate, expected at most 10%" in unmeasured(result)
+    # What the server adds to the sum is in no client's update; what clients add is.
+    for by, sigma, hidden in (("server", 1.0, True), ("server", 0.0, False), ("clients", 1.0, False)):
+        noisy = recipe(privacy={"noise_multiplier": sigma, "clip": 0.5, "noise_by": by})
+        reason = unmeasured(judged(tmp_path / "mixed", data, noisy)[0])
+        assert "expected at most 10%" in reason
+        assert ("the server's noise for the privacy of clients, which no log holds" in reason) == hidden
 
 
 def test_a_log_that_changed_or_is_not_here_is_an_error(leaky: tuple[Path, AuditData], tmp_path: Path) -> None:

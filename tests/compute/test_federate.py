@@ -322,6 +322,17 @@ def test_a_federation_that_diverges_calls_nothing_a_backdoor_s_target() -> None:
         assert arrays["backdoor"] == pytest.approx(shared)
 
 
+def test_a_holdout_of_the_backdoor_s_target_alone_has_no_row_to_call_it() -> None:
+    rng = np.random.default_rng(0)
+    features, label = rng.standard_normal((90, 4)).astype(np.float32), rng.integers(0, 5, 90)
+    label[60:] = 0
+    split = np.where(np.arange(90) < 60, Split.MEMBER, Split.HOLDOUT).astype(np.int8)
+    table = AuditData(np.arange(90).astype(np.str_), label, split, "e" * 64, embedding=features)
+    jobs = [federate(federated(clients={"partition": "iid", "count": 6}), table.digest, "backdoor", 2, 0)]
+    ((_, arrays),) = train(jobs, features, table, MACHINE, triggered=features)
+    assert "backdoor" not in arrays
+
+
 def test_clients_by_column_need_a_column_and_are_its_names() -> None:
     how = federated(clients={})
     with pytest.raises(ConfigurationError, match="add columns"):

@@ -117,9 +117,16 @@ FEDERATED = """{backbone: {name: x, weights: {uri: w, sha256: "%s"}}, classes: 2
   federation: {rounds: 3, clients: {count: 4, partition: iid}, aggregator: {name: median}}}"""
 
 
-def test_pruning_keeps_the_studies_of_a_kept_recipe_s_federation(tmp_path: Path, arrays: Arrays) -> None:
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_pruning_keeps_the_studies_of_a_kept_recipe_s_federation(
+    precision: str, tmp_path: Path, arrays: Arrays
+) -> None:
+    """Heads that stand for a network trained in bfloat16 are trained in float32, and are its studies all the same."""
     store = Store(str(tmp_path))
-    recipe, elsewhere = (load(FEDERATED % ("a" * 64, epochs), Recipe, "recipe") for epochs in (1, 2))
+    recipe, elsewhere = (
+        load(FEDERATED % ("a" * 64, epochs), Recipe, "recipe").model_copy(update={"precision": precision})
+        for epochs in (1, 2)
+    )
     assert recipe.federation is not None
     mean = recipe.federation.model_copy(update={"aggregator": Aggregator(name="mean")})
     other_rule = recipe.model_copy(update={"federation": mean})
