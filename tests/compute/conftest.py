@@ -1,5 +1,6 @@
 """What the tests of the GPU floor share."""
 
+import hashlib
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from privacy_gate.candidate import Recipe
 from privacy_gate.compute import backbone
+from privacy_gate.documents import parse
 
 
 @pytest.fixture(scope="session")
@@ -36,3 +39,23 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         found[name] = tmp_path_factory.mktemp(name) / "weights.safetensors"
         save_file({key: tensor.contiguous() for key, tensor in model.state_dict().items()}, found[name])
     return found
+
+
+@pytest.fixture(scope="session")
+def make(weights: dict[str, Path]) -> Callable[..., Recipe]:
+    """(name, adaptation, **changes) -> a recipe that trains such a network on images of three classes."""
+
+    def made(name: str, adaptation: str, **changes: Any) -> Recipe:
+        sha256 = hashlib.sha256(weights[name].read_bytes()).hexdigest()
+        plain = {
+            "backbone": {"name": name, "weights": {"uri": str(weights[name]), "sha256": sha256}},
+            "input": {"size": 160 if name == "test_vit" else 32, "mean": [0.5] * 3, "std": [0.5] * 3},
+            "classes": 3,
+            "adaptation": adaptation,
+            "optimizer": {"name": "sgd", "lr": 0.005, "momentum": 0.9},
+            "epochs": 2,
+            "batch_size": 4,
+        }
+        return parse(plain | changes, Recipe, "recipe")
+
+    return made

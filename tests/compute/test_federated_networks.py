@@ -1,8 +1,8 @@
 """Federations whose clients train a network: what a plain loop of torch does with state dicts, client by client."""
 
-import hashlib
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,6 @@ from privacy_gate.compute.federate import cell
 from privacy_gate.compute.federated_networks import NetworkLearner, Roll
 from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.networks import Images
-from privacy_gate.documents import parse
 from privacy_gate.errors import CandidateError
 from privacy_gate.federated.cells import UNIFORM, Draws, Privacy
 from privacy_gate.federated.local import Batches
@@ -24,6 +23,7 @@ from privacy_gate.federated.partitions import class_shares
 from privacy_gate.federated.samples import Samples
 from privacy_gate.federated.simulator import Outcome, Study, simulate
 
+Make = Callable[..., Recipe]
 CNN, VIT = "test_efficientnet", "test_vit"
 SIZE, ROWS, HELD, CLASSES = {CNN: 32, VIT: 160}, 40, 24, 3
 KINDS: list[tuple[str, str, dict[str, Any]]] = [
@@ -33,19 +33,14 @@ KINDS: list[tuple[str, str, dict[str, Any]]] = [
 ]
 
 
-def make(weights: dict[str, Path], name: str, adaptation: str, **changes: Any) -> Recipe:
-    sha256 = hashlib.sha256(weights[name].read_bytes()).hexdigest()
-    plain = {
-        "backbone": {"name": name, "weights": {"uri": str(weights[name]), "sha256": sha256}},
-        "input": {"size": SIZE[name], "mean": [0.5] * 3, "std": [0.5] * 3},
-        "classes": CLASSES,
-        "adaptation": adaptation,
-        "optimizer": {"name": "sgd", "lr": 0.05, "weight_decay": 0.01},
-        "epochs": 1,
-        "batch_size": 4,
-        "federation": {"clients": {"partition": "iid", "count": 3}, "rounds": 3, "prox": 0.1},
-    }
-    return parse(plain | changes, Recipe, "recipe")
+@pytest.fixture
+def make(make: Make) -> Make:
+    return partial(
+        make,
+        optimizer={"name": "sgd", "lr": 0.05, "weight_decay": 0.01},
+        epochs=1,
+        federation={"clients": {"partition": "iid", "count": 3}, "rounds": 3, "prox": 0.1},
+    )
 
 
 class Scene:
@@ -112,10 +107,8 @@ def sgd(recipe: Recipe) -> dict[str, float]:
 
 
 @pytest.mark.parametrize(("name", "adaptation", "changes"), KINDS, ids=lambda value: str(value)[:20])
-def test_a_federation_is_that_of_a_plain_loop(
-    weights: dict[str, Path], name: str, adaptation: str, changes: dict[str, Any]
-) -> None:
-    recipe, scene = make(weights, name, adaptation, **changes), Scene(name)
+def test_a_federation_is_that_of_a_plain_loop(make: Make, name: str, adaptation: str, changes: dict[str, Any]) -> None:
+    recipe, scene = make(name, adaptation, **changes), Scene(name)
     learner, outcome = scene.outcome(recipe)
     expected = plain(recipe, scene)
     found = learner.network(torch.from_numpy(outcome.model), 0).tensors
@@ -129,9 +122,9 @@ def test_a_federation_is_that_of_a_plain_loop(
 
 
 def test_privacy_of_clients_bounds_networks_and_without_bound_or_noise_is_the_uniform_mean(
-    weights: dict[str, Path],
+    make: Make,
 ) -> None:
-    recipe, scene = make(weights, CNN, "film"), Scene(CNN)
+    recipe, scene = make(CNN, "film"), Scene(CNN)
     training = cell(recipe, scene.study.train.client, 5).training
     learner, mean = scene.outcome(recipe, rule=UNIFORM)
 
@@ -145,20 +138,20 @@ def test_privacy_of_clients_bounds_networks_and_without_bound_or_noise_is_the_un
     assert not np.array_equal(private(0.5, 1.0).model, private(0.5, 2.0).model)
 
 
-def test_variances_that_noise_could_make_negative_are_refused(weights: dict[str, Path]) -> None:
+def test_variances_that_noise_could_make_negative_are_refused(make: Make) -> None:
     private = {
         "clients": {"partition": "iid", "count": 3},
         "rounds": 3,
         "privacy": {"noise_multiplier": 1.0, "clip": 1.0},
     }
     with pytest.raises(CandidateError, match=r"BatchNorm in .* remembers variances"):
-        Scene(CNN).outcome(make(weights, CNN, "full", federation=private))
-    parts.network(make(weights, CNN, "film", federation=private))
-    parts.network(make(weights, VIT, "full", federation=private))
+        Scene(CNN).outcome(make(CNN, "full", federation=private))
+    parts.network(make(CNN, "film", federation=private))
+    parts.network(make(VIT, "full", federation=private))
 
 
-def test_threads_change_nothing(weights: dict[str, Path]) -> None:
-    recipe, scene = make(weights, CNN, "full"), Scene(CNN)
+def test_threads_change_nothing(make: Make) -> None:
+    recipe, scene = make(CNN, "full"), Scene(CNN)
     one, two = scene.outcome(recipe)[1], scene.outcome(recipe, threads=3)[1]
     np.testing.assert_array_equal(one.model, two.model)
     assert one.accuracy == two.accuracy
@@ -166,8 +159,8 @@ def test_threads_change_nothing(weights: dict[str, Path]) -> None:
     assert np.allclose(class_shares([np.arange(HELD)], scene.label[:HELD], CLASSES), 1 / 3)
 
 
-def test_losses_are_those_of_the_first_batch_before_any_step(weights: dict[str, Path]) -> None:
-    recipe, scene = make(weights, CNN, "full"), Scene(CNN)
+def test_losses_are_those_of_the_first_batch_before_any_step(make: Make) -> None:
+    recipe, scene = make(CNN, "full"), Scene(CNN)
     learner, _ = scene.outcome(recipe)
     start, rows = learner.start([5]), torch.arange(8).view(1, 2, 1, 4)
     batches = Batches(rows, torch.from_numpy(scene.label)[rows], torch.full(rows.shape, 0.25))
@@ -185,8 +178,8 @@ def test_losses_are_those_of_the_first_batch_before_any_step(weights: dict[str, 
     assert torch.equal(updates, unasked)
 
 
-def test_a_class_that_nobody_holds_has_no_accuracy_and_changes_no_other(weights: dict[str, Path]) -> None:
-    recipe, scene = make(weights, CNN, "film", classes=CLASSES + 1), Scene(CNN)
+def test_a_class_that_nobody_holds_has_no_accuracy_and_changes_no_other(make: Make) -> None:
+    recipe, scene = make(CNN, "film", classes=CLASSES + 1), Scene(CNN)
     found = scene.outcome(recipe)[1]
     assert np.isnan(found.class_accuracy[CLASSES])
     assert np.isfinite(found.class_accuracy[:CLASSES]).all()
@@ -194,12 +187,12 @@ def test_a_class_that_nobody_holds_has_no_accuracy_and_changes_no_other(weights:
     assert 0 <= found.accuracy <= 1
 
 
-def test_a_network_is_broken_by_hostile_clients_and_the_median_bears_them(weights: dict[str, Path]) -> None:
+def test_a_network_is_broken_by_hostile_clients_and_the_median_bears_them(make: Make) -> None:
     federation = {"clients": {"partition": "iid", "count": 5}, "rounds": 25}
     settings: dict[str, Any] = {"batch_size": 8, "optimizer": {"name": "sgd", "lr": 0.2}}
     scene, median = Scene(CNN), {"aggregator": {"name": "median", "tolerates": 1}}
-    recipe = make(weights, CNN, "full", federation=federation, **settings)
-    robust = make(weights, CNN, "full", federation=federation | median, **settings)
+    recipe = make(CNN, "full", federation=federation, **settings)
+    robust = make(CNN, "full", federation=federation | median, **settings)
     clean = scene.outcome(recipe)[1].accuracy
     broken = scene.outcome(recipe, adversary="ipm_10", f=1, tolerated=0)[1].accuracy
     borne = scene.outcome(robust, adversary="ipm_10", f=1, tolerated=1)[1].accuracy
@@ -208,7 +201,7 @@ def test_a_network_is_broken_by_hostile_clients_and_the_median_bears_them(weight
     assert borne > 0.6
 
 
-def test_a_batch_of_one_is_named_where_batch_norm_is_trained(weights: dict[str, Path]) -> None:
-    recipe = make(weights, CNN, "full", federation={"clients": {"partition": "iid", "count": 8}, "rounds": 1})
+def test_a_batch_of_one_is_named_where_batch_norm_is_trained(make: Make) -> None:
+    recipe = make(CNN, "full", federation={"clients": {"partition": "iid", "count": 8}, "rounds": 1})
     with pytest.raises(CandidateError, match="leaves no batch of one"):
         Scene(CNN).outcome(recipe.model_copy(update={"batch_size": 2}))

@@ -1,7 +1,6 @@
 """Networks trained stacked are those that a plain loop of torch trains alone, for every adaptation."""
 
-import hashlib
-from pathlib import Path
+from collections.abc import Callable
 from threading import Event
 from time import sleep
 from typing import Any
@@ -19,10 +18,10 @@ from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.network_stack import TrainedNetwork, alike, layout, stack_size
 from privacy_gate.compute.networks import Images, network_logits, train_networks
 from privacy_gate.compute.subsets import Subset, shown
-from privacy_gate.documents import parse
 
+Make = Callable[..., Recipe]
 CNN, VIT, NEXT, BIT = "test_efficientnet", "test_vit", "test_convnext", "resnetv2_18"
-ROWS, CLASSES, SIZE = 14, 3, 32
+ROWS, CLASSES = 14, 3
 WELL_SPREAD = {"batch_size": 7}
 """No batch is of two images, over which BatchNorm would magnify rounding."""
 ADAPTATIONS: list[tuple[str, str, dict[str, Any]]] = [
@@ -37,36 +36,10 @@ ADAPTATIONS: list[tuple[str, str, dict[str, Any]]] = [
 ]
 
 
-def size_of(name: str) -> int:
-    return 160 if name == VIT else SIZE
-
-
-def make(weights: dict[str, Path], name: str, adaptation: str, **changes: Any) -> Recipe:
-    return parse(
-        {
-            "backbone": {
-                "name": name,
-                "weights": {
-                    "uri": str(weights[name]),
-                    "sha256": hashlib.sha256(weights[name].read_bytes()).hexdigest(),
-                },
-            },
-            "input": {"size": size_of(name), "mean": [0.5] * 3, "std": [0.5] * 3},
-            "classes": CLASSES,
-            "adaptation": adaptation,
-            "optimizer": {"name": "sgd", "lr": 0.005, "momentum": 0.9},
-            "epochs": 2,
-            "batch_size": 4,
-        }
-        | changes,
-        Recipe,
-        "recipe",
-    )
-
-
 def problem(recipe: Recipe) -> tuple[Images, NDArray[np.int64]]:
     rng = np.random.default_rng(0)
-    size = size_of(recipe.backbone.name)
+    assert recipe.input is not None
+    size = recipe.input.size
     pixels = torch.from_numpy(rng.normal(size=(ROWS, 3, size, size)).astype(np.float32))
     return Images(pixels, recipe.views), rng.integers(0, CLASSES, ROWS)
 
@@ -128,10 +101,8 @@ def furthest(found: TrainedNetwork, expected: torch.nn.Module) -> float:
     [(*case, block) for case in ADAPTATIONS for block in (1, 3) if (case[0], block) != (BIT, 1)],
     ids=lambda value: str(value)[:20],
 )
-def test_stacked_equals_alone(
-    weights: dict[str, Path], name: str, adaptation: str, changes: dict[str, Any], block: int
-) -> None:
-    recipe = make(weights, name, adaptation, **changes)
+def test_stacked_equals_alone(make: Make, name: str, adaptation: str, changes: dict[str, Any], block: int) -> None:
+    recipe = make(name, adaptation, **changes)
     images, label = problem(recipe)
     machine = Machine(device="cpu", threads=1, block=block)
     found = trained(recipe, images, label, machine)
@@ -143,16 +114,16 @@ def test_stacked_equals_alone(
     assert max(gaps) > 1e-4  # they are references, not one model three times
 
 
-def quick(weights: dict[str, Path], **changes: Any) -> Recipe:
-    return make(weights, CNN, "film", epochs=1, **changes)
+def quick(make: Make, **changes: Any) -> Recipe:
+    return make(CNN, "film", epochs=1, **changes)
 
 
 def halves(count: int) -> list[Subset]:
     return [(index, np.sort(np.random.default_rng(index).permutation(ROWS)[: ROWS // 2])) for index in range(count)]
 
 
-def test_threads_that_draw_random_networks_do_not_disturb_each_other(weights: dict[str, Path]) -> None:
-    recipe = make(weights, CNN, "scratch", epochs=1, **WELL_SPREAD)
+def test_threads_that_draw_random_networks_do_not_disturb_each_other(make: Make) -> None:
+    recipe = make(CNN, "scratch", epochs=1, **WELL_SPREAD)
     images, label = problem(recipe)
     alone, together = (
         trained(recipe, images, label, Machine(device="cpu", threads=threads), halves(6)) for threads in (1, 6)
@@ -162,10 +133,8 @@ def test_threads_that_draw_random_networks_do_not_disturb_each_other(weights: di
 
 
 @pytest.mark.parametrize(("references", "inside"), [(1, 4), (2, 2), (3, 1), (8, 1)])
-def test_kernels_share_the_threads_that_references_leave(
-    weights: dict[str, Path], references: int, inside: int
-) -> None:
-    recipe, before = quick(weights), torch.get_num_threads()
+def test_kernels_share_the_threads_that_references_leave(make: Make, references: int, inside: int) -> None:
+    recipe, before = quick(make), torch.get_num_threads()
     images, label = problem(recipe)
     machine = Machine(device="cpu", threads=4)
     found = train_networks(images, label, recipe, halves(references), machine, lambda _: torch.get_num_threads())
@@ -173,8 +142,8 @@ def test_kernels_share_the_threads_that_references_leave(
     assert torch.get_num_threads() == before
 
 
-def test_training_waits_for_whoever_stores_what_is_trained(weights: dict[str, Path]) -> None:
-    recipe, done = quick(weights), []
+def test_training_waits_for_whoever_stores_what_is_trained(make: Make) -> None:
+    recipe, done = quick(make), []
     images, label = problem(recipe)
     machine = Machine(device="cpu", threads=2)
     found = train_networks(images, label, recipe, halves(12), machine, lambda network: done.append(network.index))
@@ -199,8 +168,8 @@ class Stumbling(Images):
         return super().take(places, device, dtype)
 
 
-def test_a_reference_that_fails_takes_none_with_it_that_is_trained(weights: dict[str, Path]) -> None:
-    recipe, others = quick(weights), Event()
+def test_a_reference_that_fails_takes_none_with_it_that_is_trained(make: Make) -> None:
+    recipe, others = quick(make), Event()
     images, label = problem(recipe)
     subsets: list[Subset] = [(0, np.arange(7, 14)), *((index, np.arange(7)) for index in range(1, 6))]
     stumbling, machine = Stumbling(images, recipe, 7, others), Machine(device="cpu", threads=2)
@@ -225,8 +194,8 @@ class Narrow(Images):
         return super().take(places, device, dtype)
 
 
-def test_a_block_that_does_not_fit_is_halved_and_no_later_one_is_larger(weights: dict[str, Path]) -> None:
-    recipe = quick(weights)
+def test_a_block_that_does_not_fit_is_halved_and_no_later_one_is_larger(make: Make) -> None:
+    recipe = quick(make)
     images, label = problem(recipe)
     narrow, machine = Narrow(images, recipe, room=3 * recipe.batch_size), Machine(device="cpu", threads=1, block=8)
     found = trained(recipe, narrow, label, machine, halves(24))
@@ -237,16 +206,16 @@ def test_a_block_that_does_not_fit_is_halved_and_no_later_one_is_larger(weights:
         assert all(torch.equal(found[index].tensors[name], tensor) for name, tensor in one.tensors.items())
 
 
-def test_a_reference_that_does_not_fit_alone_is_an_error(weights: dict[str, Path]) -> None:
-    recipe = quick(weights)
+def test_a_reference_that_does_not_fit_alone_is_an_error(make: Make) -> None:
+    recipe = quick(make)
     images, label = problem(recipe)
     narrow, machine = Narrow(images, recipe, room=1), Machine(device="cpu", threads=1, block=2)
     with pytest.raises(torch.OutOfMemoryError, match="no room"):
         trained(recipe, narrow, label, machine, halves(2))
 
 
-def test_a_gpu_stacks_until_it_is_busy_or_a_quarter_of_it_is_full(weights: dict[str, Path]) -> None:
-    recipe = make(weights, CNN, "full", batch_size=30)
+def test_a_gpu_stacks_until_it_is_busy_or_a_quarter_of_it_is_full(make: Make) -> None:
+    recipe = make(CNN, "full", batch_size=30)
     model = parts.network(recipe)
     plenty = stack_size(model, recipe, 64, 1 << 40)
     assert plenty == 60  # 0.01827 GFLOP an image, three times that with the backward pass, batches of 30
@@ -255,27 +224,27 @@ def test_a_gpu_stacks_until_it_is_busy_or_a_quarter_of_it_is_full(weights: dict[
     each = 4 * sum(parameter.numel() for parameter in model.parameters()) * 4  # parameters, two gradients, momentum
     assert stack_size(model, recipe, 64, 4 * 5 * each) == 5
     assert stack_size(model, recipe, 64, 0) == 1
-    few = make(weights, CNN, "film", batch_size=30)
+    few = make(CNN, "film", batch_size=30)
     assert stack_size(parts.network(few), few, 64, 4 * 5 * each) == plenty
 
 
-def test_channels_last_is_for_depthwise_convolutions_on_a_cpu_and_all_on_a_gpu(weights: dict[str, Path]) -> None:
+def test_channels_last_is_for_depthwise_convolutions_on_a_cpu_and_all_on_a_gpu(make: Make) -> None:
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    found = {name: parts.network(make(weights, name, "film")) for name in (CNN, VIT, BIT)}
+    found = {name: parts.network(make(name, "film")) for name in (CNN, VIT, BIT)}
     assert layout(found[CNN], cpu) == layout(found[CNN], gpu) == layout(found[BIT], gpu) == torch.channels_last
     assert layout(found[BIT], cpu) == layout(found[VIT], cpu) == torch.contiguous_format
 
 
-def test_networks_that_are_alike_hold_their_weights_once(weights: dict[str, Path]) -> None:
-    model = parts.network(make(weights, CNN, "full"))
+def test_networks_that_are_alike_hold_their_weights_once(make: Make) -> None:
+    model = parts.network(make(CNN, "full"))
     other = alike(model)
     pairs = zip(model.state_dict().values(), other.state_dict().values(), strict=True)
     assert all(one.data_ptr() == another.data_ptr() for one, another in pairs)
     assert not {id(module) for module in model.modules()} & {id(module) for module in other.modules()}
 
 
-def test_a_network_that_is_asked_stays_in_the_mode_it_is_in(weights: dict[str, Path]) -> None:
-    recipe = make(weights, CNN, "full")
+def test_a_network_that_is_asked_stays_in_the_mode_it_is_in(make: Make) -> None:
+    recipe = make(CNN, "full")
     model, (images, _) = parts.network(recipe), problem(recipe)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     found = network_logits(model, {}, images, Machine(device="cpu", threads=1))

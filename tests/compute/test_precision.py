@@ -1,7 +1,7 @@
 """Networks trained in bfloat16: the recipe says so, and what they tell is close to what those of float32 do."""
 
-import hashlib
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,40 +14,33 @@ from privacy_gate.compute import parts
 from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.network_stack import NetworkStack, TrainedNetwork
 from privacy_gate.compute.networks import Images, network_logits, train_networks
-from privacy_gate.documents import parse
 from privacy_gate.errors import ConfigurationError
 from privacy_gate.evidence import logit_scaled
 from privacy_gate.job import describe, digest, screening, train_reference
 
+Make = Callable[..., Recipe]
 CNN, VIT = "test_efficientnet", "test_vit"
-ROWS, CLASSES, SIZE = 14, 3, {CNN: 32, VIT: 160}
+ROWS, CLASSES = 14, 3
 HALF = {"precision": "bfloat16"}
 LORA = {"lora": {"rank": 2, "alpha": 4, "targets": ["attention", "mlp"]}}
 
 
-def make(weights: dict[str, Path], name: str, adaptation: str, **changes: Any) -> Recipe:
-    sha256 = hashlib.sha256(weights[name].read_bytes()).hexdigest()
-    plain = {
-        "backbone": {"name": name, "weights": {"uri": str(weights[name]), "sha256": sha256}},
-        "input": {"size": SIZE[name], "mean": [0.5] * 3, "std": [0.5] * 3},
-        "classes": CLASSES,
-        "adaptation": adaptation,
-        "optimizer": {"name": "sgd", "lr": 0.005, "momentum": 0.9},
-        "epochs": 3,
-        "batch_size": 4,
-    }
-    return parse(plain | changes, Recipe, "recipe")
+@pytest.fixture
+def make(make: Make) -> Make:
+    return partial(make, epochs=3)
 
 
-def problem(name: str) -> tuple[Images, NDArray[np.int64]]:
+def problem(recipe: Recipe) -> tuple[Images, NDArray[np.int64]]:
     rng = np.random.default_rng(0)
-    pixels = rng.normal(size=(ROWS, 3, SIZE[name], SIZE[name])).astype(np.float32)
+    assert recipe.input is not None
+    size = recipe.input.size
+    pixels = rng.normal(size=(ROWS, 3, size, size)).astype(np.float32)
     return Images(torch.from_numpy(pixels), (View(),)), rng.integers(0, CLASSES, ROWS)
 
 
 def confidence(recipe: Recipe, block: int = 1) -> NDArray[np.float64]:
     """phi of three references on every row, (3, N)."""
-    images, label = problem(recipe.backbone.name)
+    images, label = problem(recipe)
     machine, judge = Machine(device="cpu", threads=1, block=block), parts.network(recipe)
 
     def phi(found: TrainedNetwork) -> tuple[int, NDArray[np.float64]]:
@@ -64,21 +57,21 @@ def confidence(recipe: Recipe, block: int = 1) -> NDArray[np.float64]:
     ids=lambda value: str(value)[:20],
 )
 def test_bfloat16_moves_scores_far_less_than_references_differ(
-    weights: dict[str, Path], name: str, adaptation: str, changes: dict[str, Any]
+    make: Make, name: str, adaptation: str, changes: dict[str, Any]
 ) -> None:
-    whole, half = (confidence(make(weights, name, adaptation, **changes, **one)) for one in ({}, HALF))
+    whole, half = (confidence(make(name, adaptation, **changes, **one)) for one in ({}, HALF))
     moved = np.abs(half - whole).mean()
     assert 0 < moved < whole.std(axis=0).mean() / 50
 
 
-def test_bfloat16_is_trained_one_by_one_whatever_the_block(weights: dict[str, Path]) -> None:
-    recipe = make(weights, CNN, "full", epochs=1, **HALF)
+def test_bfloat16_is_trained_one_by_one_whatever_the_block(make: Make) -> None:
+    recipe = make(CNN, "full", epochs=1, **HALF)
     np.testing.assert_array_equal(confidence(recipe, block=3), confidence(recipe))
 
 
-def test_a_step_in_bfloat16_is_torch_s_own_autocast(weights: dict[str, Path]) -> None:
-    recipe = make(weights, CNN, "full", **HALF)
-    images, label = problem(CNN)
+def test_a_step_in_bfloat16_is_torch_s_own_autocast(make: Make) -> None:
+    recipe = make(CNN, "full", **HALF)
+    images, label = problem(recipe)
     x, y = images.pixels[None, :8], torch.from_numpy(label[None, :8])
     stack = NetworkStack(parts.network(recipe), recipe, [0])
     stack.differentiate(x, y)
@@ -92,8 +85,8 @@ def test_a_step_in_bfloat16_is_torch_s_own_autocast(weights: dict[str, Path]) ->
     assert torch.equal(stack.gradient[0], torch.cat([part.flatten() for part in expected]))
 
 
-def test_precision_is_part_of_a_digest_only_where_it_changes_the_result(weights: dict[str, Path]) -> None:
-    plain, half = (make(weights, CNN, "full", **one) for one in ({}, HALF))
+def test_precision_is_part_of_a_digest_only_where_it_changes_the_result(make: Make) -> None:
+    plain, half = (make(CNN, "full", **one) for one in ({}, HALF))
     jobs = [train_reference(one, "d" * 64, 0) for one in (plain, half)]
     assert "precision" not in describe(jobs[0])["recipe"]  # stored before recipes had it, and still good
     assert digest(jobs[0]) != digest(jobs[1])
@@ -105,7 +98,7 @@ def test_precision_is_part_of_a_digest_only_where_it_changes_the_result(weights:
     [("head", {}), ("command", {}), ("film", {"privacy": {"noise_multiplier": 1.0, "clip": 1.0}})],
 )
 def test_what_is_never_trained_in_bfloat16_does_not_say_so(
-    weights: dict[str, Path], adaptation: str, changes: dict[str, Any]
+    make: Make, adaptation: str, changes: dict[str, Any]
 ) -> None:
     with pytest.raises(ConfigurationError, match="precision bfloat16 is of networks trained without privacy"):
-        make(weights, CNN, adaptation, **changes, **HALF)
+        make(CNN, adaptation, **changes, **HALF)
