@@ -75,10 +75,10 @@ def accuracy_loss(
     same: before and after are of the very same federations, not only of as accurate ones: 0 by definition, on any rows.
 
     Interval: seeds and rows are both samples, so what each makes of the mean is added: the variance of the seeds' means
-    over S, and that of the rows' means over T. What chance makes of each seed on each row is in both, and Student's t
-    has the S - 1 degrees of freedom of the seeds alone, FREEDOM at most: both on the safe side. Rows on which both
-    models are as right add nothing. Two rows more are counted, one lost and one won, so that few rows all alike prove
-    little.
+    over S, and that of the rows' means over T, each reaching by its own quantile of Student's t, of S - 1 degrees of
+    freedom and of FREEDOM, and neither of more; squares of both reaches add (Zou & Donner 2008, Statistics in Medicine
+    27). What chance makes of each seed on each row is in both, which is on the safe side. Rows on which both models are
+    as right add nothing. Two rows more are counted, one lost and one won, so that few rows all alike prove little.
     """
     before, after = (np.asarray(hits, dtype=np.float64) for hits in (before, after))
     seeds, rows = before.shape
@@ -96,15 +96,18 @@ def accuracy_loss(
     else:
         lost = before - after
         of_seeds, of_rows = lost.mean(axis=1), np.append(lost.mean(axis=0), (1.0, -1.0))
-        variance = of_seeds.var(ddof=1) / seeds + of_rows.var(ddof=1) / len(of_rows)
-        found = _loss(metric, float(lost.mean()), float(variance), (seeds, rows), confidence)
+        variances = float(of_seeds.var(ddof=1)) / seeds, float(of_rows.var(ddof=1)) / len(of_rows)
+        found = _loss(metric, float(lost.mean()), variances, (seeds, rows), confidence)
     return found.model_copy(update={"subject": subject})
 
 
-def _loss(metric: str, value: float, variance: float, shape: tuple[int, int], confidence: float) -> Measurement:
-    """The mean loss of so many seeds and rows, and its variance, as a measurement."""
-    seeds, rows = shape
-    reach = float(stdtrit(min(seeds - 1, FREEDOM), (1 + confidence) / 2)) * math.sqrt(variance)
+def _loss(
+    metric: str, value: float, variances: tuple[float, float], shape: tuple[int, int], confidence: float
+) -> Measurement:
+    """The mean loss of so many seeds and rows, and what seeds and rows each add to its variance, as a measurement."""
+    (seeds, rows), (of_seeds, of_rows) = shape, variances
+    by_seeds, by_rows = (float(stdtrit(n, (1 + confidence) / 2)) for n in (min(seeds - 1, FREEDOM), FREEDOM))
+    reach = math.sqrt(by_seeds**2 * of_seeds + by_rows**2 * of_rows)
     ends = (max(-1.0, value - reach), min(1.0, value + reach))
     method = "t over seeds, rows paired and a sample"
     return measured(metric, value, ends, confidence, method, f"{seeds} seeds, {rows:,} rows")
@@ -124,7 +127,7 @@ def needed_holdout(limits: Mapping[str, Limit], seeds: int, confidence: float) -
         def meets(rows: int) -> bool:
             # All that is left of the variance: that of a row lost and a row won among so many alike.
             least = 2 / ((rows + 1) * (rows + 2))
-            return judged_status(_loss(metric, 0.0, least, (seeds, rows), confidence), limit) is Status.MET
+            return judged_status(_loss(metric, 0.0, (0.0, least), (seeds, rows), confidence), limit) is Status.MET
 
         return fewest(meets)
 

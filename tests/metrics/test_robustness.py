@@ -154,11 +154,20 @@ def test_the_interval_is_that_of_the_means_of_seeds_and_of_rows_with_one_row_los
     before, after = np.random.default_rng(0).random((2, 4, 30))
     by_seed, by_row = [float(np.mean(before[s] - after[s])) for s in range(4)], [1.0, -1.0]
     by_row += [float(np.mean(before[:, row] - after[:, row])) for row in range(30)]
-    variance = sum((each - np.mean(by_seed)) ** 2 for each in by_seed) / 3 / 4
-    variance += sum((each - np.mean(by_row)) ** 2 for each in by_row) / 31 / 32
-    reach = stdtrit(3, 0.95) * np.sqrt(variance)
+    of_seeds = sum((each - np.mean(by_seed)) ** 2 for each in by_seed) / 3 / 4
+    of_rows = sum((each - np.mean(by_row)) ** 2 for each in by_row) / 31 / 32
+    reach = np.sqrt(stdtrit(3, 0.95) ** 2 * of_seeds + stdtrit(4, 0.95) ** 2 * of_rows)
     value = np.mean(by_seed)
     assert ends(accuracy_loss("m", before, after, 0.9)) == pytest.approx([value - reach, value, value + reach])
+
+
+def test_three_seeds_that_agree_are_held_against_no_loss_that_only_rows_leave_open() -> None:
+    """Their two degrees of freedom are for what differs between seeds: nothing, here."""
+    plain = hits(np.full(5, 0.9), 1000)
+    robust = plain.copy()
+    robust[:, 895:905] = 1 - robust[:, 895:905]
+    three, five = (ends(accuracy_loss("m", plain[:seeds], robust[:seeds], 0.95)) for seeds in (3, 5))
+    assert three == pytest.approx(five)
 
 
 def test_the_backdoor_that_works_best_counts_beyond_what_is_called_its_target_anyway() -> None:
