@@ -132,7 +132,7 @@ def _noise(recipe: Recipe) -> list[str]:
         return []
     if private.noise_by == "server":
         return ["inversion: the server adds the noise for the privacy of clients itself, so none of it hides updates"]
-    return ["inversion: what was attacked holds the clients' own noise, on which the program that trains was believed"]
+    return ["inversion: what was attacked holds the clients' own noise, for which the dossier's word was taken"]
 
 
 def _notes(stored: Mapping[str, Mapping[str, NDArray[Any]]]) -> list[str]:

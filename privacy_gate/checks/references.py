@@ -116,4 +116,6 @@ def accounted(subject: Subject, results: Results) -> tuple[str, ...]:
         return (f"the recipe's {what} was not accounted for: {_unaccounted(subject.recipe, privacy.noise_multiplier)}",)
     found = f"epsilon {float(stored['epsilon'][0]):.3g} at delta {privacy.delta:g}"
     sampled = ", as if each client were drawn into a round by itself (Poisson sampling)" if clients else ""
-    return (f"the recipe's {what} has {found}, by Opacus' Renyi accountant{sampled}, if it was carried out as stated",)
+    noisy = ", and all clients that are asked add their noise" if clients and clients.noise_by == "clients" else ""
+    by = f"by Opacus' Renyi accountant{sampled}, if it was carried out as stated{noisy}"
+    return (f"the recipe's {what} has {found}, {by}",)

@@ -139,6 +139,11 @@ def test_what_privacy_of_clients_spends_is_kept_with_the_first_reference_and_tol
         (note,) = accounted(subject, store.get)
         assert f"epsilon {spent:.3g} at delta 1e-05" in note
         assert "Poisson sampling" in note
+        assert note.endswith("if it was carried out as stated")
+    theirs = federated(privacy={"noise_multiplier": 1.1, "clip": 0.5, "noise_by": "clients"})
+    run([train_reference(theirs, data.digest, 0)], Inputs(data, tmp_path), MACHINE, store)
+    (note,) = accounted(Subject(theirs, "a" * 64, data, {}), store.get)
+    assert note.endswith("if it was carried out as stated, and all clients that are asked add their noise")
     quiet = federated(privacy={"noise_multiplier": 0.0, "clip": 0.5})
     run([train_reference(quiet, data.digest, 0)], Inputs(data, tmp_path), MACHINE, store)
     assert "was not accounted for: it adds no noise" in accounted(Subject(quiet, "a" * 64, data, {}), store.get)[0]
