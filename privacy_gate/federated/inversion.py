@@ -196,17 +196,16 @@ def leak(
 
     Where clients add noise, masses are those of the classes that were counted, which has no noise.
     """
-    privacy, noise, rows = training.privacy, noise_seen(guess.share, training).unsqueeze(1), draw.shape[1]
+    noise, rows = noise_seen(guess.share, training).unsqueeze(1), draw.shape[1]
     predicted = (with_bias(own.features) @ start.T).softmax(1).mean(0).expand_as(seen[..., -1])
     made = guess
     for _ in range(TURNS):
-        effect, tau, gradient = _effects(seen, made, start, training)
+        _, tau, gradient = _effects(seen, made, start, training)
         bias = gradient[..., -1]
         label = labels(counts(bias + tau * predicted, rows, surely(bias, noise, rows)), rows)
         each = trained(with_bias(own.of(label, draw)), label, guess, start, training)
-        if privacy is not None:
-            made = guess.shortened(reach(each, privacy))
-            effect, tau, _ = _effects(seen, made, start, training)
+        made = guess.shortened(reach(each, training.privacy))
+        effect, tau, _ = _effects(seen, made, start, training)
         replayed = _joined(each, made.share)
         predicted = (_mass(label, made, effect, len(start)) - replayed[..., -1]) / tau - training.decay * start[:, -1]
     effect, tau, gradient = _effects(seen, made, start, training)
