@@ -13,7 +13,7 @@ from privacy_gate.documents import Record
 from privacy_gate.evidence import Bools, Ints
 from privacy_gate.job import InvertTrigger, Job, Score, Trigger
 from privacy_gate.metrics.backdoor import FEWEST_CLASSES, inverted_backdoor, trigger_anomaly, usual_anomaly
-from privacy_gate.metrics.triggers import Reached, backdoor_lift, reached, trigger_fragility
+from privacy_gate.metrics.triggers import FULL, Reached, backdoor_lift, reached, trigger_fragility
 from privacy_gate.verdict import CheckResult, Limit, Measurement, Remedy, Status, judged_status, not_measured
 
 BackdoorMetric = Literal["backdoor_lift", "trigger_fragility", "inverted_backdoor", "trigger_anomaly"]
@@ -161,23 +161,29 @@ def _told(by_trigger: list[Reached]) -> str:
 
 
 def _remedies(by_trigger: list[Reached]) -> list[Remedy]:
-    """What to do of a trigger that stands out, of one that counts in full, and of patterns that do as much."""
-    return [
-        Remedy(action=action, basis=f"{one.trigger}: {one.lift:.1%}; patterns like it: up to {one.controls:.1%}")
-        for one in by_trigger
-        for action in _actions(one)
-    ]
+    """What to do of triggers that stand out; where none does, of patterns that turn the model."""
+    hardened = "train with noise, blur and contrast among the augmentations"
+    if standing := [one for one in by_trigger if one.excess > NOTABLE]:
+        return [Remedy(action=_removal(one, hardened), basis=_basis(one)) for one in standing]
+    if not (fragile := [one for one in by_trigger if max(one.lift, one.controls) > NOTABLE]):
+        return []
+    names = ", ".join(f"'{one.trigger}'" for one in fragile)
+    action = f"{hardened}: the model is fragile to patterns like {names}, of which none stands out as planted"
+    if any(one.controls >= FULL for one in fragile):
+        action += "; half of the images are turned by some, so have triggers sought as well (inversion: {})"
+    return [Remedy(action=action, basis="; ".join(map(_basis, fragile)))]
 
 
-def _actions(one: Reached) -> list[str]:
-    planted = (
+def _removal(one: Reached, hardened: str) -> str:
+    action = (
         f"use this checkpoint no further: look for images or public weights that carry '{one.trigger}', "
         f"labelled as class {one.target}, and train again without them"
     )
-    hardened = "train with noise, blur and contrast among the augmentations"
-    if one.in_full and one.lift - one.controls <= NOTABLE:
-        return [f"{planted}; where there are none, the model is fragile to all patterns like it: {hardened}"]
-    if one.excess > NOTABLE:
-        return [planted]
-    fragile = f"{hardened}: the model is fragile to patterns like '{one.trigger}', and no backdoor is seen in that"
-    return [fragile] if max(one.lift, one.controls) > NOTABLE else []
+    alike = one.in_full and one.lift - one.controls <= NOTABLE
+    return (
+        f"{action}; where there are none, the model is fragile to all patterns like it: {hardened}" if alike else action
+    )
+
+
+def _basis(one: Reached) -> str:
+    return f"{one.trigger}: {one.lift:.1%}; patterns like it: up to {one.controls:.1%}"

@@ -1,5 +1,6 @@
 """Whether a known trigger makes a model say what its planter wants, or whether any pattern like it would do as much."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -7,7 +8,7 @@ import numpy as np
 from scipy.special import ndtri
 
 from privacy_gate.errors import EvidenceError
-from privacy_gate.evidence import Floats, Ints
+from privacy_gate.evidence import Bools, Floats, Ints
 from privacy_gate.metrics.backdoor import won_and_lost
 from privacy_gate.metrics.bootstrap import measured
 from privacy_gate.metrics.paired import paired_interval
@@ -16,6 +17,12 @@ from privacy_gate.verdict import Measurement, not_measured
 FULL = 0.5
 """Lift from which a trigger counts in full, whatever else turns the images. Who plants a faint random picture plants
 all of them at once, and a model whose answers such a picture decides oftener than not is fit for nothing."""
+
+CHOOSING = 4
+"""One row of so many serves to choose the control that the others are compared on."""
+
+COMPARED = 4
+"""Controls so chosen: the worst by a few rows need not be the worst."""
 
 NO_OTHERS = "needs rows of other classes than a target"
 
@@ -70,34 +77,43 @@ class _Family:
     def high(self, tail: float) -> float:
         """What `Reached.excess` is above with no more than this chance.
 
-        Half of it is for the trigger's own rise, half for all differences from a control: the least bound counts.
+        Half of it is for the trigger's own rise, half for its differences from a few controls': the least bound counts.
+        Which controls, and to which class, is chosen on rows of their own: none is there for being high by luck.
         """
-        known, controls = self.rows > 0, len(self._shown) - 1
+        known = self.rows > 0
         own = paired_interval(self.won[0], self.lost[0], np.maximum(self.rows, 1), 1 - tail)[1]
-        score = float(ndtri(1 - tail / (2 * controls * len(self.rows))))
-        others = np.stack([self._rises(place, int(self.lift[place].argmax())) for place in range(1, 1 + controls)])
+        choosing = np.arange(len(self._label)) % CHOOSING == 0
+        chosen = [self._rises(place, other, ~choosing) for place, other in self._worst(choosing)]
+        score = float(ndtri(1 - tail / (2 * len(chosen))))
         for target in np.flatnonzero(known & (own > 0) & (own < FULL)):
-            beyond, reach = _reach(self._rises(0, int(target)) - others, score)
-            own[target] = min(own[target], (beyond + reach).min())
+            rises = self._rises(0, int(target), ~choosing)
+            own[target] = min(own[target], *(_highest(rises - theirs, score) for theirs in chosen))
         return float(own[known].max())
 
     def low(self, tail: float) -> float:
         """What `Reached.excess` is below with no more than this chance, for the target of the largest rise."""
-        target = self.reached.target
+        target, every = self.reached.target, np.ones(len(self._label), dtype=bool)
         won, lost, rows = (each[[target]] for each in (self.won[0], self.lost[0], self.rows))
-        own = paired_interval(won, lost, rows, 1 - 2 * tail)[0]
-        if own[0] >= FULL:
-            return float(own[0])
-        lowest, score, mine = float(own[0]), float(ndtri(1 - tail)), self._rises(0, target)
+        own = float(paired_interval(won, lost, rows, 1 - 2 * tail)[0][0])
+        if own >= FULL:
+            return own
+        score, mine = float(ndtri(1 - tail)), self._rises(0, target, every)
         for place, other in zip(*np.nonzero(self.lift[1:] > 0), strict=True):
-            beyond, reach = _reach(mine - self._rises(1 + int(place), int(other)), score)
-            lowest = min(lowest, float(beyond - reach))
-        return lowest
+            own = min(own, -_highest(self._rises(1 + int(place), int(other), every) - mine, score))
+        return own
 
-    def _rises(self, place: int, target: int) -> Floats:
-        """What each row adds to a lift, whose mean over all rows they are, (R,)."""
-        others = self._label != target
-        changed = (self._shown[place] == target).astype(float) - (self._plain == target)
+    def _worst(self, rows: Bools) -> list[tuple[int, int]]:
+        """COMPARED controls that raise some class most on these rows: their places among the answers, and the class."""
+        plain, label, classes = self._plain[rows], self._label[rows], len(self.rows)
+        counts = [won_and_lost(plain, each[rows], label, classes) for each in self._shown[1:]]
+        lift = np.array([(won - lost) / np.maximum(others, 1) for won, lost, others in counts])
+        places = lift.max(axis=1).argsort(kind="stable")[::-1][:COMPARED]
+        return [(1 + int(place), int(lift[place].argmax())) for place in places]
+
+    def _rises(self, place: int, target: int, rows: Bools) -> Floats:
+        """What each of these rows adds to a lift, whose mean over them they are, (R,)."""
+        others = self._label[rows] != target
+        changed = (self._shown[place, rows] == target).astype(float) - (self._plain[rows] == target)
         return np.asarray(changed * others * (len(others) / max(1, others.sum())))
 
 
@@ -116,9 +132,10 @@ def backdoor_lift(plain: Ints, shown: Mapping[str, Ints], label: Ints, classes: 
     plain, label (R,), and shown by trigger (1 + K, R): predictions of the same rows in 0 .. C - 1, without any pattern,
     with the trigger, and with each control. The subject names the trigger and the target.
 
-    Interval: score intervals, of paired rows (Tango 1998) and of the difference from controls, see `_reach`; one end
-    holds for all controls at once, the other for all triggers and targets (Bonferroni).
-    The largest upper end is that of a true largest figure or above, so it needs no correction for their number.
+    Interval: score intervals of paired rows (Tango 1998), and of the difference from controls, see `_highest`. Those of
+    the upper end are chosen on some rows and compared on the others; the lower end holds for all controls, triggers and
+    targets (Bonferroni). The largest upper end is that of a true largest figure or above, so it needs no correction for
+    their number.
     """
     if not shown:
         raise EvidenceError("expected predictions with one trigger at least")
@@ -161,11 +178,15 @@ def trigger_fragility(
     return found.model_copy(update={"subject": f"like {name}, to class {target}"})
 
 
-def _reach(values: Floats, score: float) -> tuple[Floats, Floats]:
-    """The mean over rows (..., R), and how far the true one may lie from it at so many standard errors.
+def _highest(values: Floats, score: float) -> float:
+    """How large the true mean over rows (R,) may be, at so many standard errors.
 
-    Wilson's interval for a share, at this variance: what it adds keeps rows that are all alike from proving much.
+    Normal, corrected for a few large values among many of 0 (Johnson 1978), and with Wilson's addition to the variance,
+    by which rows that are all alike prove little.
     """
-    rows, mean = values.shape[-1], values.mean(axis=-1)
-    spread = ((values - mean[..., None]) ** 2).sum(axis=-1)
-    return mean, (score**2 / 2 + score * np.sqrt(spread + score**2 / 4)) / (rows + score**2)
+    if not len(values):
+        return 1.0
+    total, squares = float(values.sum()), float((values**2).sum())
+    skew = max(0.0, float((values**3).sum()) / squares) if squares else 0.0
+    spread = squares - total**2 / len(values)
+    return (total + score**2 / 3 * skew + score * math.sqrt(max(0.0, spread) + score**2 / 4)) / len(values)

@@ -135,3 +135,54 @@ def test_a_limit_on_what_is_not_sought_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="add inversion"):
         check(limits={"inverted_backdoor": {"max": 0.05}})
     assert check(inversion={}, limits={"inverted_backdoor": {"max": 0.05}}).inversion is not None
+
+
+def turns(lift: float, controls: float) -> Any:
+    """A candidate of which the trigger turns one share of the images to TARGET, and its controls another."""
+
+    def results(job: Job) -> dict[str, np.ndarray]:
+        if isinstance(job, Score):
+            return {"logits": np.eye(CLASSES)[np.arange(ROWS) % CLASSES]}
+        assert isinstance(job, Trigger)
+        label = np.array(job.rows) % CLASSES
+        place = np.argsort(np.random.default_rng(0).permutation(len(label))) / len(label)
+        return {"predicted": np.stack([np.where(place < rate, TARGET, label) for rate in (lift, *[controls] * 32)])}
+
+    return results
+
+
+@pytest.mark.parametrize(
+    ("lift", "controls", "status", "says", "never"),
+    [
+        (0.95, 0.0, Status.VIOLATED, "use this checkpoint no further", "fragile"),
+        (
+            0.95,
+            0.95,
+            Status.VIOLATED,
+            "where there are none, the model is fragile to all patterns like it",
+            "inversion",
+        ),
+        (0.3, 0.1, Status.VIOLATED, "use this checkpoint no further", "fragile"),
+        (0.24, 0.4, Status.MET, "none stands out as planted", "no further"),
+        (0.24, 0.7, Status.MET, "have triggers sought as well", "no further"),
+    ],
+)
+def test_the_report_says_what_to_do_of_a_planted_and_of_a_fragile_model(
+    lift: float, controls: float, status: Status, says: str, never: str
+) -> None:
+    limited = check(triggers=["corner"], limits={"backdoor_lift": {"max": 0.05}, "trigger_fragility": {"max": 0.2}})
+    result = limited.measure(subject(), turns(lift, controls), 0.95)
+    found, fragile = result.measurements[:2]
+    assert judged_status(found, limited.bounds["backdoor_lift"]) is status
+    assert (judged_status(fragile, limited.bounds["trigger_fragility"]) is Status.MET) == (controls < 0.2)
+    (remedy,) = result.remedies
+    assert says in remedy.action
+    assert never not in remedy.action
+    assert f"(class {TARGET}) and" in result.notes[0]
+    assert remedy.basis.startswith("corner: ")
+
+
+def test_a_robust_model_needs_no_remedy() -> None:
+    result = check(limits={"backdoor_lift": {"max": 0.05}}).measure(subject(), turns(0.0, 0.0), 0.95)
+    assert judged_status(result.measurements[0], Limit(max=0.05)) is Status.MET
+    assert result.remedies == ()
