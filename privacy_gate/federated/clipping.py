@@ -2,7 +2,7 @@
 
 import torch
 
-from privacy_gate.federated.geometry import finite_rows, norms
+from privacy_gate.federated.geometry import compiles, finite_rows, norms
 from privacy_gate.federated.known import NOTHING, Known, refuse_few
 
 
@@ -39,8 +39,17 @@ def centered_clipping(
     tau None: the median of the distances to v, so that f < n / 2 updates cannot set the bound.
     """
     refuse_few(updates, f, "centered_clipping")
+    point = torch.zeros_like(updates[..., 0, :]) if known.previous is None else known.previous
+    if compiles(updates):
+        from privacy_gate.federated import compiled_rules  # noqa: PLC0415
+
+        return compiled_rules.clipped_from(updates, point, tau, iterations)
+    return stacked_clipping(updates, point, tau, iterations)
+
+
+def stacked_clipping(updates: torch.Tensor, point: torch.Tensor, tau: float | None, iterations: int) -> torch.Tensor:
+    """So many steps from `point` (..., d) by torch: see `centered_clipping`."""
     clean, finite = finite_rows(updates)
-    point = torch.zeros_like(clean[..., 0, :]) if known.previous is None else known.previous
     for _ in range(iterations):
         away = clean - point.unsqueeze(-2)
         length = norms(away)

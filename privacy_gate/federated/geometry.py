@@ -27,7 +27,7 @@ def squared_distances(updates: torch.Tensor) -> torch.Tensor:
 
     Through the Gram matrix, in float64: on float32 updates its rounding is below theirs.
     """
-    if _compiles(updates):
+    if compiles(updates):
         from privacy_gate.federated import compiled  # noqa: PLC0415
 
         return compiled.squared_distances(updates)
@@ -48,7 +48,7 @@ def widened_distances(updates: torch.Tensor) -> torch.Tensor:
 
 def inner_products(updates: torch.Tensor) -> torch.Tensor:
     """Of all pairs of updates (..., n, d), summed in float64: (..., n, n) float64."""
-    if _compiles(updates):
+    if compiles(updates):
         from privacy_gate.federated import compiled  # noqa: PLC0415
 
         return compiled.inner_products(updates)
@@ -61,14 +61,14 @@ def widened_products(updates: torch.Tensor) -> torch.Tensor:
     return wide @ wide.transpose(-1, -2)
 
 
-def _compiles(updates: torch.Tensor) -> bool:
-    """Whether the compiled twins of functions here are to be had: they are an extra, and slow to import."""
+def compiles(updates: torch.Tensor) -> bool:
+    """Whether the compiled twins of functions of updates are to be had: they are an extra, and slow to import."""
     return updates.device.type == "cpu" and has_numba()
 
 
 def norms(updates: torch.Tensor) -> torch.Tensor:
     """Euclidean norms (...,) float64 of vectors (..., d), summed in float64."""
-    if _compiles(updates):
+    if compiles(updates):
         from privacy_gate.federated import compiled  # noqa: PLC0415
 
         return compiled.norms(updates)
@@ -78,7 +78,7 @@ def norms(updates: torch.Tensor) -> torch.Tensor:
 
 def moments(updates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation (ddof 1) of each coordinate of (..., n, d), both (..., d); 0 deviation of one row."""
-    if _compiles(updates):
+    if compiles(updates):
         from privacy_gate.federated import compiled  # noqa: PLC0415
 
         return compiled.moments(updates)
@@ -121,7 +121,7 @@ def ordered(updates: torch.Tensor, ranks: range | None = None) -> list[torch.Ten
     n = updates.shape[-2]
     wanted = ranks or range(n)
     needed = exchanges(n, wanted)
-    if _compiles(updates):
+    if compiles(updates):
         from privacy_gate.federated import compiled  # noqa: PLC0415
 
         return compiled.ordered(updates, needed, wanted)
@@ -169,7 +169,7 @@ def _exchanges(n: int) -> tuple[tuple[int, int], ...]:
 
 def mean_of_ranks(updates: torch.Tensor, ranks: range) -> torch.Tensor:
     """The mean of these order statistics of each coordinate of (..., n, d): (..., d); NaN counts as +inf."""
-    if _compiles(updates):
+    if compiles(updates):
         from privacy_gate.federated import compiled  # noqa: PLC0415
 
         return compiled.mean_of_ranks(updates, exchanges(updates.shape[-2], ranks), ranks)

@@ -2,7 +2,7 @@
 
 import torch
 
-from privacy_gate.federated.geometry import finite_rows, smallest, squared_distances
+from privacy_gate.federated.geometry import compiles, finite_rows, smallest, squared_distances
 from privacy_gate.federated.known import NOTHING, Known, refuse_few, required
 from privacy_gate.federation.needs import BUCKET
 
@@ -13,8 +13,17 @@ def nearest_neighbour_mixing(updates: torch.Tensor, f: int, known: Known = NOTHI
     One that is not finite has no neighbours and becomes inf, for the rule that follows to discard.
     """
     refuse_few(updates, f, "nnm")
-    clean, finite = finite_rows(updates)
     keep = updates.shape[-2] - f
+    if compiles(updates):
+        from privacy_gate.federated import compiled_rules  # noqa: PLC0415
+
+        return compiled_rules.mixed(updates, keep)
+    return stacked_mixing(updates, keep)
+
+
+def stacked_mixing(updates: torch.Tensor, keep: int) -> torch.Tensor:
+    """The mean of each update (..., n, d) and its nearest, so many with it, by torch: (..., n, d)."""
+    clean, finite = finite_rows(updates)
     near = smallest(squared_distances(updates), keep) & finite.unsqueeze(-2)
     mixed = (near.to(clean.dtype) / near.sum(-1, keepdim=True).clamp(min=1)) @ clean
     return mixed if bool(finite.all()) else mixed.masked_fill(~finite.unsqueeze(-1), torch.inf)

@@ -10,6 +10,7 @@ import torch
 
 from privacy_gate.federated.geometry import (
     closest_to_middle,
+    compiles,
     coordinate_median,
     finite_rows,
     inner_products,
@@ -55,14 +56,27 @@ def krum_scores(distances: torch.Tensor, nearest: int) -> torch.Tensor:
 def krum(updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch.Tensor:
     """The update with the lowest score: Blanchard et al. 2017. ByzFL 0.0.11 counts n - f - 1 neighbours instead."""
     refuse_few(updates, f, "krum")
-    return mean_of(updates, smallest(krum_scores(squared_distances(updates), updates.shape[-2] - f - 2), 1))
+    return krum_mean(updates, updates.shape[-2] - f - 2, 1)
 
 
 def multi_krum(updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch.Tensor:
     """The mean of the n - f updates with the lowest Krum scores: Blanchard et al. 2017."""
     refuse_few(updates, f, "multi_krum")
-    chosen = smallest(krum_scores(squared_distances(updates), updates.shape[-2] - f - 2), updates.shape[-2] - f)
-    return mean_of(updates, chosen)
+    return krum_mean(updates, updates.shape[-2] - f - 2, updates.shape[-2] - f)
+
+
+def krum_mean(updates: torch.Tensor, nearest: int, count: int) -> torch.Tensor:
+    """The mean (..., d) of the `count` updates (..., n, d) with the lowest scores; the earlier of equal ones."""
+    if compiles(updates):
+        from privacy_gate.federated import compiled_rules  # noqa: PLC0415
+
+        return compiled_rules.krum_mean(updates, nearest, count)
+    return stacked_krum(updates, nearest, count)
+
+
+def stacked_krum(updates: torch.Tensor, nearest: int, count: int) -> torch.Tensor:
+    """`krum_mean` by torch."""
+    return mean_of(updates, smallest(krum_scores(squared_distances(updates), nearest), count))
 
 
 def bulyan(updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch.Tensor:
@@ -106,6 +120,15 @@ def weiszfeld(updates: torch.Tensor, start: torch.Tensor, nu: float, iterations:
     Every point on the way is start plus a mixture of the updates' ways from it, so distances follow from the inner
     products of those, n x n. An update FAR away is drawn in: of it only the direction matters.
     """
+    if compiles(updates):
+        from privacy_gate.federated import compiled_rules  # noqa: PLC0415
+
+        return compiled_rules.weiszfeld(updates, start, nu, iterations, FAR)
+    return stacked_weiszfeld(updates, start, nu, iterations)
+
+
+def stacked_weiszfeld(updates: torch.Tensor, start: torch.Tensor, nu: float, iterations: int) -> torch.Tensor:
+    """`weiszfeld` by torch."""
     clean, finite = finite_rows(updates)
     away = clean - start.unsqueeze(-2)
     gram = inner_products(away)

@@ -1,6 +1,7 @@
 """What is true of every rule in AGGREGATORS; what ByzFL and Flower say of eleven updates."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from privacy_gate.errors import ConfigurationError
 from privacy_gate.federated.aggregators import AGGREGATORS, PREAGGREGATIONS, Rule, Step, rule, step
-from privacy_gate.federated.clipping import centered_clipping
+from privacy_gate.federated.clipping import centered_clipping, stacked_clipping
 from privacy_gate.federated.geometry import (
     exchanged,
     exchanges,
@@ -26,7 +27,17 @@ from privacy_gate.federated.geometry import (
     widened_products,
 )
 from privacy_gate.federated.known import Known
-from privacy_gate.federated.robust import krum, krum_scores, minimum_diameter, trimmed_mean, weiszfeld
+from privacy_gate.federated.preaggregation import nearest_neighbour_mixing, stacked_mixing
+from privacy_gate.federated.robust import (
+    krum,
+    krum_mean,
+    krum_scores,
+    minimum_diameter,
+    stacked_krum,
+    stacked_weiszfeld,
+    trimmed_mean,
+    weiszfeld,
+)
 from privacy_gate.native import has_numba
 
 N, F, D = 11, 2, 6
@@ -383,6 +394,28 @@ def test_compiled_distances_to_updates_that_are_not_finite_are_torchs() -> None:
     assert found[0, 1, 0].isinf()
     assert found[1, 3, 0].isinf()
     assert not found.diagonal(dim1=-2, dim2=-1).any()
+
+
+@pytest.mark.skipif(not has_numba(), reason="Numba is not installed")
+@pytest.mark.parametrize("broken", [0, 2, 7], ids="{} rows broken".format)
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float32, 2e-6), (torch.float64, 1e-12)], ids=str)
+@pytest.mark.parametrize("n", [7, 10])
+def test_compiled_rules_are_torchs(n: int, dtype: torch.dtype, rounding: float, broken: int) -> None:
+    draw = torch.Generator().manual_seed(n)
+    wide = torch.randn(4, 3, 2 * n, 70, generator=draw, dtype=dtype)
+    wide[..., n, :] *= 1e9  # one far away
+    wide[..., 2, :] = wide[..., n + 2, :] = 0.0
+    wide[1:, :, n + 1 : n + 1 + broken, 5] = torch.tensor([torch.nan, torch.inf, -torch.inf])[: wide.shape[1], None]
+    for x in (wide[1:, :, n:, 3:], wide[0, 1, ::2], wide[:, 1, n:], wide.unflatten(2, (n, 2))[1, :, :, 1]):
+        point = torch.randn(*x.shape[:-2], x.shape[-1], generator=draw, dtype=dtype)
+        alike = partial(torch.testing.assert_close, rtol=rounding, atol=rounding, equal_nan=True)
+        for nearest, count in ((n - 4, n - 2), (n - 4, 1)):
+            alike(krum_mean(x, nearest, count), stacked_krum(x, nearest, count))
+        alike(nearest_neighbour_mixing(x, 2), stacked_mixing(x, n - 2))
+        alike(weiszfeld(x, point, 0.1, 5), stacked_weiszfeld(x, point, 0.1, 5))
+        for tau, times in ((None, 1), (None, 3), (0.7, 2)):
+            found = centered_clipping(x, 2, Known(previous=point), tau=tau, iterations=times)
+            alike(found, stacked_clipping(x, point, tau, times))
 
 
 def test_distances_of_float32_updates_tell_close_clients_from_closer_ones() -> None:
