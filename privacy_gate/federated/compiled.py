@@ -12,7 +12,10 @@ import torch
 
 from privacy_gate.evidence import Floats, Ints
 from privacy_gate.federated.geometry import Exchange
+from privacy_gate.federated.lanes import ACROSS, DOWN, dots, lanes
 from privacy_gate.native import compiled
+
+DOUBLES = lanes(np.float64)
 
 COLUMNS = 1024
 """Coordinates that are sorted side by side."""
@@ -67,6 +70,13 @@ def moments(updates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     mean, spread = (updates.new_empty(*updates.shape[:-2], d) for _ in range(2))
     _moments(rows_of(updates), n, mean.view(-1, d).numpy(), spread.view(-1, d).numpy())
     return mean, spread
+
+
+def right(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    """How far each of T rows is called what it is: see scores.right."""
+    out = torch.empty(len(logits), logits.shape[2], dtype=torch.float64)
+    _right(logits.contiguous().numpy(), label.numpy(), out.numpy())
+    return out
 
 
 class RowsOf(NamedTuple):
@@ -166,28 +176,25 @@ def _inner_products(updates: RowsOf, width: int, out: Floats) -> None:
     """Sets out (cells, n, n) float64 to the inner products of each cell's rows of `width` numbers."""
     flat, row = updates.flat, updates.row
     cells, n, _ = out.shape
+    wide = np.zeros((n, -(-width // DOUBLES) * DOUBLES))  # zeros fill the last vector
+    places, found = np.empty(ACROSS + DOWN, np.intp), np.empty(ACROSS * DOWN)
     for r in range(cells):
         first = start(updates, r)
         for i in range(n):
-            x = flat[first + i * row : first + i * row + width]
-            for j in range(0, i + 1, 4):
-                # Four at once; those beyond the diagonal repeat it.
-                j1, j2, j3 = min(j + 1, i), min(j + 2, i), min(j + 3, i)
-                y0 = flat[first + j * row : first + j * row + width]
-                y1 = flat[first + j1 * row : first + j1 * row + width]
-                y2 = flat[first + j2 * row : first + j2 * row + width]
-                y3 = flat[first + j3 * row : first + j3 * row + width]
-                s0 = s1 = s2 = s3 = 0.0
-                for k in range(width):
-                    value = np.float64(x[k])
-                    s0 += value * y0[k]
-                    s1 += value * y1[k]
-                    s2 += value * y2[k]
-                    s3 += value * y3[k]
-                out[r, i, j] = out[r, j, i] = s0
-                out[r, i, j1] = out[r, j1, i] = s1
-                out[r, i, j2] = out[r, j2, i] = s2
-                out[r, i, j3] = out[r, j3, i] = s3
+            x, copy = flat[first + i * row :], wide[i]
+            for k in range(width):
+                copy[k] = x[k]
+        for i in range(0, n, DOWN):
+            for j in range(0, min(n, i + DOWN), ACROSS):
+                # Those beyond the last repeat it.
+                for a in range(DOWN):
+                    places[a] = min(i + a, n - 1) * wide.shape[1]
+                for b in range(ACROSS):
+                    places[DOWN + b] = min(j + b, n - 1) * wide.shape[1]
+                dots(wide, places, wide.shape[1], found)
+                for a in range(min(DOWN, n - i)):
+                    for b in range(min(ACROSS, n - j)):
+                        out[r, i + a, j + b] = out[r, j + b, i + a] = found[a * ACROSS + b]
 
 
 @compiled
@@ -256,3 +263,26 @@ def _add_square(x: Floats, centre: Floats, out: Floats) -> None:
     for k in range(out.size):
         away = x[k] - centre[k]
         out[k] += away * away
+
+
+@compiled
+def _right(logits: Floats, label: Ints, out: Floats) -> None:
+    """Sets out (T, cells) from logits (T, C, cells), by passes over the cells of a row."""
+    rows, classes, cells = logits.shape
+    top, ties, sound = np.empty(cells, logits.dtype), np.empty(cells, np.int32), np.empty(cells, np.bool_)
+    for t in range(rows):
+        top[:] = logits[t, 0]
+        ties[:] = 0
+        sound[:] = True
+        for c in range(1, classes):
+            said = logits[t, c]
+            for a in range(cells):
+                top[a] = max(said[a], top[a])
+        for c in range(classes):
+            said = logits[t, c]
+            for a in range(cells):
+                ties[a] += said[a] == top[a]
+                sound[a] &= np.isfinite(said[a])
+        true, found = logits[t, label[t]], out[t]
+        for a in range(cells):
+            found[a] = 1 / max(ties[a], 1) if sound[a] and true[a] == top[a] else 0.0

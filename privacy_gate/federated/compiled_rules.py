@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from privacy_gate.evidence import Floats
+from privacy_gate.evidence import Floats, Ints
 from privacy_gate.federated.compiled import RowsOf, inner_products, rows_of, squared_distances, start
 from privacy_gate.native import compiled
 
@@ -92,6 +92,12 @@ def _add(x: Floats, out: Floats) -> None:
 
 
 @compiled
+def _add_four(x0: Floats, x1: Floats, x2: Floats, x3: Floats, out: Floats) -> None:
+    for k in range(out.size):
+        out[k] += x0[k] + x1[k] + x2[k] + x3[k]
+
+
+@compiled
 def _add_times(x: Floats, factor: Any, out: Floats) -> None:
     for k in range(out.size):
         out[k] += x[k] * factor
@@ -105,26 +111,26 @@ def _divide(out: Floats, count: int) -> None:
 
 
 @compiled
-def _ascending(values: Floats, out: Floats) -> None:
-    """Sets out to the values in order."""
-    for i in range(values.size):
-        value, j = values[i], i
-        while j > 0 and out[j - 1] > value:
-            out[j] = out[j - 1]
-            j -= 1
-        out[j] = value
+def _rank(values: Floats, rank: Ints) -> None:
+    """Sets rank to how many values stand before each, ascending; of equal ones the earlier does. No branches."""
+    n = values.size
+    rank[:] = 0
+    for i in range(n):
+        for j in range(i):
+            first = values[j] <= values[i]
+            rank[i] += first
+            rank[j] += not first
 
 
 @compiled
-def _smallest(values: Floats, count: int, chosen: Bools) -> None:
-    """Sets chosen to whether a value is one of the `count` smallest; of equal ones the earlier."""
-    chosen[:] = False
-    for _ in range(count):
-        best = -1
-        for i in range(values.size):
-            if not chosen[i] and (best < 0 or values[i] < values[best]):
-                best = i
-        chosen[best] = True
+def _lower_median(values: Floats) -> float:
+    """The (n + 1) / 2 th of n values, rounded down."""
+    rank, found = np.empty(values.size, np.int64), np.inf
+    _rank(values, rank)
+    for i in range(values.size):
+        if rank[i] == (values.size - 1) // 2:
+            found = values[i]
+    return found
 
 
 @compiled
@@ -145,14 +151,16 @@ def _mean_of(rows: RowsOf, r: int, chosen: Bools, out: Floats) -> None:
 def _krum_mean(rows: RowsOf, distances: Floats, nearest: int, count: int, out: Floats) -> None:
     """Sets out (cells, d)."""
     n = distances.shape[1]
-    ascending, scores, chosen = np.empty(n), np.empty(n), np.empty(n, np.bool_)
+    rank, scores, chosen = np.empty(n, np.int64), np.empty(n), np.empty(n, np.bool_)
     for r in range(len(out)):
         for i in range(n):
-            _ascending(distances[r, i], ascending)
+            _rank(distances[r, i], rank)
             scores[i] = 0
-            for j in range(1, min(n, 1 + max(1, nearest))):
-                scores[i] += ascending[j]
-        _smallest(scores, count, chosen)
+            for j in range(n):
+                scores[i] += distances[r, i, j] if 0 < rank[j] <= max(1, nearest) else 0.0
+        _rank(scores, rank)
+        for i in range(n):
+            chosen[i] = rank[i] < count
         _mean_of(rows, r, chosen, out[r])
 
 
@@ -160,14 +168,30 @@ def _krum_mean(rows: RowsOf, distances: Floats, nearest: int, count: int, out: F
 def _mixed(rows: RowsOf, distances: Floats, keep: int, out: Floats) -> None:
     """Sets out (cells, n, d)."""
     n, d = out.shape[1:]
-    chosen = np.empty(n, np.bool_)
+    rank, finite, order = np.empty(n, np.int64), np.empty(n, np.bool_), np.empty(n, np.intp)
     for r in range(len(out)):
         for i in range(n):
-            if _finite(_row(rows, r, i, d)):
-                _smallest(distances[r, i], keep, chosen)
-                _mean_of(rows, r, chosen, out[r, i])
-            else:
+            finite[i] = _finite(_row(rows, r, i, d))
+        for i in range(n):
+            if not finite[i]:
                 out[r, i] = np.inf
+                continue
+            _rank(distances[r, i], rank)
+            count = 0
+            for j in range(n):
+                if rank[j] < keep and finite[j]:
+                    order[count] = j
+                    count += 1
+            out[r, i] = 0
+            j = 0
+            while j + 4 <= count:
+                x0, x1 = _row(rows, r, order[j], d), _row(rows, r, order[j + 1], d)
+                _add_four(x0, x1, _row(rows, r, order[j + 2], d), _row(rows, r, order[j + 3], d), out[r, i])
+                j += 4
+            while j < count:
+                _add(_row(rows, r, order[j], d), out[r, i])
+                j += 1
+            _divide(out[r, i], count)
 
 
 @compiled
@@ -192,8 +216,7 @@ def _draw_in(gram: Floats, finite: Bools, far: float, length: Floats, shrink: Fl
     n = len(gram)
     for i in range(n):
         shrink[i] = np.sqrt(gram[i, i]) if finite[i] else np.inf
-    _ascending(shrink, length)
-    reach = far * length[(n - 1) // 2]
+    reach = far * _lower_median(shrink)
     for i in range(n):
         own = np.sqrt(gram[i, i])
         shrink[i] = reach / own if own > reach else 1.0
@@ -238,7 +261,7 @@ def _weiszfeld(
 def _clip(rows: RowsOf, n: int, tau: float, iterations: int, point: Floats) -> None:
     """Moves the point (cells, d). tau NaN: the median of the distances to it."""
     d = point.shape[1]
-    length, finite, ascending = np.empty(n), np.empty(n, np.bool_), np.empty(n)
+    length, finite = np.empty(n), np.empty(n, np.bool_)
     centre = np.empty(d, point.dtype)
     for r in range(len(point)):
         for _ in range(iterations):
@@ -253,8 +276,7 @@ def _clip(rows: RowsOf, n: int, tau: float, iterations: int, point: Floats) -> N
                 length[i] = np.sqrt(total) if finite[i] else np.inf
             reach = tau
             if np.isnan(tau):
-                _ascending(length, ascending)
-                reach = ascending[(n - 1) // 2]
+                reach = _lower_median(length)
             for i in range(n):
                 if finite[i]:
                     factor = point.dtype.type(min(1.0, reach / max(length[i], TINY)) / n)

@@ -16,6 +16,9 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+written: Callable[[Callable[..., Any]], Callable[..., None]] = intrinsic
+"""Makes a function of what it is called with, in compiled code, into the instructions that stand there instead."""
+
 WIDE = bool(dict(llvmlite.binding.get_host_cpu_features()).get("avx512f"))
 """Whether there are 32 registers of 64 bytes; otherwise there are at least 16 of 32, or 32 of 16."""
 
@@ -23,6 +26,9 @@ VECTOR_BYTES = 64 if WIDE else 32
 
 FORWARD, BACKWARD = (2, 4) if WIDE else (2, 2)
 """Vectors side by side in a tile of either product."""
+
+DOWN, ACROSS = (4, 5) if WIDE else (2, 4)
+"""Rows that are multiplied with rows at once."""
 
 LEAST = -80.0
 """Differences of logits below it count as it: e^-80 is nothing beside 1, and no denormal number, which is slow."""
@@ -39,7 +45,7 @@ def _tile(rows: int, vectors: int) -> Callable[..., None]:
     a[r, k] is at a0 + r ar + k of array a; b[k, :] at b0 + k bk of b; out[r, :] at o0 + r ostep of out.
     """
 
-    @intrinsic  # type: ignore[untyped-decorator]
+    @written
     def tile(
         context: Any, a: Any, a0: Any, ar: Any, b: Any, b0: Any, bk: Any, count: Any, out: Any, o0: Any, ostep: Any
     ) -> Any:
@@ -47,8 +53,7 @@ def _tile(rows: int, vectors: int) -> Callable[..., None]:
         signature = types.void(a, places, places, b, places, places, places, out, places, places)
 
         def code(context: Any, builder: Any, signature: Any, values: Sequence[Any]) -> Any:
-            scalar = context.get_value_type(signature.args[0].dtype)
-            vector = ir.VectorType(scalar, VECTOR_BYTES * 8 // signature.args[0].dtype.bitwidth)
+            vector = _vector(context, signature.args[0])
             left, a0, ar, right, b0, bk, count, target, o0, ostep = values
             left, right, target = (
                 context.make_array(kind)(context, builder, value).data
@@ -73,13 +78,41 @@ def _tile(rows: int, vectors: int) -> Callable[..., None]:
 
         return signature, code
 
-    return tile  # type: ignore[no-any-return]
+    return tile
 
 
 TILES = {(rows, vectors): _tile(rows, vectors) for rows in (10, 5, 2, 1) for vectors in (4, 2, 1)}
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@written
+def dots(context: Any, rows: Any, places: Any, count: Any, out: Any) -> Any:
+    """Code for the inner products of DOWN with ACROSS rows: out[a ACROSS + b] = rows[p_a :] . rows[p_(DOWN + b) :].
+
+    The rows are `count` numbers long, a multiple of the lanes, and begin at places (DOWN + ACROSS,).
+    """
+    signature = types.void(rows, places, types.intp, out)
+
+    def code(context: Any, builder: Any, signature: Any, values: Sequence[Any]) -> Any:
+        vector = _vector(context, signature.args[0])
+        count = values[2]
+        data, begins, target = (
+            context.make_array(signature.args[k])(context, builder, values[k]).data for k in (0, 1, 3)
+        )
+        starts = [builder.load(builder.gep(begins, [count.type(k)])) for k in range(DOWN + ACROSS)]
+        sums = [cgutils.alloca_once_value(builder, vector(None)) for _ in range(DOWN * ACROSS)]
+        with cgutils.for_range_slice(builder, count.type(0), count, count.type(vector.count), count.type) as (k, _):
+            read = [_load(builder, data, builder.add(first, k), vector) for first in starts]
+            for place, total in enumerate(sums):
+                left, right = read[place // ACROSS], read[DOWN + place % ACROSS]
+                builder.store(_fma(builder, left, right, builder.load(total)), total)
+        for place, total in enumerate(sums):
+            builder.store(_sum(builder, builder.load(total)), builder.gep(target, [count.type(place)]))
+        return context.get_dummy_value()
+
+    return signature, code
+
+
+@written
 def softmax(context: Any, logits: Any, first: Any, classes: Any, size: Any, weight: Any) -> Any:
     """Code that turns logits (classes, size), from `first` on, into probabilities times weight (size,), in place.
 
@@ -89,8 +122,7 @@ def softmax(context: Any, logits: Any, first: Any, classes: Any, size: Any, weig
 
     def code(context: Any, builder: Any, signature: Any, values: Sequence[Any]) -> Any:
         array, first, classes, size, weights = values
-        scalar = context.get_value_type(signature.args[0].dtype)
-        vector = ir.VectorType(scalar, VECTOR_BYTES * 8 // signature.args[0].dtype.bitwidth)
+        vector = _vector(context, signature.args[0])
         data = context.make_array(signature.args[0])(context, builder, array).data
         shares = context.make_array(signature.args[4])(context, builder, weights).data
         with cgutils.for_range_slice(builder, size.type(0), size, size.type(vector.count), size.type) as (v, _):
@@ -141,6 +173,23 @@ def _exp(builder: Any, x: Any) -> Any:
     places = ir.Constant(whole, [ir.Constant(whole.element, mantissa)] * vector.count)
     power = builder.shl(builder.bitcast(shifted, whole), places)
     return builder.bitcast(builder.add(builder.bitcast(value, whole), power), vector)
+
+
+def _vector(context: Any, array: Any) -> Any:
+    """The type of a vector of the array's numbers."""
+    return ir.VectorType(context.get_value_type(array.dtype), VECTOR_BYTES * 8 // array.dtype.bitwidth)
+
+
+def _sum(builder: Any, value: Any) -> Any:
+    """Of a vector's numbers: halves are added until one is left."""
+    nothing = ir.Constant(value.type, ir.Undefined)
+    half = value.type.count
+    while half > 1:
+        half //= 2
+        places = [ir.IntType(32)((k + half) % value.type.count) for k in range(value.type.count)]
+        mask = ir.Constant(ir.VectorType(ir.IntType(32), value.type.count), places)
+        value = builder.fadd(value, builder.shuffle_vector(value, nothing, mask))
+    return builder.extract_element(value, ir.IntType(32)(0))
 
 
 def _arrays(signature: Any) -> list[Any]:

@@ -13,7 +13,7 @@ from privacy_gate.federated.blocks import blocks
 from privacy_gate.federated.cells import Cell, Draws, Training
 from privacy_gate.federated.partitions import Partition, partition
 from privacy_gate.federated.samples import Samples
-from privacy_gate.federated.scores import exam, right
+from privacy_gate.federated.scores import exam, right, stacked_right
 from privacy_gate.federated.servers import Server
 from privacy_gate.federated.simulator import Outcome, Study, simulate
 
@@ -365,6 +365,15 @@ def test_a_head_of_zeros_is_right_by_chance_and_one_that_is_not_finite_never() -
     heads = torch.zeros(2, 4 * 7, dtype=torch.float64)
     heads[1] = torch.nan
     np.testing.assert_allclose(trial.hits(heads, 4), np.tile([0.25, 0.0], (400, 1)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_compiled_hits_are_torchs(dtype: torch.dtype) -> None:
+    logits = torch.randint(0, 4, (50, 5, 7), generator=torch.Generator().manual_seed(0)).to(dtype)  # many ties
+    logits[3, 2, 4], logits[4, 0, 1], logits[5, :, 2] = torch.nan, torch.inf, -torch.inf
+    label = torch.randint(0, 5, (50,), generator=torch.Generator().manual_seed(1))
+    assert torch.equal(right(logits, label), stacked_right(logits, label))
+    assert torch.equal(right(logits[::2, :, 1:], label[::2]), stacked_right(logits[::2, :, 1:], label[::2]))
 
 
 @pytest.mark.parametrize("strange", [np.inf, -np.inf, np.nan])
