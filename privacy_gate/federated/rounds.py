@@ -182,19 +182,19 @@ class Federation:
         places: Places,
         known: Known,
     ) -> Scene:
-        some = known.at(places.of)
         noise = self._each(self._noise(updates.shape[-1]), places) if attack.noise else None
         loyal = updates[:, :honest]
 
         def respond(sent: torch.Tensor) -> torch.Tensor:
-            found, each = sent.new_empty(*sent.shape[:2], sent.shape[-1]), some.for_each()
+            found, each = sent.new_empty(*sent.shape[:2], sent.shape[-1]), known.at(places.of).for_each()
             for (rule, told), mine in self._searched[name].items():
                 others = mine.of(loyal).unsqueeze(1).expand(-1, sent.shape[1], -1, -1)
                 mine.put(found, rule(torch.cat([others, mine.of(sent)], 2), told, each.at(mine.of)))
             return found
 
         own = updates[:, honest:] if attack.own else None
-        return Scene(loyal, self._bad(), own, some.previous, noise, respond if attack.search else None)
+        previous = None if known.previous is None else places.of(known.previous)
+        return Scene(loyal, self._bad(), own, previous, noise, respond if attack.search else None)
 
     def _private(self, mean: torch.Tensor, privacy: Privacy, clients: int) -> torch.Tensor:
         """The mean (A G, P) of so many updates as one over all clients asked, with noise; each seed has its own."""
