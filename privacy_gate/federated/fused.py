@@ -10,7 +10,7 @@ import torch
 
 from privacy_gate.evidence import Floats, Ints
 from privacy_gate.federated.cells import Training
-from privacy_gate.federated.lanes import BACKWARD, FORWARD, TILES, lanes, softmax
+from privacy_gate.federated.lanes import BACKWARD, FORWARD, TILES, WIDE, lanes, softmax
 from privacy_gate.federated.local import Batches
 from privacy_gate.native import compiled
 
@@ -195,7 +195,7 @@ def _logits(head: Floats, h: int, width: int, classes: int, turned: Floats, out:
     tiled = padded - padded % (FORWARD * lane)
     for v in range(0, tiled, FORWARD * lane):
         c = 0
-        while c + 10 <= classes:
+        while WIDE and c + 10 <= classes:  # twenty sums and what they are of: more than 16 registers hold
             F10(head, h + c * width, width, turned, v, padded, width, out, c * padded + v, padded)
             c += 10
         while c + 5 <= classes:

@@ -3,6 +3,8 @@
 Numba's compiler makes vectors of loops, but keeps only plain variables in registers, and checks before each loop that
 its arrays do not overlap: both cost more than the arithmetic where a batch has 32 rows. So the code of a tile is
 written out here, for vectors as wide as the processor has them. Only imported where Numba is.
+
+Numba keeps machine code by the date of the file that uses what is written here: who changes it touches those too.
 """
 
 import math
