@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -45,8 +45,22 @@ class _Batch:
     unreadable: dict[int, str]
 
 
-def embed(jobs: Sequence[Embed], data: AuditData, machine: Machine, progress: Progress = silent) -> Iterator[Part]:
+def nowhere(_: Embed) -> bool:
+    """No job was done elsewhere."""
+    return False
+
+
+def embed(
+    jobs: Sequence[Embed],
+    data: AuditData,
+    machine: Machine,
+    progress: Progress = silent,
+    elsewhere: Callable[[Embed], bool] = nowhere,
+) -> Iterator[Part]:
     """The parts, each as soon as it is done: those of one backbone and input after the other, on one loaded model.
+
+    elsewhere  asked of each job just before it is begun: whether another process has done it meanwhile. It then has no
+               part here
 
     Threads take a batch each: they decode it (decoding and resizing leave the interpreter's lock) and, on a CPU,
     run it with single-threaded kernels, since threads that never wait for each other lose nothing on a
@@ -59,10 +73,21 @@ def embed(jobs: Sequence[Embed], data: AuditData, machine: Machine, progress: Pr
     done, total = 0, sum(job.last - job.first for job in jobs)
     with single_threaded_kernels(device), ThreadPoolExecutor(threads) as pool:
         begun = (
-            _ahead(same, _Work(same[0], data, device), machine.images(same[0].input.size), threads + PREFETCH, pool)
+            _ahead(
+                same,
+                _Work(same[0], data, device),
+                machine.images(same[0].input.size),
+                threads + PREFETCH,
+                pool,
+                elsewhere,
+            )
             for same in alike
         )
         for job, batches in chain.from_iterable(begun):
+            if batches is None:
+                done += job.last - job.first
+                progress("embed images", done, total)
+                continue
             made = []
             for batch in batches:
                 made.append(batch.result())
@@ -93,14 +118,22 @@ def all_named(unreadable: Mapping[int, str], data: AuditData) -> str:
 
 
 def _ahead(
-    jobs: Sequence[Embed], work: "_Work", size: int, ahead: int, pool: ThreadPoolExecutor
-) -> Iterator[tuple[Embed, list[Future[_Batch]]]]:
-    """Each job with its batches, begun `ahead` batches ahead across the jobs' borders."""
-    begun: deque[tuple[Embed, list[Future[_Batch]]]] = deque()
+    jobs: Sequence[Embed],
+    work: "_Work",
+    size: int,
+    ahead: int,
+    pool: ThreadPoolExecutor,
+    elsewhere: Callable[[Embed], bool],
+) -> Iterator[tuple[Embed, list[Future[_Batch]] | None]]:
+    """Each job with its batches, begun `ahead` batches ahead across the jobs' borders; None: it is done elsewhere."""
+    begun: deque[tuple[Embed, list[Future[_Batch]] | None]] = deque()
     waiting = deque(jobs)
     while waiting or begun:
-        while waiting and sum(not batch.done() for _, batches in begun for batch in batches) <= ahead:
+        while waiting and sum(not batch.done() for _, batches in begun for batch in batches or ()) <= ahead:
             job = waiting.popleft()
+            if elsewhere(job):
+                begun.append((job, None))
+                continue
             starts = range(job.first, job.last, size)
             ends = ((first, min(first + size, job.last)) for first in starts)
             begun.append((job, [pool.submit(work.batch, *end, job.view) for end in ends]))

@@ -54,13 +54,14 @@ class Work:
     def features(self, backbone: Backbone, shape: Input | None, view: View = _PLAIN) -> Features:
         """Features of every row in one view, (N, D): the table's own, or put together from stored parts.
 
-        Parts that another shard has not stored yet are computed here: all of them, where shards share no store.
+        Parts that another shard has not stored yet are computed here: all of them, where shards share no store. They
+        are taken in an order of chance, which changes no part: shards that all wait for the same ones then share them.
         """
         data = self.inputs.data
         if data.embedding is not None:
             return data.embedding
         parts = embed_jobs(backbone, shape, data.digest, data.rows, [view])
-        run_embed(parts, self)
+        run_embed([parts[turn] for turn in np.random.default_rng().permutation(len(parts))], self)
         return np.concatenate([self.result(part)["features"] for part in parts])
 
     def result(self, job: Job) -> dict[str, NDArray[Any]]:
@@ -87,7 +88,8 @@ class Work:
 
 
 def run_embed(jobs: Sequence[Embed], work: Work) -> None:
-    """Features of the parts that are not stored yet."""
-    missing = [job for job in jobs if not work.results.has(job)]
-    for job, features, content in embed(missing, work.inputs.data, work.machine, work.progress):
+    """Features of the parts that are not stored yet, nor by others meanwhile."""
+    has = work.results.has
+    missing = [job for job in jobs if not has(job)]
+    for job, features, content in embed(missing, work.inputs.data, work.machine, work.progress, has):
         work.results.put(job, {"features": features, "content": content})

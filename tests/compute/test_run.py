@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from pyarrow import parquet
 from safetensors.torch import save_file
@@ -22,11 +23,11 @@ from privacy_gate.compute.numerics import numerics, whole_float32
 from privacy_gate.compute.pixels import read_pixels
 from privacy_gate.compute.run import RUNNERS, run
 from privacy_gate.compute.work import Inputs, Work
-from privacy_gate.dataset import AuditData, Columns, describe_table, read_data
+from privacy_gate.dataset import AuditData, Columns, Split, describe_table, read_data
 from privacy_gate.documents import parse
 from privacy_gate.errors import UnavailableError, UndecidedError
 from privacy_gate.evidence import logit_scaled
-from privacy_gate.job import Embed, Job, Score, digest, train_reference
+from privacy_gate.job import EMBED_ROWS, Embed, Job, Score, digest, embed_jobs, train_reference
 from privacy_gate.store import Arrays, Store, path_of
 
 NAME, ROWS, CLASSES = "test_resnet", 24, 3
@@ -59,14 +60,16 @@ def recipe(tmp_path: Path) -> Recipe:
     )
 
 
+def png(pixels: NDArray[np.uint8]) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
 @pytest.fixture
 def data(tmp_path: Path) -> AuditData:
     rng = np.random.default_rng(0)
-    images = []
-    for pixels in rng.integers(0, 256, (ROWS, 40, 40, 3), dtype=np.uint8):
-        file = io.BytesIO()
-        Image.fromarray(pixels).save(file, "PNG")
-        images.append(file.getvalue())
+    images = [png(pixels) for pixels in rng.integers(0, 256, (ROWS, 40, 40, 3), dtype=np.uint8)]
     table = {
         "id": [f"p{row}" for row in range(ROWS)],
         "label": [row % CLASSES for row in range(ROWS)],
@@ -167,6 +170,48 @@ def test_a_result_deleted_before_it_is_used_asks_for_another_run_and_is_computed
     store = Store(str(tmp_path / "store"))
     run(jobs, inputs, MACHINE, store)
     assert store.has(jobs[0])
+
+
+class Shared(Store):
+    """A store into which another process puts the last of some jobs as soon as the first is there."""
+
+    def __init__(self, root: str, theirs: Job, arrays: Arrays) -> None:
+        super().__init__(root)
+        self.ours: list[Job] = []
+        self._theirs, self._arrays = theirs, arrays
+
+    def put(self, job: Job, arrays: Arrays) -> None:
+        self.ours.append(job)
+        super().put(job, arrays)
+        super().put(self._theirs, self._arrays)
+
+
+def test_features_that_another_shard_stores_meanwhile_are_not_computed_again(
+    recipe: Recipe, data: AuditData, tmp_path: Path
+) -> None:
+    jobs = embed_jobs(recipe.backbone, recipe.input, data.digest, data.rows, recipe.views)
+    alone = Store(str(tmp_path / "alone"))
+    run(jobs, Inputs(data, tmp_path), MACHINE, alone)
+    shared, shown = Shared(str(tmp_path / "shared"), jobs[-1], alone.get(jobs[-1])), list[tuple[str, int, int]]()
+    # One image a batch: a job is begun when all batches of the one before it are nearly done.
+    how = Machine(threads=1, batch=1)
+    run(jobs, Inputs(data, tmp_path), how, shared, lambda *progress: shown.append(progress))
+    assert (shared.ours, shown[-1]) == (jobs[:-1], ("embed images", len(jobs) * ROWS, len(jobs) * ROWS))
+    for job in jobs:
+        np.testing.assert_allclose(shared.get(job)["features"], alone.get(job)["features"], rtol=1e-4, atol=1e-4)
+
+
+def test_shards_that_wait_for_the_same_features_begin_at_different_ones(recipe: Recipe, tmp_path: Path) -> None:
+    rows = 7 * EMBED_ROWS + 1
+    ids, split = np.array([f"p{row}" for row in range(rows)]), np.full(rows, Split.MEMBER, dtype=np.int8)
+    files = [png(np.full((32, 32, 3), shade, dtype=np.uint8)) for shade in range(256)]
+    data = AuditData(ids, np.zeros(rows, dtype=np.int64), split, "d" * 64, image=lambda row: files[row % 256])
+    store = Shared(str(tmp_path / "store"), Score("a" * 64, recipe, "d" * 64), {})
+    found = Work(Inputs(data, tmp_path), Machine(threads=1), store).features(recipe.backbone, recipe.input)
+    assert set(store.ours) == set(parts := embed_jobs(recipe.backbone, recipe.input, data.digest, rows))
+    assert store.ours != parts  # but by a chance of 1 in 8!
+    np.testing.assert_allclose(found[:256], found[1024:1280], rtol=1e-4, atol=1e-4)  # each in its place
+    assert np.abs(found[:255] - found[1:256]).max() > 1e-2
 
 
 def gpu_is_full() -> None:
