@@ -27,7 +27,7 @@ from privacy_gate.job import Embed
 from privacy_gate.progress import Progress, silent
 
 PREFETCH = 4
-"""Batches made ready ahead of their turn, beside those under way."""
+"""Batches made ready for a GPU ahead of their turn, beside those under way."""
 
 SHOWN = 20
 """Ids of unreadable images named in the error; the rest are counted."""
@@ -69,30 +69,25 @@ def embed(
     """
     device, alike = machine.torch_device(), _alike(jobs)
     threads = machine.decoders()
+    ahead = threads + (1 if device.type == "cpu" else PREFETCH)
     unreadable: dict[int, str] = {}
     done, total = 0, sum(job.last - job.first for job in jobs)
     with single_threaded_kernels(device), ThreadPoolExecutor(threads) as pool:
-        begun = (
-            _ahead(
-                same,
-                _Work(same[0], data, device),
-                machine.images(same[0].input.size),
-                threads + PREFETCH,
-                pool,
-                elsewhere,
-            )
-            for same in alike
-        )
-        for job, batches in chain.from_iterable(begun):
+
+        def begun(same: Sequence[Embed]) -> Iterator[tuple[Embed, Iterator[_Batch] | None]]:
+            work, size = _Work(same[0], data, device), machine.images(same[0].input.size)
+            return _begun(same, lambda job: work.batches(job, size, pool), ahead, elsewhere)
+
+        for job, batches in chain.from_iterable(map(begun, alike)):
             if batches is None:
                 done += job.last - job.first
                 progress("embed images", done, total)
                 continue
             made = []
             for batch in batches:
-                made.append(batch.result())
-                unreadable |= made[-1].unreadable
-                done += len(made[-1].content)
+                made.append(batch)
+                unreadable |= batch.unreadable
+                done += len(batch.content)
                 progress("embed images", done, total)
             features = [part.features for part in made if part.features is not None]
             if len(features) == len(made):
@@ -117,27 +112,38 @@ def all_named(unreadable: Mapping[int, str], data: AuditData) -> str:
     return f"{len(unreadable):,} images cannot be read: {named}{more}; repair or remove them; the first is {first}"
 
 
-def _ahead(
+def _begun(
     jobs: Sequence[Embed],
-    work: "_Work",
-    size: int,
+    begin: Callable[[Embed], list[Future[_Batch]]],
     ahead: int,
-    pool: ThreadPoolExecutor,
     elsewhere: Callable[[Embed], bool],
-) -> Iterator[tuple[Embed, list[Future[_Batch]] | None]]:
-    """Each job with its batches, begun `ahead` batches ahead across the jobs' borders; None: it is done elsewhere."""
+) -> Iterator[tuple[Embed, Iterator[_Batch] | None]]:
+    """Each job with its batches as they are done; None: it is done elsewhere.
+
+    A job is begun as soon as no more than `ahead` batches are left of those before it: no thread waits for another.
+    """
+    waiting, flying = deque(jobs), list[Future[_Batch]]()
     begun: deque[tuple[Embed, list[Future[_Batch]] | None]] = deque()
-    waiting = deque(jobs)
-    while waiting or begun:
-        while waiting and sum(not batch.done() for _, batches in begun for batch in batches or ()) <= ahead:
+
+    def fill() -> None:
+        flying[:] = [batch for batch in flying if not batch.done()]
+        while waiting and len(flying) <= ahead:
             job = waiting.popleft()
-            if elsewhere(job):
-                begun.append((job, None))
-                continue
-            starts = range(job.first, job.last, size)
-            ends = ((first, min(first + size, job.last)) for first in starts)
-            begun.append((job, [pool.submit(work.batch, *end, job.view) for end in ends]))
-        yield begun.popleft()
+            batches = None if elsewhere(job) else begin(job)
+            flying.extend(batches or ())
+            begun.append((job, batches))
+
+    def finished(batches: Sequence[Future[_Batch]]) -> Iterator[_Batch]:
+        for batch in batches:
+            found = batch.result()
+            fill()
+            yield found
+
+    fill()
+    while begun:
+        job, batches = begun.popleft()
+        yield job, None if batches is None else finished(batches)
+        fill()
 
 
 class _Work:
@@ -150,7 +156,12 @@ class _Work:
         self._turn: AbstractContextManager[Any] = nullcontext() if device.type == "cpu" else Lock()
         self._model: Any = self._tried(job)
 
-    def batch(self, first: int, last: int, view: View) -> _Batch:
+    def batches(self, job: Embed, size: int, pool: ThreadPoolExecutor) -> list[Future[_Batch]]:
+        """The job, begun: batches of so many rows, in their order."""
+        starts = range(job.first, job.last, size)
+        return [pool.submit(self._batch, first, min(first + size, job.last), job.view) for first in starts]
+
+    def _batch(self, first: int, last: int, view: View) -> _Batch:
         """Rows first <= i < last, seen so."""
         content, pixels, unreadable = [], [], {}
         for row in range(first, last):

@@ -1,15 +1,18 @@
-"""Two shards, and two Ray workers, against one process: elapsed seconds of the same references.
+"""Two shards, and two Ray workers, against one process: elapsed seconds of the same jobs.
 
 Everybody trains with one thread, so that two may use two cores. Shards are processes that have imported everything
 and wait for each other before they start; what is timed is the work, from there to the last result in the store.
 Ray's time holds the tasks' way to the workers, whose start and imports are paid by a first task of each. Rounds
 measure all three one after the other; the ratio is the median of the rounds' ratios. Every store must hold equal bytes.
-Run it where nothing else runs.
+Run it where nothing else runs. With --images, references need features of a network, which shards share.
     python tests/bench/shards.py --references 128
+    python tests/bench/shards.py --references 16 --images 1024
 """
 
 import argparse
+import hashlib
 import importlib.util
+import io
 import multiprocessing
 import os
 import tempfile
@@ -22,21 +25,25 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from PIL import Image
 from pyarrow import parquet
+from safetensors.torch import save_file
 
 from privacy_gate.audit import Shard
-from privacy_gate.candidate import Adam, Backbone, Recipe
+from privacy_gate.candidate import Adam, Backbone, Input, PublicWeights, Recipe
+from privacy_gate.compute import backbone
 from privacy_gate.compute.cluster import Cluster, connected, run_on_cluster
 from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.numerics import numerics
 from privacy_gate.compute.run import run
 from privacy_gate.compute.work import Inputs
 from privacy_gate.dataset import Columns, DataManifest, describe_table, read_data
-from privacy_gate.job import Job, train_reference
+from privacy_gate.job import Job, embed_jobs, train_reference
 from privacy_gate.store import Store
 
 MACHINE = Machine(device="cpu", threads=1)
 CLASSES, FEATURES, ROWS = 10, 512, 4000
+NETWORK, SIZE = "tf_efficientnet_lite0", 128
 RECIPE = Recipe(
     backbone=Backbone(name="identity"),
     classes=CLASSES,
@@ -46,56 +53,97 @@ RECIPE = Recipe(
 )
 
 
+WARM = 32
+"""Rows of a table that is read, and trained on, before anything is measured."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--references", type=int, default=128, help="(default 128)")
+    parser.add_argument("--images", type=int, default=0, help="rows of images; 0: 4,000 rows of embeddings (default 0)")
     parser.add_argument("--rounds", type=int, default=3, help="(default 3)")
     arguments = parser.parse_args()
+    rows = arguments.images or ROWS
     cores = len(os.sched_getaffinity(0))
-    print(f"{cores} cores; {arguments.references} references on {ROWS // 2} x {FEATURES} features, {CLASSES} classes")
+    what = f"{SIZE} px, {NETWORK}" if arguments.images else f"{FEATURES} features"
+    print(f"{cores} cores; {arguments.references} references, {rows} rows of {what}, {CLASSES} classes")
     with tempfile.TemporaryDirectory() as home:
         folder = Path(home)
-        manifest = table(folder)
-        jobs: list[Job] = [
-            train_reference(RECIPE, read_data(manifest, CLASSES).digest, index) for index in range(arguments.references)
-        ]
-        rounds = [measure(jobs, manifest, folder / str(number)) for number in range(arguments.rounds)]
+        recipe = of_images(folder) if arguments.images else RECIPE
+        tables = [table(folder / f"{count}.parquet", count, images=bool(arguments.images)) for count in (WARM, rows)]
+        first, jobs = (
+            planned(recipe, manifest, count) for manifest, count in zip(tables, (33, arguments.references), strict=True)
+        )
+        rounds = [measure(first, jobs, tables, folder / str(number)) for number in range(arguments.rounds)]
     for name in rounds[0]:
         seconds = median(found[name] for found in rounds)
-        ratio = median(found["one process"] / found[name] for found in rounds)
-        print(f"{name:20}{seconds:8.2f} s   {ratio:.2f} x one process, load {os.getloadavg()[0]:.1f}")
+        ratios = sorted(found["one process"] / found[name] for found in rounds)
+        spread = f"rounds: {ratios[0]:.2f} to {ratios[-1]:.2f}"
+        print(f"{name:20}{seconds:8.2f} s   {median(ratios):.2f} x one process ({spread})")
+    print(f"load {os.getloadavg()[0]:.1f}")
 
 
-def table(folder: Path) -> DataManifest:
+def table(path: Path, rows: int, *, images: bool) -> DataManifest:
+    """A table of noise."""
     rng = np.random.default_rng(0)
     columns = {
-        "id": [f"p{row}" for row in range(ROWS)],
-        "label": rng.integers(0, CLASSES, ROWS),
-        "split": ["member", "holdout"] * (ROWS // 2),
-        "embedding": list(rng.standard_normal((ROWS, FEATURES), dtype=np.float32)),
+        "id": [f"p{row}" for row in range(rows)],
+        "label": rng.integers(0, CLASSES, rows),
+        "split": ["member", "holdout"] * (rows // 2),
     }
-    parquet.write_table(pa.table(columns), folder / "t.parquet")
-    return describe_table(str(folder / "t.parquet"), Columns(embedding="embedding"))
+    if images:
+        columns["image"] = [jpeg(rng) for _ in range(rows)]
+    else:
+        columns["embedding"] = list(rng.standard_normal((rows, FEATURES), dtype=np.float32))
+    parquet.write_table(pa.table(columns), path)
+    return describe_table(str(path), Columns(image="image") if images else Columns(embedding="embedding"))
 
 
-def measure(jobs: Sequence[Job], manifest: DataManifest, folder: Path) -> dict[str, float]:
+def jpeg(rng: np.random.Generator) -> bytes:
+    file = io.BytesIO()
+    coarse = Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    coarse.resize((SIZE, SIZE), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+def of_images(folder: Path) -> Recipe:
+    """Heads on a network whose weights nobody trained: they are as fast as any."""
+    torch.manual_seed(0)
+    model: Any = backbone.timm.create_model(NETWORK, num_classes=0)
+    path = folder / "weights.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
+    public = PublicWeights(uri=str(path), sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    shape = Input(size=SIZE, mean=(0.5,) * 3, std=(0.5,) * 3)
+    return RECIPE.model_copy(update={"backbone": Backbone(name=NETWORK, weights=public), "input": shape})
+
+
+def planned(recipe: Recipe, manifest: DataManifest, references: int) -> list[Job]:
+    """The jobs as an audit plans them."""
+    data = read_data(manifest, CLASSES)
+    features = embed_jobs(recipe.backbone, recipe.input, data.digest, data.rows)
+    return [*features, *(train_reference(recipe, data.digest, index) for index in range(references))]
+
+
+def measure(
+    first: Sequence[Job], jobs: Sequence[Job], tables: Sequence[DataManifest], folder: Path
+) -> dict[str, float]:
     found = {
-        "one process": shards(jobs, manifest, folder / "one", 1),
-        "two shards": shards(jobs, manifest, folder / "two", 2),
+        "one process": shards(first, jobs, tables, folder / "one", 1),
+        "two shards": shards(first, jobs, tables, folder / "two", 2),
     }
     if importlib.util.find_spec("ray"):
-        found["two Ray workers"] = on_ray(jobs, manifest, folder / "ray")
+        found["two Ray workers"] = on_ray(first, jobs, tables, folder / "ray")
     stores = [stored(folder / name) for name in ("one", "two", "ray") if (folder / name).exists()]
     if any(other != stores[0] for other in stores):
         raise SystemExit("the stores differ")
     return found
 
 
-def shards(jobs: Sequence[Job], manifest: DataManifest, store: Path, count: int) -> float:
+def shards(first: Sequence[Job], jobs: Sequence[Job], tables: Sequence[DataManifest], store: Path, count: int) -> float:
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(count + 1)
     children = [
-        context.Process(target=shard, args=(Shard(index, count).take(jobs), manifest, str(store), barrier))
+        context.Process(target=shard, args=(first, Shard(index, count).take(jobs), tables, str(store), barrier))
         for index in range(1, count + 1)
     ]
     for child in children:
@@ -111,26 +159,22 @@ def shards(jobs: Sequence[Job], manifest: DataManifest, store: Path, count: int)
     return seconds
 
 
-def shard(jobs: Sequence[Job], manifest: DataManifest, store: str, barrier: Any) -> None:
+def shard(first: Sequence[Job], jobs: Sequence[Job], tables: Sequence[DataManifest], store: str, barrier: Any) -> None:
     torch.set_num_threads(1)
-    data = read_data(manifest, CLASSES)
-    run(warming(), Inputs(data, Path()), MACHINE, Store(f"{store}-first"))
+    warm, data = (read_data(manifest, CLASSES) for manifest in tables)
+    run(first, Inputs(warm, Path()), MACHINE, Store(f"{store}-first-{os.getpid()}"))
     barrier.wait()
     run(jobs, Inputs(data, Path()), MACHINE, Store(store, numerics(MACHINE)))
     barrier.wait()
 
 
-def on_ray(jobs: Sequence[Job], manifest: DataManifest, store: Path) -> float:
+def on_ray(first: Sequence[Job], jobs: Sequence[Job], tables: Sequence[DataManifest], store: Path) -> float:
+    warm, manifest = tables
     with connected(Cluster(), cpus=2):
-        run_on_cluster(warming(), manifest, CLASSES, Path(), MACHINE, Store(f"{store}-first"), Cluster())
+        run_on_cluster(first, warm, CLASSES, Path(), MACHINE, Store(f"{store}-first"), Cluster())
         started = time.perf_counter()
         run_on_cluster(jobs, manifest, CLASSES, Path(), MACHINE, Store(str(store)), Cluster())
         return time.perf_counter() - started
-
-
-def warming() -> list[Job]:
-    """Two references in each of four blocks, reference 0 among them, which imports more than others do."""
-    return [train_reference(RECIPE, "0" * 64, 16 * block + place) for block in range(4) for place in range(2)]
 
 
 def stored(folder: Path) -> dict[str, bytes]:

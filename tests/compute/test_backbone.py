@@ -1,8 +1,10 @@
 """Features and heads: the same whatever the batch; honest about unreadable images; strict about the candidate."""
 
+import dataclasses
 import hashlib
 import io
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -251,6 +253,25 @@ def test_jobs_of_several_inputs_and_backbones_each_get_their_own_features(recipe
     for job in jobs:
         ((_, alone, _),) = embed([job], data, machine)
         np.testing.assert_array_equal(together[job], alone)
+
+
+def test_the_next_part_is_computed_while_one_is_stored(recipe: Recipe, tmp_path: Path) -> None:
+    data, read, begun = audit_data(tmp_path, photographs()), threading.Event(), ROWS // 2
+    plain = data.image
+    assert plain is not None
+    assert recipe.input is not None
+
+    def image(row: int) -> bytes:
+        if row >= begun:
+            read.set()
+        return plain(row)
+
+    spans = ((0, begun), (begun, ROWS))
+    jobs = [Embed(recipe.backbone, recipe.input, View(), data.digest, *span) for span in spans]
+    parts = embed(jobs, dataclasses.replace(data, image=image), Machine(device="cpu", threads=1, batch=1))
+    next(parts)
+    assert read.wait(timeout=60)
+    next(parts)
 
 
 @pytest.mark.usefixtures("models")
