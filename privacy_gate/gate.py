@@ -75,7 +75,7 @@ class Case:
 
     def missing(self, jobs: Iterable[Job]) -> list[Job]:
         """Those of the jobs that the store lacks."""
-        return [job for job in jobs if not self.store.has(job)]
+        return self.store.missing(jobs)
 
     def audit(self, now: datetime.datetime, progress: Progress) -> Report:
         """The report, from what the store holds. Raises UndecidedError where it lacks a part."""

@@ -4,9 +4,12 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any, ClassVar
 
+import fsspec
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from privacy_gate.candidate import Backbone, PublicWeights, Recipe
 from privacy_gate.documents import load
@@ -41,6 +44,39 @@ def test_what_is_put_is_got_back_bit_for_bit(store: Store) -> None:
     for name, array in ARRAYS.items():
         assert found[name].dtype == array.dtype
         np.testing.assert_array_equal(found[name], array)
+
+
+def test_what_is_missing_is_said_in_the_order_asked_for(store: Store) -> None:
+    for index in (0, 3, 4):
+        store.put(job(index), ARRAYS)
+    assert store.missing(map(job, (9, 4, 2, 3, 1, 0, 2))) == [job(9), job(2), job(1), job(2)]
+    assert store.missing([]) == []
+
+
+class Slow(MemoryFileSystem):  # type: ignore[misc]
+    """A service that answers four questions at once, and none before the fourth is asked; one of them in vain."""
+
+    protocol = "slow"
+    asked: ClassVar[threading.Barrier]
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return str(super()._strip_protocol(path.removeprefix("slow:/")))
+
+    def info(self, path: str, **kwargs: Any) -> Any:
+        type(self).asked.wait()
+        if "away" in path:
+            raise ConnectionError("nobody answers")
+        return super().info(path, **kwargs)
+
+
+def test_a_distant_store_is_asked_for_many_results_at_once() -> None:
+    fsspec.register_implementation("slow", Slow, clobber=True)
+    Slow.asked = threading.Barrier(4, timeout=60)
+    jobs = [job(index) for index in range(32)]
+    assert Store("slow://shelf").missing(jobs) == jobs
+    with pytest.raises(StoreError, match="nobody answers"):
+        Store("slow://away").missing(jobs)
 
 
 def test_the_first_result_stays(store: Store) -> None:

@@ -130,7 +130,7 @@ def run_on_cluster(
         work = _Work(ray, setting, files, cluster)
         work.do("embed images", batches(embeds), progress)
         work.do("train and score", batches(others), progress)
-    if lost := [job for job in jobs if not store.has(job)]:
+    if lost := store.missing(jobs):
         raise UnavailableError(
             f"store {store.root}: {len(lost)} results that workers computed are not in it as this machine sees it; "
             "name a folder that all machines share, or a URL, and use the same version of privacy-gate everywhere"
@@ -179,7 +179,7 @@ def _do(jobs: Sequence[Job], setting: Setting, files: Files | None) -> None:
     if Path(setting.folder).is_dir():
         os.chdir(setting.folder)
     store = Store(setting.root, numerics(setting.machine))
-    missing = [job for job in jobs if not store.has(job)]
+    missing = store.missing(jobs)
     with scratch_folder() as folder:
         for name, content in (files or {}).items():
             path = folder / name

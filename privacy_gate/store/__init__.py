@@ -6,7 +6,8 @@ never a decision.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from numpy.typing import NDArray
@@ -17,6 +18,9 @@ from privacy_gate.store.contents import Arrays, damaged, pack, read_note, unpack
 from privacy_gate.store.place import Place
 
 __all__ = ["Arrays", "Store"]
+
+ASKED = 16
+"""Questions to a distant store under way at once."""
 
 
 class Store:
@@ -35,6 +39,17 @@ class Store:
     def has(self, job: Job) -> bool:
         """Whether the job's result is stored. It is checked when read, not here."""
         return self.place.holds(path_of(digest(job)))
+
+    def missing(self, jobs: Iterable[Job]) -> list[Job]:
+        """Those of the jobs whose results are not stored, in their order; a distant store is asked ASKED at a time.
+
+        No listing: it would say of a folder that cannot be read that it is empty, and is long where others store too.
+        """
+        asked = list(jobs)
+        if self.place.near:
+            return [job for job in asked if not self.has(job)]
+        with ThreadPoolExecutor(ASKED) as pool:
+            return [job for job, there in zip(asked, pool.map(self.has, asked), strict=True) if not there]
 
     def get(self, job: Job) -> dict[str, NDArray[Any]]:
         """The job's arrays. A damaged file is a StoreError that names it, a missing one an UndecidedError (exit 4)."""

@@ -61,6 +61,11 @@ class Place:
         with self._reaching("look into"):
             return bool(self._files.exists(str(self._base)))
 
+    @property
+    def near(self) -> bool:
+        """Whether it is a folder of this machine: asking it takes microseconds, where a service takes milliseconds."""
+        return isinstance(self._files, LocalFileSystem)
+
     def holds(self, path: str) -> bool:
         with self._reaching("look into"):
             return self._is_there(self._full(path))
