@@ -145,7 +145,7 @@ def backdoor_lift(plain: Ints, shown: Mapping[str, Ints], label: Ints, classes: 
     tail, pairs = (1 - confidence) / 2, len(families) * classes
     worst = max((family.reached for family in families), key=lambda one: one.excess)
     ends = max(family.low(tail / pairs) for family in families), max(family.high(tail) for family in families)
-    method = "paired score, Bonferroni over triggers and targets; beyond what controls do"
+    method = "paired score, its lower end Bonferroni; beyond what controls do"
     samples = f"{families[0].rows[worst.target]:,} rows, {pairs} pairs, {len(next(iter(shown.values()))) - 1} controls"
     found = measured("backdoor_lift", worst.excess, ends, confidence, method, samples)
     return found.model_copy(update={"subject": f"{worst.trigger} to class {worst.target}"})
