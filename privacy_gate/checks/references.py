@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, Field
 
 from privacy_gate.attacks import ATTACKS
-from privacy_gate.candidate import Recipe
+from privacy_gate.candidate import Recipe, View
 from privacy_gate.checks.check import Results, Subject, distinct_names
 from privacy_gate.evidence import Floats, MembershipEvidence
 from privacy_gate.job import Job, Score, TrainControl, embed_jobs, train_reference
@@ -20,6 +20,9 @@ AttackNames = Annotated[
     tuple[str, ...], Field(min_length=1), AfterValidator(lambda names: distinct_names(names, ATTACKS, "attack"))
 ]
 """Some of ATTACKS, each once."""
+
+PLAIN = View()
+"""A row as it stands."""
 
 
 def feature_jobs(subject: Subject) -> list[Job]:
@@ -57,12 +60,12 @@ def contents(subject: Subject, results: Results) -> NDArray[np.uint8]:
     return np.concatenate([results(job)["content"] for job in jobs])
 
 
-def features(subject: Subject, results: Results) -> Floats:
-    """Features of every row as it stands, (N, D)."""
+def features(subject: Subject, results: Results, view: View = PLAIN) -> Floats:
+    """Features of every row as it stands, or in another view, (N, D)."""
     recipe, data = subject.recipe, subject.data
     if data.embedding is not None:
         return data.embedding
-    jobs = embed_jobs(recipe.backbone, recipe.input, data.digest, data.rows)
+    jobs = embed_jobs(recipe.backbone, recipe.input, data.digest, data.rows, [view])
     return np.concatenate([results(job)["features"] for job in jobs])
 
 

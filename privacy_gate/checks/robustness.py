@@ -11,13 +11,21 @@ from pydantic import Field, field_validator, model_validator
 from privacy_gate.checks.check import NO_FEDERATION, Results, Subject, WhereDeclared, distinct_names, in_percent
 from privacy_gate.checks.confirmation import Confirmation
 from privacy_gate.checks.federations import MEAN, NOT_SIMULATED, Federations
-from privacy_gate.checks.references import feature_jobs
+from privacy_gate.checks.references import PLAIN, feature_jobs, features
 from privacy_gate.checks.rules import Study
+from privacy_gate.dataset import Split
 from privacy_gate.evidence import Floats
 from privacy_gate.exhibits import ByzantineLine, ByzantinePlot
 from privacy_gate.federation import Aggregator, Federation
 from privacy_gate.job import PLANTED, Federate, Job, embed_jobs, screening
-from privacy_gate.metrics.robustness import breakdown_point, byzantine_drop, federated_backdoor, needed_holdout
+from privacy_gate.metrics.robustness import (
+    Called,
+    breakdown_point,
+    byzantine_drop,
+    called,
+    federated_backdoor,
+    needed_holdout,
+)
 from privacy_gate.verdict import (
     CheckResult,
     Limit,
@@ -51,6 +59,9 @@ ADVERSARIES = (
 
 BACKDOORS = ("backdoor", "backdoor_bounded")
 """Model replacement, as it is and within the usual norm."""
+
+TARGET = 0
+"""The class that they have the trigger called."""
 
 WORST = ("sign_flip", "ipm_0.1", "ipm_10", "alie_search", "label_flip", "inflated_counts")
 """Tried unless the policy says otherwise: no attack is worst for every rule, and each of these is for some."""
@@ -235,15 +246,25 @@ class _Figures:
         if absent is not None:
             return not_measured("federated_backdoor", absent)
         found = {name: [self.results(job) for job in jobs] for name, jobs in self.study.planted(BACKDOORS).items()}
+        unattacked = [self.results(job) for job in self.study.clean(self.study.own)]
         runs = [arrays for each in found.values() for arrays in each]
         if any(not arrays.get("backdoor", np.empty(0)).size for arrays in runs):
             return not_measured("federated_backdoor", "needs holdout rows of classes other than the backdoor's target")
         # A head of NaN names no class, the target no more than another: nothing is planted in it, and nothing proved.
-        if lost := sum(not np.isfinite(arrays["head"]).all() for arrays in runs):
-            reason = f"{lost} of {len(runs)} federations with a backdoor diverge: have clients train at a lower rate"
+        if lost := sum(not np.isfinite(arrays["head"]).all() for arrays in [*runs, *unattacked]):
+            reason = f"{lost} of {len(runs) + len(unattacked)} federations diverge: have clients train at a lower rate"
             return not_measured("federated_backdoor", reason)
-        called = {name: np.stack([each["backdoor"] for each in arrays], axis=1) for name, arrays in found.items()}
-        return federated_backdoor({name: (shown, plain) for name, (shown, plain) in called.items()}, self.confidence)
+        planted = {
+            name: Called(*np.stack([each["backdoor"] for each in arrays], axis=1)) for name, arrays in found.items()
+        }
+        return federated_backdoor(planted, self._called([arrays["head"] for arrays in unattacked]), self.confidence)
+
+    def _called(self, heads: list[Floats]) -> Called:
+        """What heads call the holdout's rows of other classes, with the backdoor's trigger and without."""
+        subject = self.study.federations.subject
+        rows = (subject.data.split == Split.HOLDOUT) & (subject.data.label != TARGET)
+        views = (features(subject, self.results, view)[rows] for view in (PLANTED, PLAIN))
+        return Called(*(np.stack([called(shown, head, TARGET) for head in heads]) for shown in views))
 
     def plot(self, rules: list[Aggregator]) -> ByzantinePlot:
         """Accuracy under the worst attack against the number of byzantine clients, a line for each rule."""

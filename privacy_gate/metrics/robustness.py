@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 from scipy.special import ndtri, stdtrit
@@ -30,13 +31,39 @@ def byzantine_drop(
     )
 
 
-def federated_backdoor(planted: Mapping[str, tuple[Floats, Floats]], confidence: float) -> Measurement:
-    """How much more often the federation's head calls rows the backdoor's target once they show its trigger.
+class Called(NamedTuple):
+    """How far heads of S seeds call T holdout rows of other classes a backdoor's target, (S, T) each in 0 .. 1."""
 
-    planted  by adversary: by seed which holdout rows of other classes are called the target (S, T'), with the trigger
-             and without; the worst adversary counts. Interval: see `_worst`
+    shown: Floats
+    """With the trigger."""
+    plain: Floats
+    """Without."""
+
+
+def called(features: Floats, head: Floats, target: int) -> Floats:
+    """How far a head (C, D + 1), bias last, calls each of T rows (T, D) the target, (T,). A tie is shared."""
+    logits = features @ head[:, :-1].T + head[:, -1]
+    best = logits == logits.max(axis=1, keepdims=True)
+    return np.asarray(best[:, target] / best.sum(axis=1), dtype=np.float64)
+
+
+def federated_backdoor(planted: Mapping[str, Called], unattacked: Called, confidence: float) -> Measurement:
+    """How much more often the federation's head calls rows the backdoor's target once they show its trigger, beyond
+    what the trigger does to the head of the same federation that nobody attacks.
+
+    A frozen backbone may be fragile to the trigger before any client is hostile: that is no deed of theirs, and no rule
+    mends it. Where the trigger keeps the unattacked head from naming the target, nothing is made of that.
+
+    planted  by adversary, of the same seeds and rows as `unattacked`; the worst adversary counts. Interval: see
+             `_worst`
     """
-    return _worst(accuracy_loss("federated_backdoor", *called, confidence, name) for name, called in planted.items())
+    fragile = unattacked.shown - unattacked.plain
+    if fragile.mean() <= 0:
+        fragile = np.zeros_like(fragile)
+    return _worst(
+        accuracy_loss("federated_backdoor", shown - plain, fragile, confidence, name)
+        for name, (shown, plain) in planted.items()
+    )
 
 
 def _worst(losses: Iterable[Measurement]) -> Measurement:

@@ -78,7 +78,7 @@ _METRICS = {
     "disparate_mia_p_value": Metric("chance that members found differ as much where all are alike", percent=True),
     "contribution_match": Metric("correlation of what clients bring and get"),
     "federated_backdoor": Metric(
-        "how much more often clients' trigger is called its target", percent=True, signed=True
+        "how much more often hostile clients have their trigger called its target", percent=True, signed=True
     ),
     "backdoor_lift": Metric(
         "how much more often a trigger is called its target, beyond patterns like it", percent=True, signed=True

@@ -12,7 +12,15 @@ from sklearn.datasets import load_digits
 from privacy_gate.candidate import Input, Recipe
 from privacy_gate.checks.check import Subject
 from privacy_gate.checks.federations import NOT_SIMULATED
-from privacy_gate.checks.robustness import ADVERSARIES, BACKDOORS, NO_IMAGES, NOT_ASKED, Robustness, RobustnessMetric
+from privacy_gate.checks.robustness import (
+    ADVERSARIES,
+    BACKDOORS,
+    NO_IMAGES,
+    NOT_ASKED,
+    TARGET,
+    Robustness,
+    RobustnessMetric,
+)
 from privacy_gate.checks.rules import ROBUST
 from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.run import run
@@ -117,7 +125,7 @@ def test_a_backdoor_is_planted_where_a_limit_asks_for_it_and_there_are_images(di
     how = recipe().model_copy(update={"input": Input(size=32, mean=(0.5,) * 3, std=(0.5,) * 3)})
 
     def planted(
-        check: Robustness, data: AuditData, diverging: Collection[int] = (), others: int = 400
+        check: Robustness, data: AuditData, diverging: Collection[int] = (), named: bool = True, bias: float = 0.0
     ) -> tuple[Any, ...]:
         subject = Subject(recipe=how, artifact="a" * 64, data=data, logged={})
         jobs = check.jobs(subject)
@@ -127,11 +135,17 @@ def test_a_backdoor_is_planted_where_a_limit_asks_for_it_and_there_are_images(di
 
         def results(job: Job) -> Mapping[str, Any]:
             assert job in jobs
+            if isinstance(job, Embed):  # with the trigger alone a row is all ones
+                return {"features": np.full((job.last - job.first, 64), float(job.view.trigger is not None))}
             assert isinstance(job, Federate)
+            others = int(((data.split == Split.HOLDOUT) & (data.label != TARGET)).sum()) if named else 0
             share = {"backdoor": 0.9, "backdoor_bounded": 0.3}.get(str(job.adversary), 0.0)
             shares = {"backdoor": np.tile([[share], [0.05]], others)} if others else {}
             shares["hit"] = np.full(497, 0.9)
-            head = np.full((10, 65), np.nan if job.adversary == "backdoor" and job.seed in diverging else 1.0)
+            head = np.zeros((10, 65))
+            head[1, -1] = 1.0
+            head[TARGET, :-1] = bias  # how fragile the backbone is
+            head[:] = np.nan if job.adversary == "backdoor" and job.seed in diverging else head
             return {"accuracy": np.array([0.9]), "heterogeneity": np.array([0.4]), "head": head} | shares
 
         found = figure(check.measure(subject, results, 0.95), "federated_backdoor")
@@ -140,10 +154,11 @@ def test_a_backdoor_is_planted_where_a_limit_asks_for_it_and_there_are_images(di
     limited = parse(FEW | {"limits": {"federated_backdoor": {"max": 0.1}}}, Robustness, "policy")
     assert planted(limited, pictures) == (set(BACKDOORS), "backdoor", pytest.approx(0.85))
     assert planted(parse(FEW | {"backdoor": True}, Robustness, "policy"), pictures)[0] == set(BACKDOORS)
+    assert planted(limited, pictures, bias=1.0)[2] == pytest.approx(-0.15)
     # Where all of the holdout is of the backdoor's target, nothing can be called it wrongly: 0 would be a limit met.
-    assert "rows of classes other than the backdoor's target" in planted(limited, pictures, others=0)[1]
-    assert planted(limited, pictures, others=0)[2] is None
-    assert "1 of 16 federations with a backdoor diverge" in planted(limited, pictures, diverging=[3])[1]
+    assert "rows of classes other than the backdoor's target" in planted(limited, pictures, named=False)[1]
+    assert planted(limited, pictures, named=False)[2] is None
+    assert "1 of 24 federations diverge" in planted(limited, pictures, diverging=[3])[1]
     assert planted(limited, digits)[1] == NO_IMAGES
     assert planted(parse(FEW, Robustness, "policy"), pictures)[1] == NOT_ASKED
 
@@ -313,7 +328,9 @@ def test_privacy_of_clients_is_tried_under_attack_by_its_mean_alone(digits: Audi
 
 def test_every_attack_that_policies_can_name_exists() -> None:
     assert set(ADVERSARIES) | set(BACKDOORS) == set(KNOWN)
-    assert {name for name, one in KNOWN.items() if one.backdoor} == set(BACKDOORS)
+    assert {name: one.backdoor.target for name, one in KNOWN.items() if one.backdoor} == dict.fromkeys(
+        BACKDOORS, TARGET
+    )
     with pytest.raises(ConfigurationError, match="sign_flip"):
         parse(FEW | {"attacks": ["sign_flop"]}, Robustness, "policy")
     with pytest.raises(ConfigurationError, match="no minority"):

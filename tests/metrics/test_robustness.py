@@ -8,9 +8,11 @@ import pytest
 from scipy.special import ndtri, stdtrit
 
 from privacy_gate.metrics.robustness import (
+    Called,
     accuracy_loss,
     breakdown_point,
     byzantine_drop,
+    called,
     federated_backdoor,
     needed_holdout,
 )
@@ -53,8 +55,9 @@ def test_another_attack_never_lowers_the_figure_nor_either_end() -> None:
         names = [list(left)[:count] for count in (1, 2, 3, 4)]
         right = {name: hits(each, 500) for name, each in left.items()}
         drops = [byzantine_drop(hits(clean, 500), {name: right[name] for name in some}, 0.95) for some in names]
-        called = {name: (1 - each, hits(clean / 20, 500)) for name, each in right.items()}
-        lifts = [federated_backdoor({name: called[name] for name in some}, 0.95) for some in names]
+        planted = {name: Called(1 - each, hits(clean / 20, 500)) for name, each in right.items()}
+        fragile = Called(hits(clean / 15, 500), hits(clean / 20, 500))
+        lifts = [federated_backdoor({name: planted[name] for name in some}, fragile, 0.95) for some in names]
         for before, after in [*pairwise(drops), *pairwise(lifts)]:
             assert (ends(after) >= ends(before)).all()
 
@@ -173,16 +176,36 @@ def test_three_seeds_that_agree_are_held_against_no_loss_that_only_rows_leave_op
 def test_the_backdoor_that_works_best_counts_beyond_what_is_called_its_target_anyway() -> None:
     plain = hits(np.array([0.05, 0.06, 0.04]), 1000)
     shown = {"bounded": np.array([0.3, 0.35, 0.25]), "scaled": np.array([0.9, 0.95, 0.85])}
-    found = federated_backdoor({name: (hits(share, 1000), plain) for name, share in shown.items()}, 0.95)
+    planted = {name: Called(hits(share, 1000), plain) for name, share in shown.items()}
+    found = federated_backdoor(planted, Called(plain, plain), 0.95)
     assert (found.subject, found.metric) == ("scaled", "federated_backdoor")
     assert found.value == pytest.approx(0.85)
     assert found.low is not None
     assert found.low > 0.6
 
 
+def test_what_a_trigger_does_without_a_hostile_client_is_none_of_theirs_and_excuses_no_more() -> None:
+    few, many = hits(np.full(3, 0.05), 1000), hits(np.full(3, 0.4), 1000)
+    fragile, sound, shy = Called(many, few), Called(few, few), Called(few, many)
+    most = Called(hits(np.full(3, 0.9), 1000), few)
+    blameless = federated_backdoor({"scaled": fragile}, fragile, 0.95)
+    assert (blameless.low, blameless.value) <= (0, 0)
+    assert blameless.high is not None
+    assert blameless.high < 0.01
+    lifts = [federated_backdoor({"scaled": most}, each, 0.95).value for each in (fragile, sound, shy)]
+    assert lifts == pytest.approx([0.5, 0.85, 0.85])
+
+
+def test_a_head_calls_what_its_largest_logit_names_and_shares_ties() -> None:
+    features = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+    head = np.array([[2.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 0.0]])
+    assert called(features, head, 0) == pytest.approx([1.0, 0.0, 1 / 3])
+    assert called(features, head + np.array([0, 0, 1.0]), 2) == pytest.approx([0.0, 0.0, 1 / 3])
+
+
 def test_no_row_that_shows_a_backdoor_is_no_proof_that_there_is_none() -> None:
-    never = (np.zeros((3, rows)) for rows in (20, 20_000))
-    few, many = (federated_backdoor({"backdoor": (each, each)}, 0.95).high for each in never)
+    never = (Called(np.zeros((3, rows)), np.zeros((3, rows))) for rows in (20, 20_000))
+    few, many = (federated_backdoor({"backdoor": each}, each, 0.95).high for each in never)
     assert few is not None
     assert many is not None
     assert few > 0.1
