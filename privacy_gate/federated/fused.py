@@ -24,16 +24,16 @@ def local_updates(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """See local.local_updates."""
     cells, groups, classes, width = heads.shape
-    clients = batches.rows.shape[1]
+    rows, clients = batches.rows, batches.rows.shape[1]
     updates = heads.new_empty(cells, groups, clients, classes * width)
     loss = heads.new_zeros(cells, groups, clients if losses else 0)
     flat = heads.reshape(-1).numpy()
     _train(
         table.numpy(),
         flat,
-        batches.rows.numpy(),
-        batches.label.numpy(),
-        batches.weight.numpy(),
+        rows.contiguous().numpy(),  # arrays of another layout would be compiled for anew
+        batches.label.contiguous().numpy(),
+        batches.weight.contiguous().numpy(),
         np.array([training.lr, training.decay, training.prox], flat.dtype),
         lanes(flat.dtype),
         classes,
