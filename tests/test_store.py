@@ -54,7 +54,7 @@ def test_what_is_missing_is_said_in_the_order_asked_for(store: Store) -> None:
 
 
 class Slow(MemoryFileSystem):  # type: ignore[misc]
-    """A service that answers four questions at once, and none before the fourth is asked; one of them in vain."""
+    """A service that answers four questions at once, and none before the fourth is asked."""
 
     protocol = "slow"
     asked: ClassVar[threading.Barrier]
@@ -64,9 +64,9 @@ class Slow(MemoryFileSystem):  # type: ignore[misc]
         return str(super()._strip_protocol(path.removeprefix("slow:/")))
 
     def info(self, path: str, **kwargs: Any) -> Any:
-        type(self).asked.wait()
         if "away" in path:
             raise ConnectionError("nobody answers")
+        type(self).asked.wait()
         return super().info(path, **kwargs)
 
 
