@@ -6,13 +6,15 @@ from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
 REORDERED = {"reassoc", "contract", "nsz"}
 """Sums may be taken in another order, as every matrix library does; NaN and infinity stay what they are."""
 
+SETTINGS: dict[str, Any] = {"nogil": True, "fastmath": REORDERED, "error_model": "numpy"}
+"""A division by zero is what it is to NumPy: to look out for it, as Python does, keeps loops from being vectors."""
 
 ROOM = 64 << 20
 """Bytes that a disk must have free for machine code to be kept there."""
@@ -38,11 +40,11 @@ def compiled(function: Function) -> Function:
     from numba import njit  # noqa: PLC0415 - an extra, and slow to import
 
     try:
-        kept = njit(function, cache=True, nogil=True, fastmath=REORDERED)
+        kept = njit(function, cache=True, **SETTINGS)
     except RuntimeError:  # neither the package's folder nor the user's can be written to
-        return cast(Function, njit(function, nogil=True, fastmath=REORDERED))
+        return cast(Function, njit(function, **SETTINGS))
     place = Path(kept.stats.cache_path)
     there = next(folder for folder in (place, *place.parents) if folder.exists())
     if shutil.disk_usage(there).free < ROOM:
-        return cast(Function, njit(function, nogil=True, fastmath=REORDERED))
+        return cast(Function, njit(function, **SETTINGS))
     return cast(Function, kept)

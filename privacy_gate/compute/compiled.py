@@ -29,7 +29,7 @@ def logits(x: Floats, rows: Ints, parameters: Floats, out: Floats) -> None:
                 _dot_rows(x, mine, head[c], said[c], b)
         for c in range(classes):
             for b in range(tiled_rows, size):
-                _dot(x[mine[b]], head[c], said[c], b)
+                dot(x[mine[b]], head[c], said[c], b)
 
 
 @compiled
@@ -53,7 +53,8 @@ def gradient(x: Floats, rows: Ints, error: Floats, out: Floats) -> None:
 
 
 @compiled
-def _dot(x: Floats, w: Floats, out: Floats, b: int) -> None:
+def dot(x: Floats, w: Floats, out: Floats, b: int) -> None:
+    """Sets out[b] to the inner product of x and w, each (W,)."""
     total = w.dtype.type(0)
     for k in range(w.size):
         total += w[k] * x[k]

@@ -19,6 +19,7 @@ from privacy_gate.compute.optimizers import STATE, stepper
 from privacy_gate.compute.private import private_batches
 from privacy_gate.compute.products import products
 from privacy_gate.compute.subsets import Subset, initial_head, shown
+from privacy_gate.native import has_numba
 
 CACHE_LINE = 64
 """Bytes."""
@@ -59,15 +60,54 @@ def train_block(
     """Trains the block's references as the recipe says: weights and biases (M, C, D + 1), in the block's order.
 
     x (V * N, W) as `padded` makes it of D = width features in each of the recipe's V views, y (V * N,), on the
-    device that computes; all subsets make the same number of batches an epoch. `advance` is called with M after
-    every epoch.
+    device that computes; all subsets make the same number of batches an epoch. `advance` is told how
+    many references were trained for one epoch more.
     """
-    stack = Stack(x, recipe, len(block))
+    heads = x.new_zeros(len(block), recipe.classes, x.shape[1])
     if recipe.head.initial == "uniform":
-        for place, (index, _) in enumerate(block):
+        for head, (index, _) in zip(heads, block, strict=True):
             weight, bias = initial_head(index, recipe.classes, width)
-            stack.parameters[place, :, :width] = torch.from_numpy(weight)
-            stack.parameters[place, :, width] = torch.from_numpy(bias)
+            head[:, :width] = torch.from_numpy(weight)
+            head[:, width] = torch.from_numpy(bias)
+    if recipe.privacy is None and x.device.type == "cpu" and has_numba():
+        _one_by_one(x, y, heads, recipe, block, advance)
+    else:
+        _side_by_side(x, y, width, heads, recipe, block, advance)
+    return heads[:, :, : width + 1]
+
+
+def _one_by_one(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    heads: torch.Tensor,
+    recipe: Recipe,
+    block: Sequence[Subset],
+    advance: Callable[[int], None],
+) -> None:
+    """Trains heads (M, C, W) in place, each from its first epoch to its last: what it
+    touches stays in its core's cache.
+    """
+    from privacy_gate.compute.fused import Fused  # noqa: PLC0415 - an extra, and slow to import
+
+    fused, views = Fused(x, y, recipe), len(recipe.views)
+    for head, (index, rows) in zip(heads, block, strict=True):
+        state = fused.state()
+        for epoch in range(recipe.epochs):
+            fused.train(head, shown(index, epoch, rows, views, len(y) // views), epoch, state)
+            advance(1)
+
+
+def _side_by_side(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    width: int,
+    heads: torch.Tensor,
+    recipe: Recipe,
+    block: Sequence[Subset],
+    advance: Callable[[int], None],
+) -> None:
+    """Trains heads (M, C, W) in place, all of them in every step."""
+    stack = Stack(x, recipe, heads)
     step = stepper(stack.parameters, stack.gradient, recipe.optimizer)
     privacy, shape = recipe.privacy, (recipe.classes, width + 1)
     for epoch in range(recipe.epochs):
@@ -83,7 +123,6 @@ def train_block(
                 stack.differentiate(rows, truth, share)
                 step(lr)
         advance(len(block))
-    return stack.parameters[:, :, : width + 1]
 
 
 def _batches(
@@ -111,12 +150,11 @@ def _batches(
 class Stack:
     """The parameters of M heads, (M, C, W), with their gradient beside them."""
 
-    def __init__(self, x: torch.Tensor, recipe: Recipe, models: int) -> None:
+    def __init__(self, x: torch.Tensor, recipe: Recipe, parameters: torch.Tensor) -> None:
         self._products, self._smoothing = products(x), recipe.label_smoothing
         self._norms = None if recipe.privacy is None else x.norm(dim=1)
         self._minus_target = x.new_tensor(self._smoothing - 1)
-        self.parameters = x.new_zeros(models, recipe.classes, x.shape[1])
-        self.gradient = torch.zeros_like(self.parameters)
+        self.parameters, self.gradient = parameters, torch.zeros_like(parameters)
 
     def differentiate(
         self, rows: torch.Tensor, label: torch.Tensor, share: torch.Tensor | float, clip: float | None = None

@@ -114,6 +114,93 @@ def dots(context: Any, rows: Any, places: Any, count: Any, out: Any) -> Any:
     return signature, code
 
 
+def _meeting(classes: int) -> Callable[..., None]:
+    """Code for out[c + a, b + d] = x[rows[b + d]] . heads[c + a], for d < DOWN and a < classes.
+
+    x (N, W), rows (B,) in it, heads (C, W), out (C, B'), each in C order; W is a multiple of the lanes.
+    """
+
+    @written
+    def tile(context: Any, x: Any, rows: Any, b: Any, heads: Any, c: Any, out: Any) -> Any:
+        signature = types.void(x, rows, types.intp, heads, types.intp, out)
+
+        def code(context: Any, builder: Any, signature: Any, values: Sequence[Any]) -> Any:
+            vector = _vector(context, signature.args[0])
+            b, c = values[2], values[4]
+            table, chosen, weights, target = (
+                context.make_array(signature.args[k])(context, builder, values[k]) for k in (0, 1, 3, 5)
+            )
+            width, beyond = (builder.extract_value(each.shape, 1) for each in (table, target))
+            mine = [builder.mul(_item(builder, chosen.data, b, d), width) for d in range(DOWN)]
+            theirs = [builder.mul(builder.add(c, c.type(a)), width) for a in range(classes)]
+            sums = [cgutils.alloca_once_value(builder, vector(None)) for _ in range(DOWN * classes)]
+            with cgutils.for_range_slice(builder, c.type(0), width, c.type(vector.count), c.type) as (k, _):
+                left = [_load(builder, table.data, builder.add(first, k), vector) for first in mine]
+                for a, first in enumerate(theirs):
+                    right = _load(builder, weights.data, builder.add(first, k), vector)
+                    for d, value in enumerate(left):
+                        total = sums[a * DOWN + d]
+                        builder.store(_fma(builder, value, right, builder.load(total)), total)
+            for place, total in enumerate(sums):
+                row = builder.mul(builder.add(c, c.type(place // DOWN)), beyond)
+                column = builder.add(b, c.type(place % DOWN))
+                builder.store(_sum(builder, builder.load(total)), builder.gep(target.data, [builder.add(row, column)]))
+            return context.get_dummy_value()
+
+        return signature, code
+
+    return tile
+
+
+MEETING = {classes: _meeting(classes) for classes in (ACROSS, 2, 1)}
+
+
+def _gathered(classes: int, vectors: int) -> Callable[..., None]:
+    """Code for out[c + a, v:] = sum over b < B of error[c + a, b] x[rows[b], v:], of so many classes and vectors.
+
+    error (C, B'), x (N, W), rows (B,) in it, out (C, W), each in C order.
+    """
+
+    @written
+    def tile(context: Any, error: Any, c: Any, x: Any, rows: Any, v: Any, out: Any) -> Any:
+        signature = types.void(error, types.intp, x, rows, types.intp, out)
+
+        def code(context: Any, builder: Any, signature: Any, values: Sequence[Any]) -> Any:
+            vector = _vector(context, signature.args[0])
+            c, v = values[1], values[4]
+            wrong, table, chosen, target = (
+                context.make_array(signature.args[k])(context, builder, values[k]) for k in (0, 2, 3, 5)
+            )
+            width, beyond = (builder.extract_value(each.shape, 1) for each in (table, wrong))
+            count = builder.extract_value(chosen.shape, 0)
+            starts = [builder.mul(builder.add(c, c.type(a)), beyond) for a in range(classes)]
+            sums = [[cgutils.alloca_once_value(builder, vector(None)) for _ in range(vectors)] for _ in starts]
+            with cgutils.for_range(builder, count) as loop:
+                row = builder.load(builder.gep(chosen.data, [loop.index]))
+                begin = builder.add(builder.mul(row, width), v)
+                columns = [
+                    _load(builder, table.data, builder.add(begin, v.type(k * vector.count)), vector)
+                    for k in range(vectors)
+                ]
+                for start, mine in zip(starts, sums, strict=True):
+                    factor = _splat(builder, _item(builder, wrong.data, start, loop.index), vector)
+                    for total, column in zip(mine, columns, strict=True):
+                        builder.store(_fma(builder, factor, column, builder.load(total)), total)
+            for a, mine in enumerate(sums):
+                begin = builder.add(builder.mul(builder.add(c, c.type(a)), width), v)
+                for k, total in enumerate(mine):
+                    place = builder.add(begin, v.type(k * vector.count))
+                    _store(builder, builder.load(total), target.data, place)
+            return context.get_dummy_value()
+
+        return signature, code
+
+    return tile
+
+
+GATHERED = {(classes, vectors): _gathered(classes, vectors) for classes in (5, 2, 1) for vectors in (4, 2, 1)}
+
+
 @written
 def softmax(context: Any, logits: Any, first: Any, classes: Any, size: Any, weight: Any) -> Any:
     """Code that turns logits (classes, size), from `first` on, into probabilities times weight (size,), in place.
@@ -196,6 +283,12 @@ def _sum(builder: Any, value: Any) -> Any:
 
 def _arrays(signature: Any) -> list[Any]:
     return [kind for kind in signature.args if isinstance(kind, types.Array)]
+
+
+def _item(builder: Any, data: Any, place: Any, more: Any) -> Any:
+    """data[place + more]; more is a number or a value."""
+    more = place.type(more) if isinstance(more, int) else more
+    return builder.load(builder.gep(data, [builder.add(place, more)]))
 
 
 def _pointer(builder: Any, data: Any, place: Any, vector: Any) -> Any:

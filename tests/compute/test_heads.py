@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from privacy_gate.candidate import Recipe
+from privacy_gate.compute import stack
 from privacy_gate.compute.heads import TrainedHead, confidences, head_logits, train_heads
 from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.products import LEAST_WIDTH
 from privacy_gate.compute.subsets import Subset, included
 from privacy_gate.errors import ConfigurationError, DatasetError
 from privacy_gate.evidence import logit_scaled
+from privacy_gate.native import has_numba
 
 PlainLoop = Callable[..., torch.nn.Linear]
 ADAM = {"name": "adam", "lr": 0.01}
@@ -32,6 +34,14 @@ SHAPES = [(20, 3), (LEAST_WIDTH, 7)]
 """Features and classes of a problem for torch's products, and of one for compiled ones."""
 
 CPU = Machine(device="cpu", threads=2)
+
+needs_numba = pytest.mark.skipif(not has_numba(), reason="Numba is not installed")
+
+
+@pytest.fixture(params=[pytest.param("one by one", marks=needs_numba), "side by side"], autouse=True)
+def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heads are trained by machine code where Numba is, and by torch, all in step, where it is not."""
+    monkeypatch.setattr(stack, "has_numba", lambda: request.param == "one by one")
 
 
 def recipe(**changes: Any) -> Recipe:

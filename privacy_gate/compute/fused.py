@@ -1,0 +1,184 @@
+"""Epochs of a single head on a CPU as one pass of machine code: its parameters, their gradient and the optimiser's
+state stay in a core's own cache from the first step to the last. Imported only where Numba is.
+
+The interpreter is asked once an epoch, and not for each of a step's parts: threads do not wait for its lock.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from privacy_gate.candidate import Recipe, Sgd
+from privacy_gate.compute.compiled import dot
+from privacy_gate.evidence import Floats, Ints
+from privacy_gate.federated.lanes import ACROSS, BACKWARD, DOWN, GATHERED, MEETING, lanes, softmax
+from privacy_gate.native import compiled
+
+SGD, ADAM, ADAMW = range(3)
+
+B5, B2, B1 = (GATHERED[classes, BACKWARD] for classes in (5, 2, 1))
+MANY, TWO, ONE = (MEETING[classes] for classes in (ACROSS, 2, 1))
+S5, S1 = (GATHERED[classes, 1] for classes in (5, 1))
+
+
+@dataclass(frozen=True, eq=False)
+class Fused:
+    """Trains heads of a recipe without privacy on rows of x (N, W) of classes y (N,)."""
+
+    x: torch.Tensor
+    y: torch.Tensor
+    recipe: Recipe
+
+    def train(self, head: torch.Tensor, order: Ints, epoch: int, state: Floats) -> None:
+        """Trains a head (C, W) on the rows `order` in place, batch by batch; epoch counts from 0.
+
+        state (3, C, W): see `state`; of the epochs before.
+        """
+        recipe, optimizer = self.recipe, self.recipe.optimizer
+        lr = optimizer.lr * recipe.schedule.factor(epoch, recipe.epochs)
+        if isinstance(optimizer, Sgd):
+            kind, settings = SGD, (optimizer.momentum, float(optimizer.nesterov), 0.0)
+        else:
+            kind, settings = (ADAMW if optimizer.name == "adamw" else ADAM), (*optimizer.betas, optimizer.eps)
+        steps = -(-len(order) // recipe.batch_size)
+        _epoch(
+            self.x.numpy(),
+            order,
+            self.y.numpy(),
+            recipe.batch_size,
+            lanes(state.dtype),
+            head.numpy(),
+            state,
+            recipe.label_smoothing,
+            kind,
+            np.array([lr, optimizer.weight_decay, *settings]),
+            epoch * steps,
+        )
+
+    def state(self) -> Floats:
+        """What training keeps beside a head: its gradient, and two averages of the optimiser's, (3, C, W)."""
+        # Torch's, since NumPy's arrays do not begin where a line of the cache does.
+        state: Floats = self.x.new_zeros(3, self.recipe.classes, self.x.shape[1]).numpy()
+        return state
+
+
+@compiled
+def _epoch(
+    x: Floats,
+    order: Ints,
+    label: Ints,
+    batch: int,
+    lane: int,
+    head: Floats,
+    state: Floats,
+    smoothing: float,
+    kind: int,
+    settings: Floats,
+    before: int,
+) -> None:
+    """See `Fused.train`. settings: rate, weight decay and the optimiser's own; before: steps taken before the first."""
+    classes, padded = len(head), -(-min(batch, len(order)) // lane) * lane
+    error, share = np.zeros((classes, padded), head.dtype), np.zeros(padded, head.dtype)
+    for first in range(0, len(order), batch):
+        rows = order[first : first + batch]
+        _say(x, rows, head, error)
+        share[: len(rows)] = 1 / len(rows)
+        share[len(rows) :] = 0
+        softmax(error, 0, classes, padded, share)
+        part = head.dtype.type(smoothing / classes / len(rows))
+        truth = head.dtype.type((1 - smoothing) / len(rows))
+        if smoothing > 0:
+            error -= part
+        for b in range(len(rows)):
+            error[label[rows[b]], b] -= truth
+        _sum_up(x, rows, error, state[0], lane)
+        before += 1
+        if kind == SGD:
+            _sgd(head.ravel(), state[0].ravel(), state[1].ravel(), settings, before == 1)
+        else:
+            _adam(head.ravel(), state[0].ravel(), state[1].ravel(), state[2].ravel(), settings, kind == ADAMW, before)
+
+
+@compiled
+def _say(x: Floats, rows: Ints, head: Floats, out: Floats) -> None:
+    """Sets the first B columns of out (C, B') to what a head (C, W) says of rows (B,) of x (N, W)."""
+    classes, size = len(head), len(rows)
+    tiled, c = size - size % DOWN, 0
+    while c + ACROSS <= classes:
+        for b in range(0, tiled, DOWN):
+            MANY(x, rows, b, head, c, out)
+        c += ACROSS
+    while c + 2 <= classes:
+        for b in range(0, tiled, DOWN):
+            TWO(x, rows, b, head, c, out)
+        c += 2
+    while c < classes:
+        for b in range(0, tiled, DOWN):
+            ONE(x, rows, b, head, c, out)
+        c += 1
+    for c in range(classes):
+        for b in range(tiled, size):
+            dot(x[rows[b]], head[c], out[c], b)
+
+
+@compiled
+def _sum_up(x: Floats, rows: Ints, error: Floats, out: Floats, lane: int) -> None:
+    """Sets out (C, W) to the sum over b of error (C, B'), of which B columns count, times rows (B,) of x (N, W)."""
+    classes, width = out.shape
+    tiled = width - width % (BACKWARD * lane)
+    for v in range(0, tiled, BACKWARD * lane):
+        c = 0
+        while c + 5 <= classes:
+            B5(error, c, x, rows, v, out)
+            c += 5
+        while c + 2 <= classes:
+            B2(error, c, x, rows, v, out)
+            c += 2
+        while c < classes:
+            B1(error, c, x, rows, v, out)
+            c += 1
+    for v in range(tiled, width, lane):
+        c = 0
+        while c + 5 <= classes:
+            S5(error, c, x, rows, v, out)
+            c += 5
+        while c < classes:
+            S1(error, c, x, rows, v, out)
+            c += 1
+
+
+@compiled
+def _sgd(head: Floats, gradient: Floats, momentum: Floats, settings: Floats, begin: bool) -> None:
+    """torch.optim.SGD's step, in place; its momentum begins with the first gradient."""
+    number = head.dtype.type
+    lr, decay, keep, nesterov = number(settings[0]), number(settings[1]), number(settings[2]), settings[3] > 0
+    if keep == 0:
+        for i in range(head.size):
+            head[i] -= lr * (gradient[i] + decay * head[i])
+        return
+    old = number(0) if begin else keep
+    for i in range(head.size):
+        slope = gradient[i] + decay * head[i]
+        momentum[i] = old * momentum[i] + slope
+        head[i] -= lr * (slope + keep * momentum[i] if nesterov else momentum[i])
+
+
+@compiled
+def _adam(
+    head: Floats, gradient: Floats, mean: Floats, square: Floats, settings: Floats, decoupled: bool, steps: int
+) -> None:
+    """torch.optim.Adam's step, or AdamW's, whose decay is `decoupled`, in place; steps counts this one."""
+    number = head.dtype.type
+    lr, decay, first, second, eps = settings
+    shrink = number(1 - lr * decay) if decoupled else number(1)
+    pull = number(0) if decoupled else number(decay)
+    rate = number(lr / (1 - first**steps))
+    scale, least = number(1 / math.sqrt(1 - second**steps)), number(eps)
+    old, new, kept, added = number(first), number(1 - first), number(second), number(1 - second)
+    for i in range(head.size):
+        slope = gradient[i] + pull * head[i]
+        average, spread = old * mean[i] + new * slope, kept * square[i] + added * slope * slope
+        mean[i], square[i] = average, spread
+        head[i] = shrink * head[i] - rate * average / (math.sqrt(spread) * scale + least)
