@@ -1,4 +1,4 @@
-"""One block of heads, trained side by side: what happens in a step.
+"""One block of heads: trained one by one by machine code, see `fused`, or side by side, and then what a step is.
 
 All heads share the features and differ in their rows, so one step of M heads is two products of each head with its own
 rows (see `products`) and one optimiser update, with the gradient in closed form: (p - target) x'. Each head keeps
