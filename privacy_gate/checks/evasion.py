@@ -90,17 +90,17 @@ class Evasion(Versus):
 
     def measure(self, subject: Subject, results: Results, confidence: float) -> CheckResult:
         """Both figures, with what tells how to read them, and their differences from the champion's."""
+        robust, transfer = (told(subject, results, confidence) for told in (self._robust, self._transfer))
 
         def difference(metric: str, rival: Subject) -> Measurement:
-            told = self._robust if metric == "robust_accuracy" else self._transfer
-            own, other = (told(each, results, confidence) for each in (subject, rival))
+            told, own = (self._robust, robust) if metric == "robust_accuracy" else (self._transfer, transfer)
+            other = told(rival, results, confidence)
             if not other.figure.measured:
                 return not_compared(metric, str(other.figure.reason))
             if why := unlearnt(other.right, other.label, confidence):
                 return not_compared(metric, why)
             return share_versus((own.figure, other.figure), (own.counted, other.counted), confidence)
 
-        robust, transfer = (told(subject, results, confidence) for told in (self._robust, self._transfer))
         found = CheckResult(measurements=(robust.figure, transfer.figure), notes=(*robust.notes, *transfer.notes))
         return self.compared(found, subject, difference)
 
