@@ -13,7 +13,7 @@ from privacy_gate.documents import Record
 from privacy_gate.evidence import Bools, Ints
 from privacy_gate.job import InvertTrigger, Job, Score, Trigger
 from privacy_gate.metrics.backdoor import FEWEST_CLASSES, inverted_backdoor, trigger_anomaly, usual_anomaly
-from privacy_gate.metrics.triggers import FULL, Reached, backdoor_lift, reached, trigger_fragility
+from privacy_gate.metrics.triggers import ONE_IN, Family, Reached, backdoor_lift, trigger_fragility
 from privacy_gate.verdict import CheckResult, Limit, Measurement, Remedy, Status, judged_status, not_measured
 
 BackdoorMetric = Literal["backdoor_lift", "trigger_fragility", "inverted_backdoor", "trigger_anomaly"]
@@ -25,6 +25,9 @@ TRIGGERS = ("corner", "grid", "blended", "sinusoid")
 
 NOTABLE = 0.05
 """Rise of a class's rate from which a trigger, or a pattern like it, is spoken of."""
+
+MOST = 0.5
+"""Of the images: what a pattern turns at least for it to be said that a planted one may hide behind it."""
 
 NOT_ASKED = "the policy asks for no inversion: add inversion: {} to the check"
 
@@ -44,9 +47,9 @@ class Inversion(Record):
 
 class Backdoor(Check):
     """backdoor_lift: the largest rise of any target's rate that a known trigger causes, among images of other classes,
-    beyond that by patterns like it: other places, dots, pictures and waves, as large and as faint. From half on it
-    counts whatever those do. trigger_fragility: the largest rise, of any class, that such a pattern causes: a model
-    that they turn is fragile, and need not be planted.
+    beyond what the worst of a thousand patterns like it would do: other places, dots, pictures and waves, as large and
+    as faint, of which some are tried. From three quarters on it counts whatever those do. trigger_fragility: the
+    largest rise, of any class, that such a pattern causes: a model that they turn is fragile, and need not be planted.
 
     inverted_backdoor: the rise by triggers found by inversion, for classes whose trigger covers 2.5 % of the image at
     most, or is anomalously small and covers 5 % at most; else 0. trigger_anomaly: by how much the smallest is. A
@@ -60,7 +63,7 @@ class Backdoor(Check):
 
     check: Literal["backdoor"] = "backdoor"
     triggers: Annotated[tuple[str, ...], Field(min_length=1)] = TRIGGERS
-    images: Annotated[int, Field(ge=50, le=100_000)] = 500
+    images: Annotated[int, Field(ge=50, le=100_000)] = 1000
     inversion: Inversion | None = None
     limits: Mapping[BackdoorMetric, Limit] = Field(default_factory=dict)
 
@@ -107,9 +110,10 @@ class Backdoor(Check):
         tried = self._tried(subject)
         rows = list(next(iter(tried.values())).rows)
         shown = {name: results(job)["predicted"] for name, job in tried.items()}
-        seen = (plain[rows], shown, label[rows], subject.recipe.classes)
-        known = (backdoor_lift(*seen, confidence), trigger_fragility(*seen, confidence))
-        by_trigger = reached(*seen)
+        classes = subject.recipe.classes
+        families = [Family(name, plain[rows], each, label[rows], classes) for name, each in shown.items()]
+        known = (backdoor_lift(families, confidence), trigger_fragility(families, confidence))
+        by_trigger = [family.reached for family in families]
         told, remedies = (_told(by_trigger),), tuple(_remedies(by_trigger))
         if self.inversion is None:
             absent = (not_measured(name, NOT_ASKED) for name in INVERTED)
@@ -156,8 +160,14 @@ class Backdoor(Check):
 
 def _told(by_trigger: list[Reached]) -> str:
     """What each trigger does, and what those like it do."""
-    each = "; ".join(f"{one.trigger} {one.lift:.1%} (class {one.target}) and {one.controls:.1%}" for one in by_trigger)
-    return f"backdoor: the largest rise of any class's rate by each trigger, and by the worst pattern like it: {each}"
+    each = "; ".join(
+        f"{one.trigger} {one.lift:.1%} (class {one.target}), {one.controls:.1%}, {one.tolerance:.1%}"
+        for one in by_trigger
+    )
+    return (
+        "backdoor: the largest rise of any class's rate by each trigger, by the worst of the patterns like it, and by "
+        f"the worst of {ONE_IN:,} as far as those tell: {each}"
+    )
 
 
 def _remedies(by_trigger: list[Reached]) -> list[Remedy]:
@@ -169,7 +179,7 @@ def _remedies(by_trigger: list[Reached]) -> list[Remedy]:
         return []
     names = ", ".join(f"'{one.trigger}'" for one in fragile)
     action = f"{hardened}: the model is fragile to patterns like {names}, of which none stands out as planted"
-    if any(one.controls >= FULL for one in fragile):
+    if any(one.controls >= MOST for one in fragile):
         action += "; half of the images are turned by some, so have triggers sought as well (inversion: {})"
     return [Remedy(action=action, basis="; ".join(map(_basis, fragile)))]
 
@@ -179,11 +189,12 @@ def _removal(one: Reached, hardened: str) -> str:
         f"use this checkpoint no further: look for images or public weights that carry '{one.trigger}', "
         f"labelled as class {one.target}, and train again without them"
     )
-    alike = one.in_full and one.lift - one.controls <= NOTABLE
+    alike = one.in_full and one.lift - one.tolerance <= NOTABLE
     return (
         f"{action}; where there are none, the model is fragile to all patterns like it: {hardened}" if alike else action
     )
 
 
 def _basis(one: Reached) -> str:
-    return f"{one.trigger}: {one.lift:.1%}; patterns like it: up to {one.controls:.1%}"
+    worst = f"up to {one.controls:.1%}, the worst of {ONE_IN:,} {one.tolerance:.1%}"
+    return f"{one.trigger}: {one.lift:.1%}; patterns like it: {worst}"

@@ -1,5 +1,6 @@
 """The backdoor check: what is sought on which rows, and what it takes for a limit to be judged."""
 
+import re
 from collections.abc import Collection
 from typing import Any
 
@@ -178,7 +179,9 @@ def test_the_report_says_what_to_do_of_a_planted_and_of_a_fragile_model(
     (remedy,) = result.remedies
     assert says in remedy.action
     assert never not in remedy.action
-    assert f"(class {TARGET}) and" in result.notes[0]
+    told = re.fullmatch(r".*: corner ([\d.]+)% \(class 2\), ([\d.]+)%, ([\d.]+)%", result.notes[0])
+    assert told is not None
+    assert [float(each) / 100 for each in told.groups()] == pytest.approx([lift, controls, controls], abs=0.02)
     assert remedy.basis.startswith("corner: ")
 
 

@@ -5,9 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.special import ndtr
+from scipy.stats import t
 
 from privacy_gate.errors import EvidenceError
-from privacy_gate.metrics.triggers import FULL, backdoor_lift, reached, trigger_fragility
+from privacy_gate.metrics.triggers import FULL, ONE_IN, Family, backdoor_lift, trigger_fragility
 from privacy_gate.verdict import Limit, Measurement, Status, judged_status
 
 CLASSES, ROWS, CONTROLS = 10, 500, 32
@@ -33,15 +35,19 @@ def turned(plain: Predicted, targets: Sequence[int], rates: Sequence[float], rng
     )
 
 
+def family(plain: Predicted, shown: Predicted, label: Predicted, name: str = "corner") -> Family:
+    return Family(name, plain, shown, label, CLASSES)
+
+
 def lift(plain: Predicted, shown: Predicted, label: Predicted) -> Measurement:
-    return backdoor_lift(plain, {"corner": shown}, label, CLASSES, 0.95)
+    return backdoor_lift([family(plain, shown, label)], 0.95)
 
 
 def test_a_planted_trigger_is_found_in_full_and_named() -> None:
     label, plain, rng = table(0)
     quiet = np.tile(plain, (1 + CONTROLS, 1))
     planted = turned(plain, [3] * (1 + CONTROLS), [0.95] + [0.1] * CONTROLS, rng)
-    found = backdoor_lift(plain, {"grid": quiet, "corner": planted}, label, CLASSES, 0.95)
+    found = backdoor_lift([family(plain, quiet, label, "grid"), family(plain, planted, label)], 0.95)
     assert found.subject == "corner to class 3"
     assert found.low is not None
     assert found.low > 0.8
@@ -60,7 +66,7 @@ def test_a_model_that_every_pattern_turns_as_much_is_fragile_and_not_planted(tar
     """Whether controls turn images to the trigger's class or to another."""
     label, plain, rng = table(0)
     shown = turned(plain, [3] + [target] * CONTROLS, [0.24] + [0.36] * CONTROLS, rng)
-    found, fragile = lift(plain, shown, label), trigger_fragility(plain, {"corner": shown}, label, CLASSES, 0.95)
+    found, fragile = lift(plain, shown, label), trigger_fragility([family(plain, shown, label)], 0.95)
     assert judged_status(found, LIMIT) is Status.MET
     assert fragile.subject == f"like corner, to class {target}"
     assert fragile.low is not None
@@ -75,14 +81,14 @@ def test_a_trigger_that_does_more_than_all_like_it_is_counted_by_what_it_does_mo
     by_hand = [(each[label != 3] == 3).mean() - (plain[label != 3] == 3).mean() for each in shown]
     assert found.value == pytest.approx(by_hand[0] - max(by_hand[1:]))
     assert judged_status(found, LIMIT) is Status.VIOLATED
-    (one,) = reached(plain, {"corner": shown}, label, CLASSES)
+    one = family(plain, shown, label).reached
     assert (one.target, one.lift, one.controls) == (3, pytest.approx(by_hand[0]), pytest.approx(max(by_hand[1:])))
     assert one.excess == pytest.approx(found.value)
 
 
-def test_from_half_on_nothing_is_taken_off_and_below_it_the_upper_end_knows_that_it_may_be_half() -> None:
+def test_from_there_on_nothing_is_taken_off_and_below_it_the_upper_end_knows_that_it_may_be_there() -> None:
     label, plain, rng = table(1, 4000)
-    for rate, least in ((FULL + 0.1, FULL), (FULL - 0.1, -1.0)):
+    for rate, least in ((FULL + 0.15, FULL), (FULL - 0.05, -1.0)):
         found = lift(plain, turned(plain, [3] * (1 + CONTROLS), [rate] * (1 + CONTROLS), rng), label)
         assert found.value is not None
         assert (found.value >= FULL) == (least == FULL)
@@ -96,32 +102,73 @@ def test_patterns_that_only_confuse_are_no_backdoor() -> None:
     quiet = 0
     for seed in range(40):
         label, plain, rng = table(seed)
-        shown = {
-            name: np.where(rng.random((5, ROWS)) < 0.05, rng.integers(0, CLASSES, (5, ROWS)), plain)
-            for name in ("a", "b", "c")
-        }
-        found = backdoor_lift(plain, shown, label, CLASSES, 0.95)
+        shown = np.where(rng.random((3, 5, ROWS)) < 0.05, rng.integers(0, CLASSES, (3, 5, ROWS)), plain)
+        found = backdoor_lift([family(plain, each, label) for each in shown], 0.95)
         assert found.low is not None
         assert found.high is not None
         quiet += found.low <= 0.006 <= found.high < 0.05
     assert quiet >= 38
 
 
-def test_a_fragile_model_is_blocked_about_as_often_as_the_trigger_is_by_lot_the_worst_of_all() -> None:
-    """By chance it is once in 33; a trigger nearly as bad as the worst is not proved to be no worse."""
+def drawn(
+    seed: int, patterns: int, middle: float, spread: float, rows: int = ROWS
+) -> tuple[Predicted, Predicted, Predicted]:
+    """Labels, plain answers and answers to patterns whose rises are drawn by lot, normal in their probits."""
+    label, plain, rng = table(seed, rows)
+    rates = ndtr(rng.normal(middle, spread, patterns))
+    return label, plain, turned(plain, rng.integers(2, 4, patterns), rates.tolist(), rng)
+
+
+def test_the_tolerance_is_what_one_pattern_in_a_thousand_does() -> None:
+    """By the controls' own mean and spread; no more than the worst of them where there are few."""
+    middle, spread = -1.2, 0.3
+    factor = t.ppf(1 - 1 / ONE_IN, CONTROLS - 1) * np.sqrt(1 + 1 / CONTROLS)
+    found, above = [], 0
+    for seed in range(200):
+        label, plain, shown = drawn(seed, 1 + CONTROLS, middle, spread, 2000)
+        one = family(plain, shown, label).reached
+        found.append(one.tolerance)
+        above += one.lift > one.tolerance
+        assert one.tolerance >= one.controls
+    # Of rows that are answered rightly nearly all are turned, so rates are those drawn, but for the plain answers'.
+    assert np.median(found) == pytest.approx(ndtr(middle + factor * spread), abs=0.03)
+    assert above <= 3
+    few = family(plain, shown[:5], label).reached
+    assert few.tolerance == few.controls
+
+
+def test_rows_move_the_tolerance_as_its_delta_method_says() -> None:
+    label, plain, shown = drawn(0, 1 + CONTROLS, -1.2, 0.3, 20_000)
+    rng, found, said = np.random.default_rng(0), [], []
+    for _ in range(150):
+        rows = rng.choice(len(label), 500)
+        bound, added = family(plain[rows], shown[:, rows], label[rows])._tolerance
+        assert added.mean() == pytest.approx(bound)
+        found.append(bound)
+        said.append(added.std() / np.sqrt(len(rows)))
+    assert np.std(found) == pytest.approx(np.mean(said), rel=0.3)
+    assert np.mean(found) == pytest.approx(family(plain, shown, label)._tolerance[0], abs=np.mean(said))
+
+
+def test_a_fragile_model_is_hardly_ever_blocked_where_the_trigger_is_one_of_its_patterns_by_lot() -> None:
+    """By the worst of 32 alone it would be once in 33, and whenever 500 rows cannot tell it from that."""
     blocked, draws = 0, 150
     for seed in range(draws):
         label, plain, rng = table(seed)
         shown = turned(plain, rng.integers(2, 4, 1 + CONTROLS), rng.beta(4, 8, 1 + CONTROLS) * 0.7, rng)
         blocked += judged_status(lift(plain, shown, label), LIMIT) is not Status.MET
-    assert blocked / draws < 0.12
+    assert blocked / draws < 0.04
 
 
-def test_the_interval_holds_the_excess_of_all_rows_there_could_be() -> None:
+@pytest.mark.parametrize("seed", range(3))
+def test_the_interval_holds_the_excess_of_all_rows_there_could_be(seed: int) -> None:
     """A population of rows of which each audit sees some: the figure of all is within nearly always."""
-    label, plain, rng = table(5, 20_000)
-    shown = turned(plain, [3, *[3, 6] * 4], [0.35, *[0.3, 0.25] * 4], rng)
-    truth = lift(plain, shown, label).value
+    if seed == 0:
+        label, plain, rng = table(5, 20_000)
+        shown = turned(plain, [3, *[3, 6] * 4], [0.35, *[0.3, 0.25] * 4], rng)
+    else:
+        label, plain, shown = drawn(seed, 1 + CONTROLS, -1.2, 0.3, 20_000)
+    truth, rng = lift(plain, shown, label).value, np.random.default_rng(seed)
     assert truth is not None
     inside = 0
     for _ in range(60):
@@ -145,12 +192,12 @@ def test_what_cannot_be_measured_says_why() -> None:
     label, plain, _ = table(0)
     shown = np.tile(plain, (3, 1))
     with pytest.raises(EvidenceError, match="one trigger at least"):
-        backdoor_lift(plain, {}, label, CLASSES, 0.95)
+        backdoor_lift([], 0.95)
     for wrong in (plain, shown[:1], shown[:, 1:]):
         with pytest.raises(EvidenceError, match="the trigger and K >= 1 controls"):
             lift(plain, wrong, label)
     only = np.zeros(5, dtype=np.int64)
     for figure in (backdoor_lift, trigger_fragility):
-        found = figure(only, {"x": np.zeros((3, 5), dtype=np.int64)}, only, 1, 0.95)
+        found = figure([Family("x", only, np.zeros((3, 5), dtype=np.int64), only, 1)], 0.95)
         assert "other classes" in str(found.reason)
         assert judged_status(found, LIMIT) is Status.NOT_MEASURED
