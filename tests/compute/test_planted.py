@@ -151,7 +151,7 @@ def test_a_planted_trigger_is_found_whoever_planted_it(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("kind", ["full", "tuned head"])
 def test_a_clean_candidate_passes(kind: str, seed: int, digits: Digits, data: AuditData, tmp_path: Path) -> None:
     result = candidate(kind, seed, None, digits, data, tmp_path, HOLDOUT)
