@@ -54,7 +54,8 @@ def load(text: str, kind: type[R], source: str) -> R:
     try:
         return kind.model_validate_json(json.dumps(data))
     except ValidationError as error:
-        faults = [_fault(fault, kind, marks, source) for fault in error.errors()]
+        every = error.errors()
+        faults = [_fault(fault, kind, marks, source) for fault in every if not _follows(fault, every)]
         raise ConfigurationError("\n".join(dict.fromkeys(faults))) from error
 
 
@@ -173,6 +174,14 @@ def _scalar(node: yaml.ScalarNode, source: str) -> str | int | float | bool | No
             raise _refuse(source, node.start_mark, f"'{text}' is not a finite number")
         return value
     return text
+
+
+def _follows(fault: Mapping[str, Any], every: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether a list is too short only since pydantic counts no entry that has a fault of its own."""
+    if fault["type"] != "too_short" or len(fault["input"]) < fault["ctx"]["min_length"]:
+        return False
+    loc = fault["loc"]
+    return any(other["loc"][: len(loc)] == loc and len(other["loc"]) > len(loc) for other in every)
 
 
 def _fault(fault: Mapping[str, Any], kind: type[Record], marks: Mapping[Path, _Mark], source: str) -> str:

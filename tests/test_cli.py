@@ -71,6 +71,24 @@ def test_policy_lint_says_what_the_holdout_cannot_resolve() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("checks", "expected"),
+    [
+        ("[{check: utility, limits: {holdout_accuracy: {min: '0.8'}}}]", "4:60: checks.0.limits.holdout_accuracy.min: "
+         "Input should be a valid number (found \"0.8\")"),
+        ("[{check: utility, limits: {holdout_accuracy: {min: 80}}}]", "4:60: checks.0: limits: holdout_accuracy: min "
+         "80 is outside -1 to 1: write 0.8 for 80 %"),
+        ("[{check: membership, attacks: [lirra]}]", "4:39: checks.0.attacks: no attack is called 'lirra'; did you mean "
+         "'lira'?"),
+        ("[]", "4:9: checks: Tuple should have at least 1 item after validation, not 0"),
+    ],
+)  # fmt: skip
+def test_one_mistake_in_a_policy_of_one_check_is_one_error(checks: str, expected: str, tmp_path: Path) -> None:
+    path = tmp_path / "policy.yaml"
+    path.write_text(f"name: house\nversion: 1\nrelease_context: api\nchecks: {checks}\n")
+    assert invoke("policy", "lint", str(path)) == (2, f"privacy-gate: {path}:{expected}\n")
+
+
 def test_policy_lint_audit_and_report_do_not_import_torch() -> None:
     script = (
         "import sys\n"

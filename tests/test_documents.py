@@ -1,8 +1,11 @@
 """Strict YAML: one clear error at file:line:col for everything that is not plain and exact."""
 
+from typing import Annotated
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import Field
 
 from privacy_gate.candidate import Recipe
 from privacy_gate.documents import Record, dump, load
@@ -83,6 +86,23 @@ def test_all_faults_are_reported_at_once() -> None:
         "file.yaml:4:9: epochs: Input should be greater than or equal to 1 (found 0)",
         "file.yaml:6:1: sed: unknown key; did you mean 'seed'?",
     ]
+
+
+class Notes(Record):
+    notes: Annotated[tuple[Note, ...], Field(min_length=2)]
+
+
+@pytest.mark.parametrize(
+    ("notes", "expected"),
+    [
+        ("[{text: a, number: 1}, {text: b, number: x}]", ["file.yaml:1:49: notes.1.number: Input should be a valid"]),
+        ("[{text: b, number: x}]", ["file.yaml:1:27: notes.0.number", "file.yaml:1:8: notes: Tuple should have at"]),
+        ("[{text: a, number: 1}]", ["file.yaml:1:8: notes: Tuple should have at least 2 items"]),
+    ],
+)
+def test_a_list_is_too_short_by_what_stands_in_it_and_not_by_what_is_sound(notes: str, expected: list[str]) -> None:
+    found = complaint(f"notes: {notes}", Notes).splitlines()
+    assert [line.startswith(start) for line, start in zip(found, expected, strict=True)] == [True] * len(expected)
 
 
 @settings(max_examples=300, deadline=None)
