@@ -155,21 +155,27 @@ def _meeting(classes: int) -> Callable[..., None]:
 MEETING = {classes: _meeting(classes) for classes in (ACROSS, 2, 1)}
 
 
+FETCHED = BACKWARD // 2
+"""Vectors that a tile brings near: more of them would wait for each other."""
+
+
 def _gathered(classes: int, vectors: int) -> Callable[..., None]:
     """Code for out[c + a, v:] = sum over b < B of error[c + a, b] x[rows[b], v:], of so many classes and vectors.
 
-    error (C, B'), x (N, W), rows (B,) in it, out (C, W), each in C order.
+    error (C, B'), x (N, W), rows (B,) in it, out (C, W), each in C order. Meanwhile FETCHED vectors of each of the
+    rows of x that are wanted next, ahead (B,), from column far on, are brought near: from the cache that cores share
+    they would come too late.
     """
 
     @written
-    def tile(context: Any, error: Any, c: Any, x: Any, rows: Any, v: Any, out: Any) -> Any:
-        signature = types.void(error, types.intp, x, rows, types.intp, out)
+    def tile(context: Any, error: Any, c: Any, x: Any, rows: Any, v: Any, out: Any, ahead: Any, far: Any) -> Any:
+        signature = types.void(error, types.intp, x, rows, types.intp, out, ahead, types.intp)
 
         def code(context: Any, builder: Any, signature: Any, values: Sequence[Any]) -> Any:
             vector = _vector(context, signature.args[0])
-            c, v = values[1], values[4]
-            wrong, table, chosen, target = (
-                context.make_array(signature.args[k])(context, builder, values[k]) for k in (0, 2, 3, 5)
+            c, v, far = values[1], values[4], values[7]
+            wrong, table, chosen, target, wanted = (
+                context.make_array(signature.args[k])(context, builder, values[k]) for k in (0, 2, 3, 5, 6)
             )
             width, beyond = (builder.extract_value(each.shape, 1) for each in (table, wrong))
             count = builder.extract_value(chosen.shape, 0)
@@ -178,6 +184,9 @@ def _gathered(classes: int, vectors: int) -> Callable[..., None]:
             with cgutils.for_range(builder, count) as loop:
                 row = builder.load(builder.gep(chosen.data, [loop.index]))
                 begin = builder.add(builder.mul(row, width), v)
+                later = builder.add(builder.mul(_item(builder, wanted.data, loop.index, 0), width), far)
+                for k in range(FETCHED):
+                    _fetch(builder, table.data, builder.add(later, v.type(k * vector.count)))
                 columns = [
                     _load(builder, table.data, builder.add(begin, v.type(k * vector.count)), vector)
                     for k in range(vectors)
@@ -301,6 +310,15 @@ def _load(builder: Any, data: Any, place: Any, vector: Any) -> Any:
 
 def _store(builder: Any, value: Any, data: Any, place: Any) -> None:
     builder.store(value, _pointer(builder, data, place, value.type), align=4)
+
+
+def _fetch(builder: Any, data: Any, place: Any) -> None:
+    """Asks for data[place] to be brought into the core's cache of the second level; changes nothing."""
+    number = ir.IntType(32)
+    where = builder.bitcast(builder.gep(data, [place]), ir.IntType(8).as_pointer())
+    kind = ir.FunctionType(ir.VoidType(), [where.type, number, number, number])
+    fetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+    builder.call(fetch, [where, number(0), number(2), number(1)])  # to read; near, but not nearest; data
 
 
 def _splat(builder: Any, value: Any, vector: Any) -> Any:
