@@ -16,7 +16,7 @@ from privacy_gate.checks import AnyCheck
 from privacy_gate.checks.check import Results, Subject
 from privacy_gate.checks.disparity import Disparity
 from privacy_gate.checks.dp_claim import DpClaim
-from privacy_gate.checks.federations import refuse_untrainable
+from privacy_gate.checks.federations import refuse_untrainable, untrainable_references
 from privacy_gate.checks.membership import Membership
 from privacy_gate.checks.power_law import PowerLaw
 from privacy_gate.checks.recipe import RecipeLeak
@@ -29,7 +29,7 @@ from privacy_gate.policy import Policy
 from privacy_gate.progress import Progress, silent
 from privacy_gate.report import CandidateRecord, ChampionRecord, CheckRecord, DataRecord, PolicyRecord, Report
 from privacy_gate.tiers import Ran, evidence_notes
-from privacy_gate.verdict import CheckResult, verdict
+from privacy_gate.verdict import CheckResult, not_measured, verdict
 
 VERSIONED = ("numpy", "scipy", "torch", "timm", "mlflow", "pydantic")
 
@@ -142,9 +142,11 @@ def _with_trainer(recipe: Recipe, table: str, policy: Policy) -> Recipe:
 
 
 def plan(policy: Policy, candidate: Candidate, data: AuditData, champion: Champion | None = None) -> list[Job]:
-    """Every job the policy's checks need, each once, in the same order on every machine."""
+    """Every job the policy's checks need, each once, in the same order on every machine; none of a check some of whose
+    references cannot be trained."""
     subject = subject_of(candidate, data, policy, champion)
-    return list(dict.fromkeys(job for check in checks_of(policy) for job in check.jobs(subject)))
+    asked = (check.jobs(subject) for check in checks_of(policy))
+    return list(dict.fromkeys(job for jobs in asked if not untrainable_references(data, jobs) for job in jobs))
 
 
 def audit(
@@ -200,9 +202,18 @@ def _measured(policy: Policy, subject: Subject, results: Results, progress: Prog
     checks, ran = checks_of(policy), list[Ran]()
     for done, check in enumerate(checks):
         progress("audit", done, len(checks))
-        ran.append((check, check.measure(subject, results, policy.confidence).complete(check.bounds)))
+        if lacking := untrainable_references(subject.data, check.jobs(subject)):
+            result = _unmeasured(check, lacking)
+        else:
+            result = check.measure(subject, results, policy.confidence)
+        ran.append((check, result.complete(check.bounds)))
     progress("audit", len(checks), len(checks))
     return ran
+
+
+def _unmeasured(check: AnyCheck, reason: str) -> CheckResult:
+    missing = tuple(not_measured(metric, reason) for metric in check.bounds)
+    return CheckResult(measurements=missing, notes=(f"{check.name}: nothing was measured: {reason}",))
 
 
 def _record(check: AnyCheck, result: CheckResult) -> CheckRecord:

@@ -17,6 +17,7 @@ from privacy_gate.alternatives import Family, alternatives
 from privacy_gate.audit import Shard, audit, plan, subject_of
 from privacy_gate.candidate import Candidate
 from privacy_gate.champion import Champion
+from privacy_gate.checks.federations import untrainable_references
 from privacy_gate.checks.vulnerability import Vulnerability
 from privacy_gate.compute.scratch import scratch_folder
 from privacy_gate.dataset import AuditData, read_data
@@ -315,6 +316,11 @@ def advise(
             continue
         without = advice.dropped_rows(option, subject, as_is)
         jobs = advice.jobs(option, subject, references, without)
+        if lacking := untrainable_references(case.data, jobs):
+            if as_is is None:
+                raise UndecidedError(lacking)
+            rows.append(advice.unmeasured(replace(option, reason=lacking), goals))
+            continue
         try:
             computed += _compute(case, jobs, machine, _named(option.name, progress))[0]
         except CandidateError as error:

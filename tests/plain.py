@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
 from privacy_gate.candidate import Adam, AdamW, Optimizer, Recipe, Sgd
-from privacy_gate.compute.subsets import initial_head, shown
+from privacy_gate.subsets import initial_head, shown
 
 
 def plain_loop(

@@ -1,7 +1,9 @@
 """The recipe's federation trained anew, under whatever a check puts it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 from typing import Literal
 
 import numpy as np
@@ -10,30 +12,71 @@ from privacy_gate.candidate import Recipe
 from privacy_gate.checks.check import Results, Subject
 from privacy_gate.dataset import AuditData, Split
 from privacy_gate.errors import DatasetError
-from privacy_gate.evidence import Floats
+from privacy_gate.evidence import Bools, Floats
 from privacy_gate.federation import Aggregator, Clients, Federation
 from privacy_gate.federation.attendance import Attendance
-from privacy_gate.federation.needs import unmet
-from privacy_gate.job import Confirm, Federate, Stress, federate
+from privacy_gate.federation.needs import unmet, unmet_by_rows
+from privacy_gate.job import Confirm, Federate, Job, Stress, TrainReference, federate
 from privacy_gate.metrics.robustness import accuracy_loss
+from privacy_gate.subsets import training_sets
 from privacy_gate.verdict import Measurement
 
 MEAN = Aggregator(name="mean")
+
+FEWEST = 2
+"""Rows of each client to whom a study deals the members."""
 
 NOT_SIMULATED = "a program of the policy's trains: what its federation does is not known, and none stands in its place"
 """Heads of our own would say nothing of recipes with adaptation command."""
 
 
 def refuse_untrainable(recipe: Recipe, data: AuditData) -> None:
-    """Raises DatasetError where the table has too few clients, or no rows of the server's own, for the recipe's rule.
+    """Raises DatasetError where the table has too few clients or members, or no rows of the server's own, for the
+    recipe's federation.
 
     Neither the candidate can have been trained as its dossier says, nor can a reference.
     """
     federation = recipe.federation
     if federation is None or recipe.adaptation == "command":
         return
-    if reason := federation.unmet(count_clients(federation, data), root=_has_root(data)):
+    members = int((data.split == Split.MEMBER).sum())
+    if reason := federation.unmet(count_clients(federation, data), root=_has_root(data), rows=members):
         raise DatasetError(f"the recipe's federation cannot have been trained on this table: {reason}")
+
+
+def untrainable_references(data: AuditData, jobs: Iterable[Job]) -> str | None:
+    """Why references among the jobs cannot be trained by the recipe's federation; None where all can.
+
+    A reference's clients are those who hold a row of its own share of the pool, so one may lack a small client, and its
+    rule be left with too few, where the candidate's was not. Which rows it has is known before anything is computed.
+    """
+    federated = [job for job in jobs if isinstance(job, TrainReference) and _simulated(job.recipe)]
+    lacking: list[tuple[int, str]] = []
+    for (recipe, divisor, without), same in groupby(federated, attrgetter("recipe", "divisor", "without")):
+        sets = training_sets(data, [job.index for job in same], divisor, without)
+        lacking += _lacking(recipe.federation, data, sets)
+    if not lacking:
+        return None
+    index, reason = lacking[0]
+    return (
+        f"the recipe's federation cannot train {len(lacking):,} of {len(federated):,} references on their shares of "
+        f"the audit table, reference {index} for one: {reason}; more rows of the smallest clients in the table help too"
+    )
+
+
+def _simulated(recipe: Recipe) -> bool:
+    return recipe.federation is not None and recipe.adaptation != "command"
+
+
+def _lacking(federation: Federation, data: AuditData, sets: Iterable[tuple[int, Bools]]) -> Iterator[tuple[int, str]]:
+    """References that cannot be trained, by index, and why."""
+    root, code = _has_root(data), None
+    if federation.clients.count is None and data.client is not None:
+        code = np.unique(data.client, return_inverse=True)[1]
+    for index, rows in sets:
+        clients = federation.clients.count if code is None else int(np.count_nonzero(np.bincount(code[rows])))
+        if reason := federation.unmet(clients or 0, root=root, rows=int(rows.sum())):
+            yield index, reason
 
 
 def count_clients(federation: Federation, data: AuditData) -> int:
@@ -94,11 +137,16 @@ class Federations:
         changed: dict[str, object] = {"aggregator": rule or self.federation.aggregator}
         if alpha is not None or self.clients != "recipe":
             changed["clients"] = Clients(
-                partition="dirichlet_by_class", count=self.count, alpha=alpha or self.alpha, minimum=2
+                partition="dirichlet_by_class", count=self.count, alpha=alpha or self.alpha, minimum=FEWEST
             )
         how = self.subject.recipe.model_copy(update={"federation": self.federation.model_copy(update=changed)})
         name, byzantine = attack or (None, 0)
         return [federate(how, self.subject.data.digest, name, byzantine, seed, stress) for seed in range(self.seeds)]
+
+    @property
+    def undealt(self) -> str | None:
+        """Why the members cannot be dealt anew to so many clients; None where they can."""
+        return unmet_by_rows(int((self.subject.data.split == Split.MEMBER).sum()), self.count, FEWEST)
 
     def unmet(
         self,
@@ -110,6 +158,8 @@ class Federations:
         aggregator = rule or self.federation.aggregator
         if self.federation.privacy and not aggregator.is_mean:
             return "the recipe's privacy of clients joins updates by a mean, and by no other rule"
+        if self.clients != "recipe" and (undealt := self.undealt):
+            return undealt
         attendance = Attendance(self.count, self.federation.participation, **dict([stress] if stress else []))
         return unmet(aggregator.steps, aggregator.tolerates, attendance, attack, root=_has_root(self.subject.data))
 

@@ -92,7 +92,7 @@ class SystemStress(WhereDeclared):
         """By metric that cannot be measured: why the rule cannot be tried."""
         calm = study.unmet()
         reasons = {name: calm or study.unmet(stress=stress) for name, stress in self._stresses().items()}
-        reasons["heterogeneity_drop"] = calm
+        reasons["heterogeneity_drop"] = calm or study.undealt
         return {name: reason for name, reason in reasons.items() if reason}
 
     def _stresses(self) -> dict[StressMetric, Stress]:

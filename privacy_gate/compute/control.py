@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from privacy_gate.candidate import Adam, Backbone, Recipe
 from privacy_gate.compute.heads import confidences, head_logits, train_heads
 from privacy_gate.compute.machine import Machine
-from privacy_gate.compute.subsets import included
 from privacy_gate.compute.work import Work
 from privacy_gate.dataset import Split
 from privacy_gate.errors import EvidenceError
 from privacy_gate.job import TrainControl
 from privacy_gate.store import Arrays
+from privacy_gate.subsets import included
 
 TWINS = 16
 """The target and 15 references; of these about five learn a row, at least four."""

@@ -15,7 +15,6 @@ from privacy_gate.compute.heads import TrainedHead
 from privacy_gate.compute.judged import Arrays
 from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.network_stack import TrainedNetwork
-from privacy_gate.compute.subsets import Subset
 from privacy_gate.compute.work import Work
 from privacy_gate.dataset import AuditData, Split
 from privacy_gate.errors import ConfigurationError
@@ -30,6 +29,7 @@ from privacy_gate.federated.simulator import Outcome, Study, simulate
 from privacy_gate.federation import Aggregator, Clients, Federation
 from privacy_gate.job import PLANTED, Federate
 from privacy_gate.progress import Progress, silent
+from privacy_gate.subsets import Subset
 
 Names = NDArray[np.str_]
 

@@ -18,9 +18,9 @@ from privacy_gate.candidate import Recipe
 from privacy_gate.compute.course import Course
 from privacy_gate.compute.machine import Machine, single_threaded_kernels
 from privacy_gate.compute.stack import bytes_per_head, padded, train_block
-from privacy_gate.compute.subsets import Subset
 from privacy_gate.errors import DatasetError
 from privacy_gate.progress import Progress, silent
+from privacy_gate.subsets import Subset
 
 CACHE_BYTES = 5 << 20
 """What a block of references touches in one step on a CPU: small enough for a core's share of the last cache

@@ -24,8 +24,8 @@ from privacy_gate.compute.network_stack import NetworkStack, TrainedNetwork, ali
 from privacy_gate.compute.optimizers import stepper
 from privacy_gate.compute.parts import network
 from privacy_gate.compute.private import private_batches
-from privacy_gate.compute.subsets import Subset, shown
 from privacy_gate.progress import Progress, silent
+from privacy_gate.subsets import Subset, shown
 
 Kept = TypeVar("Kept")
 """What is kept of a trained network."""

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from privacy_gate.candidate import DpSgd, Recipe
-from privacy_gate.compute.subsets import Subset, gradient_noise, poisson_batch, shown
+from privacy_gate.subsets import Subset, gradient_noise, poisson_batch, shown
 
 
 @dataclass(frozen=True, eq=False)

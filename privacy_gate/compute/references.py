@@ -18,10 +18,10 @@ from privacy_gate.compute.judged import judged
 from privacy_gate.compute.network_stack import TrainedNetwork
 from privacy_gate.compute.networks import network_logits, train_networks
 from privacy_gate.compute.parts import network
-from privacy_gate.compute.subsets import included, subpool
 from privacy_gate.compute.work import Work
-from privacy_gate.dataset import AuditData, Split
+from privacy_gate.dataset import AuditData
 from privacy_gate.job import TrainReference
+from privacy_gate.subsets import training_sets
 
 Rows = dict[int, NDArray[np.bool_]]
 Answers = tuple[int, list[NDArray[np.float32]]]
@@ -40,19 +40,10 @@ def run_references(jobs: Sequence[TrainReference], work: Work) -> None:
 
 
 def _pools(jobs: Sequence[TrainReference], data: AuditData) -> Iterator[tuple[dict[int, TrainReference], Rows]]:
-    """Jobs that share a pool, by index, and the rows that each is trained on, (N,) bool.
-
-    As large a share of the pool as the members are of the whole of it.
-    """
-    pool = data.split != Split.POPULATION
-    share = int((data.split == Split.MEMBER).sum()) / int(pool.sum())
+    """Jobs that share a pool, by index, and the rows that each is trained on, (N,) bool."""
     for (divisor, without), group in groupby(jobs, attrgetter("divisor", "without")):
-        left = pool.copy()
-        left[list(without)] = False
-        part = subpool(data.label, left, divisor)
         by_index = {job.index: job for job in group}
-        size = round(int(part.sum()) * share)
-        yield by_index, {index: included(index, part, size) for index in by_index}
+        yield by_index, dict(training_sets(data, by_index, divisor, without))
 
 
 def _heads(recipe: Recipe, jobs: Sequence[TrainReference], work: Work) -> None:

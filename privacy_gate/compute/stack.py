@@ -18,8 +18,8 @@ from privacy_gate.candidate import Recipe
 from privacy_gate.compute.optimizers import STATE, stepper
 from privacy_gate.compute.private import private_batches
 from privacy_gate.compute.products import products
-from privacy_gate.compute.subsets import Subset, initial_head, shown
 from privacy_gate.native import has_numba
+from privacy_gate.subsets import Subset, initial_head, shown
 
 CACHE_LINE = 64
 """Bytes."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from privacy_gate.errors import ConfigurationError
 from privacy_gate.evidence import Floats, Ints
+from privacy_gate.federation.needs import unmet_by_rows
 
 Rows = NDArray[np.int64]
 Partitioner = Callable[..., list[Rows]]
@@ -159,10 +160,8 @@ def with_minimum(parts: Sequence[Rows], minimum: int, rng: np.random.Generator) 
     Ends: every move is of a row that its owner can spare. Raises ConfigurationError where N < K minimum.
     """
     found, rows = [np.asarray(part, dtype=np.int64) for part in parts], sum(len(part) for part in parts)
-    if rows < minimum * len(found):
-        raise ConfigurationError(
-            f"{rows} rows cannot give {len(found)} clients {minimum} each: use fewer clients or a smaller minimum"
-        )
+    if reason := unmet_by_rows(rows, len(found), minimum):
+        raise ConfigurationError(reason)
     for poor in range(len(found)):
         while len(found[poor]) < minimum:
             rich = int(np.argmax([len(part) for part in found]))

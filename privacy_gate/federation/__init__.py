@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from privacy_gate.documents import Record
 from privacy_gate.federation.attendance import Attendance
 from privacy_gate.federation.clients import ClientPrivacy, Clients
-from privacy_gate.federation.needs import unmet
+from privacy_gate.federation.needs import unmet, unmet_by_rows
 from privacy_gate.federation.rules import Aggregator
 from privacy_gate.federation.servers import ServerOptimizer
 
@@ -50,10 +50,15 @@ class Federation(Record):
             )
         return self
 
-    def unmet(self, clients: int, *, root: bool = True) -> str | None:
+    def unmet(self, clients: int, *, root: bool = True, rows: int | None = None) -> str | None:
         """Why its own rule cannot join what so many clients send, nobody of whom attacks; None where it can.
 
         root  whether the server has rows of its own
+        rows  that all clients together are trained on; None: as many as need be
         """
+        if self.clients.count is not None and rows is not None:  # a column gives every client it names a row
+            scarce = unmet_by_rows(rows, clients, self.clients.minimum)
+            if scarce:
+                return scarce
         attendance = Attendance(clients, self.participation)
         return unmet(self.aggregator.steps, self.aggregator.tolerates, attendance, root=root)

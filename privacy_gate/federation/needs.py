@@ -92,6 +92,13 @@ def unmet_by_step(name: str, f: int, n: int, size: int = BUCKET) -> str | None:
     return None
 
 
+def unmet_by_rows(rows: int, clients: int, minimum: int) -> str | None:
+    """Why so many clients cannot share these rows; None where they can. minimum: fewest that a client holds."""
+    if rows >= clients * minimum:
+        return None
+    return f"{rows:,} rows cannot give {clients:,} clients {minimum} each: use fewer clients or a smaller minimum"
+
+
 def unmet_by_stress(attendance: Attendance) -> str | None:
     """Why what is asked to go wrong never would, with so few clients; None where it does."""
     there, asked, answer = attendance.reachable(0), sum(attendance.asked(0)), sum(attendance.participants(0))

@@ -20,7 +20,7 @@ import torch
 from privacy_gate.candidate import Adam, Backbone, Recipe
 from privacy_gate.compute.heads import train_heads
 from privacy_gate.compute.machine import Machine
-from privacy_gate.compute.subsets import included
+from privacy_gate.subsets import included
 
 USUAL = {"references": 64, "examples": 1280, "epochs": 10}
 SIZES = {

@@ -35,7 +35,7 @@ from privacy_gate.compute.heads import TrainedHead, confidences, train_heads
 from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.optimizers import stepper
 from privacy_gate.compute.stack import padded
-from privacy_gate.compute.subsets import included
+from privacy_gate.subsets import included
 
 
 def main() -> None:

@@ -33,8 +33,8 @@ from privacy_gate.compute.backbone import timm
 from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.networks import Images, train_networks
 from privacy_gate.compute.parts import network, start, trained
-from privacy_gate.compute.subsets import Subset, included, shown
 from privacy_gate.documents import parse
+from privacy_gate.subsets import Subset, included, shown
 
 CLASSES = 10
 WORKS = [

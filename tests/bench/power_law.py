@@ -34,7 +34,6 @@ from privacy_gate.candidate import Adam, Backbone, Input, PublicWeights, Recipe,
 from privacy_gate.compute.embed import embed
 from privacy_gate.compute.heads import confidences, train_heads
 from privacy_gate.compute.machine import Machine
-from privacy_gate.compute.subsets import included
 from privacy_gate.dataset import AuditData, Split
 from privacy_gate.evidence import Bools, Floats
 from privacy_gate.exhibits import LawPlot
@@ -43,6 +42,7 @@ from privacy_gate.metrics.power_law import SLOPES, Law, Point, fit
 from privacy_gate.metrics.ranks import members_above
 from privacy_gate.packaged import lite0_weights
 from privacy_gate.reports.pictures import law_chart
+from privacy_gate.subsets import included
 from privacy_gate.verdict import Measurement
 
 SHOTS = (8, 16, 32, 64, 128)

@@ -30,8 +30,8 @@ from privacy_gate.compute.heads import train_heads
 from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.networks import Images, train_networks
 from privacy_gate.compute.private import steps_of
-from privacy_gate.compute.subsets import Subset, included
 from privacy_gate.documents import parse
+from privacy_gate.subsets import Subset, included
 
 PRIVACY = {"noise_multiplier": 1.1, "clip": 1.0}
 

@@ -9,13 +9,13 @@ from privacy_gate.candidate import Adam, Backbone, Recipe
 from privacy_gate.compute.control import FEWEST, MOST, PARTS, TWINS, train_control
 from privacy_gate.compute.heads import confidences, train_heads
 from privacy_gate.compute.machine import Machine
-from privacy_gate.compute.subsets import included
 from privacy_gate.dataset import Split
 from privacy_gate.errors import EvidenceError
 from privacy_gate.evidence import Floats, MembershipEvidence
 from privacy_gate.metrics.controls import control_evidence, positive_control
 from privacy_gate.metrics.plausibility import plausibility
 from privacy_gate.store import Arrays
+from privacy_gate.subsets import included
 
 MACHINE = Machine(device="cpu", threads=1)
 

@@ -14,10 +14,10 @@ from privacy_gate.compute import stack
 from privacy_gate.compute.heads import TrainedHead, confidences, head_logits, train_heads
 from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.products import LEAST_WIDTH
-from privacy_gate.compute.subsets import Subset, included
 from privacy_gate.errors import ConfigurationError, DatasetError
 from privacy_gate.evidence import logit_scaled
 from privacy_gate.native import has_numba
+from privacy_gate.subsets import Subset, included
 
 PlainLoop = Callable[..., torch.nn.Linear]
 ADAM = {"name": "adam", "lr": 0.01}

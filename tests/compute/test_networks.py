@@ -17,7 +17,7 @@ from privacy_gate.compute.embed import seen
 from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.network_stack import TrainedNetwork, alike, layout, stack_size
 from privacy_gate.compute.networks import Images, network_logits, train_networks
-from privacy_gate.compute.subsets import Subset, shown
+from privacy_gate.subsets import Subset, shown
 
 Make = Callable[..., Recipe]
 CNN, VIT, NEXT, BIT = "test_efficientnet", "test_vit", "test_convnext", "resnetv2_18"

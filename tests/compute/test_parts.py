@@ -9,9 +9,9 @@ import torch
 from privacy_gate.candidate import Recipe
 from privacy_gate.compute import parts
 from privacy_gate.compute.backbone import build, head_names, timm
-from privacy_gate.compute.subsets import initial_head
 from privacy_gate.documents import parse
 from privacy_gate.errors import CandidateError
+from privacy_gate.subsets import initial_head
 
 FAMILIES = ["test_vit", "test_convnext", "test_efficientnet", "test_efficientnet_evos", "resnetv2_50x1_bit"]
 

@@ -13,8 +13,8 @@ from privacy_gate.compute.accountant import noise_multiplier, spent_epsilon
 from privacy_gate.compute.heads import TrainedHead, train_heads
 from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.private import steps_of
-from privacy_gate.compute.subsets import Subset, gradient_noise, included, poisson_batch, shown
 from privacy_gate.errors import ConfigurationError
+from privacy_gate.subsets import Subset, gradient_noise, included, poisson_batch, shown
 
 ROWS, WIDTH, CLASSES = 90, 12, 3
 

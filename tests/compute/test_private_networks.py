@@ -15,8 +15,8 @@ from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.network_stack import TrainedNetwork
 from privacy_gate.compute.networks import Images, train_networks
 from privacy_gate.compute.private import steps_of
-from privacy_gate.compute.subsets import Subset, gradient_noise, poisson_batch, shown
 from privacy_gate.errors import CandidateError
+from privacy_gate.subsets import Subset, gradient_noise, poisson_batch, shown
 
 Make = Callable[..., Recipe]
 CNN, VIT = "test_efficientnet", "test_vit"

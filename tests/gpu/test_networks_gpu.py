@@ -14,8 +14,8 @@ from privacy_gate.compute import backbone as subject
 from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.network_stack import TrainedNetwork
 from privacy_gate.compute.networks import Images, train_networks
-from privacy_gate.compute.subsets import Subset
 from privacy_gate.documents import parse
+from privacy_gate.subsets import Subset
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 

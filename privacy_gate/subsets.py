@@ -4,11 +4,12 @@ Every draw comes from a generator keyed by what it is for and by the reference's
 many references there are: references 64 to 127 can be added to the first 64 without changing them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from privacy_gate.dataset import AuditData, Split
 from privacy_gate.errors import EvidenceError
 
 Subset = tuple[int, NDArray[np.int64]]
@@ -76,6 +77,23 @@ def subpool(label: NDArray[np.int64], pool: NDArray[np.bool_], divisor: int) -> 
         order = np.random.default_rng([_PART, int(name)]).permutation(rows)
         chosen[order[: max(2, len(rows) // divisor)]] = True
     return chosen
+
+
+def training_sets(
+    data: AuditData, indices: Iterable[int], divisor: int = 1, without: Sequence[int] = ()
+) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+    """Each reference's index and the rows of the table that it is trained on, (N,) bool.
+
+    As large a share of the pool as the members are of the whole of it; divisor, without: as of job.TrainReference.
+    """
+    pool = data.split != Split.POPULATION
+    share = int((data.split == Split.MEMBER).sum()) / int(pool.sum())
+    left = pool.copy()
+    left[list(without)] = False
+    part = subpool(data.label, left, divisor)
+    size = round(int(part.sum()) * share)
+    for index in indices:
+        yield index, included(index, part, size)
 
 
 def batch_order(index: int, epoch: int, size: int) -> NDArray[np.int64]:
