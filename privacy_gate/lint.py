@@ -30,6 +30,7 @@ def lint_policy(path: Path, holdout: int | None) -> list[str]:
             lines.append(f"  {check.name}: not required: a dossier that declares too little is let pass")
         if isinstance(check, Versus):
             lines += [f"  {check.name}: {metric}: {rule}" for metric, rule in check.vacancies.items()]
+            lines += [_alike(*each, holdout) for each in check.rows_to_agree(policy.confidence).items()]
         lines += [_need(metric, needed, holdout) for metric, needed in check.needed_holdout(policy.confidence).items()]
         lines += [
             _idle(path, place, metric, limit) for metric, limit in check.bounds.items() if asks_nothing(metric, limit)
@@ -49,6 +50,19 @@ def _need(metric: str, needed: int | None, holdout: int | None) -> str:
         return f"  {metric}: no number of holdout rows meets this limit: relax it, or let the check use more of them"
     line = f"  {metric} needs at least {needed:,} holdout rows to meet its limit"
     return line if holdout is None or holdout >= needed else f"{line}: with your {holdout:,} no model does"
+
+
+def _alike(metric: str, needed: int | None, holdout: int | None) -> str:
+    """Of a limit relative to the champion."""
+    if needed is None:
+        return (
+            f"  {metric}: on no number of holdout rows does a candidate that agrees with the champion on each meet "
+            "this limit, but only a better one: relax it, or let the check use more of them"
+        )
+    line = f"  {metric} needs {needed:,} holdout rows to let a candidate pass that agrees with the champion on each"
+    if holdout is None or holdout >= needed:
+        return line
+    return f"{line}: warning: with your {holdout:,} none does"
 
 
 def lint_dossier(folder: Path, *, read_table: bool) -> list[str]:

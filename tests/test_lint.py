@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from pyarrow import parquet
 
 from privacy_gate.candidate import Recipe
+from privacy_gate.champion import Champion
 from privacy_gate.checks import AnyCheck
 from privacy_gate.checks.check import Subject, asks_nothing
 from privacy_gate.checks.corruption import Corruption
@@ -23,7 +25,7 @@ from privacy_gate.checks.robustness import Robustness
 from privacy_gate.checks.stress import SystemStress
 from privacy_gate.checks.trajectory import TrajectoryMia
 from privacy_gate.checks.utility import Utility
-from privacy_gate.checks.versus import ChampionLimit
+from privacy_gate.checks.versus import ChampionLimit, Versus
 from privacy_gate.dataset import AuditData, Columns, Split, describe_table
 from privacy_gate.documents import dump, parse
 from privacy_gate.errors import ConfigurationError, DatasetError
@@ -89,7 +91,7 @@ def nothing_is_told(judged: Subject) -> Callable[[Job], Mapping[str, Any]]:
                 yes, no = (np.full(len(job.rows), each) for each in (True, False))
                 return {"right": yes, "untargeted": yes, "standing": yes, "guessed": no, "wide": no, "flat": no}
             case Universal():
-                plain = np.zeros(len(job.tried), dtype=np.int64)
+                plain = data.label[list(job.tried)]
                 names = ("probe_plain", "predicted_plain", "predicted_shifted", "predicted_noise")
                 return {"probe_shifted": plain + 1, **dict.fromkeys(names, plain)}
         z = np.repeat(np.where(data.split == Split.MEMBER, -1.0, 0.0)[None, :, None], 2, axis=2)
@@ -221,6 +223,87 @@ def test_a_gap_may_be_seen_to_be_none_with_the_fewest_rows_that_are_measured() -
     groups = np.repeat(["a", "b"], [90_000, 10_000]), np.repeat(["a", "b"], [10, 90])
     gap = vulnerability_gap(accusations(member, holdout, *groups, 0.1), 0.95)
     assert judged_status(gap, Limit(max=0.0)) is Status.MET
+
+
+DROP, RISE = (ChampionLimit(**{side: 0.05}, without_champion="pass") for side in ("champion_drop", "champion_rise"))
+ALIKE: dict[str, tuple[Versus, int]] = {
+    "utility": (Utility(limits={"holdout_accuracy": DROP}), 73),
+    "evasion": (Evasion(limits={"robust_accuracy": DROP}), 73),
+    "evasion, far more": (
+        Evasion(limits={"robust_accuracy": ChampionLimit(champion_drop=0.5, without_champion="pass")}),
+        20,
+    ),
+    "evasion, half crafted on": (Evasion(limits={"universal_transfer": RISE}, universal=Crafted()), 146),
+    "evasion, few crafted on": (Evasion(limits={"universal_transfer": RISE}, universal=Crafted(images=50)), 123),
+    "corruption": (Corruption(limits={"corruption_ratio": DROP}), 100),
+    "corruption, by its interval": (
+        Corruption(limits={"corruption_ratio": ChampionLimit(champion_drop=0.02, without_champion="pass")}),
+        189,
+    ),
+}
+
+
+def beside_its_equal(check: Versus, holdout: int, confidence: float) -> dict[str, Status]:
+    """How limits relative to a champion that answers every row as the candidate does fare; of the checks' own code."""
+    plain = subject(holdout, images=check.name in ("corruption", "evasion"))
+    judged = replace(plain, champion=Champion("champion", "1", artifact="c" * 64, recipe=plain.recipe))
+    found = check.measure(judged, nothing_is_told(judged), confidence).measurements
+    limited = (each for each in found if each.metric in check.bounds)
+    return {each.metric: judged_status(each, check.bounds[each.metric]) for each in limited}
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_a_candidate_like_the_champion_passes_with_as_many_rows_and_with_none_fewer(name: str) -> None:
+    check, expected = ALIKE[name]
+    ((metric, rows),) = check.rows_to_agree(0.95).items()
+    assert rows == expected
+    assert beside_its_equal(check, rows, 0.95)[metric] is Status.MET
+    assert beside_its_equal(check, rows - 1, 0.95)[metric] is not Status.MET
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.9, 0.999])
+@pytest.mark.parametrize("drop", [0.01, 0.1, 0.2])
+def test_rows_to_agree_follow_the_judgement_whatever_the_confidence(confidence: float, drop: float) -> None:
+    check = Utility(limits={"holdout_accuracy": ChampionLimit(champion_drop=drop, min=0.0)})
+    rows = check.rows_to_agree(confidence)["holdout_accuracy_vs_champion"]
+    assert rows is not None
+    assert beside_its_equal(check, max(rows, 12), confidence)["holdout_accuracy_vs_champion"] is Status.MET
+    assert beside_its_equal(check, rows - 1, confidence)["holdout_accuracy_vs_champion"] is not Status.MET
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        Utility(limits={"holdout_accuracy": ChampionLimit(champion_drop=0.0, min=0.5)}),
+        Evasion(images=72, limits={"robust_accuracy": DROP}),
+        Corruption(images=188, limits={"corruption_ratio": ChampionLimit(champion_drop=0.02, min=0.5)}),
+    ],
+    ids=lambda check: check.name,
+)
+def test_a_limit_that_no_equal_of_the_champion_meets_is_told(check: Versus) -> None:
+    ((metric, rows),) = check.rows_to_agree(0.95).items()
+    assert rows is None
+    assert beside_its_equal(check, 3000, 0.95)[metric] is Status.VIOLATED
+
+
+def test_a_policy_is_told_how_many_rows_an_equal_of_the_champion_needs(tmp_path: Path) -> None:
+    text = """name: p
+version: 1
+release_context: api
+checks:
+  - check: utility
+    limits: {holdout_accuracy: {champion_drop: 0.05, min: 0.5}}
+  - check: corruption
+    limits: {corruption_ratio: {champion_drop: 0, min: 0.5}}
+promotion: {alias: champion}
+"""
+    (tmp_path / "policy.yaml").write_text(text)
+    said = "  holdout_accuracy_vs_champion needs 73 holdout rows to let a candidate pass that agrees with the champion"
+    for holdout, warned in ((72, True), (73, False), (None, False)):
+        lines = lint_policy(tmp_path / "policy.yaml", holdout)
+        (line,) = [one for one in lines if one.startswith(said)]
+        assert line.endswith(": warning: with your 72 none does") is warned
+        assert any(one.startswith("  corruption_ratio_vs_champion: on no number of holdout rows") for one in lines)
 
 
 POLICY = """

@@ -14,8 +14,8 @@ from privacy_gate.checks.versus import ChampionLimit, Versus, Worse
 from privacy_gate.evidence import Bools
 from privacy_gate.job import Corrupt, Job, Score
 from privacy_gate.metrics.corruption import FEWEST, corruption_ratio
-from privacy_gate.metrics.versus import Answers, not_compared, ratio_versus, unlearnt
-from privacy_gate.verdict import CheckResult, Measurement, not_measured
+from privacy_gate.metrics.versus import Answers, not_compared, ratio_versus, rows_to_keep_ratio, unlearnt
+from privacy_gate.verdict import CheckResult, Limit, Measurement, not_measured
 
 CORRUPTIONS = (
     "gaussian_noise",
@@ -73,6 +73,10 @@ class Corruption(Versus):
     def needed_holdout(self, confidence: float) -> Mapping[str, int | None]:
         """What resampling asks for: where no row is lost to a corruption, none of the resampled ratios is below 1."""
         return dict.fromkeys(self.absolute, FEWEST)
+
+    def _rows_to_agree(self, metric: str, limit: Limit, confidence: float) -> int | None:
+        rows = rows_to_keep_ratio(limit, confidence, self.images)
+        return None if rows is None else max(FEWEST, rows)
 
     def jobs(self, subject: Subject) -> list[Job]:
         """The candidate's answers with each corruption, and without, and the champion's where it is compared; none

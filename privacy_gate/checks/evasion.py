@@ -16,8 +16,8 @@ from privacy_gate.job import Evade, Job
 from privacy_gate.job import Universal as Craft
 from privacy_gate.metrics.accuracy import needed_rows
 from privacy_gate.metrics.evasion import robust_accuracy, universal_transfer
-from privacy_gate.metrics.versus import not_compared, share_versus, unlearnt
-from privacy_gate.verdict import CheckResult, Measurement, not_measured
+from privacy_gate.metrics.versus import not_compared, rows_to_agree, share_versus, unlearnt
+from privacy_gate.verdict import CheckResult, Limit, Measurement, not_measured
 
 EvasionMetric = Literal["robust_accuracy", "universal_transfer"]
 
@@ -72,13 +72,21 @@ class Evasion(Versus):
 
     def needed_holdout(self, confidence: float) -> Mapping[str, int | None]:
         """What a model that no attack turns asks for, `images` at most, and what a change is crafted on besides."""
-        needed: dict[str, int | None] = {}
-        for metric, limit in self.absolute.items():
-            rows = needed_rows(limit, confidence, self.images)
-            if rows is not None and metric == "universal_transfer" and self.universal is not None:
-                rows = needed_apart(self.universal.images, rows)
-            needed[metric] = None if rows is None else max(FEWEST, rows)
-        return needed
+        return {
+            metric: self._holdout(metric, needed_rows(limit, confidence, self.images))
+            for metric, limit in self.absolute.items()
+        }
+
+    def _rows_to_agree(self, metric: str, limit: Limit, confidence: float) -> int | None:
+        return self._holdout(metric, rows_to_agree(limit, confidence, self.images))
+
+    def _holdout(self, metric: str, rows: int | None) -> int | None:
+        """Holdout rows that leave so many for the metric."""
+        if rows is None:
+            return None
+        if metric == "universal_transfer" and self.universal is not None:
+            rows = needed_apart(self.universal.images, rows)
+        return max(FEWEST, rows)
 
     def jobs(self, subject: Subject) -> list[Job]:
         """The attacks, on the champion too where it is compared; none where there are no images."""

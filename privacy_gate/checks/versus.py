@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from privacy_gate.checks.check import Check, Subject
 from privacy_gate.documents import Record
-from privacy_gate.metrics.versus import versus
+from privacy_gate.metrics.versus import rows_to_agree, versus
 from privacy_gate.verdict import CheckResult, Limit, Measurement, Severity, not_measured
 
 Distance = Annotated[float, Field(ge=0, le=1)]
@@ -124,6 +124,16 @@ class Versus(Check):
         """What holds while nothing stands at the alias, in words, by the metric that is compared."""
         said = {"block": "it is not measured", "pass": "it is let pass", None: "the other limit holds alone"}
         return {metric: f"without a champion {said[self._limits[metric].without_champion]}" for metric in self.relative}
+
+    def rows_to_agree(self, confidence: float) -> Mapping[str, int | None]:
+        """Holdout rows from which on a candidate that agrees with the champion on each meets the limits relative to it,
+        by what is measured; None: however many there are. With fewer at best a better candidate does."""
+        needed = {metric: self._rows_to_agree(metric, limit, confidence) for metric, limit in self.relative.items()}
+        return {versus(metric): rows for metric, rows in needed.items()}
+
+    def _rows_to_agree(self, metric: str, limit: Limit, confidence: float) -> int | None:
+        """Of a metric that is a share of all holdout rows; subclasses say what else theirs are of."""
+        return rows_to_agree(limit, confidence)
 
     def rival(self, subject: Subject, metric: str) -> Subject | None:
         """The champion on the candidate's rows; None where the metric is not compared, or cannot be."""

@@ -9,8 +9,9 @@ from privacy_gate.errors import EvidenceError
 from privacy_gate.evidence import Bools, Floats, Ints
 from privacy_gate.metrics.binomial import clopper_pearson
 from privacy_gate.metrics.bootstrap import DRAWS, measured, percentile
+from privacy_gate.metrics.fewest import MOST, fewest
 from privacy_gate.metrics.paired import paired_interval
-from privacy_gate.verdict import Measurement, not_measured
+from privacy_gate.verdict import Limit, Measurement, Status, judged_status, not_measured
 
 SUFFIX = "_vs_champion"
 
@@ -41,13 +42,18 @@ def unlearnt(right: Bools, label: Ints, confidence: float) -> str | None:
     rows = len(right)
     if rows == 0:
         return "there are no rows to compare on"
-    largest = float(np.bincount(label).max() / rows)
-    if clopper_pearson(int(right.sum()), rows, confidence)[0] > largest:
+    largest = int(np.bincount(label).max())
+    if _surely_learnt(int(right.sum()), largest, rows, confidence):
         return None
     return (
-        f"it is right on {right.mean():.0%} of the rows, and naming the largest class would be on {largest:.0%}: it is "
-        "no measure on this table, or tells its classes in another order"
+        f"it is right on {right.mean():.0%} of the rows, and naming the largest class would be on "
+        f"{largest / rows:.0%}: it is no measure on this table, or tells its classes in another order"
     )
+
+
+def _surely_learnt(right: int, largest: int, rows: int, confidence: float) -> bool:
+    """Whether a model right on so many of the rows is surely better than naming the largest class."""
+    return clopper_pearson(right, rows, confidence)[0] > largest / rows
 
 
 def share_versus(figures: tuple[Measurement, Measurement], rows: tuple[Bools, Bools], confidence: float) -> Measurement:
@@ -62,16 +68,54 @@ def share_versus(figures: tuple[Measurement, Measurement], rows: tuple[Bools, Bo
     if held.shape != other.shape:
         raise EvidenceError(f"{name}: the candidate has rows {held.shape}, the champion {other.shape}")
     won, lost = int((held & ~other).sum()), int((other & ~held).sum())
-    low, high = paired_interval(np.array([won]), np.array([lost]), np.array([len(held)]), confidence)
+    return _difference(name, won, lost, len(held), confidence, champion.value)
+
+
+def _difference(
+    name: str, won: int, lost: int, rows: int, confidence: float, champion: float | None = None
+) -> Measurement:
+    """Of shares of so many rows, of which `won` are the candidate's alone and `lost` the champion's alone."""
+    low, high = paired_interval(np.array([won]), np.array([lost]), np.array([rows]), confidence)
     return measured(
         name,
-        (won - lost) / len(held),
+        (won - lost) / rows,
         (float(low[0]), float(high[0])),
         confidence,
         "Tango's interval of paired shares",
-        f"{len(held):,} rows, of which {won:,} are the candidate's alone and {lost:,} the champion's alone",
-        champion=champion.value,
+        f"{rows:,} rows, of which {won:,} are the candidate's alone and {lost:,} the champion's alone",
+        champion=champion,
     )
+
+
+def rows_to_agree(limit: Limit, confidence: float, most: int = MOST) -> int | None:
+    """Rows from which on a candidate that agrees with the champion on each is seen to meet a limit on the difference of
+    their shares; None where as many as `most` are too few.
+
+    Of a champion always right, and of a table with no two rows of one class: a lesser one may need a few more to be a
+    measure at all, see `unlearnt`.
+
+    >>> rows_to_agree(Limit(min=-0.05), 0.95), rows_to_agree(Limit(max=0.0), 0.95)
+    (73, None)
+    """
+
+    def meets(rows: int) -> bool:
+        agreed = _difference("agreed", 0, 0, rows, confidence)
+        return _surely_learnt(rows, 1, rows, confidence) and judged_status(agreed, limit) is Status.MET
+
+    return fewest(meets, most)
+
+
+def rows_to_keep_ratio(limit: Limit, confidence: float, most: int) -> int | None:
+    """Likewise of a limit on the difference of ratios, of models that are always right: where they are not, it takes
+    more rows."""
+
+    def meets(rows: int) -> bool:
+        right = np.ones(rows, dtype=bool)
+        one = measured("ratio", 1.0, (1.0, 1.0), confidence, "", "")
+        agreed = ratio_versus((one, one), ((right, {"any": right}),) * 2, confidence, np.random.default_rng(0))
+        return _surely_learnt(rows, 1, rows, confidence) and judged_status(agreed, limit) is Status.MET
+
+    return fewest(meets, most)
 
 
 def ratio_versus(
