@@ -88,24 +88,27 @@ class Corruption(Versus):
 
     def measure(self, subject: Subject, results: Results, confidence: float) -> CheckResult:
         """The ratio over all corruptions and severities; what each corruption leaves, in a note."""
+        if not has_images(subject):
+            missing = not_measured("corruption_ratio", NO_IMAGES)
+            return self.compared(
+                CheckResult(measurements=(missing,)), subject, lambda metric, _: not_compared(metric, NO_IMAGES)
+            )
         label = subject.data.label[list(first(subject, self.images))]
 
         def ratio(answers: Answers) -> Measurement:
             return corruption_ratio(*answers, label, confidence, _chance(subject))
 
+        answers = self._answers(subject, results)
+        found = ratio(answers)
+
         def difference(metric: str, rival: Subject) -> Measurement:
             if not has_images(rival):
                 return not_compared(metric, NO_IMAGES)
-            both = self._answers(subject, results), self._answers(rival, results)
-            if why := unlearnt(both[1][0], label, confidence):
+            other = self._answers(rival, results)
+            if why := unlearnt(other[0], label, confidence):
                 return not_compared(metric, why)
-            return ratio_versus((ratio(both[0]), ratio(both[1])), both, confidence, _chance(subject))
+            return ratio_versus((found, ratio(other)), (answers, other), confidence, _chance(subject))
 
-        if not has_images(subject):
-            missing = not_measured("corruption_ratio", NO_IMAGES)
-            return self.compared(CheckResult(measurements=(missing,)), subject, difference)
-        answers = self._answers(subject, results)
-        found = ratio(answers)
         notes = (self._note(*answers),) if found.measured else ()
         return self.compared(CheckResult(measurements=(found,), notes=notes), subject, difference)
 

@@ -154,6 +154,18 @@ def test_the_champion_is_asked_what_the_candidate_is_by_its_own_recipe_and_nothi
 
 
 @pytest.mark.parametrize("metric", CHECKS)
+def test_what_each_of_the_two_answered_is_read_once(metric: str) -> None:
+    told, asked = answers(0.7, 0.6), list[Job]()
+
+    def results(job: Job) -> Any:
+        asked.append(job)
+        return told(job)
+
+    assert difference(CHECKS[metric].measure(against(), results, 0.95), metric).value is not None
+    assert len(asked) == len(set(asked)) > 1
+
+
+@pytest.mark.parametrize("metric", CHECKS)
 @pytest.mark.parametrize(
     ("champion", "reason"),
     [
