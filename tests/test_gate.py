@@ -20,28 +20,16 @@ from privacy_gate.report import Report
 from privacy_gate.store.place import Place
 from privacy_gate.store.shelf import entries, groups
 from privacy_gate.verdict import Status, Verdict
+from tests.policies import MEMBERSHIP
 
 NOW = datetime.datetime(2030, 1, 1, 12, 0, tzinfo=datetime.UTC)
 MACHINE = Machine(threads=1)
-
-POLICY = """\
-name: test
-version: 1
-release_context: api
-checks:
-  - check: membership
-    references: 32
-    attacks: [lira, loss]
-    limits:
-      tpr_at_0.01_fpr: {max: 0.1}
-promotion: {alias: champion}
-"""
 
 
 @pytest.fixture
 def policy(tmp_path: Path) -> Path:
     path = tmp_path / "policy.yaml"
-    path.write_text(POLICY)
+    path.write_text(MEMBERSHIP)
     return path
 
 
@@ -129,12 +117,12 @@ def test_who_declares_no_federation_is_not_approved_by_limits_on_one_but_by_the_
 ) -> None:
     uri, asked = register(careful, "undeclared", tracking), tmp_path / "asked.yaml"
     limit = "  - {check: robustness, required: %s, limits: {byzantine_drop: {max: 0.15}}}\npromotion:"
-    asked.write_text(POLICY.replace("promotion:", limit % "true"))
+    asked.write_text(MEMBERSHIP.replace("promotion:", limit % "true"))
     report = check(uri, asked, tracking, tmp_path)
     assert (report.verdict, report.exit_code) == (Verdict.UNDECIDED, 4)
     assert "byzantine_drop not measured: the recipe declares no federation" in report.reasons[0]
     assert any(note.startswith("not measured by robustness: byzantine_drop, ") for note in report.notes)
-    asked.write_text(POLICY.replace("promotion:", limit % "false"))
+    asked.write_text(MEMBERSHIP.replace("promotion:", limit % "false"))
     spared = check(uri, asked, tracking, tmp_path)
     assert spared.verdict is Verdict.APPROVED
     (left_out,) = [one.result for one in spared.checks if one.check == "robustness"]
@@ -202,7 +190,7 @@ def test_a_retrained_candidate_and_another_policy_train_no_reference_again(
     check(register(scene, "retrained", tracking), policy, tracking, tmp_path)
     again = register(scene, "retrained", tracking, scene.member_rows[::-1].copy())
     more = tmp_path / "more.yaml"
-    more.write_text(POLICY.replace("references: 32", "references: 36").replace("[lira, loss]", "[rmia]"))
+    more.write_text(MEMBERSHIP.replace("references: 32", "references: 36").replace("[lira, loss]", "[rmia]"))
     for path, computed in ((policy, 1), (more, 4)):
         with gate.open_case(again, path, store=str(tmp_path / "store"), tracking_uri=tracking, now=NOW) as case:
             assert gate.prepare(case, MACHINE, Shard(), silent)[0] == computed

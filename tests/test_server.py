@@ -21,22 +21,11 @@ from privacy_gate.progress import silent
 from privacy_gate.report import Report
 from privacy_gate.verdict import Verdict
 from privacy_gate.weights import artifact_digest
+from tests.policies import MEMBERSHIP
 
 pytestmark = pytest.mark.slow
 
 NOW = datetime.datetime(2030, 1, 1, 12, 0, tzinfo=datetime.UTC)
-POLICY = """\
-name: test
-version: 1
-release_context: api
-checks:
-  - check: membership
-    references: 32
-    attacks: [lira, loss]
-    limits:
-      tpr_at_0.01_fpr: {max: 0.1}
-promotion: {alias: champion}
-"""
 
 
 class Server:
@@ -94,7 +83,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 def test_a_server_serves_the_whole_pass_and_its_absence_is_exit_code_6(
     server: Server, scenes: Callable[..., Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "policy.yaml").write_text(POLICY)
+    (tmp_path / "policy.yaml").write_text(MEMBERSHIP)
     before = settings()
     client = registry.client_of(server.uri)
 

@@ -21,20 +21,9 @@ from privacy_gate.dataset import Columns, describe_table
 from privacy_gate.errors import StoreError
 from privacy_gate.store import shelf
 from privacy_gate.store.place import Place
+from tests.policies import MEMBERSHIP
 
 pytestmark = pytest.mark.slow
-
-POLICY = """\
-name: test
-version: 1
-release_context: api
-checks:
-  - check: membership
-    references: 32
-    attacks: [lira, loss]
-    limits:
-      tpr_at_0.01_fpr: {max: 0.1}
-"""
 
 
 @pytest.fixture
@@ -112,7 +101,7 @@ def test_a_table_and_shards_of_an_audit_meet_in_a_bucket(
     model = scene.train(scene.member_rows)
     accuracy = {"holdout_accuracy": scene.accuracy(model, scene.holdout_rows)}
     uri = producer.register(model, "in-a-bucket", scene.recipe, manifest, accuracy, tracking)
-    Path("policy.yaml").write_text(POLICY)
+    Path("policy.yaml").write_text(MEMBERSHIP)
     case = [uri, "--policy", "policy.yaml", "--store", f"{bucket}/store", "--tracking-uri", tracking]
 
     code, said = invoke("prepare", *case, "--shard", "1/2")
