@@ -11,7 +11,15 @@ from privacy_gate.candidate import Backbone, Input, Recipe, View
 FORMAT = 2
 """Part of every digest: raised when the meaning of a stored result changes."""
 
-REVISIONS = {"Federate": 1, "Confirm": 1, "Invert": 1, "Evade": 1, "Trigger": 1, "Embed": 1}
+REVISIONS = {
+    "Federate": 1,
+    "Confirm": 1,
+    "Invert": 1,
+    "Evade": 2,
+    "Universal": 1,
+    "Trigger": 1,
+    "Embed": 1,
+}
 """Part of the digests of single kinds, 0 where not named: raised when the meaning of that kind's results changes."""
 
 EMBED_ROWS = 256

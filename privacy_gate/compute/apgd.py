@@ -66,14 +66,15 @@ def apgd(
 
     x (B, 3, S, S) in 0 .. 1, label (B,). Returns those images, (B, 3, S, S), and whether each is called another class
     than its label, (B,); where none was, the image of the highest loss. Each row's way is its own: no other row, nor
-    the size of the batch, has a part in it. Raises CandidateError for logits that are not finite numbers.
+    the size of the batch, has a part in it, and it ends where the model is fooled. Raises CandidateError for logits
+    that are not finite numbers.
     """
     low, high = (x - radius).clamp(min=0), (x + radius).clamp(max=1)
 
     def within(moved: torch.Tensor) -> torch.Tensor:
         return torch.minimum(torch.maximum(moved, low), high)
 
-    value, gradient, right = _probe(model, x, label, loss)
+    value, gradient, right = _probe(model, x, label, loss, torch.ones_like(label, dtype=torch.bool))
     fooled, found = ~right, x.clone()
     best, best_value, best_gradient = x.clone(), value.clone(), gradient
     step = torch.full_like(value, 2 * radius)
@@ -81,11 +82,13 @@ def apgd(
     rising, halved, known = torch.zeros_like(value), torch.ones_like(fooled), best_value.clone()
     last = 0
     for turn in range(1, steps + 1):
+        if bool(fooled.all()):
+            break
         ahead = within(here + _wide(step) * gradient.sign())
         if turn > 1:
             ahead = within(here + MOMENTUM * (ahead - here) + (1 - MOMENTUM) * (here - before))
         before, here, old = here, ahead, value
-        value, gradient, right = _probe(model, here, label, loss)
+        value, gradient, right = _probe(model, here, label, loss, ~fooled)
         found = torch.where(_wide(~right & ~fooled), here, found)
         fooled |= ~right
         rising += value > old
@@ -115,15 +118,21 @@ def _checkpoints(steps: int) -> frozenset[int]:
 
 
 def _probe(
-    model: PixelModel, x: torch.Tensor, label: torch.Tensor, loss: Loss
+    model: PixelModel, x: torch.Tensor, label: torch.Tensor, loss: Loss, asked: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Loss (B,), its gradient (B, 3, S, S), and whether the model is right (B,)."""
-    leaf = x.detach().requires_grad_()
+    """Loss (B,), its gradient (B, 3, S, S), and whether the model is right (B,); of rows not `asked` (B,) 0, 0, False.
+
+    x (B, 3, S, S), label (B,); at least one row is asked: the others cost nothing.
+    """
+    leaf = x[asked].detach().requires_grad_()
     with torch.enable_grad():
-        logits = finite(model(leaf))
-        value = loss(logits, label)
-        (gradient,) = torch.autograd.grad(value.sum(), [leaf])
-    return value.detach(), gradient, logits.detach().argmax(1) == label
+        found = finite(model(leaf))
+        logits = found.new_zeros(len(x), found.shape[1]).index_put((asked,), found)
+        value = loss(logits, label)[asked]
+        (slope,) = torch.autograd.grad(value.sum(), [leaf])
+    right, gradient = torch.zeros_like(asked), torch.zeros_like(x)
+    right[asked], gradient[asked] = found.detach().argmax(1) == label[asked], slope
+    return torch.zeros(len(x)).to(value).index_put((asked,), value.detach()), gradient, right
 
 
 def _of(logits: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """The candidate under small changes of its images: sought for each image, or one for all."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from operator import attrgetter
 
@@ -11,9 +11,13 @@ from privacy_gate.candidate import Recipe
 from privacy_gate.compute.apgd import ahead, apgd, cross_entropy, towards
 from privacy_gate.compute.candidate_pixels import PixelModel, pixel_model, pixels, public_pixel_model
 from privacy_gate.compute.judged import Arrays
+from privacy_gate.compute.machine import Machine, single_threaded_kernels
+from privacy_gate.compute.spread import Tally, in_order
 from privacy_gate.compute.universal import linear_probe, sign_noise, universal
 from privacy_gate.compute.work import Work
+from privacy_gate.evidence import Ints
 from privacy_gate.job import Evade, Universal
+from privacy_gate.progress import silent
 
 GUESSES = 10
 """Random changes that each image is also tried with; where these fool the model and gradients do not, gradients are
@@ -33,14 +37,22 @@ def run_evade(jobs: Sequence[Evade], work: Work) -> None:
 
 def _evade(model: PixelModel, recipe: Recipe, job: Evade, work: Work) -> Arrays:
     device, size = work.machine.torch_device(), work.machine.images(_side(recipe))
-    found: list[Arrays] = []
-    for first in range(0, len(job.rows), size):
+    tally = Tally("seek adversarial images", len(job.rows), work.progress)
+
+    def asked(images: torch.Tensor) -> torch.Tensor:
+        tally.go_on()
+        return model(images)
+
+    def attacked(first: int) -> Arrays:
         rows = job.rows[first : first + size]
         x = pixels(recipe, work.inputs.data, rows).to(device)
         label = torch.from_numpy(work.inputs.data.label[list(rows)]).to(device)
-        found.append(evade(model, x, label, rows, job))
-        work.progress("seek adversarial images", min(first + size, len(job.rows)), len(job.rows))
-    return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+        found = evade(asked, x, label, rows, job)
+        tally.add(len(rows))
+        return found
+
+    parts = in_order(attacked, range(0, len(job.rows), size), work.machine, tally)
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _side(recipe: Recipe) -> int:
@@ -102,35 +114,41 @@ def _flat(model: PixelModel, x: torch.Tensor, label: torch.Tensor, target: torch
 
 def run_universal(jobs: Sequence[Universal], work: Work) -> None:
     """Crafts each change on the public backbone and tries it on the candidate."""
-    for done, job in enumerate(jobs, 1):
-        work.results.put(job, _universal(job, work))
-        work.progress("seek a universal change", done, len(jobs))
+    for before, job in enumerate(jobs):
+
+        def stepped(done: int, before: int = before, steps: int = job.steps) -> None:
+            work.progress("seek a universal change", before * steps + done, len(jobs) * steps)
+
+        work.results.put(job, _universal(job, work, stepped))
 
 
-def _universal(job: Universal, work: Work) -> Arrays:
+def _universal(job: Universal, work: Work, stepped: Callable[[int], None]) -> Arrays:
     data, recipe, device = work.inputs.data, job.recipe, work.machine.torch_device()
     rows = list(job.rows)
     features = work.features(recipe.backbone, recipe.input)[rows]
     probe = linear_probe(torch.from_numpy(features), torch.from_numpy(data.label[rows]), recipe.classes)
     source = public_pixel_model(recipe, probe, work.machine)
     x, label = pixels(recipe, data, rows).to(device), torch.from_numpy(data.label[rows]).to(device)
-    change = universal(source, x, label, job.levels / 255, job.steps)
+    threads = work.machine.cpu_threads() if device.type == "cpu" else 1
+    with single_threaded_kernels(device):
+        change = universal(source, x, label, job.levels / 255, job.steps, threads, stepped)
     fresh = pixels(recipe, data, job.tried)
     noise = job.levels / 255 * sign_noise(fresh.shape[-1], 0, 0).to(device)
     model = pixel_model(recipe, work.inputs.candidate, work.machine)
     found = {}
     for name, asked in (("predicted", model), ("probe", source)):
         for suffix, shift in (("plain", None), ("shifted", change), ("noise", noise)):
-            found[f"{name}_{suffix}"] = _classes(asked, fresh, shift, work.machine.images(fresh.shape[-1]), device)
+            found[f"{name}_{suffix}"] = _classes(asked, fresh, shift, work.machine)
     return found
 
 
-def _classes(
-    model: PixelModel, images: torch.Tensor, shift: torch.Tensor | None, size: int, device: torch.device
-) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
-    found = []
-    with torch.inference_mode():
-        for batch in torch.split(images, size):
-            shown = batch.to(device) if shift is None else (batch.to(device) + shift).clamp(0, 1)
-            found.append(model(shown).argmax(1).cpu().numpy())
-    return np.concatenate(found)
+def _classes(model: PixelModel, images: torch.Tensor, shift: torch.Tensor | None, machine: Machine) -> Ints:
+    device, size = machine.torch_device(), machine.images(images.shape[-1])
+
+    def said(first: int) -> Ints:
+        batch = images[first : first + size].to(device)
+        with torch.inference_mode():
+            shown = batch if shift is None else (batch + shift).clamp(0, 1)
+            return np.asarray(model(shown).argmax(1).cpu().numpy())
+
+    return np.concatenate(in_order(said, range(0, len(images), size), machine, Tally("", 0, silent)))

@@ -134,6 +134,29 @@ def test_a_row_goes_its_own_way_whoever_is_beside_it() -> None:
         assert torch.equal(alone[1], together[1][rows])
 
 
+def test_who_is_fooled_is_asked_no_more() -> None:
+    model, x = network(), drawn(40, low=0, high=1).float()
+    label = model(x).argmax(1)
+    asked: list[int] = []
+
+    def counted(images: torch.Tensor) -> torch.Tensor:
+        asked.append(len(images))
+        return model(images)
+
+    _, fooled = apgd(counted, x, label, cross_entropy, SMALL, STEPS)
+    assert 0 < int(fooled.sum()) < len(x)
+    assert len(asked) == STEPS + 1
+    assert asked == sorted(asked, reverse=True)
+    assert len(x) - int(fooled.sum()) <= asked[-1] < asked[0] == len(x)
+    asked.clear()
+    assert bool(apgd(counted, x, label, cross_entropy, 0.9, STEPS)[1].all())
+    assert len(asked) < STEPS + 1
+    label = (label + 1) % CLASSES
+    asked.clear()
+    assert torch.equal(apgd(counted, x, label, cross_entropy, RADIUS, STEPS)[0], x)
+    assert asked == [len(x)]
+
+
 def test_checkpoints_are_those_of_the_paper() -> None:
     assert sorted(_checkpoints(100))[:6] == [22, 41, 57, 70, 80, 87]
     assert all(0 < each <= 20 for each in _checkpoints(20))

@@ -2,6 +2,7 @@
 
 import io
 from itertools import pairwise
+from threading import Lock
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ from sklearn.datasets import load_sample_images
 
 from privacy_gate.checks.corruption import CORRUPTIONS as KNOWN
 from privacy_gate.compute.corruption import predict_corrupted
-from privacy_gate.compute.corruptions import CORRUPTIONS, corrupted, strength
+from privacy_gate.compute.corruptions import CORRUPTIONS, _enlarged, corrupted, strength
 from privacy_gate.compute.machine import Machine
+from privacy_gate.compute.spread import Tally
 from privacy_gate.job import Corrupt
+from privacy_gate.progress import silent
 
 SIDES = (32, 64, 160, 224)
 
@@ -110,6 +113,20 @@ def test_an_averaging_disk_spreads_a_point_over_its_area() -> None:
     np.testing.assert_allclose(spread, spread[::-1, ::-1][np.ix_(*[np.roll(np.arange(64), 1)] * 2)], atol=1e-6)
 
 
+def test_what_is_enlarged_is_what_two_matrices_of_weights_make_of_it(
+    photos: dict[int, list[NDArray[np.float32]]],
+) -> None:
+    for factor in (1.0, 1.06, 1.33):
+        for x in photos[32]:
+            weight = np.zeros((32, 32))
+            for place in range(32):
+                asked = (place - 15.5) / factor + 15.5
+                below = min(int(asked), 30)
+                weight[place, below : below + 2] = below + 1 - asked, asked - below
+            expected = np.stack([weight @ x[..., channel] @ weight.T for channel in range(3)], axis=2)
+            np.testing.assert_allclose(_enlarged(x, factor), expected, atol=1e-12)
+
+
 def test_strengths_between_the_two_sets_grow_with_the_logarithm_of_the_side() -> None:
     assert strength((1, 10), (3, 20), 32) == (1, 10)
     assert strength((1, 10), (3, 20), 16) == (1, 10)
@@ -120,16 +137,21 @@ def test_strengths_between_the_two_sets_grow_with_the_logarithm_of_the_side() ->
 def test_a_rows_corruption_depends_on_the_row_alone(photos: dict[int, list[NDArray[np.float32]]]) -> None:
     images = torch.from_numpy(np.stack([*photos[32]] * 8)).permute(0, 3, 1, 2).contiguous()
     shown: list[torch.Tensor] = []
+    lock = Lock()
 
     def model(batch: torch.Tensor) -> torch.Tensor:
-        shown.append(batch.clone())
-        return batch.flatten(1)
+        """Calls each image the class of its place in `shown`, in whatever order threads come."""
+        with lock:
+            before = len(shown)
+            shown.extend(batch.clone())
+            return torch.eye(16)[before : len(shown)]
 
     def seen(rows: range, batch: int, threads: int) -> torch.Tensor:
         shown.clear()
         job = Corrupt("a" * 64, None, "d" * 64, tuple(rows), "snow", 3)  # type: ignore[arg-type]
-        predict_corrupted(model, images[list(rows)], job, Machine(device="cpu", threads=threads, batch=batch))
-        return torch.cat(shown)
+        machine, tally = Machine(device="cpu", threads=threads, batch=batch), Tally("", 0, silent)
+        found = predict_corrupted(model, images[list(rows)], job, machine, tally)
+        return torch.stack([shown[place] for place in found["predicted"]])
 
     whole = seen(range(16), 16, 1)
     assert torch.equal(whole, seen(range(16), 3, 2))
