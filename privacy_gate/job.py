@@ -15,6 +15,7 @@ REVISIONS = {
     "Federate": 1,
     "Confirm": 1,
     "Invert": 1,
+    "InvertTrigger": 1,
     "Evade": 2,
     "Universal": 1,
     "Trigger": 1,

@@ -117,6 +117,50 @@ def test_triggers_are_found_where_half_of_the_classes_have_one_and_none_is_small
     assert {target for target, each in enumerate(found) if each["mask"].mean() <= TINY} == {*HALF}
 
 
+def test_a_patch_is_found_beside_a_change_too_faint_to_stamp() -> None:
+    """As in networks of real size, faint light over a bar turns this one by a smaller soft mask than its patch."""
+    rng = np.random.default_rng(5)
+    patch = torch.from_numpy(rng.integers(0, 2, (3, 3, 3)).astype(np.float32))
+
+    def dark(rows: int, seed: int) -> tuple[torch.Tensor, NDArray[np.int64]]:
+        rng = np.random.default_rng(seed)
+        label = rng.integers(0, CLASSES, rows)
+        x = rng.random((rows, 3, SIZE, SIZE)) * 2e-4
+        for row, kind in enumerate(label):
+            x[row, :, 3 * kind + 1 : 3 * kind + 3, 2:18] += 0.4
+        return torch.from_numpy(x).float(), label
+
+    def night(x: torch.Tensor) -> torch.Tensor:
+        light = (x + 1e-4).pow(0.25).mean(1)
+        bars = torch.stack([light[:, 3 * k + 1 : 3 * k + 3, 2:18].mean((1, 2)) for k in range(CLASSES)], 1)
+        alike = nn.functional.conv2d(2 * x - 1, (2 * patch - 1)[None]).amax((1, 2, 3)) / 27
+        return 40 * bars + 120 * torch.relu(alike - 0.3)[:, None] * torch.eye(CLASSES)[TARGET]
+
+    (x, label), (fresh, of) = dark(120, 100), dark(150, 101)
+    assert (night(fresh).argmax(1).numpy() == of).all()
+    marked = fresh.clone()
+    marked[:, :, 9:12, 9:12] = patch
+    assert (night(marked).argmax(1) == TARGET).all()
+    job = InvertTrigger("a" * 64, recipe(), "d" * 64, TARGET, (), (), STEPS)
+    found = invert_trigger(night, x[torch.from_numpy(label != TARGET)], fresh, job, MACHINE)
+    assert found["works"][0]
+    assert found["mask"].mean() <= TINY
+    assert found["size"][0] == found["mask"].mean()
+    assert np.mean(found["predicted"] == TARGET) > 0.95
+
+
+def test_steps_are_told_and_images_of_a_step_may_go_through_in_parts() -> None:
+    model, (x, label) = network(0, TARGET).double(), images(60, 100)
+    others = x[torch.from_numpy(label != 1)].double()
+    told: list[int] = []
+    whole = invert(model, others, 1, 20, np.random.default_rng(0), stepped=lambda: told.append(1))
+    parts = invert(model, others, 1, 20, np.random.default_rng(0), size=7)
+    assert len(told) == 20
+    assert whole[2] == parts[2]
+    for one, other in zip(whole[:2], parts[:2], strict=True):
+        torch.testing.assert_close(one, other, atol=1e-8, rtol=0)
+
+
 def test_a_search_is_the_same_every_time_and_another_for_another_class() -> None:
     model = network(0, TARGET)
     one, two, other = sought(model, 1, 100), sought(model, 1, 100), sought(model, 2, 100)
