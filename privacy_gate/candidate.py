@@ -1,6 +1,5 @@
 """The model version under judgement, and its recipe: how it was trained, so that siblings can be."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,93 +7,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from privacy_gate.backbone import Backbone, Input
 from privacy_gate.dataset import DataManifest
-from privacy_gate.documents import Record
+from privacy_gate.documents import Fraction, NonNegative, Positive, Record
 from privacy_gate.federation import Federation
-
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Positive = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-NonNegative = Annotated[float, Field(ge=0)]
-
-
-class PublicWeights(Record):
-    """Where the backbone's public weights lie (a path or any fsspec URL) and what they are.
-
-    licence  what they may be used under, in the producer's words: shown, never judged
-    """
-
-    uri: Annotated[str, Field(min_length=1)]
-    sha256: Sha256
-    licence: Annotated[str, Field(min_length=1, max_length=200)] | None = None
-
-
-class Backbone(Record):
-    """A timm architecture with its public weights, if it has any; or `identity`: the table holds its features."""
-
-    name: Annotated[str, Field(min_length=1, max_length=200)]
-    weights: PublicWeights | None = None
-
-    @property
-    def is_identity(self) -> bool:
-        return self.name == "identity"
-
-    @model_validator(mode="after")
-    def _weights_match_name(self) -> Self:
-        if self.is_identity and self.weights is not None:
-            raise ValueError("backbone 'identity' has no weights: remove them")
-        return self
-
-
-class Input(Record):
-    """How an image becomes the backbone's input: timm's evaluation transform."""
-
-    size: Annotated[int, Field(ge=16, le=2048)]
-    mean: tuple[float, float, float]
-    std: tuple[Positive, Positive, Positive]
-    interpolation: Literal["bicubic", "bilinear", "nearest"] = "bicubic"
-    crop: Annotated[float, Field(gt=0, le=1)] = 1.0
-
-
-TriggerName = Literal["corner", "grid", "blended", "sinusoid"]
-"""Known backdoor triggers: see compute.stamps."""
-
-
-class View(Record):
-    """One way an image is shown: mirrored left to right or not, then moved down and right by so many pixels.
-
-    Pixels are those of the backbone's input; what moves in repeats the edge. A trigger is put on what is then seen.
-    """
-
-    flip: bool = False
-    down: int = 0
-    right: int = 0
-    trigger: TriggerName | None = None
-
-
-class Augmentation(Record):
-    """Views that training shows: every example is seen in one of them, drawn afresh and evenly each epoch.
-
-    flip   mirrored images too
-    shift  images moved by so many pixels of the input up, down, left and right too
-    """
-
-    flip: bool = False
-    shift: Annotated[int, Field(ge=0, le=256)] = 0
-
-    @model_validator(mode="after")
-    def _shows_something_new(self) -> Self:
-        if not self.flip and not self.shift:
-            raise ValueError("augmentation needs flip: true or a shift above 0; without either remove it")
-        return self
-
-    @property
-    def views(self) -> tuple[View, ...]:
-        """All views, the image as it stands first."""
-        s = self.shift
-        moves = ((0, 0), (-s, 0), (s, 0), (0, -s), (0, s)) if s else ((0, 0),)
-        mirrored = (False, True) if self.flip else (False,)
-        return tuple(View(flip=flip, down=down, right=right) for flip in mirrored for down, right in moves)
+from privacy_gate.optimizers import Constant, Optimizer, Schedule, Sgd
+from privacy_gate.views import Augmentation, View
 
 
 class Lora(Record):
@@ -112,81 +30,6 @@ class Head(Record):
     """The last linear layer: how it starts."""
 
     initial: Literal["zeros", "uniform"] = "zeros"
-
-
-class Adam(Record):
-    """torch.optim.Adam: weight_decay is added to the gradient (L2)."""
-
-    name: Literal["adam"]
-    lr: Positive
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    eps: Positive = 1e-8
-    weight_decay: NonNegative = 0.0
-
-
-class AdamW(Record):
-    """torch.optim.AdamW: weight_decay shrinks the weights, apart from the gradient."""
-
-    name: Literal["adamw"]
-    lr: Positive
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    eps: Positive = 1e-8
-    weight_decay: NonNegative = 0.01
-
-
-class Sgd(Record):
-    """torch.optim.SGD."""
-
-    name: Literal["sgd"]
-    lr: Positive
-    momentum: Fraction = 0.0
-    nesterov: bool = False
-    weight_decay: NonNegative = 0.0
-
-    @model_validator(mode="after")
-    def _nesterov_needs_momentum(self) -> Self:
-        if self.nesterov and self.momentum == 0:
-            raise ValueError("nesterov needs a momentum above 0")
-        return self
-
-
-Optimizer = Annotated[Adam | AdamW | Sgd, Field(discriminator="name")]
-
-
-class Constant(Record):
-    """The learning rate stays."""
-
-    name: Literal["constant"] = "constant"
-
-    def factor(self, epoch: int, epochs: int) -> float:
-        """What multiplies lr in `epoch` (counted from 0) of `epochs`."""
-        return 1.0
-
-
-class Cosine(Record):
-    """Half a cosine over the epochs, from lr to `floor` * lr, stepped once an epoch."""
-
-    name: Literal["cosine"]
-    floor: Fraction = 0.0
-
-    def factor(self, epoch: int, epochs: int) -> float:
-        """What multiplies lr in `epoch` (counted from 0) of `epochs`."""
-        return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * epoch / epochs)) / 2
-
-
-class Step(Record):
-    """The learning rate is multiplied by `gamma` every `every` epochs."""
-
-    name: Literal["step"]
-    every: Annotated[int, Field(ge=1)]
-    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
-
-    def factor(self, epoch: int, epochs: int) -> float:
-        """What multiplies lr in `epoch` (counted from 0) of `epochs`."""
-        return self.gamma ** (epoch // self.every)
-
-
-Schedule = Annotated[Constant | Cosine | Step, Field(discriminator="name")]
 
 
 Adaptation = Literal["head", "film", "lora", "full", "scratch", "command"]

@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from privacy_gate.candidate import Candidate, Input, Recipe
+from privacy_gate.backbone import Input
+from privacy_gate.candidate import Candidate, Recipe
 
 
 @dataclass(frozen=True)

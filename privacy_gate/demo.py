@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from privacy_gate import gate, producer
-from privacy_gate.candidate import Adam, Backbone, Input, PublicWeights, Recipe, Sgd
+from privacy_gate.backbone import Backbone, Input, PublicWeights
+from privacy_gate.candidate import Recipe
 from privacy_gate.compute.backbone import assemble
 from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.numerics import numerics
@@ -21,6 +22,7 @@ from privacy_gate.dataset import AuditData, Columns, DataManifest, Split, descri
 from privacy_gate.errors import BLOCKED, ConfigurationError
 from privacy_gate.federation import Federation
 from privacy_gate.job import embed_jobs
+from privacy_gate.optimizers import Adam, Sgd
 from privacy_gate.packaged import LITE0_LICENCE, lite0_weights, mnist_table, policy_path
 from privacy_gate.progress import Progress
 from privacy_gate.report import Report

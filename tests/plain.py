@@ -5,7 +5,8 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
-from privacy_gate.candidate import Adam, AdamW, Optimizer, Recipe, Sgd
+from privacy_gate.candidate import Recipe
+from privacy_gate.optimizers import Adam, AdamW, Optimizer, Sgd
 from privacy_gate.subsets import initial_head, shown
 
 

@@ -15,7 +15,8 @@ from privacy_gate import gate
 from privacy_gate.advice import Advice, Target, advice, dropped_rows, gather, measure, targets, unmeasured
 from privacy_gate.alternatives import FAMILIES, Alternative, alternatives, families
 from privacy_gate.audit import plan, subject_of
-from privacy_gate.candidate import Adam, AdamW, Backbone, Candidate, Dossier, Recipe, Sgd
+from privacy_gate.backbone import Backbone
+from privacy_gate.candidate import Candidate, Dossier, Recipe
 from privacy_gate.cli import app
 from privacy_gate.compute.machine import Machine
 from privacy_gate.dataset import AuditData, Columns, DataManifest, Split, Table, hashed_ids
@@ -23,6 +24,7 @@ from privacy_gate.documents import load
 from privacy_gate.errors import ConfigurationError, UndecidedError
 from privacy_gate.job import TrainReference, train_reference
 from privacy_gate.metrics.vulnerability import vulnerability
+from privacy_gate.optimizers import Adam, AdamW, Sgd
 from privacy_gate.policy import Policy
 from privacy_gate.progress import silent
 from privacy_gate.reports import advice_page

@@ -9,7 +9,7 @@ import pytest
 
 from privacy_gate.audit import NOT_TESTED, Shard, audit, plan, subject_of
 from privacy_gate.batches import REFERENCE_BLOCK, batches
-from privacy_gate.candidate import Candidate, Claim, Dossier, Recipe, Sgd, Trainer
+from privacy_gate.candidate import Candidate, Claim, Dossier, Recipe, Trainer
 from privacy_gate.checks import AnyCheck
 from privacy_gate.checks.backdoor import Backdoor
 from privacy_gate.checks.check import Subject
@@ -23,6 +23,7 @@ from privacy_gate.documents import load, parse
 from privacy_gate.errors import ConfigurationError, DatasetError
 from privacy_gate.federation import Federation
 from privacy_gate.job import Embed, Federate, Job, TrainReference, embed_jobs, federate, probe, train_reference
+from privacy_gate.optimizers import Sgd
 from privacy_gate.policy import Policy
 from privacy_gate.tiers import Ran, evidence_notes
 from privacy_gate.verdict import CheckResult, Limit, Measurement, not_measured

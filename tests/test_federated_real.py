@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from privacy_gate.candidate import Backbone, Input, PublicWeights, Recipe, Sgd
+from privacy_gate.backbone import Backbone, Input, PublicWeights
+from privacy_gate.candidate import Recipe
 from privacy_gate.checks.check import Subject
 from privacy_gate.checks.robustness import Robustness
 from privacy_gate.compute.machine import Machine
@@ -15,6 +16,7 @@ from privacy_gate.compute.work import Inputs
 from privacy_gate.dataset import AuditData, Columns, describe_table, read_data
 from privacy_gate.documents import parse
 from privacy_gate.federation import Aggregator, Federation
+from privacy_gate.optimizers import Sgd
 from privacy_gate.packaged import lite0_weights, mnist_table
 from privacy_gate.store import Store
 from privacy_gate.verdict import Limit, Measurement, RuleTable, Status, judged_status

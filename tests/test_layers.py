@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "privacy_gate"
 FLOORS = [
     ["errors", "progress", "native"],
     ["documents"],
-    ["tables", "unpickle", "exhibits"],
+    ["tables", "unpickle", "exhibits", "backbone", "views", "optimizers"],
     ["dataset", "weights", "federation"],
     ["candidate", "roundlog"],
     ["job", "evidence", "verdict", "subsets", "alternatives", "champion"],

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from privacy_gate.candidate import Backbone, PublicWeights
+from privacy_gate.backbone import Backbone, PublicWeights
 from privacy_gate.compute.backbone import public_body
 from privacy_gate.dataset import Columns, Split, describe_table, duplicates, read_data
 from privacy_gate.errors import ConfigurationError

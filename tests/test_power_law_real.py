@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from privacy_gate.candidate import Adam, Backbone, Input, PublicWeights, Recipe
+from privacy_gate.backbone import Backbone, Input, PublicWeights
+from privacy_gate.candidate import Recipe
 from privacy_gate.checks.check import Subject
 from privacy_gate.checks.power_law import PowerLaw
 from privacy_gate.compute.machine import Machine
@@ -13,6 +14,7 @@ from privacy_gate.compute.run import run
 from privacy_gate.compute.work import Inputs
 from privacy_gate.dataset import Columns, describe_table, read_data
 from privacy_gate.exhibits import LawPlot
+from privacy_gate.optimizers import Adam
 from privacy_gate.packaged import lite0_weights, mnist_table
 from privacy_gate.store import Store
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from privacy_gate.candidate import Adam, Constant, Head, Recipe
+from privacy_gate.candidate import Head, Recipe
 from privacy_gate.checks.check import NO_FEDERATION, Results, Subject, WhereDeclared
 from privacy_gate.checks.references import feature_jobs
 from privacy_gate.dataset import AuditData, Split
@@ -18,6 +18,7 @@ from privacy_gate.job import Job, Probe, Score, probe
 from privacy_gate.metrics.benefit import client_benefit, contribution_match
 from privacy_gate.metrics.fairness import client_std, evenness, worst_decile_gap
 from privacy_gate.metrics.groups import equalized_odds, gap_parts, group_gap, needed_holdout
+from privacy_gate.optimizers import Adam, Constant
 from privacy_gate.verdict import CheckResult, Limit, Measurement, not_measured
 
 FairnessMetric = Literal["client_std", "worst_decile_gap", "client_benefit", "group_gap", "equalized_odds"]

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from privacy_gate.candidate import Backbone, Recipe
+from privacy_gate.backbone import Backbone
+from privacy_gate.candidate import Recipe
 from privacy_gate.compute.heads import TrainedHead
 from privacy_gate.compute.scratch import scratch_folder
 from privacy_gate.compute.vision import OPERATORS as _OPERATORS  # noqa: F401 - must come before timm

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from privacy_gate.candidate import Input, Recipe
+from privacy_gate.backbone import Input
+from privacy_gate.candidate import Recipe
 from privacy_gate.compute.backbone import build, candidate_tensors, public_body
 from privacy_gate.compute.decoding import decode, scaled, transform_of
 from privacy_gate.compute.folding import fold

@@ -9,13 +9,15 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from privacy_gate.candidate import Adam, Backbone, Recipe
+from privacy_gate.backbone import Backbone
+from privacy_gate.candidate import Recipe
 from privacy_gate.compute.heads import confidences, head_logits, train_heads
 from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.work import Work
 from privacy_gate.dataset import Split
 from privacy_gate.errors import EvidenceError
 from privacy_gate.job import TrainControl
+from privacy_gate.optimizers import Adam
 from privacy_gate.store import Arrays
 from privacy_gate.subsets import included
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from privacy_gate.candidate import Input
+from privacy_gate.backbone import Input
 from privacy_gate.compute import vision  # noqa: F401 - readies torchvision, which timm's transforms import
 from privacy_gate.errors import DatasetError
 from privacy_gate.tables.images import BROKEN, FORMATS

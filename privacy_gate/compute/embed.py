@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from privacy_gate.candidate import Backbone, Input, View
+from privacy_gate.backbone import Backbone, Input
 from privacy_gate.compute.backbone import public_body
 from privacy_gate.compute.decoding import decode, scaled, transform_of
 from privacy_gate.compute.folding import fold
@@ -25,6 +25,7 @@ from privacy_gate.dataset import AuditData
 from privacy_gate.errors import CandidateError, DatasetError
 from privacy_gate.job import Embed
 from privacy_gate.progress import Progress, silent
+from privacy_gate.views import View
 
 PREFETCH = 4
 """Batches made ready for a GPU ahead of their turn, beside those under way."""

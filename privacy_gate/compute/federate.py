@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from privacy_gate.candidate import Recipe, Sgd
+from privacy_gate.candidate import Recipe
 from privacy_gate.compute.federated_networks import NetworkLearner, Roll
 from privacy_gate.compute.heads import TrainedHead
 from privacy_gate.compute.judged import Arrays
@@ -28,6 +28,7 @@ from privacy_gate.federated.servers import Server
 from privacy_gate.federated.simulator import Outcome, Study, simulate
 from privacy_gate.federation import Aggregator, Clients, Federation
 from privacy_gate.job import PLANTED, Federate
+from privacy_gate.optimizers import Sgd
 from privacy_gate.progress import Progress, silent
 from privacy_gate.subsets import Subset
 

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from privacy_gate.candidate import Recipe, Sgd
+from privacy_gate.candidate import Recipe
 from privacy_gate.compute.compiled import dot
 from privacy_gate.evidence import Floats, Ints
 from privacy_gate.federated.lanes import ACROSS, BACKWARD, DOWN, FETCHED, GATHERED, MEETING, lanes, softmax
 from privacy_gate.native import compiled
+from privacy_gate.optimizers import Sgd
 
 SGD, ADAM, ADAMW = range(3)
 

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch.func import functional_call
 
-from privacy_gate.candidate import DpSgd, Recipe, View
+from privacy_gate.candidate import DpSgd, Recipe
 from privacy_gate.compute.backbone import Tensors
 from privacy_gate.compute.course import Course
 from privacy_gate.compute.embed import seen
@@ -26,6 +26,7 @@ from privacy_gate.compute.parts import network
 from privacy_gate.compute.private import private_batches
 from privacy_gate.progress import Progress, silent
 from privacy_gate.subsets import Subset, shown
+from privacy_gate.views import View
 
 Kept = TypeVar("Kept")
 """What is kept of a trained network."""

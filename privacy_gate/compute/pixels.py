@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from privacy_gate.candidate import Input
+from privacy_gate.backbone import Input
 from privacy_gate.compute.decoding import decode, scaled, transform_of
 from privacy_gate.compute.embed import all_named
 from privacy_gate.compute.scratch import scratch_file

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from privacy_gate.candidate import Input
+from privacy_gate.backbone import Input
 
 Stamp = Callable[[torch.Tensor], torch.Tensor]
 """Images (..., 3, S, S) in 0 .. 1 -> the same with a pattern on them."""

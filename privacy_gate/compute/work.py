@@ -8,7 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from privacy_gate.candidate import Backbone, Input, Recipe, View
+from privacy_gate.backbone import Backbone, Input
+from privacy_gate.candidate import Recipe
 from privacy_gate.compute.embed import embed
 from privacy_gate.compute.judged import network_images
 from privacy_gate.compute.machine import Machine
@@ -18,6 +19,7 @@ from privacy_gate.errors import UnavailableError, UndecidedError
 from privacy_gate.job import Embed, Job, embed_jobs
 from privacy_gate.progress import Progress, silent
 from privacy_gate.store import Arrays
+from privacy_gate.views import View
 
 Features = NDArray[np.float32]
 

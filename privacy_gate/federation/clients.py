@@ -4,8 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from privacy_gate.documents import Record
-from privacy_gate.federation.parameters import Positive
+from privacy_gate.documents import Positive, Record
 
 PartitionName = Literal["column", "iid", "dirichlet_by_class", "dirichlet_by_client", "shards", "pathological"]
 

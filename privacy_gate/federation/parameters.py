@@ -1,13 +1,9 @@
 """Parameters that some of several named things have, and others have not."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any
-
-from pydantic import Field
+from typing import Any
 
 from privacy_gate.documents import Record
-
-Positive = Annotated[float, Field(gt=0)]
 
 
 def refuse_misplaced(name: str, given: Mapping[str, Any], known: Mapping[str, tuple[str, ...]]) -> None:

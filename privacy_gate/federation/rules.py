@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from privacy_gate.documents import Record
-from privacy_gate.federation.parameters import Positive, given, refuse_misplaced
+from privacy_gate.documents import Positive, Record
+from privacy_gate.federation.parameters import given, refuse_misplaced
 
 AggregatorName = Literal[
     "mean",

@@ -4,8 +4,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from privacy_gate.documents import Record
-from privacy_gate.federation.parameters import Positive, refuse_misplaced
+from privacy_gate.documents import Positive, Record
+from privacy_gate.federation.parameters import refuse_misplaced
 
 SERVER_PARAMETERS = {"momentum": ("avgm", "adam", "yogi"), "decay": ("adam", "yogi"), "tau": ("adam", "yogi")}
 """Likewise of server optimisers."""

@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from privacy_gate.candidate import Backbone, Input, PublicWeights
+from privacy_gate.backbone import Backbone, Input, PublicWeights
 from privacy_gate.compute import backbone as backbones
 from privacy_gate.compute.allocator import keep_freed_memory
 from privacy_gate.compute.decoding import decode, scaled, transform_of

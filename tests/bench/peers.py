@@ -36,7 +36,8 @@ from scipy.special import stdtrit
 from sklearn.datasets import load_digits
 
 from privacy_gate.attacks import ATTACKS
-from privacy_gate.candidate import Adam, Backbone, Recipe
+from privacy_gate.backbone import Backbone
+from privacy_gate.candidate import Recipe
 from privacy_gate.compute.heads import TrainedHead, confidences, head_logits, train_heads
 from privacy_gate.compute.machine import Machine
 from privacy_gate.dataset import Split
@@ -44,6 +45,7 @@ from privacy_gate.evidence import Bools, Floats, MembershipEvidence
 from privacy_gate.metrics.bootstrap import DRAWS, percentile
 from privacy_gate.metrics.membership import auc
 from privacy_gate.metrics.ranks import members_above
+from privacy_gate.optimizers import Adam
 from privacy_gate.subsets import included
 
 POOL = 1400

@@ -30,7 +30,8 @@ from scipy.special import stdtrit
 
 from privacy_gate.attacks.every_model import bavaria_every_model
 from privacy_gate.attacks.leave_one_out import lira_every_model
-from privacy_gate.candidate import Adam, Backbone, Input, PublicWeights, Recipe, View
+from privacy_gate.backbone import Backbone, Input, PublicWeights
+from privacy_gate.candidate import Recipe
 from privacy_gate.compute.embed import embed
 from privacy_gate.compute.heads import confidences, train_heads
 from privacy_gate.compute.machine import Machine
@@ -40,10 +41,12 @@ from privacy_gate.exhibits import LawPlot
 from privacy_gate.job import Embed
 from privacy_gate.metrics.power_law import SLOPES, Law, Point, fit
 from privacy_gate.metrics.ranks import members_above
+from privacy_gate.optimizers import Adam
 from privacy_gate.packaged import lite0_weights
 from privacy_gate.reports.pictures import law_chart
 from privacy_gate.subsets import included
 from privacy_gate.verdict import Measurement
+from privacy_gate.views import View
 
 SHOTS = (8, 16, 32, 64, 128)
 CLASSES = 10

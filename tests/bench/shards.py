@@ -32,7 +32,8 @@ from pyarrow import parquet
 from safetensors.torch import save_file
 
 from privacy_gate.audit import Shard
-from privacy_gate.candidate import Adam, Backbone, Input, PublicWeights, Recipe
+from privacy_gate.backbone import Backbone, Input, PublicWeights
+from privacy_gate.candidate import Recipe
 from privacy_gate.compute import backbone
 from privacy_gate.compute.cluster import Cluster, connected, run_on_cluster
 from privacy_gate.compute.machine import Machine
@@ -41,6 +42,7 @@ from privacy_gate.compute.run import run
 from privacy_gate.compute.work import Inputs
 from privacy_gate.dataset import Columns, DataManifest, describe_table, read_data
 from privacy_gate.job import Job, embed_jobs, train_reference
+from privacy_gate.optimizers import Adam
 from privacy_gate.store import Store
 
 MACHINE = Machine(device="cpu", threads=1)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from privacy_gate.candidate import Input, Recipe
+from privacy_gate.backbone import Input
+from privacy_gate.candidate import Recipe
 from privacy_gate.checks.check import Subject
 from privacy_gate.checks.federations import NOT_SIMULATED
 from privacy_gate.checks.robustness import (

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from privacy_gate.candidate import Backbone, Candidate, Dossier
+from privacy_gate.backbone import Backbone
+from privacy_gate.candidate import Candidate, Dossier
 from privacy_gate.champion import Champion
 from privacy_gate.checks.check import Subject
 from privacy_gate.checks.corruption import Corruption

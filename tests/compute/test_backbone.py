@@ -18,7 +18,8 @@ from PIL import Image
 from pyarrow import parquet
 from safetensors.torch import load_file, save_file
 
-from privacy_gate.candidate import Augmentation, Backbone, Input, PublicWeights, Recipe, View
+from privacy_gate.backbone import Backbone, Input, PublicWeights
+from privacy_gate.candidate import Recipe
 from privacy_gate.compute import backbone as subject
 from privacy_gate.compute.decoding import decode, transform_of
 from privacy_gate.compute.embed import embed, seen
@@ -30,6 +31,7 @@ from privacy_gate.documents import parse
 from privacy_gate.errors import CandidateError, DatasetError, UnavailableError, UndecidedError
 from privacy_gate.job import Embed, embed_jobs
 from privacy_gate.store import Store
+from privacy_gate.views import Augmentation, View
 
 timm = subject.timm  # importable beside a CPU build of torch only after the gate's own imports
 NAME = "test_resnet"

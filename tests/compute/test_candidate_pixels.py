@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from privacy_gate.candidate import Input
+from privacy_gate.backbone import Input
 from privacy_gate.compute import backbone
 from privacy_gate.compute.candidate_pixels import PixelModel, _scaled
 from privacy_gate.compute.machine import Machine

@@ -5,7 +5,8 @@ import pytest
 from sklearn.datasets import load_digits
 
 from privacy_gate.attacks import ATTACKS
-from privacy_gate.candidate import Adam, Backbone, Recipe
+from privacy_gate.backbone import Backbone
+from privacy_gate.candidate import Recipe
 from privacy_gate.compute.control import FEWEST, MOST, PARTS, TWINS, train_control
 from privacy_gate.compute.heads import confidences, train_heads
 from privacy_gate.compute.machine import Machine
@@ -14,6 +15,7 @@ from privacy_gate.errors import EvidenceError
 from privacy_gate.evidence import Floats, MembershipEvidence
 from privacy_gate.metrics.controls import control_evidence, positive_control
 from privacy_gate.metrics.plausibility import plausibility
+from privacy_gate.optimizers import Adam
 from privacy_gate.store import Arrays
 from privacy_gate.subsets import included
 

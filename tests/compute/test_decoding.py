@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from privacy_gate.candidate import Input
+from privacy_gate.backbone import Input
 from privacy_gate.compute import backbone
 from privacy_gate.compute.decoding import decode, scaled, transform_of
 

@@ -7,7 +7,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from privacy_gate.candidate import Recipe, Sgd
+from privacy_gate.candidate import Recipe
 from privacy_gate.checks.check import Subject
 from privacy_gate.checks.references import accounted
 from privacy_gate.compute.accountant import spent_on_clients
@@ -30,6 +30,7 @@ from privacy_gate.federation.clients import PartitionName
 from privacy_gate.federation.rules import BEFORE_PARAMETERS, PARAMETERS, AggregatorName, BeforeName
 from privacy_gate.federation.servers import SERVER_PARAMETERS
 from privacy_gate.job import describe, digest, digest_of, federate, probe, train_reference
+from privacy_gate.optimizers import Sgd
 from privacy_gate.store import Store
 
 MACHINE = Machine(threads=1)

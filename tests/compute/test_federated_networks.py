@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from privacy_gate.candidate import Recipe, View
+from privacy_gate.candidate import Recipe
 from privacy_gate.compute import parts
 from privacy_gate.compute.federate import cell
 from privacy_gate.compute.federated_networks import NetworkLearner, Roll
@@ -22,6 +22,7 @@ from privacy_gate.federated.local import Batches
 from privacy_gate.federated.partitions import class_shares
 from privacy_gate.federated.samples import Samples
 from privacy_gate.federated.simulator import Outcome, Study, simulate
+from privacy_gate.views import View
 
 Make = Callable[..., Recipe]
 CNN, VIT = "test_efficientnet", "test_vit"

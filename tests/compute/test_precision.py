@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from privacy_gate.candidate import Recipe, View
+from privacy_gate.candidate import Recipe
 from privacy_gate.compute import parts
 from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.network_stack import NetworkStack, TrainedNetwork
@@ -17,6 +17,7 @@ from privacy_gate.compute.networks import Images, network_logits, train_networks
 from privacy_gate.errors import ConfigurationError
 from privacy_gate.evidence import logit_scaled
 from privacy_gate.job import describe, digest, screening, train_reference
+from privacy_gate.views import View
 
 Make = Callable[..., Recipe]
 CNN, VIT = "test_efficientnet", "test_vit"

@@ -15,7 +15,8 @@ from PIL import Image
 from pyarrow import parquet
 from safetensors.torch import save_file
 
-from privacy_gate.candidate import Backbone, Recipe
+from privacy_gate.backbone import Backbone
+from privacy_gate.candidate import Recipe
 from privacy_gate.compute import backbone as subject
 from privacy_gate.compute.judged import residual
 from privacy_gate.compute.machine import Machine

@@ -47,7 +47,7 @@ def test_where_no_folder_can_be_made_the_message_names_tmpdir(tmp_path: Path, mo
 LIMITED = """
 import resource
 from pathlib import Path
-from privacy_gate.candidate import Backbone, PublicWeights
+from privacy_gate.backbone import Backbone, PublicWeights
 from privacy_gate.compute.backbone import public_tensors
 from privacy_gate.compute.pixels import _room
 from privacy_gate.compute.scratch import scratch_folder

@@ -9,12 +9,14 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from privacy_gate.candidate import Backbone, Input, Recipe, Sgd
+from privacy_gate.backbone import Backbone, Input
+from privacy_gate.candidate import Recipe
 from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.trigger_inversion import SHARE, hardened, invert, invert_trigger, stamped
 from privacy_gate.errors import CandidateError, EvidenceError
 from privacy_gate.job import InvertTrigger
 from privacy_gate.metrics.backdoor import ANOMALOUS, TINY, anomaly_index, inverted_backdoor, trigger_anomaly
+from privacy_gate.optimizers import Sgd
 from privacy_gate.verdict import Measurement
 
 CLASSES, TARGET, SIZE, STEPS = 6, 4, 20, 200

@@ -14,7 +14,8 @@ from PIL import Image
 from pyarrow import parquet
 from safetensors.torch import save_file
 
-from privacy_gate.candidate import Input, Recipe, View
+from privacy_gate.backbone import Input
+from privacy_gate.candidate import Recipe
 from privacy_gate.checks.backdoor import INVERTED, Backdoor
 from privacy_gate.checks.backdoor import TRIGGERS as NAMED
 from privacy_gate.checks.check import Subject
@@ -31,6 +32,7 @@ from privacy_gate.errors import CandidateError
 from privacy_gate.job import PLANTED, Trigger, federate
 from privacy_gate.store import Store
 from privacy_gate.verdict import Measurement
+from privacy_gate.views import View
 
 NAME, CLASSES, TARGET = "test_resnet", 4, 2
 MACHINE = Machine(threads=1)

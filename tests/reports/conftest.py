@@ -7,8 +7,10 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from privacy_gate.candidate import Adam, Backbone, Cosine, Input, PublicWeights, Recipe
+from privacy_gate.backbone import Backbone, Input, PublicWeights
+from privacy_gate.candidate import Recipe
 from privacy_gate.exhibits import Histogram, LawPlot, Roc
+from privacy_gate.optimizers import Adam, Cosine
 from privacy_gate.report import CandidateRecord, CheckRecord, DataRecord, PolicyRecord, Report
 from privacy_gate.verdict import (
     CheckResult,

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import pytest
 from pydantic import ValidationError
 
-from privacy_gate.candidate import PublicWeights
+from privacy_gate.backbone import PublicWeights
 from privacy_gate.exhibits import ByzantineLine, ByzantinePlot
 from privacy_gate.federation import ClientPrivacy, Federation
 from privacy_gate.report import CheckRecord, Report, load_report

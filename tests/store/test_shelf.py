@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from privacy_gate.candidate import Input, Recipe
+from privacy_gate.backbone import Input
+from privacy_gate.candidate import Recipe
 from privacy_gate.cli import app
 from privacy_gate.documents import load
 from privacy_gate.errors import ConfigurationError

@@ -1,0 +1,83 @@
+"""Optimisers and learning rates as recipes write them; what they do is in compute.optimizers."""
+
+import math
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from privacy_gate.documents import Fraction, NonNegative, Positive, Record
+
+
+class Adam(Record):
+    """torch.optim.Adam: weight_decay is added to the gradient (L2)."""
+
+    name: Literal["adam"]
+    lr: Positive
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    eps: Positive = 1e-8
+    weight_decay: NonNegative = 0.0
+
+
+class AdamW(Record):
+    """torch.optim.AdamW: weight_decay shrinks the weights, apart from the gradient."""
+
+    name: Literal["adamw"]
+    lr: Positive
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    eps: Positive = 1e-8
+    weight_decay: NonNegative = 0.01
+
+
+class Sgd(Record):
+    """torch.optim.SGD."""
+
+    name: Literal["sgd"]
+    lr: Positive
+    momentum: Fraction = 0.0
+    nesterov: bool = False
+    weight_decay: NonNegative = 0.0
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> Self:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs a momentum above 0")
+        return self
+
+
+Optimizer = Annotated[Adam | AdamW | Sgd, Field(discriminator="name")]
+
+
+class Constant(Record):
+    """The learning rate stays."""
+
+    name: Literal["constant"] = "constant"
+
+    def factor(self, epoch: int, epochs: int) -> float:
+        """What multiplies lr in `epoch` (counted from 0) of `epochs`."""
+        return 1.0
+
+
+class Cosine(Record):
+    """Half a cosine over the epochs, from lr to `floor` * lr, stepped once an epoch."""
+
+    name: Literal["cosine"]
+    floor: Fraction = 0.0
+
+    def factor(self, epoch: int, epochs: int) -> float:
+        """What multiplies lr in `epoch` (counted from 0) of `epochs`."""
+        return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * epoch / epochs)) / 2
+
+
+class Step(Record):
+    """The learning rate is multiplied by `gamma` every `every` epochs."""
+
+    name: Literal["step"]
+    every: Annotated[int, Field(ge=1)]
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
+
+    def factor(self, epoch: int, epochs: int) -> float:
+        """What multiplies lr in `epoch` (counted from 0) of `epochs`."""
+        return self.gamma ** (epoch // self.every)
+
+
+Schedule = Annotated[Constant | Cosine | Step, Field(discriminator="name")]
