@@ -17,6 +17,7 @@ from privacy_gate.alternatives import FAMILIES, Alternative, alternatives, famil
 from privacy_gate.audit import plan, subject_of
 from privacy_gate.backbone import Backbone
 from privacy_gate.candidate import Candidate, Dossier, Recipe
+from privacy_gate.case import Case
 from privacy_gate.cli import app
 from privacy_gate.compute.machine import Machine
 from privacy_gate.dataset import AuditData, Columns, DataManifest, Split, Table, hashed_ids
@@ -25,6 +26,7 @@ from privacy_gate.errors import ConfigurationError, UndecidedError
 from privacy_gate.job import TrainReference, train_reference
 from privacy_gate.metrics.vulnerability import vulnerability
 from privacy_gate.optimizers import Adam, AdamW, Sgd
+from privacy_gate.output import write_advice
 from privacy_gate.policy import Policy
 from privacy_gate.progress import silent
 from privacy_gate.reports import advice_page
@@ -75,7 +77,7 @@ def audit_data() -> AuditData:
 
 @dataclass(frozen=True)
 class Done:
-    case: gate.Case
+    case: Case
     advised: Advice
     computed: int
 
@@ -83,7 +85,7 @@ class Done:
         return run(self.case, **options)
 
 
-def run(case: gate.Case, **options: object) -> tuple[Advice, int]:
+def run(case: Case, **options: object) -> tuple[Advice, int]:
     settings = {"references": REFERENCES, "families": FAMILIES, "epsilons": (), "now": NOW, "progress": silent}
     return gate.advise(case, Machine(device="cpu", threads=1), **{**settings, **options})  # type: ignore[arg-type]
 
@@ -99,7 +101,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     uri, name = "models:/<b>&amp;</b>\x1b[31m/1", "<script>alert(1)</script>"
     candidate = Candidate(uri, name, "1", folder, "c" * 64, dossier)
     policy = load(POLICY, Policy, "policy.yaml")
-    case = gate.Case(policy, "e" * 64, "policy.yaml", candidate, data, Store(str(folder / "store")), NOW.isoformat())
+    case = Case(policy, "e" * 64, "policy.yaml", candidate, data, Store(str(folder / "store")), NOW.isoformat())
     return Done(case, *run(case))
 
 
@@ -282,7 +284,7 @@ def test_hostile_names_are_text_on_the_page_and_nothing_is_loaded(done: Done) ->
 
 
 def test_the_files_are_written_and_the_json_reads_back_equal(done: Done, tmp_path: Path) -> None:
-    paths = gate.write_advice(done.advised, tmp_path / "out")
+    paths = write_advice(done.advised, tmp_path / "out")
     assert [path.name for path in paths] == ["advice.json", "advice.html"]
     assert Advice.model_validate_json(paths[0].read_text()) == done.advised
 
@@ -294,7 +296,7 @@ def test_progress_names_the_alternative_and_never_goes_back_within_one(done: Don
         assert seen.get(task, 0) <= count <= total
         seen[task] = count
 
-    fresh = gate.Case(**{**vars(done.case), "store": Store(str(tmp_path))})
+    fresh = Case(**{**vars(done.case), "store": Store(str(tmp_path))})
     run(fresh, references=8, families=["epochs"], progress=watch)
     assert seen["alternatives"] == 4
     assert seen["10 epochs: train references"] == 8

@@ -20,7 +20,7 @@ from privacy_gate.cli.steps import price
 from privacy_gate.cli.terminal import progress_bar
 from privacy_gate.compute.cluster import Cluster
 from privacy_gate.compute.machine import Machine
-from privacy_gate.gate import Prepared
+from privacy_gate.preparation import Prepared
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = [

@@ -19,8 +19,9 @@ from privacy_gate.dataset import AuditData, Split, hashed_ids
 from privacy_gate.documents import load
 from privacy_gate.errors import ConfigurationError, DatasetError
 from privacy_gate.exhibits import GradientScatter, VulnerableRows
-from privacy_gate.gate import check, refuse_thumbnails, write_thumbnails
+from privacy_gate.gate import check
 from privacy_gate.job import Job, Score, TrainReference
+from privacy_gate.output import refuse_thumbnails, write_thumbnails
 from privacy_gate.policy import Policy
 from privacy_gate.progress import silent
 from privacy_gate.report import CandidateRecord, CheckRecord, DataRecord, PolicyRecord, Report, load_report

@@ -13,8 +13,11 @@ import torch
 
 from privacy_gate import gate, producer, registry
 from privacy_gate.audit import Shard
+from privacy_gate.case import open_case
 from privacy_gate.compute.machine import Machine
 from privacy_gate.errors import ConfigurationError, ConflictError, StoreError, UndecidedError
+from privacy_gate.output import write_report
+from privacy_gate.preparation import prepare
 from privacy_gate.progress import silent
 from privacy_gate.report import Report
 from privacy_gate.store.place import Place
@@ -169,16 +172,16 @@ def test_steps_alone_and_in_shards_give_the_report_of_the_whole_pass(
     store = str(tmp_path / "parts")
 
     def opened() -> Any:
-        return gate.open_case(uri, policy, store=store, tracking_uri=tracking, now=NOW)
+        return open_case(uri, policy, store=store, tracking_uri=tracking, now=NOW)
 
     for index, found in ((2, r"34 of 34 .*32 TrainReference"), (1, r"1[78] of 34 results are missing .*16 TrainRef")):
         with opened() as case, pytest.raises(UndecidedError, match=found + ".*run `prepare` first, every shard") as one:
             case.audit(NOW, silent)
         assert one.value.exit_code == 4
         with opened() as case:
-            gate.prepare(case, MACHINE, Shard(index, 2), silent)
+            prepare(case, MACHINE, Shard(index, 2), silent)
     with opened() as case:
-        assert gate.prepare(case, MACHINE, Shard(), silent)[0] == 0
+        assert prepare(case, MACHINE, Shard(), silent)[0] == 0
     with opened() as case:
         parts = case.audit(NOW, silent)
     assert parts == whole
@@ -192,8 +195,8 @@ def test_a_retrained_candidate_and_another_policy_train_no_reference_again(
     more = tmp_path / "more.yaml"
     more.write_text(MEMBERSHIP.replace("references: 32", "references: 36").replace("[lira, loss]", "[rmia]"))
     for path, computed in ((policy, 1), (more, 4)):
-        with gate.open_case(again, path, store=str(tmp_path / "store"), tracking_uri=tracking, now=NOW) as case:
-            assert gate.prepare(case, MACHINE, Shard(), silent)[0] == computed
+        with open_case(again, path, store=str(tmp_path / "store"), tracking_uri=tracking, now=NOW) as case:
+            assert prepare(case, MACHINE, Shard(), silent)[0] == computed
 
 
 def test_an_interrupted_run_goes_on_where_it_was_and_computes_nothing_again(
@@ -208,11 +211,11 @@ def test_an_interrupted_run_goes_on_where_it_was_and_computes_nothing_again(
     def files() -> dict[str, int]:
         return {path.name: path.stat().st_mtime_ns for path in store.rglob("*.safetensors")}
 
-    with gate.open_case(uri, policy, store=str(store), tracking_uri=tracking, now=NOW) as case:
+    with open_case(uri, policy, store=str(store), tracking_uri=tracking, now=NOW) as case:
         with pytest.raises(KeyboardInterrupt):
-            gate.prepare(case, Machine(threads=1, block=4), Shard(), interrupt)
+            prepare(case, Machine(threads=1, block=4), Shard(), interrupt)
         before = files()
-        computed, stored, _ = gate.prepare(case, MACHINE, Shard(), silent)
+        computed, stored, _ = prepare(case, MACHINE, Shard(), silent)
     assert (computed, stored) == (34 - len(before), len(before))
     assert len(before) > 12
     assert files().items() >= before.items()
@@ -256,10 +259,10 @@ def test_the_policy_is_recorded_before_anything_is_measured(
     scene: Any, policy: Path, tracking: str, tmp_path: Path
 ) -> None:
     uri = register(scene, "recorded", tracking)
-    with gate.open_case(uri, policy, store=str(tmp_path / "store"), tracking_uri=tracking, now=NOW) as case:
-        gate.prepare(case, MACHINE, Shard(), silent)
+    with open_case(uri, policy, store=str(tmp_path / "store"), tracking_uri=tracking, now=NOW) as case:
+        prepare(case, MACHINE, Shard(), silent)
     later = NOW + datetime.timedelta(days=1)
-    with gate.open_case(uri, policy, store=str(tmp_path / "store"), tracking_uri=tracking, now=later) as case:
+    with open_case(uri, policy, store=str(tmp_path / "store"), tracking_uri=tracking, now=later) as case:
         report = case.audit(later, silent)
     assert (report.policy.recorded, report.created) == (NOW.isoformat(), later.isoformat())
 
@@ -267,4 +270,4 @@ def test_the_policy_is_recorded_before_anything_is_measured(
 def test_an_output_that_cannot_be_written_is_a_configuration_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigurationError, match="name a folder that can be written"):
-        gate.write(None, tmp_path / "file" / "report")  # type: ignore[arg-type]
+        write_report(None, tmp_path / "file" / "report")  # type: ignore[arg-type]

@@ -23,6 +23,8 @@ FLOORS = [
     ["report", "advice"],
     ["store", "reports", "registry", "packaged", "audit"],
     ["compute", "promotion", "producer"],
+    ["case", "output"],
+    ["preparation"],
     ["gate", "lint"],
     ["demo", "flower"],
     ["cli"],

@@ -40,12 +40,14 @@ def advise(
     """Measure what other recipes would leak and cost: fewer epochs, weight decay, and others. Decides nothing."""
     from privacy_gate import gate
     from privacy_gate.alternatives import families
+    from privacy_gate.case import open_case
+    from privacy_gate.output import make_folder, write_advice
     from privacy_gate.reports.advice_page import table
 
     chosen = families(only or (), skip or ())
-    opened = gate.open_case(uri, policy, store=store, tracking_uri=tracking_uri, now=now())
+    opened = open_case(uri, policy, store=store, tracking_uri=tracking_uri, now=now())
     with progress_bar() as progress, opened as case:
-        gate.make_folder(output)
+        make_folder(output)
         advised, computed = gate.advise(
             case,
             chosen_machine(device, workers),
@@ -55,6 +57,6 @@ def advise(
             now=now(),
             progress=progress,
         )
-    files = gate.write_advice(advised, output)
+    files = write_advice(advised, output)
     say(table(advised))
     say("\n".join([f"{computed} jobs computed", *(f"advice: {path}" for path in files)]))

@@ -31,7 +31,7 @@ from privacy_gate.cli.terminal import progress_bar, say
 if TYPE_CHECKING:
     from privacy_gate.compute.cluster import Cluster
     from privacy_gate.compute.machine import Machine
-    from privacy_gate.gate import Prepared
+    from privacy_gate.preparation import Prepared
 
 app = typer.Typer()
 
@@ -92,14 +92,15 @@ def prepare(
     gpus_per_task: Gpus = 0,
 ) -> None:
     """Compute what the policy needs (the slow, resumable step; needs no right to write to the registry)."""
-    from privacy_gate import gate
     from privacy_gate.audit import Shard
+    from privacy_gate.case import open_case
+    from privacy_gate.preparation import prepare
 
     part, cluster = Shard.parse(shard), chosen_cluster(engine, ray_address, gpus_per_task)
-    opened = gate.open_case(uri, policy, store=store, tracking_uri=tracking_uri, now=now())
+    opened = open_case(uri, policy, store=store, tracking_uri=tracking_uri, now=now())
     machine = chosen_machine(device, workers, engine)
     with progress_bar() as progress, opened as case:
-        prepared = gate.prepare(case, machine, part, progress, cluster)
+        prepared = prepare(case, machine, part, progress, cluster)
     say(price(prepared, machine, cluster))
 
 
@@ -119,16 +120,17 @@ def audit(
     thumbnails: Thumbnails = None,
 ) -> None:
     """Judge what `prepare` stored and write the report (CPU, seconds)."""
-    from privacy_gate import gate
+    from privacy_gate.case import open_case
+    from privacy_gate.output import refuse_thumbnails, write_report, write_thumbnails
 
-    opened = gate.open_case(uri, policy, store=store, tracking_uri=tracking_uri, now=now())
+    opened = open_case(uri, policy, store=store, tracking_uri=tracking_uri, now=now())
     with progress_bar() as progress, opened as case:
         if thumbnails:
-            gate.refuse_thumbnails(thumbnails, output, case.policy)
+            refuse_thumbnails(thumbnails, output, case.policy)
         report = case.audit(now(), progress)
         if thumbnails:
-            gate.write_thumbnails(thumbnails, report, case.data)
-    files = gate.write(report, output)
+            write_thumbnails(thumbnails, report, case.data)
+    files = write_report(report, output)
     say(summary(report))
     say("\n".join(f"report: {path}" for path in files))
     raise typer.Exit(report.exit_code)

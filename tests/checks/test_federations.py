@@ -10,6 +10,7 @@ import pytest
 from privacy_gate.alternatives import families
 from privacy_gate.audit import plan
 from privacy_gate.candidate import Candidate, Dossier, Recipe
+from privacy_gate.case import Case
 from privacy_gate.checks.check import Subject
 from privacy_gate.checks.federations import untrainable_references
 from privacy_gate.checks.stress import SystemStress
@@ -19,7 +20,7 @@ from privacy_gate.compute.work import Inputs
 from privacy_gate.dataset import AuditData, DataManifest, Split
 from privacy_gate.documents import parse
 from privacy_gate.errors import ConfigurationError, DatasetError, UndecidedError
-from privacy_gate.gate import Case, advise
+from privacy_gate.gate import advise
 from privacy_gate.job import Job, TrainReference, train_reference
 from privacy_gate.policy import Policy
 from privacy_gate.progress import silent

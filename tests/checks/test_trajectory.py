@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
-from privacy_gate import gate
 from privacy_gate.audit import Shard
 from privacy_gate.candidate import Candidate, Dossier, Recipe
+from privacy_gate.case import Case
 from privacy_gate.checks.check import Subject
 from privacy_gate.checks.trajectory import TrajectoryMia
 from privacy_gate.compute.cluster import Cluster
@@ -26,6 +26,7 @@ from privacy_gate.errors import CandidateError, UndecidedError
 from privacy_gate.federated.trajectory import Trajectory, against_others, guessed, loss_of, own, signals
 from privacy_gate.metrics.trajectory import source_inference_advantage
 from privacy_gate.policy import Policy
+from privacy_gate.preparation import prepare
 from privacy_gate.progress import silent
 from privacy_gate.roundlog import Round, RoundLog, write_round
 from privacy_gate.store import Store
@@ -314,12 +315,12 @@ def test_where_only_what_reads_the_round_log_is_missing_no_cluster_is_asked(
         rounds=folder / "rounds", rounds_digest=RoundLog.open(folder / "rounds").digest,
     )  # fmt: skip
     policy = load("{name: p, version: 1, release_context: api, checks: [{check: trajectory}]}", Policy, "policy")
-    case = gate.Case(policy, "", "", candidate, data, Store(str(tmp_path / "store")), "")
+    case = Case(policy, "", "", candidate, data, Store(str(tmp_path / "store")), "")
     machine = Machine(device="cpu", threads=1)
     others = [job for job in case.jobs if not hasattr(job, "rounds")]
     run(others, Inputs(data, folder / "candidate"), machine, case.store)
     nobody = Cluster("127.0.0.1:1")  # no port that anybody listens on
-    prepared = gate.prepare(case, machine, Shard(), silent, nobody)
+    prepared = prepare(case, machine, Shard(), silent, nobody)
     assert (prepared.computed, prepared.stored) == (1, len(others))
     assert case.missing(case.jobs) == []
 

@@ -1,0 +1,108 @@
+"""Who is judged, by which policy, on which data: pulled for as long as it takes."""
+
+import datetime
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from privacy_gate import registry
+from privacy_gate.audit import audit, plan
+from privacy_gate.candidate import Candidate
+from privacy_gate.champion import Champion
+from privacy_gate.compute.scratch import scratch_folder
+from privacy_gate.dataset import AuditData, read_data
+from privacy_gate.errors import UndecidedError
+from privacy_gate.job import Job
+from privacy_gate.policy import Policy, load_policy
+from privacy_gate.progress import Progress
+from privacy_gate.report import Report
+from privacy_gate.store import Store
+
+
+@dataclass(frozen=True)
+class Case:
+    """A pinned candidate, its audit data, the policy that will judge it, and the champion where that speaks of one."""
+
+    policy: Policy
+    policy_sha256: str
+    source: str
+    candidate: Candidate
+    data: AuditData
+    store: Store
+    recorded: str
+    champion: Champion | None = None
+
+    @property
+    def compared(self) -> Champion | None:
+        """The champion; with the reason, where computing with it failed, that it cannot be compared."""
+        if self.champion is None or self.champion.reason or not (refusal := self.store.recall(self._refusal)):
+            return self.champion
+        return self.champion.refused(refusal)
+
+    @property
+    def jobs(self) -> list[Job]:
+        """Everything the verdict needs computed."""
+        return plan(self.policy, self.candidate, self.data, self.compared)
+
+    def of_champion(self, job: Job) -> bool:
+        """Whether the job reads the champion's files in place of the candidate's."""
+        artifact = None if self.champion is None else self.champion.artifact
+        return artifact not in (None, self.candidate.digest) and getattr(job, "artifact", None) == artifact
+
+    def refuse_champion(self, reason: str) -> None:
+        """Keeps in the store that computing with the champion failed: it is no fault of the candidate's."""
+        self.store.remember(self._refusal, reason)
+
+    @property
+    def _refusal(self) -> str:
+        return f"champion {self.champion.artifact if self.champion else None} fails on {self.data.digest}"
+
+    def missing(self, jobs: Iterable[Job]) -> list[Job]:
+        """Those of the jobs that the store lacks."""
+        return self.store.missing(jobs)
+
+    def audit(self, now: datetime.datetime, progress: Progress) -> Report:
+        """The report, from what the store holds. Raises UndecidedError where it lacks a part."""
+        if missing := self.missing(self.jobs):
+            kinds = ", ".join(
+                f"{count} {kind}" for kind, count in Counter(type(job).__name__ for job in missing).items()
+            )
+            raise UndecidedError(
+                f"store {self.store.root}: {len(missing)} of {len(self.jobs)} results are missing ({kinds}): run "
+                "`prepare` first, every shard of it"
+            )
+        return audit(
+            self.policy,
+            self.policy_sha256,
+            self.source,
+            self.candidate,
+            self.data,
+            self.store.get,
+            self.recorded,
+            now,
+            progress,
+            self.compared,
+        )
+
+
+@contextmanager
+def open_case(
+    uri: str, policy: Path, *, store: str, tracking_uri: str | None, now: datetime.datetime
+) -> Iterator[Case]:
+    """Pulls the candidate, and the champion if the policy compares, into a private folder for as long as it is open.
+
+    The policy is read first, and its sha256 noted in the store before anything is measured.
+    """
+    rules, sha256 = load_policy(policy)
+    results = Store(store)
+    with scratch_folder() as folder:
+        wanted = any(check.reads_rounds for check in rules.checks)
+        candidate = registry.pull(uri, folder, tracking_uri, rounds=wanted)
+        champion = None
+        if rules.compares and rules.promotion:
+            champion = registry.champion_of(candidate, rules.promotion.alias, folder / "champion", tracking_uri)
+        data = read_data(candidate.dossier.data, candidate.recipe.classes)
+        recorded = results.remember(f"policy {sha256} judges {candidate.digest}", now.isoformat(timespec="seconds"))
+        yield Case(rules, sha256, str(policy), candidate, data, results, recorded, champion)

@@ -1,0 +1,76 @@
+"""The files that a run leaves behind: reports, advice, and thumbnails apart from both."""
+
+import errno
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from privacy_gate.advice import Advice
+from privacy_gate.checks.vulnerability import Vulnerability
+from privacy_gate.dataset import AuditData
+from privacy_gate.errors import ConfigurationError
+from privacy_gate.policy import Policy
+from privacy_gate.report import Report
+from privacy_gate.reports import FORMATS, advice_page, json_text
+from privacy_gate.reports.thumbnails import thumbnails as thumbnail_page
+
+
+def refuse_thumbnails(file: Path, folder: Path, policy: Policy) -> None:
+    """Raises ConfigurationError where training records would lie with the report, or nothing would be listed."""
+    if file.resolve().is_relative_to(folder.resolve()):
+        raise ConfigurationError(
+            f"--thumbnails {file}: lies in the report's folder {folder}, whose files go to the registry; name a file "
+            "elsewhere"
+        )
+    if not any(isinstance(check, Vulnerability) for check in policy.checks):
+        raise ConfigurationError(
+            "--thumbnails: the policy lists no examples: add the check 'vulnerability', or leave it out"
+        )
+
+
+def write_thumbnails(file: Path, report: Report, data: AuditData) -> None:
+    """Writes the listed examples' images to a page that only its owner may read: it shows training records."""
+    text = thumbnail_page(report, data)
+    try:
+        file.unlink(missing_ok=True)
+        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as page:
+            page.write(text)
+    except OSError as error:
+        raise ConfigurationError(f"--thumbnails {file}: {error.strerror}; name a file that can be written") from error
+
+
+def write_report(report: Report, folder: Path) -> list[Path]:
+    """Writes the report in every format a file is made of; returns the paths."""
+    return _write(((form.file_name, form.render(report)) for form in FORMATS.values() if form.file_name), folder)
+
+
+def make_folder(folder: Path) -> None:
+    """Makes the folder of reports, before hours of computing. Raises ConfigurationError where it cannot be written."""
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigurationError(f"{folder}: {error.strerror}; name a folder that can be written") from error
+
+
+def _write(texts: Iterable[tuple[str, str]], folder: Path) -> list[Path]:
+    paths = []
+    make_folder(folder)
+    with _writing(folder):
+        for name, text in texts:
+            paths.append(folder / name)
+            paths[-1].write_text(text, encoding="utf-8")
+    return paths
+
+
+def write_advice(advised: Advice, folder: Path) -> list[Path]:
+    """Writes the table as a page and as JSON; returns the paths."""
+    return _write([("advice.json", json_text.render(advised)), ("advice.html", advice_page.render(advised))], folder)
