@@ -15,7 +15,7 @@ from typing import Annotated, Any, Protocol, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from privacy_gate.errors import ConfigurationError
+from privacy_gate.errors import ConfigurationError, one_line
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 16
@@ -97,7 +97,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def _refuse(source: str, mark: _Mark | None, message: str) -> ConfigurationError:
-    return ConfigurationError(f"{_place(source, mark)}: {message}")
+    return ConfigurationError(f"{_place(source, mark)}: {one_line(message)}")
 
 
 def _place(source: str, mark: _Mark | None) -> str:

@@ -3,6 +3,19 @@
 from collections.abc import Iterable
 
 
+def one_line(text: object) -> str:
+    """Text from strangers on one line, without control characters or changes of direction: with a line break of its own
+    it could forge a line of a CI log, where some lines are commands.
+
+    >>> one_line("a\\n::error::b\\u202ec")
+    'a ::error::b\\ufffdc'
+    """
+    line = " ".join(str(text).split())
+    if line.isprintable():
+        return line
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in line)
+
+
 class GateError(Exception):
     """The gate could not decide. The message says what, where, and what to do next."""
 
@@ -32,13 +45,25 @@ class CandidateError(GateError):
 
 
 class DatasetError(CandidateError):
-    """The audit data is not what its manifest says, or cannot be read as images and labels."""
+    """The audit data is not what its manifest says, or cannot be read as images and labels.
+
+    Its message, which may quote the table, is on one line.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 class UnavailableError(GateError):
-    """A registry, a storage or an engine does not answer; trying again may help."""
+    """A registry, a storage or an engine does not answer; trying again may help.
+
+    Its message, which may quote a dossier's address or a server's answer, is on one line.
+    """
 
     exit_code = 6
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 class RegistryError(UnavailableError):

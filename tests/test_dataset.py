@@ -477,3 +477,19 @@ def test_equal_raw_pixels_and_equal_embeddings_are_found_too(tmp_path: Path) -> 
     np.savez(tmp_path / "t.npz", image=grey, e=values, **columns)
     assert duplicates(read(tmp_path / "t.npz")) == [("p0", "p3")]
     assert duplicates(read(tmp_path / "t.npz", image=None, embedding="e")) == [("p0", "p3")]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"id": ["x\n::error::forged"] * ROWS},
+        {"split": ["x\n::error::forged"] * ROWS},
+        {"label": ["x\n::error::forged"] * ROWS},
+        {"id": ["x\r::error::forged", *"bcdef"], "label": [9] * ROWS},
+    ],
+    ids=["ids", "splits", "labels", "an id of a row at fault"],
+)
+def test_no_text_of_a_table_makes_a_line_of_its_own(changes: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="forged") as caught:
+        read(write(tmp_path, **changes))
+    assert str(caught.value).splitlines() == [str(caught.value)]

@@ -80,6 +80,25 @@ def test_every_fault_is_placed_and_explained(text: str, expected: str) -> None:
     assert expected in complaint(text)
 
 
+FORGED = "x\\n::stop-commands::t\\nAPPROVED: digits"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        RECIPE + f'"{FORGED}": 1\n',
+        RECIPE + f'"{FORGED}": 1\n"{FORGED}": 1\n',
+        RECIPE.replace("name: adam", f'name: "{FORGED}"'),
+        RECIPE + f'adaptation: "{FORGED}"\n',
+        RECIPE.replace("epochs: 30", f'epochs: "{FORGED}"'),
+        RECIPE.replace("lr: 1e-3", f'"{FORGED}": 1, lr: 1e-3'),
+    ],
+)
+def test_no_text_of_a_document_makes_a_line_of_its_own(text: str) -> None:
+    assert "stop-commands" in complaint(text)
+    assert all(line.startswith("file.yaml:") for line in complaint(text).splitlines())
+
+
 def test_all_faults_are_reported_at_once() -> None:
     message = complaint(RECIPE.replace("epochs: 30", "epochs: 0") + "sed: 1\n")
     assert message.splitlines() == [

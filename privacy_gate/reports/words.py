@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Context, Decimal
 
+from privacy_gate.errors import one_line
 from privacy_gate.metrics.versus import SUFFIX
 from privacy_gate.verdict import Finding, Limit, Measurement, Status
 
@@ -194,10 +195,7 @@ def plain(text: object) -> str:
     >>> plain("a\\nb\\u202ec")
     'a b\\ufffdc'
     """
-    line = " ".join(str(text).split())
-    if line.isprintable():
-        return line
-    return "".join(letter if letter.isprintable() else "\ufffd" for letter in line)
+    return one_line(text)
 
 
 def percent(rate: float) -> str:
