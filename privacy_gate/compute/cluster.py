@@ -39,6 +39,9 @@ RETRIES = 3
 WORKERS = 2
 """Threads that feed the GPU of one task, unless a number is asked for: a core each."""
 
+EVEN = 2
+"""Tasks for each worker at least: where one of two falls behind, the other has not yet done all that is left."""
+
 OBJECT_STORE = 100 << 20
 """Bytes of shared memory for the candidate's files, where we start the cluster ourselves."""
 
@@ -128,7 +131,7 @@ def run_on_cluster(
     others = [job for job in jobs if not isinstance(job, Embed)]
     with connected(cluster, sum(map(len, (files or {}).values()))) as ray, _translated(ray):
         work = _Work(ray, setting, files, cluster)
-        work.do("embed images", batches(embeds), progress)
+        work.do("embed images", spread(batches(embeds), work.slots), progress)
         work.do("train and score", batches(others), progress)
     if lost := store.missing(jobs):
         raise UnavailableError(
@@ -137,15 +140,27 @@ def run_on_cluster(
         )
 
 
+def spread(features: Sequence[Sequence[Job]], slots: int) -> list[Sequence[Job]]:
+    """Batches of Embed jobs, halved while they are too few to keep `slots` workers busy until the last has ended.
+
+    No part of features is computed with another, so their bytes stay what they are. Each task loads the network once.
+    """
+    parts = list(features)
+    while len(parts) < EVEN * slots and any(len(part) > 1 for part in parts):
+        halves = [(part[: -(-len(part) // 2)], part[-(-len(part) // 2) :]) for part in parts]
+        parts = [half for pair in halves for half in pair if half]
+    return parts
+
+
 class _Work:
-    """Tasks on a connected cluster."""
+    """Tasks on a connected cluster, `slots` of which it can do at once."""
 
     def __init__(self, ray: Any, setting: Setting, files: Files | None, cluster: Cluster) -> None:
         self._ray, self._setting, machine = ray, setting, setting.machine
         self._files = None if files is None else ray.put(files)
         cpus = machine.threads or (max(1, machine.workers or 0) if cluster.gpus_per_task else 1)
         self._task = ray.remote(num_cpus=cpus, num_gpus=cluster.gpus_per_task, max_retries=RETRIES)(_do)
-        self._limit = 2 * _slots(ray.cluster_resources(), cpus, cluster)
+        self.slots = _slots(ray.cluster_resources(), cpus, cluster)
 
     def do(self, name: str, tasks: Sequence[Sequence[Job]], progress: Progress) -> None:
         """Runs the tasks to their end; the first error cancels those in flight."""
@@ -153,7 +168,7 @@ class _Work:
         done, total = 0, sum(len(jobs) for jobs in tasks)
         try:
             while waiting or flying:
-                while waiting and len(flying) < self._limit:
+                while waiting and len(flying) < 2 * self.slots:
                     jobs = waiting.popleft()
                     files = self._files if any(map(_reads_candidate, jobs)) else None
                     flying[self._task.remote(jobs, self._setting, files)] = len(jobs)
@@ -237,6 +252,8 @@ def connected(cluster: Cluster, shared: int = 0, cpus: int | None = None) -> Ite
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if cluster.address is None:  # makes Ray take the loopback interface; read when Ray is imported
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        # Else its workers are nicer than everybody, and wait for whatever runs beside them.
+        os.environ.setdefault("RAY_worker_niceness", "0")
     import ray  # noqa: PLC0415 - an extra, and slow to import
 
     if ray.is_initialized():

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from privacy_gate.batches import REFERENCE_BLOCK, batches
 from privacy_gate.candidate import CommandRecipe, Recipe, Trainer
 from privacy_gate.compute import backbone
-from privacy_gate.compute.cluster import Cluster, connected, run_on_cluster
+from privacy_gate.compute.cluster import Cluster, connected, run_on_cluster, spread
 from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.numerics import numerics
 from privacy_gate.compute.run import run
@@ -135,6 +135,20 @@ def test_features_go_by_blocks_of_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("rows", "slots", "sizes"),
+    [(2048, 1, [4, 4]), (2048, 2, [2] * 4), (2048, 100, [1] * 8), (5000, 1, [8, 8, 4]), (5000, 2, [4] * 4 + [2] * 2)],
+)
+def test_features_are_divided_until_every_worker_has_some(
+    tmp_path: Path, rows: int, slots: int, sizes: list[int]
+) -> None:
+    recipe = public_recipe(tmp_path)
+    jobs: list[Job] = [*embed_jobs(recipe.backbone, recipe.input, "d" * 64, rows)]
+    parts = spread([jobs[first : first + 8] for first in range(0, len(jobs), 8)], slots)
+    assert [len(part) for part in parts] == sizes
+    assert [job for part in parts for job in part] == jobs
+
+
+@pytest.mark.parametrize(
     ("device", "gpus", "found"),
     [("auto", 0, "cpu"), ("cpu", 0, "cpu"), ("auto", 0.5, "cuda"), ("cuda", 2, "cuda")],
 )
@@ -195,6 +209,8 @@ def ray() -> Iterator[Any]:
         pytest.skip("Ray is not installed")
     with connected(Cluster(), cpus=2) as ray:
         assert {node["NodeManagerAddress"] for node in ray.nodes()} == {"127.0.0.1"}
+        # No worker waits for whatever runs beside it.
+        assert ray.get(ray.remote(lambda: os.nice(0)).remote()) == os.nice(0)
         yield ray
 
 
