@@ -1,11 +1,12 @@
-"""Two shards, and two Ray workers, against one process: elapsed seconds of the same jobs.
+"""Two shards and two Ray workers against one process, and against one worker: elapsed seconds of the same jobs.
 
 Everybody trains with one thread, so that two may use two cores. Shards are processes that have imported everything
 and wait for each other before they start; what is timed is the work, from there to the last result in the store.
-Ray's time holds the tasks' way to the workers, whose start and imports are paid by a first task of each. Rounds
-measure all three one after the other; the ratio is the median of the rounds' ratios. Every store must hold equal bytes.
-Run it where nothing else runs; beside elapsed seconds stand those of CPU time that the busiest process took, which a
-neighbour disturbs less. With --images, references need features of a network, which shards share.
+Ray's time holds the tasks' way to the workers, whose start and imports are paid by a first task of each, and their
+reading of the table. One process of one thread uses more than a core: another thread judges and stores the heads that
+are trained. Rounds measure all one after the other; the ratio is the median of the rounds' ratios. Every store must
+hold equal bytes. Run it where nothing else runs; beside elapsed seconds stand those of CPU time that the busiest
+process took, which a neighbour disturbs less. With --images, references need features of a network, which shards share.
     python tests/bench/shards.py --references 128
     python tests/bench/shards.py --references 16 --images 1024
 """
@@ -85,6 +86,9 @@ def main() -> None:
             ratios = sorted(found["one process"][place] / found[name][place] for found in rounds)
             spread = f"rounds: {ratios[0]:.2f} to {ratios[-1]:.2f}"
             print(f"{name:20}{what:14}{seconds:8.2f} s   {median(ratios):.2f} x one process ({spread})")
+    if "one Ray worker" in rounds[0]:
+        ratios = sorted(found["one Ray worker"][0] / found["two Ray workers"][0] for found in rounds)
+        print(f"two Ray workers: {median(ratios):.2f} x one Ray worker (rounds: {ratios[0]:.2f} to {ratios[-1]:.2f})")
     print(f"load {os.getloadavg()[0]:.1f}")
 
 
@@ -138,8 +142,9 @@ def measure(
         "two shards": shards(first, jobs, tables, folder / "two", 2),
     }
     if importlib.util.find_spec("ray"):
-        found["two Ray workers"] = on_ray(first, jobs, tables, folder / "ray")
-    stores = [stored(folder / name) for name in ("one", "two", "ray") if (folder / name).exists()]
+        found["one Ray worker"] = on_ray(first, jobs, tables, folder / "worker", 1)
+        found["two Ray workers"] = on_ray(first, jobs, tables, folder / "ray", 2)
+    stores = [stored(folder / name) for name in ("one", "two", "worker", "ray") if (folder / name).exists()]
     if any(other != stores[0] for other in stores):
         raise SystemExit("the stores differ")
     return found
@@ -188,10 +193,10 @@ def shard(
 
 
 def on_ray(
-    first: Sequence[Job], jobs: Sequence[Job], tables: Sequence[DataManifest], store: Path
+    first: Sequence[Job], jobs: Sequence[Job], tables: Sequence[DataManifest], store: Path, workers: int
 ) -> tuple[float, float]:
     warm, manifest = tables
-    with connected(Cluster(), cpus=2):
+    with connected(Cluster(), cpus=workers):
         run_on_cluster(first, warm, CLASSES, Path(), MACHINE, Store(f"{store}-first"), Cluster())
         started = time.perf_counter()
         run_on_cluster(jobs, manifest, CLASSES, Path(), MACHINE, Store(str(store)), Cluster())
