@@ -47,9 +47,10 @@ def check(
         make_folder(output)
         prepared = prepare(case, machine, Shard(), progress, cluster)
         report = case.audit(now, progress)
+        files = write_report(report, output)
         if thumbnails:
             write_thumbnails(thumbnails, report, case.data)
-    return report, write_report(report, output), prepared
+    return report, files, prepared
 
 
 def decide(

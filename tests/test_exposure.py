@@ -17,7 +17,7 @@ from privacy_gate.checks.disparity import NO_PEOPLE, Disparity
 from privacy_gate.checks.vulnerability import POINTS, Vulnerability
 from privacy_gate.dataset import AuditData, Split, hashed_ids
 from privacy_gate.documents import load
-from privacy_gate.errors import ConfigurationError, DatasetError
+from privacy_gate.errors import ConfigurationError, DatasetError, UndecidedError
 from privacy_gate.exhibits import GradientScatter, VulnerableRows
 from privacy_gate.gate import check
 from privacy_gate.job import Job, Score, TrainReference
@@ -363,6 +363,15 @@ def test_thumbnails_of_other_data_or_of_features_or_without_a_list_are_refused(r
     bare = report.model_copy(update={"checks": report.checks[1:]})
     with pytest.raises(ConfigurationError, match="check 'vulnerability'"):
         thumbnails(bare, other.data)
+
+
+def test_thumbnails_of_a_check_that_was_not_measured_say_why(report: Report) -> None:
+    said = "vulnerability: nothing was measured: references lack clients"
+    lacking = [
+        check.model_copy(update={"result": CheckResult(measurements=(), notes=(said,))}) for check in report.checks[:1]
+    ]
+    with pytest.raises(UndecidedError, match=f"lists no examples: {said}"):
+        thumbnails(report.model_copy(update={"checks": lacking}), World(1, np.zeros(50)).data)
 
 
 def test_an_image_that_cannot_be_read_is_told_by_hash() -> None:

@@ -128,9 +128,9 @@ def audit(
         if thumbnails:
             refuse_thumbnails(thumbnails, output, case.policy)
         report = case.audit(now(), progress)
+        files = write_report(report, output)
         if thumbnails:
             write_thumbnails(thumbnails, report, case.data)
-    files = write_report(report, output)
     say(summary(report))
     say("\n".join(f"report: {path}" for path in files))
     raise typer.Exit(report.exit_code)

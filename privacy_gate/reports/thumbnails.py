@@ -9,11 +9,12 @@ from markupsafe import Markup
 from PIL import Image, UnidentifiedImageError
 
 from privacy_gate.dataset import AuditData, hashed_ids
-from privacy_gate.errors import ConfigurationError, DatasetError
+from privacy_gate.errors import ConfigurationError, DatasetError, UndecidedError
 from privacy_gate.exhibits import VulnerableRows
 from privacy_gate.report import Report
 from privacy_gate.reports.exposure import HEADS, cells, listed
 from privacy_gate.reports.html_page import page_environment
+from privacy_gate.reports.words import plain
 from privacy_gate.tables.images import BROKEN, FORMATS
 
 LARGEST = 128
@@ -36,7 +37,7 @@ def thumbnails(report: Report, data: AuditData) -> str:
     """One self-contained HTML page of the listed examples' images, by their hashed ids, downscaled.
 
     Raises ConfigurationError where the report lists nothing, or rows of other data, or the table has no
-    images; DatasetError for an image that cannot be read.
+    images; UndecidedError where its check was not measured; DatasetError for an image that cannot be read.
     """
     rows = _rows(report)
     if data.image is None:
@@ -65,6 +66,8 @@ def _rows(report: Report) -> VulnerableRows:
     for check in report.checks:
         if (rows := listed(check)) is not None:
             return rows
+    for note in (note for check in report.checks if check.check == "vulnerability" for note in check.result.notes):
+        raise UndecidedError(f"--thumbnails: the report lists no examples: {plain(note)}")
     raise ConfigurationError("--thumbnails: the report lists no examples: add the check 'vulnerability' to the policy")
 
 
