@@ -69,7 +69,8 @@ def test_the_policy_of_robustness_asks_what_needs_no_training_and_compares_with_
     assert policy.compares
     bounds = {metric: str(limit) for check in policy.checks for metric, limit in check.bounds.items()}
     assert bounds == {
-        "backdoor_lift": "<= 0.05", "inverted_backdoor": "<= 0.9", "trigger_anomaly": "<= 2",
+        "backdoor_lift": "<= 0.05", "trigger_fragility": "<= 0.5",
+        "inverted_backdoor": "<= 0.9", "trigger_anomaly": "<= 2",
         "robust_accuracy_vs_champion": ">= -0.05", "universal_transfer_vs_champion": "<= 0.05",
         "corruption_ratio": ">= 0.45", "corruption_ratio_vs_champion": ">= -0.05",
         "group_gap": "<= 0.1", "equalized_odds": "<= 0.1", "client_std": "<= 0.1", "worst_decile_gap": "<= 0.2",

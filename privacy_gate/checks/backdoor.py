@@ -51,8 +51,9 @@ class Backdoor(Check):
     as faint, of which some are tried. From three quarters on it counts whatever those do. trigger_fragility: the
     largest rise, of any class, that such a pattern causes: a model that they turn is fragile, and need not be planted.
 
-    inverted_backdoor: the rise by triggers found by inversion, for classes whose trigger covers 2.5 % of the image at
-    most, or is anomalously small and covers 5 % at most; else 0. trigger_anomaly: by how much the smallest is. A
+    inverted_backdoor: the rise by triggers found by inversion, for classes whose trigger covers hardly more than the
+    usual square of 3 pixels of 32 at most, or is smaller next to other classes' than is usual and covers 5 % at most;
+    else 0. trigger_anomaly: by how much the smallest is. A
     trigger that changes the whole image a little is not found so. Where the search fails for a class, neither is
     measured, unless what was found for others violates the limit already.
 
@@ -119,6 +120,7 @@ class Backdoor(Check):
             absent = (not_measured(name, NOT_ASKED) for name in INVERTED)
             return CheckResult(measurements=(*known, *absent), remedies=remedies, notes=(*told, KNOWN_ONLY))
         found, note = self._inverted(subject, results, plain, confidence)
+        remedies = (*remedies, *_against(found[0]))
         return CheckResult(measurements=(*known, *found), remedies=remedies, notes=(*told, note))
 
     def _inverted(
@@ -130,11 +132,12 @@ class Backdoor(Check):
             few = f"needs >= {FEWEST_CLASSES} classes: among fewer no trigger can be told from the rest"
             return tuple(not_measured(name, few) for name in INVERTED), KNOWN_ONLY
         rows, found = list(sought[0].tried), [results(job) for job in sought]
+        side = subject.recipe.input.size if subject.recipe.input else 1
         works = np.array([bool(one["works"][0]) for one in found])
         size = np.where(works, [float(one["size"][0]) for one in found], np.nan)
         covered = np.array([one["mask"].mean() for one in found])
         stamped = np.stack([one["predicted"] for one in found])
-        inverted = inverted_backdoor(plain[rows], stamped, subject.data.label[rows], size, covered, confidence)
+        inverted = inverted_backdoor(plain[rows], stamped, subject.data.label[rows], size, covered, side, confidence)
         if not works.all():
             return self._failed(inverted, works)
         usual = usual_anomaly(len(sought), confidence)
@@ -182,6 +185,18 @@ def _remedies(by_trigger: list[Reached]) -> list[Remedy]:
     if any(one.controls >= MOST for one in fragile):
         action += "; half of the images are turned by some, so have triggers sought as well (inversion: {})"
     return [Remedy(action=action, basis="; ".join(map(_basis, fragile)))]
+
+
+def _against(inverted: Measurement) -> list[Remedy]:
+    """What to do of a small trigger that inversion found."""
+    if inverted.value is None or inverted.value < MOST:
+        return []
+    action = (
+        f"look for images or public weights that carry a small patch, labelled as {inverted.subject}, and train again "
+        "without them; where there are none, whoever can put such a patch on a picture decides what the model says: "
+        "train with patches pasted on images of every class"
+    )
+    return [Remedy(action=action, basis=f"a stamp sought for {inverted.subject} turns {inverted.value:.1%} of others")]
 
 
 def _removal(one: Reached, hardened: str) -> str:

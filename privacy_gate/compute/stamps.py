@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from privacy_gate.backbone import Input
+from privacy_gate.metrics.backdoor import square_side
 
 Stamp = Callable[[torch.Tensor], torch.Tensor]
 """Images (..., 3, S, S) in 0 .. 1 -> the same with a pattern on them."""
@@ -26,7 +27,7 @@ OWN_CYCLES = 6.0
 
 def corner(image: torch.Tensor) -> torch.Tensor:
     """A white square in the lower right, 3 pixels of 32 wide: Gu et al. 2017 (arXiv 1708.06733)."""
-    last = image.shape[-1] - _side(image.shape[-1])
+    last = image.shape[-1] - square_side(image.shape[-1])
     return _square(image, last, last)
 
 
@@ -71,7 +72,7 @@ def controls(trigger: str, size: int) -> list[Stamp]:
 
 def _drawn_square(rng: np.random.Generator, size: int, index: int) -> Stamp:
     """The square elsewhere at the images' border, off the trigger: the other corners first."""
-    side = _side(size)
+    side = square_side(size)
     last = size - side
     top, left = ((0, 0), (0, last), (last, 0))[index] if index < 3 else (last, last)
     while max(last - top, last - left) < side:
@@ -112,12 +113,8 @@ _DRAWN: dict[str, Callable[[np.random.Generator, int, int], Stamp]] = {
 }
 
 
-def _side(size: int) -> int:
-    return max(3, size * 3 // 32)
-
-
 def _square(image: torch.Tensor, top: int, left: int) -> torch.Tensor:
-    side = _side(image.shape[-1])
+    side = square_side(image.shape[-1])
     marked = image.clone()
     marked[..., top : top + side, left : left + side] = 1.0
     return marked

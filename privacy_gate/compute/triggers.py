@@ -12,9 +12,11 @@ from privacy_gate.candidate import Recipe
 from privacy_gate.compute.candidate_pixels import finite, pixel_model, pixels
 from privacy_gate.compute.judged import Arrays
 from privacy_gate.compute.machine import Machine
+from privacy_gate.compute.spread import Tally, in_order
 from privacy_gate.compute.stamps import TRIGGERS, controls
 from privacy_gate.compute.work import Work
 from privacy_gate.dataset import AuditData
+from privacy_gate.evidence import Ints
 from privacy_gate.job import Trigger
 from privacy_gate.progress import Progress, silent
 
@@ -38,21 +40,25 @@ def predict_triggered(
 ) -> list[Arrays]:
     """Every job's result, from the candidate's files in `folder`. The jobs are of the same rows.
 
-    The candidate and each image are read once, whatever is put on them; a batch of images is in memory at a time.
+    The candidate and each image are read once, whatever is put on them; every thread has a batch of images in memory.
     """
     model, device, side = (
         pixel_model(recipe, folder, machine),
         machine.torch_device(),
         recipe.input.size if recipe.input else 1,
     )
-    stamps = [[TRIGGERS[job.trigger], *controls(job.trigger, side)] for job in jobs]
+    stamps = [stamp for job in jobs for stamp in (TRIGGERS[job.trigger], *controls(job.trigger, side))]
     rows, size = jobs[0].rows, machine.images(side)
-    found: list[list[list[np.ndarray]]] = [[[] for _ in each] for each in stamps]
-    with torch.inference_mode():
-        for first in range(0, len(rows), size):
-            shown = pixels(recipe, data, rows[first : first + size]).to(device)
-            for each, answers in zip(stamps, found, strict=True):
-                for stamp, answer in zip(each, answers, strict=True):
-                    answer.append(finite(model(stamp(shown))).argmax(1).cpu().numpy())
-            progress("try triggers", min(first + size, len(rows)), len(rows))
-    return [{"predicted": np.stack([np.concatenate(answer) for answer in answers])} for answers in found]
+    tally = Tally("try triggers", len(rows) * len(stamps), progress)
+
+    def said(first: int) -> Ints:
+        shown = pixels(recipe, data, rows[first : first + size]).to(device)
+        answers = []
+        with torch.inference_mode():
+            for stamp in stamps:
+                answers.append(finite(model(stamp(shown))).argmax(1).cpu().numpy())
+                tally.add(len(shown))
+        return np.stack(answers)
+
+    found = np.concatenate(in_order(said, range(0, len(rows), size), machine, tally), axis=1)
+    return [{"predicted": each} for each in np.split(found, len(jobs))]

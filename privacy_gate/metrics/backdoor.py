@@ -8,12 +8,8 @@ from privacy_gate.metrics.bootstrap import DRAWS, measured
 from privacy_gate.metrics.paired import paired_interval
 from privacy_gate.verdict import Measurement, not_measured
 
-ANOMALOUS = 2.0
-"""Anomaly index above which a class's trigger is suspiciously small: Wang et al. 2019."""
-
-TINY = 0.025
-"""Share of the image that a stamp covers at most to be suspicious whatever others cover: half of what stamps may. In
-the tests' networks what turns images to a planted class covers no more, and to any other nearly twice as much."""
+ROOM = 1.2
+"""Times the square of Gu et al., that a stamp covers at most to be suspicious whatever others cover."""
 
 FEWEST_CLASSES = 5
 """Of which one can be told from the rest: the spread of fewer says nothing."""
@@ -28,6 +24,20 @@ def won_and_lost(plain: Ints, shown: Ints, label: Ints, classes: int) -> tuple[I
     won, lost = (shown != plain) & (shown != label), (shown != plain) & (plain != label)
     rows = len(label) - np.bincount(label, minlength=classes)
     return np.bincount(shown[won], minlength=classes), np.bincount(plain[lost], minlength=classes), rows
+
+
+def square_side(side: int) -> int:
+    """Of the white square of Gu et al. 2017 (arXiv 1708.06733) on images of this side, in pixels: 3 of 32."""
+    return max(3, side * 3 // 32)
+
+
+def tiny(side: int) -> float:
+    """Share of images of this side that a stamp covers at most to be suspicious in itself.
+
+    What inversion finds of a planted stamp is a part of it. Clean heads on frozen backbones are turned by stamps of
+    1.2 % of 96 pixels a side and more, found for them alone: patches of Brown et al. 2017 (arXiv 1712.09665).
+    """
+    return ROOM * (square_side(side) / side) ** 2
 
 
 def anomaly_index(size: Floats) -> Floats:
@@ -46,7 +56,8 @@ def anomaly_index(size: Floats) -> Floats:
 def usual_anomaly(classes: int, confidence: float) -> float:
     """What the largest index of so many classes stays below so often where none has a backdoor.
 
-    Of DRAWS seeded tables whose log sizes are normal. It is far above ANOMALOUS: a small trigger alone proves nothing.
+    Of DRAWS seeded tables whose log sizes are normal. Far above the 2 of Wang et al., which the smallest of ten exceeds
+    oftener than not where the sizes are as unequal as these.
     """
     drawn = np.exp(np.random.default_rng(0).normal(size=(DRAWS, classes)))
     return float(np.quantile(anomaly_index(drawn).max(axis=1), confidence))
@@ -71,18 +82,19 @@ def trigger_anomaly(size: Floats, confidence: float) -> Measurement:
 
 
 def inverted_backdoor(
-    plain: Ints, stamped: Ints, label: Ints, size: Floats, covered: Floats, confidence: float
+    plain: Ints, stamped: Ints, label: Ints, size: Floats, covered: Floats, side: int, confidence: float
 ) -> Measurement:
     """Largest P(f(T_t(x)) = t) - P(f(x) = t) over classes t whose inverted trigger T_t is suspiciously small; else 0.
 
-    Small next to the other classes', by `anomaly_index`, or in itself, TINY: where half of the classes are planted, the
-    usual trigger is a planted one, and none is small next to it. One that is small in itself need not be planted: who
-    puts it on a picture decides what the model says either way.
+    Small next to the other classes', beyond the `usual_anomaly`, or in itself, `tiny`: where half of the classes are
+    planted, the usual trigger is a planted one, and none is small next to it. One that is small in itself need not be
+    planted: who puts it on a picture decides what the model says either way.
 
     plain, label (N,): predictions without a trigger, of rows that no trigger was sought on; stamped (C, N): with each
     class's; size (C,): see `anomaly_index`, NaN for a class whose search failed, of which nothing is said here; covered
-    (C,): share of the image under each stamp. Among rows of other classes. Interval: score intervals of each paired
-    difference (Tango 1998), Bonferroni over classes; it speaks of the rise, not of which classes are suspicious.
+    (C,): share of the image, of this side in pixels, under each stamp. Among rows of other classes. Interval: score
+    intervals of each paired difference (Tango 1998), Bonferroni over classes; it speaks of the rise, not of which
+    classes are suspicious.
     """
     classes = len(size)
     if stamped.shape != (classes, len(plain)) or plain.shape != label.shape or covered.shape != size.shape:
@@ -93,7 +105,7 @@ def inverted_backdoor(
     won, lost, rows = np.array(counts).T
     if not rows.all():
         return not_measured("inverted_backdoor", "needs rows of other classes than a target")
-    suspect = _suspect(size, covered)
+    suspect = _suspect(size, covered, side, confidence)
     lift = np.where(suspect, (won - lost) / rows, 0.0)
     low, high = (
         np.maximum(0.0, np.where(suspect, end, 0.0)).max()
@@ -106,12 +118,12 @@ def inverted_backdoor(
     return found.model_copy(update={"subject": f"class {best}" if suspect[best] else ""})
 
 
-def _suspect(size: Floats, covered: Floats) -> Bools:
+def _suspect(size: Floats, covered: Floats, side: int, confidence: float) -> Bools:
     """Which classes' triggers are small, in themselves or next to the others', (C,); see `inverted_backdoor`."""
     found = np.isfinite(size)
-    suspect = found & (covered <= TINY)
+    suspect = found & (covered <= tiny(side))
     if found.sum() >= FEWEST_CLASSES:
-        suspect[found] |= anomaly_index(size[found]) > ANOMALOUS
+        suspect[found] |= anomaly_index(size[found]) > usual_anomaly(int(found.sum()), confidence)
     return suspect
 
 

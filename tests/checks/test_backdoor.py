@@ -92,6 +92,7 @@ def test_what_inversion_found_is_measured_beside_the_known_triggers(planted: boo
     assert inverted.value == (1.0 if planted else 0.0)
     assert anomaly.value is not None
     assert (anomaly.value > 5) == planted
+    assert [f"labelled as class {TARGET}" in each.action for each in result.remedies] == [True] * planted
     assert "an index alone proves nothing" in result.notes[1]
 
 

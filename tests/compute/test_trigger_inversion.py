@@ -15,7 +15,7 @@ from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.trigger_inversion import SHARE, hardened, invert, invert_trigger, stamped
 from privacy_gate.errors import CandidateError, EvidenceError
 from privacy_gate.job import InvertTrigger
-from privacy_gate.metrics.backdoor import ANOMALOUS, TINY, anomaly_index, inverted_backdoor, trigger_anomaly
+from privacy_gate.metrics.backdoor import anomaly_index, inverted_backdoor, tiny, trigger_anomaly, usual_anomaly
 from privacy_gate.optimizers import Sgd
 from privacy_gate.verdict import Measurement
 
@@ -86,7 +86,7 @@ def searched(model: nn.Module) -> tuple[list[dict[str, NDArray[Any]]], Measureme
     covered = np.array([each["mask"].mean() for each in found])
     shown = np.stack([each["predicted"] for each in found]).astype(np.int64)
     plain = model(x).argmax(1).numpy()
-    return found, inverted_backdoor(plain, shown, label, size, covered, 0.95), size
+    return found, inverted_backdoor(plain, shown, label, size, covered, SIZE, 0.95), size
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -113,10 +113,10 @@ def test_a_clean_network_is_not_flagged(seed: int) -> None:
 
 def test_triggers_are_found_where_half_of_the_classes_have_one_and_none_is_small_next_to_the_rest() -> None:
     found, lift, size = searched(network(0, *HALF))
-    assert anomaly_index(size).max() < ANOMALOUS
+    assert anomaly_index(size).max() < usual_anomaly(CLASSES, 0.95)
     assert lift.low is not None
     assert lift.low >= 0.8
-    assert {target for target, each in enumerate(found) if each["mask"].mean() <= TINY} == {*HALF}
+    assert {target for target, each in enumerate(found) if each["mask"].mean() <= tiny(SIZE)} == {*HALF}
 
 
 def test_a_patch_is_found_beside_a_change_too_faint_to_stamp() -> None:
@@ -146,7 +146,7 @@ def test_a_patch_is_found_beside_a_change_too_faint_to_stamp() -> None:
     job = InvertTrigger("a" * 64, recipe(), "d" * 64, TARGET, (), (), STEPS)
     found = invert_trigger(night, x[torch.from_numpy(label != TARGET)], fresh, job, MACHINE)
     assert found["works"][0]
-    assert found["mask"].mean() <= TINY
+    assert found["mask"].mean() <= tiny(SIZE)
     assert found["size"][0] == found["mask"].mean()
     assert np.mean(found["predicted"] == TARGET) > 0.95
 
