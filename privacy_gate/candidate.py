@@ -115,6 +115,11 @@ class Recipe(Record):
             raise ValueError(f"federation: aggregator: {reason}")
 
     @property
+    def side(self) -> int:
+        """Pixels of the input's side; 1 where the table holds embeddings."""
+        return self.input.size if self.input else 1
+
+    @property
     def trains_network(self) -> bool:
         """Whether the gate trains more of such a model than its head."""
         return self.adaptation not in ("head", "command")

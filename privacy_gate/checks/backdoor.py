@@ -53,9 +53,9 @@ class Backdoor(Check):
 
     inverted_backdoor: the rise by triggers found by inversion, for classes whose trigger covers hardly more than the
     usual square of 3 pixels of 32 at most, or is smaller next to other classes' than is usual and covers 5 % at most;
-    else 0. trigger_anomaly: by how much the smallest is. A
-    trigger that changes the whole image a little is not found so. Where the search fails for a class, neither is
-    measured, unless what was found for others violates the limit already.
+    else 0. trigger_anomaly: by how much the smallest is. A trigger that changes the whole image a little is not found
+    so. Where the search fails for a class, neither is measured, unless what was found for others violates the limit
+    already.
 
     triggers   known ones that are tried, and for each so many patterns like it (compute.stamps)
     images     holdout images they are put on, at most
@@ -132,12 +132,12 @@ class Backdoor(Check):
             few = f"needs >= {FEWEST_CLASSES} classes: among fewer no trigger can be told from the rest"
             return tuple(not_measured(name, few) for name in INVERTED), KNOWN_ONLY
         rows, found = list(sought[0].tried), [results(job) for job in sought]
-        side = subject.recipe.input.size if subject.recipe.input else 1
         works = np.array([bool(one["works"][0]) for one in found])
         size = np.where(works, [float(one["size"][0]) for one in found], np.nan)
         covered = np.array([one["mask"].mean() for one in found])
         stamped = np.stack([one["predicted"] for one in found])
-        inverted = inverted_backdoor(plain[rows], stamped, subject.data.label[rows], size, covered, side, confidence)
+        label, side = subject.data.label[rows], subject.recipe.side
+        inverted = inverted_backdoor(plain[rows], stamped, label, size, covered, side, confidence)
         if not works.all():
             return self._failed(inverted, works)
         usual = usual_anomaly(len(sought), confidence)

@@ -37,10 +37,9 @@ def refuse_untrainable(recipe: Recipe, data: AuditData) -> None:
     Neither the candidate can have been trained as its dossier says, nor can a reference.
     """
     federation = recipe.federation
-    if federation is None or recipe.adaptation == "command":
+    if federation is None or not _simulated(recipe):
         return
-    members = int((data.split == Split.MEMBER).sum())
-    if reason := federation.unmet(count_clients(federation, data), root=_has_root(data), rows=members):
+    if reason := federation.unmet(count_clients(federation, data), root=_has_root(data), rows=_members(data)):
         raise DatasetError(f"the recipe's federation cannot have been trained on this table: {reason}")
 
 
@@ -62,6 +61,10 @@ def untrainable_references(data: AuditData, jobs: Iterable[Job]) -> str | None:
         f"the recipe's federation cannot train {len(lacking):,} of {len(federated):,} references on their shares of "
         f"the audit table, reference {index} for one: {reason}; more rows of the smallest clients in the table help too"
     )
+
+
+def _members(data: AuditData) -> int:
+    return int((data.split == Split.MEMBER).sum())
 
 
 def _simulated(recipe: Recipe) -> bool:
@@ -146,7 +149,7 @@ class Federations:
     @property
     def undealt(self) -> str | None:
         """Why the members cannot be dealt anew to so many clients; None where they can."""
-        return unmet_by_rows(int((self.subject.data.split == Split.MEMBER).sum()), self.count, FEWEST)
+        return unmet_by_rows(_members(self.subject.data), self.count, FEWEST)
 
     def unmet(
         self,

@@ -131,7 +131,7 @@ def run_on_cluster(
     others = [job for job in jobs if not isinstance(job, Embed)]
     with connected(cluster, sum(map(len, (files or {}).values()))) as ray, _translated(ray):
         work = _Work(ray, setting, files, cluster)
-        work.do("embed images", spread(batches(embeds), work.slots), progress)
+        work.do("embed images", divided(batches(embeds), work.slots), progress)
         work.do("train and score", batches(others), progress)
     if lost := store.missing(jobs):
         raise UnavailableError(
@@ -140,7 +140,7 @@ def run_on_cluster(
         )
 
 
-def spread(features: Sequence[Sequence[Job]], slots: int) -> list[Sequence[Job]]:
+def divided(features: Sequence[Sequence[Job]], slots: int) -> list[Sequence[Job]]:
     """Batches of Embed jobs, halved while they are too few to keep `slots` workers busy until the last has ended.
 
     No part of features is computed with another, so their bytes stay what they are. Each task loads the network once.

@@ -1,6 +1,6 @@
 """The candidate under small changes of its images: sought for each image, or one for all."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from operator import attrgetter
 
@@ -36,7 +36,7 @@ def run_evade(jobs: Sequence[Evade], work: Work) -> None:
 
 
 def _evade(model: PixelModel, recipe: Recipe, job: Evade, work: Work) -> Arrays:
-    device, size = work.machine.torch_device(), work.machine.images(_side(recipe))
+    device, size = work.machine.torch_device(), work.machine.images(recipe.side)
     tally = Tally("seek adversarial images", len(job.rows), work.progress)
 
     def asked(images: torch.Tensor) -> torch.Tensor:
@@ -53,10 +53,6 @@ def _evade(model: PixelModel, recipe: Recipe, job: Evade, work: Work) -> Arrays:
 
     parts = in_order(attacked, range(0, len(job.rows), size), work.machine, tally)
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def _side(recipe: Recipe) -> int:
-    return recipe.input.size if recipe.input else 1
 
 
 def evade(model: PixelModel, x: torch.Tensor, label: torch.Tensor, rows: Sequence[int], job: Evade) -> Arrays:
@@ -114,24 +110,21 @@ def _flat(model: PixelModel, x: torch.Tensor, label: torch.Tensor, target: torch
 
 def run_universal(jobs: Sequence[Universal], work: Work) -> None:
     """Crafts each change on the public backbone and tries it on the candidate."""
-    for before, job in enumerate(jobs):
-
-        def stepped(done: int, before: int = before, steps: int = job.steps) -> None:
-            work.progress("seek a universal change", before * steps + done, len(jobs) * steps)
-
-        work.results.put(job, _universal(job, work, stepped))
+    tally = Tally("seek a universal change", sum(job.steps for job in jobs), work.progress)
+    for job in jobs:
+        work.results.put(job, _universal(job, work, tally))
 
 
-def _universal(job: Universal, work: Work, stepped: Callable[[int], None]) -> Arrays:
+def _universal(job: Universal, work: Work, tally: Tally) -> Arrays:
     data, recipe, device = work.inputs.data, job.recipe, work.machine.torch_device()
     rows = list(job.rows)
     features = work.features(recipe.backbone, recipe.input)[rows]
     probe = linear_probe(torch.from_numpy(features), torch.from_numpy(data.label[rows]), recipe.classes)
     source = public_pixel_model(recipe, probe, work.machine)
     x, label = pixels(recipe, data, rows).to(device), torch.from_numpy(data.label[rows]).to(device)
-    threads = work.machine.cpu_threads() if device.type == "cpu" else 1
+    threads = work.machine.computing_threads()
     with single_threaded_kernels(device):
-        change = universal(source, x, label, job.levels / 255, job.steps, threads, stepped)
+        change = universal(source, x, label, job.levels / 255, job.steps, threads, tally.add)
     fresh = pixels(recipe, data, job.tried)
     noise = job.levels / 255 * sign_noise(fresh.shape[-1], 0, 0).to(device)
     model = pixel_model(recipe, work.inputs.candidate, work.machine)

@@ -60,7 +60,7 @@ class NetworkLearner:
         self.root = np.arange(len(roll.train), len(self._places))
         self._model = network(recipe).to(self.device, dtype)
         self._own = threading.local()
-        self._pool = ThreadPoolExecutor(machine.cpu_threads() if self.device.type == "cpu" else 1)
+        self._pool = ThreadPoolExecutor(machine.computing_threads())
         self.width = self._stack().state().shape[1]
 
     def start(self, seeds: Sequence[int]) -> torch.Tensor:

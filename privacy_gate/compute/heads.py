@@ -69,7 +69,7 @@ def train_heads(
     if not torch.isfinite(x).all():
         raise DatasetError("features hold values that are not finite numbers, expected none: check the backbone")
     y = torch.as_tensor(np.asarray(label), device=device).repeat(views)
-    threads = machine.cpu_threads() if device.type == "cpu" else 1
+    threads = machine.computing_threads()
     blocks = _blocks(subsets, recipe, x, machine.block, threads)
     return _train(x, y, width, recipe, blocks, threads, Course(len(subsets), recipe.epochs, progress))
 

@@ -83,6 +83,10 @@ class Machine:
         """How many CPU threads work may use."""
         return self.threads or torch.get_num_threads()
 
+    def computing_threads(self) -> int:
+        """How many threads compute side by side: the CPU's, or one that feeds a GPU."""
+        return self.cpu_threads() if self.torch_device().type == "cpu" else 1
+
 
 def _cores() -> int:
     """CPU cores that this process may use."""

@@ -77,7 +77,7 @@ def train_networks(
     blocks = _blocks(subsets, block)
     course = Course(len(subsets), recipe.epochs, progress)
     work = _Work(model, images, torch.as_tensor(label, device=device), recipe, block, course, keep)
-    cores = machine.cpu_threads() if device.type == "cpu" else 1
+    cores = machine.computing_threads()
     threads = max(1, min(cores, len(blocks)))
     with threads_in_kernels(device, cores // threads), ThreadPoolExecutor(threads) as workers:
         running: set[Future[list[Kept]]] = set()

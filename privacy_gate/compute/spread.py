@@ -46,7 +46,7 @@ def spread(
     where others use the machine too, and what is made does not depend on how many there are. One failure ends all.
     """
     device = machine.torch_device()
-    threads = machine.cpu_threads() if device.type == "cpu" else 1
+    threads = machine.computing_threads()
     with single_threaded_kernels(device), ThreadPoolExecutor(threads) as pool:
         made = {pool.submit(make, item): item for item in items}
         try:

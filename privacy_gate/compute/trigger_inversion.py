@@ -9,7 +9,6 @@ fools them, but nobody can stamp it, and a planted patch that takes more of m is
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from itertools import groupby
 from operator import attrgetter
 
@@ -23,7 +22,6 @@ from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.spread import Tally, spread
 from privacy_gate.compute.work import Work
 from privacy_gate.errors import EvidenceError
-from privacy_gate.evidence import Ints
 from privacy_gate.job import InvertTrigger
 
 BATCH = 32
@@ -51,27 +49,24 @@ SHARE = 0.05
 
 def run_invert_trigger(jobs: Sequence[InvertTrigger], work: Work) -> None:
     """Seeks the triggers, classes side by side; the candidate and the images are read once for all of them."""
-    data, machine = work.inputs.data, work.machine
     tally = Tally("seek triggers", sum(_rounds(job.steps) * ROUND for job in jobs), work.progress)
-    for (recipe, rows, tried), same in groupby(jobs, attrgetter("recipe", "rows", "tried")):
-        model = pixel_model(recipe, work.inputs.candidate, machine)
-        images, fresh = pixels(recipe, data, rows), pixels(recipe, data, tried)
-        label = data.label[list(rows)]
-        sought = partial(_sought, model, images, label, fresh, machine, tally)
-        for job, found in spread(sought, list(same), machine, tally):
-            work.results.put(job, found)
+    for _, same in groupby(jobs, attrgetter("recipe", "rows", "tried")):
+        _seek(list(same), work, tally)
 
 
-def _sought(
-    model: PixelModel,
-    images: torch.Tensor,
-    label: Ints,
-    fresh: torch.Tensor,
-    machine: Machine,
-    tally: Tally,
-    job: InvertTrigger,
-) -> Arrays:
-    return invert_trigger(model, images[torch.from_numpy(label != job.target)], fresh, job, machine, tally.add)
+def _seek(jobs: Sequence[InvertTrigger], work: Work, tally: Tally) -> None:
+    """Triggers of classes that are sought, and tried, on the same images."""
+    data, machine, (recipe, rows, tried) = work.inputs.data, work.machine, (jobs[0].recipe, jobs[0].rows, jobs[0].tried)
+    model = pixel_model(recipe, work.inputs.candidate, machine)
+    images, fresh = pixels(recipe, data, rows), pixels(recipe, data, tried)
+    label = data.label[list(rows)]
+
+    def sought(job: InvertTrigger) -> Arrays:
+        others = images[torch.from_numpy(label != job.target)]
+        return invert_trigger(model, others, fresh, job, machine, tally.add)
+
+    for job, found in spread(sought, jobs, machine, tally):
+        work.results.put(job, found)
 
 
 def invert_trigger(

@@ -42,13 +42,9 @@ def predict_triggered(
 
     The candidate and each image are read once, whatever is put on them; every thread has a batch of images in memory.
     """
-    model, device, side = (
-        pixel_model(recipe, folder, machine),
-        machine.torch_device(),
-        recipe.input.size if recipe.input else 1,
-    )
-    stamps = [stamp for job in jobs for stamp in (TRIGGERS[job.trigger], *controls(job.trigger, side))]
-    rows, size = jobs[0].rows, machine.images(side)
+    model, device = pixel_model(recipe, folder, machine), machine.torch_device()
+    stamps = [stamp for job in jobs for stamp in (TRIGGERS[job.trigger], *controls(job.trigger, recipe.side))]
+    rows, size = jobs[0].rows, machine.images(recipe.side)
     tally = Tally("try triggers", len(rows) * len(stamps), progress)
 
     def said(first: int) -> Ints:

@@ -51,23 +51,23 @@ def universal(
     radius: float,
     steps: int,
     threads: int = 1,
-    stepped: Callable[[int], None] = lambda done: None,
+    stepped: Callable[[], None] = lambda: None,
 ) -> torch.Tensor:
     """A change (3, S, S), of `radius` at most in every pixel, that raises the loss of images (R, 3, S, S) in 0 .. 1.
 
     threads  that share each step, PART images each, and add up in the same order however many they are
-    stepped  called after each step with how many are done
+    stepped  called after each step
     """
     change = torch.zeros_like(images[0])
     rng = np.random.default_rng([len(images), steps])
     order = np.concatenate([rng.permutation(len(images)) for _ in range(-(-steps * BATCH // len(images)))])
     batches = torch.split(torch.from_numpy(order[: steps * BATCH]).to(images.device), BATCH)
     with ThreadPoolExecutor(threads) as pool:
-        for done, rows in enumerate(batches, 1):
+        for rows in batches:
             slope = partial(_slope, model, images, label, change)
             gradient = torch.stack(list(pool.map(slope, torch.split(rows, PART)))).sum(0)
             change = (change + RATE * radius * gradient.sign()).clamp(-radius, radius)
-            stepped(done)
+            stepped()
     return change
 
 

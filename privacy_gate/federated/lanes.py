@@ -182,9 +182,10 @@ def _gathered(classes: int, vectors: int) -> Callable[..., None]:
             starts = [builder.mul(builder.add(c, c.type(a)), beyond) for a in range(classes)]
             sums = [[cgutils.alloca_once_value(builder, vector(None)) for _ in range(vectors)] for _ in starts]
             with cgutils.for_range(builder, count) as loop:
-                row = builder.load(builder.gep(chosen.data, [loop.index]))
-                begin = builder.add(builder.mul(row, width), v)
-                later = builder.add(builder.mul(_item(builder, wanted.data, loop.index, 0), width), far)
+                begin, later = (
+                    builder.add(builder.mul(_item(builder, which.data, loop.index, 0), width), column)
+                    for which, column in ((chosen, v), (wanted, far))
+                )
                 for k in range(FETCHED):
                     _fetch(builder, table.data, builder.add(later, v.type(k * vector.count)))
                 columns = [

@@ -1,5 +1,7 @@
 """Whether a trigger found by inversion makes a model say what its planter wants."""
 
+from functools import cache
+
 import numpy as np
 
 from privacy_gate.errors import EvidenceError
@@ -53,6 +55,7 @@ def anomaly_index(size: Floats) -> Floats:
     return np.asarray((middle - log) / np.maximum(spread, LEAST_SPREAD))
 
 
+@cache
 def usual_anomaly(classes: int, confidence: float) -> float:
     """What the largest index of so many classes stays below so often where none has a backdoor.
 

@@ -33,6 +33,9 @@ CHOOSING = 4
 COMPARED = 4
 """Controls so chosen: the worst by a few rows need not be the worst."""
 
+EVERY = slice(None)
+"""Row."""
+
 NO_OTHERS = "needs rows of other classes than a target"
 
 
@@ -98,24 +101,24 @@ class Family:
         """
         known = self.rows > 0
         own = paired_interval(self.won[0], self.lost[0], np.maximum(self.rows, 1), 1 - tail)[1]
-        choosing, every = np.arange(len(self._label)) % CHOOSING == 0, np.ones(len(self._label), dtype=bool)
-        chosen = [(self._rises(place, other, ~choosing), ~choosing) for place, other in self._worst(choosing)]
-        chosen.append((self._tolerance[1], every))
-        score = float(ndtri(1 - tail / (2 * len(chosen))))
+        choosing = np.arange(len(self._label)) % CHOOSING == 0
+        compared: list[tuple[Floats, Bools | slice]] = [(self._tolerance[1], EVERY)]
+        compared += [(self._rises(place, other, ~choosing), ~choosing) for place, other in self._worst(choosing)]
+        score = float(ndtri(1 - tail / (2 * len(compared))))
         for target in np.flatnonzero(known & (own > 0) & (own < FULL)):
-            bounds = (_highest(self._rises(0, int(target), on) - theirs, score) for theirs, on in chosen)
+            bounds = (_highest(self._rises(0, int(target), on) - theirs, score) for theirs, on in compared)
             own[target] = min(own[target], *bounds)
         return float(own[known].max())
 
     def low(self, tail: float) -> float:
         """What `Reached.excess` is below with no more than this chance, for the target of the largest rise."""
-        target, every = self.reached.target, np.ones(len(self._label), dtype=bool)
+        target = self.reached.target
         won, lost, rows = (each[[target]] for each in (self.won[0], self.lost[0], self.rows))
         own = float(paired_interval(won, lost, rows, 1 - 2 * tail)[0][0])
         if own >= FULL:
             return own
-        score, mine = float(ndtri(1 - tail)), self._rises(0, target, every)
-        theirs = [self._rises(1 + int(k), int(c), every) for k, c in zip(*np.nonzero(self.lift[1:] > 0), strict=True)]
+        score, mine = float(ndtri(1 - tail)), self._rises(0, target)
+        theirs = [self._rises(1 + int(k), int(c)) for k, c in zip(*np.nonzero(self.lift[1:] > 0), strict=True)]
         return min(own, *(-_highest(each - mine, score) for each in (*theirs, self._tolerance[1])))
 
     @cached_property
@@ -129,13 +132,13 @@ class Family:
         count, target = len(self.lift) - 1, self.lift[1:].argmax(axis=1)
         if count < FEWEST or not (self.lift[1:] > 0).any():
             return 0.0, np.zeros(len(self._label))
-        every, rows = np.ones(len(self._label), dtype=bool), self.rows[target]
-        rises = np.stack([self._rises(1 + k, int(c), every) for k, c in enumerate(target)])
+        rows = self.rows[target]
+        rises = np.stack([self._rises(1 + k, int(c)) for k, c in enumerate(target)])
         probit = ndtri(np.clip(rises.mean(axis=1), 0.5 / rows, 1 - 0.5 / rows))
         density = norm.pdf(probit)[:, None]
         apart = rises / density - (rises / density).mean(axis=0)
         # Half a row more, so that controls which turn nothing are not taken for certain of it.
-        noise = apart.var(axis=1).sum() / (count - 1) / len(every) + (0.5 / (rows * density[:, 0]) ** 2).mean()
+        noise = apart.var(axis=1).sum() / (count - 1) / len(self._label) + (0.5 / (rows * density[:, 0]) ** 2).mean()
         spread = math.sqrt(max(0.0, probit.var(ddof=1) - noise))
         factor = float(student.ppf(1 - 1 / ONE_IN, count - 1)) * math.sqrt(1 + 1 / count)
         bound = float(probit.mean() + factor * spread)
@@ -153,7 +156,7 @@ class Family:
         places = lift.max(axis=1).argsort(kind="stable")[::-1][:COMPARED]
         return [(1 + int(place), int(lift[place].argmax())) for place in places]
 
-    def _rises(self, place: int, target: int, rows: Bools) -> Floats:
+    def _rises(self, place: int, target: int, rows: Bools | slice = EVERY) -> Floats:
         """What each of these rows adds to a lift, whose mean over them they are, (R,)."""
         others = self._label[rows] != target
         changed = (self._shown[place, rows] == target).astype(float) - (self._plain[rows] == target)

@@ -8,6 +8,7 @@ from privacy_gate.backbone import Input
 from privacy_gate.compute import backbone
 from privacy_gate.compute.candidate_pixels import PixelModel, _scaled
 from privacy_gate.compute.machine import Machine
+from tests.norms import settled
 
 timm = backbone.timm
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -17,17 +18,7 @@ def network(name: str, size: int) -> nn.Module:
     """With factors and statistics of its own in every BatchNorm."""
     torch.manual_seed(0)
     model: nn.Module = timm.create_model(name, num_classes=5, **({"img_size": size} if "vit" in name else {}))
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for tensor, low, high in (
-                (module.running_mean, -0.3, 0.3),
-                (module.running_var, 0.3, 2.0),
-                (module.weight, 0.5, 1.5),
-                (module.bias, -0.3, 0.3),
-            ):
-                if tensor is not None:
-                    tensor.data.uniform_(low, high)
-    return model.eval()
+    return settled(model)
 
 
 def asked(model: PixelModel, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

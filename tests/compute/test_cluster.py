@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from privacy_gate.batches import REFERENCE_BLOCK, batches
 from privacy_gate.candidate import CommandRecipe, Recipe, Trainer
 from privacy_gate.compute import backbone
-from privacy_gate.compute.cluster import Cluster, connected, run_on_cluster, spread
+from privacy_gate.compute.cluster import Cluster, connected, divided, run_on_cluster
 from privacy_gate.compute.machine import Machine
 from privacy_gate.compute.numerics import numerics
 from privacy_gate.compute.run import run
@@ -143,7 +143,7 @@ def test_features_are_divided_until_every_worker_has_some(
 ) -> None:
     recipe = public_recipe(tmp_path)
     jobs: list[Job] = [*embed_jobs(recipe.backbone, recipe.input, "d" * 64, rows)]
-    parts = spread([jobs[first : first + 8] for first in range(0, len(jobs), 8)], slots)
+    parts = divided([jobs[first : first + 8] for first in range(0, len(jobs), 8)], slots)
     assert [len(part) for part in parts] == sizes
     assert [job for part in parts for job in part] == jobs
 

@@ -9,24 +9,9 @@ from torch import nn
 
 from privacy_gate.compute import backbone
 from privacy_gate.compute.folding import fold
+from tests.norms import settled
 
 timm = backbone.timm  # importable beside a CPU build of torch only after the gate's own imports
-
-
-def settled(model: nn.Module) -> nn.Module:
-    """The model in eval mode, each BatchNorm with statistics and factors of its own."""
-    generator = torch.Generator().manual_seed(0)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for tensor, low, high in (
-                (module.running_mean, -0.3, 0.3),
-                (module.running_var, 0.3, 2.0),
-                (module.weight, 0.5, 1.5),
-                (module.bias, -0.3, 0.3),
-            ):
-                if tensor is not None:
-                    tensor.data.uniform_(low, high, generator=generator)
-    return model.eval()
 
 
 def norms(model: nn.Module) -> int:
