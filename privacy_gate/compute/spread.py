@@ -53,10 +53,10 @@ def spread(
             for done in as_completed(made):
                 yield made[done], done.result()
         finally:
+            for future in made:  # first, lest a thread that is told to end begins another item
+                future.cancel()
             if not all(future.done() for future in made):
                 tally.abandon()
-            for future in made:
-                future.cancel()
 
 
 def in_order(make: Callable[[Item], Made], items: Sequence[Item], machine: Machine, tally: Tally) -> list[Made]:

@@ -52,7 +52,7 @@ def test_a_failure_ends_what_is_under_way_and_what_has_not_begun() -> None:
     with pytest.raises(CandidateError, match="damaged"):
         list(spread(make, range(100), Machine(device="cpu", threads=2), tally))
     assert len(begun) < 100
-    assert ended == [item for item in begun if item]
+    assert sorted(ended) == sorted(item for item in begun if item)  # those under way end in any order
 
 
 def test_who_takes_no_more_results_waits_for_none() -> None:
