@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from pyarrow import parquet
 
-from privacy_gate import registry
-from privacy_gate.candidate import Recipe
-from privacy_gate.dataset import Columns, DataManifest, describe_table
 from privacy_gate.documents import load
+from privacy_gate.dossier.dataset import Columns, DataManifest, describe_table
+from privacy_gate.dossier.recipe import Recipe
+from privacy_gate.registry import pull as registry
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

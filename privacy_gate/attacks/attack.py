@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from privacy_gate.evidence import Floats, MembershipEvidence
+from privacy_gate.arrays import Floats
+from privacy_gate.attacks.evidence import MembershipEvidence
 
 
 @dataclass(frozen=True)

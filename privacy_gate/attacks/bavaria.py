@@ -4,9 +4,9 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import digamma, gammaln, polygamma
 
+from privacy_gate.arrays import Bools, Floats
 from privacy_gate.attacks.moments import Moments
 from privacy_gate.errors import EvidenceError
-from privacy_gate.evidence import Bools, Floats
 
 MOST_SHAPE = 5_000.0
 """Shape of a prior so narrow that all rows have one variance."""

@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from privacy_gate.arrays import Bools, Floats, Ints
+from privacy_gate.attacks.evidence import MembershipEvidence
 from privacy_gate.errors import EvidenceError
-from privacy_gate.evidence import Bools, Floats, Ints, MembershipEvidence
 
 
 def entropy(evidence: MembershipEvidence) -> Floats:

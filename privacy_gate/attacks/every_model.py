@@ -8,12 +8,13 @@ from collections.abc import Callable
 
 import numpy as np
 
+from privacy_gate.arrays import Bools, Floats
 from privacy_gate.attacks.bavaria import log_predictive
+from privacy_gate.attacks.evidence import MembershipEvidence, log_probability
 from privacy_gate.attacks.leave_one_out import all_models, lira_every_model
 from privacy_gate.attacks.moments import moments, row_blocks
 from privacy_gate.attacks.rmia import OFFLINE_SHARE, log_of
 from privacy_gate.attacks.ties import share_below
-from privacy_gate.evidence import Bools, Floats, MembershipEvidence, log_probability
 
 
 def bavaria_every_model(phi: Floats, included: Bools) -> Floats:

@@ -10,12 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from privacy_gate.dataset import Split
+from privacy_gate.arrays import Bools, Floats, Ints
+from privacy_gate.dossier.dataset import Split
 from privacy_gate.errors import EvidenceError
-
-Floats = NDArray[np.floating]
-Bools = NDArray[np.bool_]
-Ints = NDArray[np.integer]
 
 
 def logit_scaled(logits: Floats, label: Ints) -> Floats:

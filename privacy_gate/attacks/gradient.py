@@ -4,8 +4,9 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 from scipy.special import logsumexp
 
+from privacy_gate.arrays import Floats
+from privacy_gate.attacks.evidence import MembershipEvidence, log_probability
 from privacy_gate.errors import EvidenceError
-from privacy_gate.evidence import Floats, MembershipEvidence, log_probability
 
 MOST_PARAMETERS = 6_000
 """Of a head whose Hessian is inverted: two matrices of 288 MB in float64, and half a minute of one core."""

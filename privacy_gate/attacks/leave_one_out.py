@@ -10,10 +10,11 @@ from typing import Literal
 
 import numpy as np
 
+from privacy_gate.arrays import Bools, Floats
+from privacy_gate.attacks.evidence import MembershipEvidence
 from privacy_gate.attacks.lira import ENOUGH, LEAST_VARIANCE, Variance, log_ratio
 from privacy_gate.attacks.moments import Moments, block_moments, row_blocks
 from privacy_gate.errors import EvidenceError
-from privacy_gate.evidence import Bools, Floats, MembershipEvidence
 
 
 def all_models(evidence: MembershipEvidence) -> tuple[Floats, Bools]:

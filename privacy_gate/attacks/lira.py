@@ -13,10 +13,11 @@ from typing import Literal
 
 import numpy as np
 
+from privacy_gate.arrays import Bools, Floats
 from privacy_gate.attacks.bavaria import log_predictive
+from privacy_gate.attacks.evidence import MembershipEvidence
 from privacy_gate.attacks.moments import Moments, medians, moments
 from privacy_gate.errors import EvidenceError
-from privacy_gate.evidence import Bools, Floats, MembershipEvidence
 
 Centre = Literal["mean", "median"]
 Variance = Literal["per_example", "pooled"]

@@ -2,9 +2,10 @@
 
 import numpy as np
 
+from privacy_gate.arrays import Floats
+from privacy_gate.attacks.evidence import MembershipEvidence, log_probability
 from privacy_gate.attacks.moments import moments
 from privacy_gate.attacks.ties import break_ties, share_below
-from privacy_gate.evidence import Floats, MembershipEvidence, log_probability
 
 
 def loss(evidence: MembershipEvidence) -> Floats:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from privacy_gate.evidence import Bools, Floats
+from privacy_gate.arrays import Bools, Floats
 
 BLOCK_VALUES = 2**20
 """Values (models times rows) held in float64 at a time: 8 MiB for each temporary array."""

@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from privacy_gate.arrays import Bools, Floats
+from privacy_gate.attacks.evidence import MembershipEvidence
 from privacy_gate.errors import EvidenceError
-from privacy_gate.evidence import Bools, Floats, MembershipEvidence
 
 PENALTIES = np.logspace(-4, 6, 31)
 """Ridge penalties tried, in units of the mean square of a standardised feature over the rows."""

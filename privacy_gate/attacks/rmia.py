@@ -6,9 +6,10 @@ thresholds that are fixed beforehand.
 
 import numpy as np
 
+from privacy_gate.arrays import Bools, Floats
+from privacy_gate.attacks.evidence import MembershipEvidence, log_probability
 from privacy_gate.attacks.moments import row_blocks
 from privacy_gate.attacks.ties import share_below
-from privacy_gate.evidence import Bools, Floats, MembershipEvidence, log_probability
 
 OFFLINE_SHARE = 0.3
 """RMIA's `a`: how p of models without a row stands for p of models with it."""

@@ -3,7 +3,7 @@
 import numpy as np
 from scipy.stats import rankdata
 
-from privacy_gate.evidence import Floats
+from privacy_gate.arrays import Floats
 
 
 def break_ties(share: Floats, finer: Floats, step: float) -> Floats:

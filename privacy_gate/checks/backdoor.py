@@ -6,15 +6,15 @@ from typing import Annotated, Literal, Self, get_args
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
-from privacy_gate.checks.check import Check, Results, Subject, distinct_names
-from privacy_gate.checks.holdout import NO_IMAGES, apart, first, has_images
-from privacy_gate.checks.references import feature_jobs
+from privacy_gate.arrays import Bools, Ints
+from privacy_gate.checks.base.check import Check, Results, Subject, distinct_names
+from privacy_gate.checks.base.holdout import NO_IMAGES, apart, first, has_images
+from privacy_gate.checks.base.references import feature_jobs
 from privacy_gate.documents import Record
-from privacy_gate.evidence import Bools, Ints
-from privacy_gate.job import InvertTrigger, Job, Score, Trigger
+from privacy_gate.jobs.kinds import InvertTrigger, Job, Score, Trigger
 from privacy_gate.metrics.backdoor import FEWEST_CLASSES, inverted_backdoor, trigger_anomaly, usual_anomaly
 from privacy_gate.metrics.triggers import ONE_IN, Family, Reached, backdoor_lift, trigger_fragility
-from privacy_gate.verdict import CheckResult, Limit, Measurement, Remedy, Status, judged_status, not_measured
+from privacy_gate.verdict.judgement import CheckResult, Limit, Measurement, Remedy, Status, judged_status, not_measured
 
 BackdoorMetric = Literal["backdoor_lift", "trigger_fragility", "inverted_backdoor", "trigger_anomaly"]
 

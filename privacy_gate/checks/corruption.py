@@ -7,15 +7,15 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field, field_validator
 
-from privacy_gate.checks.check import Results, Subject, distinct_names
-from privacy_gate.checks.holdout import NO_IMAGES, first, has_images
-from privacy_gate.checks.references import feature_jobs
-from privacy_gate.checks.versus import ChampionLimit, Versus, Worse
-from privacy_gate.evidence import Bools
-from privacy_gate.job import Corrupt, Job, Score
+from privacy_gate.arrays import Bools
+from privacy_gate.checks.base.check import Results, Subject, distinct_names
+from privacy_gate.checks.base.holdout import NO_IMAGES, first, has_images
+from privacy_gate.checks.base.references import feature_jobs
+from privacy_gate.checks.base.versus import ChampionLimit, Versus, Worse
+from privacy_gate.jobs.kinds import Corrupt, Job, Score
 from privacy_gate.metrics.corruption import FEWEST, corruption_ratio
 from privacy_gate.metrics.versus import Answers, not_compared, ratio_versus, rows_to_keep_ratio, unlearnt
-from privacy_gate.verdict import CheckResult, Limit, Measurement, not_measured
+from privacy_gate.verdict.judgement import CheckResult, Limit, Measurement, not_measured
 
 CORRUPTIONS = (
     "gaussian_noise",

@@ -6,13 +6,15 @@ from typing import Annotated, Literal, get_args
 import numpy as np
 from pydantic import Field
 
+from privacy_gate.arrays import Floats
 from privacy_gate.attacks import ATTACKS
-from privacy_gate.checks.check import Check, Results, Subject
-from privacy_gate.checks.references import AttackName, gather, reference_jobs
-from privacy_gate.dataset import AuditData
-from privacy_gate.evidence import Floats, MembershipEvidence
-from privacy_gate.job import Job
-from privacy_gate.metrics.disparity import (
+from privacy_gate.attacks.evidence import MembershipEvidence
+from privacy_gate.checks.base.check import Check, Results, Subject
+from privacy_gate.checks.base.references import AttackName, gather, reference_jobs
+from privacy_gate.dossier.dataset import AuditData
+from privacy_gate.jobs.kinds import Job
+from privacy_gate.metrics.membership import needed_holdout
+from privacy_gate.metrics.parties.disparity import (
     Accusations,
     Names,
     accusations,
@@ -20,9 +22,8 @@ from privacy_gate.metrics.disparity import (
     group_vulnerability,
     vulnerability_gap,
 )
-from privacy_gate.metrics.groups import disparate_mia
-from privacy_gate.metrics.membership import needed_holdout
-from privacy_gate.verdict import CheckResult, Limit, Measurement, not_measured
+from privacy_gate.metrics.parties.groups import disparate_mia
+from privacy_gate.verdict.judgement import CheckResult, Limit, Measurement, not_measured
 
 DisparityMetric = Literal[
     "vulnerability", "vulnerability_gap", "disparity_p_value", "disparate_mia", "disparate_mia_p_value"

@@ -7,12 +7,12 @@ import numpy as np
 from pydantic import Field
 
 from privacy_gate.attacks import ATTACKS
-from privacy_gate.checks.check import Check, Results, Subject
-from privacy_gate.checks.references import AttackName, gather, reference_jobs
-from privacy_gate.dataset import hashed_ids
-from privacy_gate.job import Job
+from privacy_gate.checks.base.check import Check, Results, Subject
+from privacy_gate.checks.base.references import AttackName, gather, reference_jobs
+from privacy_gate.dossier.dataset import hashed_ids
+from privacy_gate.jobs.kinds import Job
 from privacy_gate.metrics.claims import BY_CANARIES, BY_RATES, bounds_by_canaries, bounds_by_rates, excess
-from privacy_gate.verdict import CheckResult, Limit, not_measured
+from privacy_gate.verdict.judgement import CheckResult, Limit, not_measured
 
 ClaimMetric = Literal["epsilon_bound", "epsilon_excess"]
 

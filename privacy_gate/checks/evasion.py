@@ -6,18 +6,18 @@ from typing import Annotated, ClassVar, Literal, NamedTuple, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from privacy_gate.checks.check import Results, Subject
-from privacy_gate.checks.holdout import NO_IMAGES, apart, first, has_images, needed_apart, shuffled
-from privacy_gate.checks.references import feature_jobs
-from privacy_gate.checks.versus import ChampionLimit, Versus, Worse
+from privacy_gate.arrays import Bools, Ints
+from privacy_gate.checks.base.check import Results, Subject
+from privacy_gate.checks.base.holdout import NO_IMAGES, apart, first, has_images, needed_apart, shuffled
+from privacy_gate.checks.base.references import feature_jobs
+from privacy_gate.checks.base.versus import ChampionLimit, Versus, Worse
 from privacy_gate.documents import Record
-from privacy_gate.evidence import Bools, Ints
-from privacy_gate.job import Evade, Job
-from privacy_gate.job import Universal as Craft
+from privacy_gate.jobs.kinds import Evade, Job
+from privacy_gate.jobs.kinds import Universal as Craft
 from privacy_gate.metrics.accuracy import needed_rows
 from privacy_gate.metrics.evasion import robust_accuracy, universal_transfer
 from privacy_gate.metrics.versus import not_compared, rows_to_agree, share_versus, unlearnt
-from privacy_gate.verdict import CheckResult, Limit, Measurement, not_measured
+from privacy_gate.verdict.judgement import CheckResult, Limit, Measurement, not_measured
 
 EvasionMetric = Literal["robust_accuracy", "universal_transfer"]
 

@@ -8,18 +8,18 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from privacy_gate.candidate import Head, Recipe
-from privacy_gate.checks.check import NO_FEDERATION, Results, Subject, WhereDeclared
-from privacy_gate.checks.references import feature_jobs
-from privacy_gate.dataset import AuditData, Split
-from privacy_gate.evidence import Bools, Floats, Ints
-from privacy_gate.federated.partitions import heterogeneity
-from privacy_gate.job import Job, Probe, Score, probe
-from privacy_gate.metrics.benefit import client_benefit, contribution_match
-from privacy_gate.metrics.fairness import client_std, evenness, worst_decile_gap
-from privacy_gate.metrics.groups import equalized_odds, gap_parts, group_gap, needed_holdout
-from privacy_gate.optimizers import Adam, Constant
-from privacy_gate.verdict import CheckResult, Limit, Measurement, not_measured
+from privacy_gate.arrays import Bools, Floats, Ints
+from privacy_gate.checks.base.check import NO_FEDERATION, Results, Subject, WhereDeclared
+from privacy_gate.checks.base.references import feature_jobs
+from privacy_gate.dossier.dataset import AuditData, Split
+from privacy_gate.dossier.optimizers import Adam, Constant
+from privacy_gate.dossier.recipe import Head, Recipe
+from privacy_gate.jobs.kinds import Job, Probe, Score, probe
+from privacy_gate.metrics.parties.benefit import client_benefit, contribution_match
+from privacy_gate.metrics.parties.fairness import client_std, evenness, worst_decile_gap
+from privacy_gate.metrics.parties.groups import equalized_odds, gap_parts, group_gap, needed_holdout
+from privacy_gate.simulation.partitions import heterogeneity
+from privacy_gate.verdict.judgement import CheckResult, Limit, Measurement, not_measured
 
 FairnessMetric = Literal["client_std", "worst_decile_gap", "client_benefit", "group_gap", "equalized_odds"]
 

@@ -7,13 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
-from privacy_gate.candidate import Recipe
-from privacy_gate.checks.check import NO_FEDERATION, Results, Subject, WhereDeclared, distinct_names, in_percent
-from privacy_gate.checks.references import feature_jobs
-from privacy_gate.federated.lineup import eligible
-from privacy_gate.job import Invert, Job
+from privacy_gate.checks.base.check import NO_FEDERATION, Results, Subject, WhereDeclared, distinct_names, in_percent
+from privacy_gate.checks.base.references import feature_jobs
+from privacy_gate.dossier.recipe import Recipe
+from privacy_gate.jobs.kinds import Invert, Job
 from privacy_gate.metrics.inversion import FEWEST_TARGETS, inversion_advantage
-from privacy_gate.verdict import CheckResult, Limit, Measurement, Remedy, not_measured
+from privacy_gate.simulation.leaks.lineup import eligible
+from privacy_gate.verdict.judgement import CheckResult, Limit, Measurement, Remedy, not_measured
 
 ATTACKS = ("analytic", "optimised")
 """Those of compute.invert."""

@@ -6,12 +6,14 @@ from typing import Annotated, Literal, get_args
 import numpy as np
 from pydantic import Field
 
+from privacy_gate.arrays import Floats
 from privacy_gate.attacks import ATTACKS
-from privacy_gate.checks.check import Check, Results, Subject
-from privacy_gate.checks.references import AttackNames, accounted, contents, control_job, gather, reference_jobs
-from privacy_gate.evidence import Floats, MembershipEvidence
-from privacy_gate.job import Job
-from privacy_gate.metrics.controls import (
+from privacy_gate.attacks.evidence import MembershipEvidence
+from privacy_gate.checks.base.check import Check, Results, Subject
+from privacy_gate.checks.base.references import AttackNames, accounted, contents, control_job, gather, reference_jobs
+from privacy_gate.jobs.kinds import Job
+from privacy_gate.metrics.controls.plausibility import plausibility
+from privacy_gate.metrics.controls.self_tests import (
     comparable,
     control_evidence,
     distinct,
@@ -29,9 +31,8 @@ from privacy_gate.metrics.membership import (
     roc,
     tpr_at_fpr,
 )
-from privacy_gate.metrics.plausibility import plausibility
 from privacy_gate.metrics.power_law import published, remedy, shots_needed
-from privacy_gate.verdict import (
+from privacy_gate.verdict.judgement import (
     CheckResult,
     Control,
     Exhibit,

@@ -6,16 +6,16 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, field_validator
 
-from privacy_gate.checks.check import Check, Results, Subject
-from privacy_gate.checks.references import feature_jobs
-from privacy_gate.dataset import Split
+from privacy_gate.arrays import Bools, Floats
+from privacy_gate.checks.base.check import Check, Results, Subject
+from privacy_gate.checks.base.references import feature_jobs
+from privacy_gate.dossier.dataset import Split
 from privacy_gate.errors import EvidenceError
-from privacy_gate.evidence import Bools, Floats
-from privacy_gate.exhibits import LawPlot
-from privacy_gate.job import Job, train_reference
+from privacy_gate.jobs.kinds import Job, train_reference
 from privacy_gate.metrics.power_law import Law, Point, fit, remedy
 from privacy_gate.metrics.recipe import recipe_tpr
-from privacy_gate.verdict import CheckResult, Limit, Measurement, Remedy, not_measured
+from privacy_gate.verdict.exhibits import LawPlot
+from privacy_gate.verdict.judgement import CheckResult, Limit, Measurement, Remedy, not_measured
 
 SlopeMetric = Literal["slope_at_0.1_fpr", "slope_at_0.01_fpr", "slope_at_0.001_fpr"]
 

@@ -6,16 +6,17 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, field_validator
 
+from privacy_gate.arrays import Floats
 from privacy_gate.attacks import ATTACKS
 from privacy_gate.attacks.every_model import EVERY_MODEL
+from privacy_gate.attacks.evidence import MembershipEvidence
 from privacy_gate.attacks.leave_one_out import all_models
-from privacy_gate.checks.check import Check, Results, Subject, distinct_names
-from privacy_gate.checks.references import gather, reference_jobs
+from privacy_gate.checks.base.check import Check, Results, Subject, distinct_names
+from privacy_gate.checks.base.references import gather, reference_jobs
 from privacy_gate.errors import EvidenceError
-from privacy_gate.evidence import Floats, MembershipEvidence
-from privacy_gate.job import Job
+from privacy_gate.jobs.kinds import Job
 from privacy_gate.metrics.recipe import calibrated_tpr, clustered_tpr, median_tpr
-from privacy_gate.verdict import CheckResult, Limit, Measurement, not_measured
+from privacy_gate.verdict.judgement import CheckResult, Limit, Measurement, not_measured
 
 RecipeMetric = Literal[
     "recipe_tpr_at_0.1_fpr",

@@ -8,16 +8,15 @@ from typing import Annotated, Literal, Self, get_args
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
-from privacy_gate.checks.check import NO_FEDERATION, Results, Subject, WhereDeclared, distinct_names, in_percent
-from privacy_gate.checks.confirmation import Confirmation
-from privacy_gate.checks.federations import MEAN, NOT_SIMULATED, Federations
-from privacy_gate.checks.references import PLAIN, feature_jobs, features
-from privacy_gate.checks.rules import Study
-from privacy_gate.dataset import Split
-from privacy_gate.evidence import Floats
-from privacy_gate.exhibits import ByzantineLine, ByzantinePlot
-from privacy_gate.federation import Aggregator, Federation
-from privacy_gate.job import PLANTED, Federate, Job, embed_jobs, screening
+from privacy_gate.arrays import Floats
+from privacy_gate.checks.base.check import NO_FEDERATION, Results, Subject, WhereDeclared, distinct_names, in_percent
+from privacy_gate.checks.base.confirmation import Confirmation
+from privacy_gate.checks.base.federations import MEAN, NOT_SIMULATED, Federations
+from privacy_gate.checks.base.references import PLAIN, feature_jobs, features
+from privacy_gate.checks.base.rules import Study
+from privacy_gate.dossier.dataset import Split
+from privacy_gate.dossier.federation import Aggregator, Federation
+from privacy_gate.jobs.kinds import PLANTED, Federate, Job, embed_jobs, screening
 from privacy_gate.metrics.robustness import (
     Called,
     breakdown_point,
@@ -26,7 +25,8 @@ from privacy_gate.metrics.robustness import (
     federated_backdoor,
     needed_holdout,
 )
-from privacy_gate.verdict import (
+from privacy_gate.verdict.exhibits import ByzantineLine, ByzantinePlot
+from privacy_gate.verdict.judgement import (
     CheckResult,
     Limit,
     Measurement,

@@ -6,13 +6,13 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
-from privacy_gate.checks.check import NO_FEDERATION, Results, Subject, WhereDeclared
-from privacy_gate.checks.federations import NOT_SIMULATED, Federations
-from privacy_gate.checks.references import feature_jobs
-from privacy_gate.federation import Federation
-from privacy_gate.job import Federate, Job, Stress
+from privacy_gate.checks.base.check import NO_FEDERATION, Results, Subject, WhereDeclared
+from privacy_gate.checks.base.federations import NOT_SIMULATED, Federations
+from privacy_gate.checks.base.references import feature_jobs
+from privacy_gate.dossier.federation import Federation
+from privacy_gate.jobs.kinds import Federate, Job, Stress
 from privacy_gate.metrics.robustness import needed_holdout
-from privacy_gate.verdict import CheckResult, Limit, not_measured
+from privacy_gate.verdict.judgement import CheckResult, Limit, not_measured
 
 StressMetric = Literal["heterogeneity_drop", "gone_drop", "absent_drop", "stale_drop"]
 

@@ -8,17 +8,17 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from privacy_gate.checks.check import NO_FEDERATION, Results, Subject, WhereDeclared
-from privacy_gate.checks.references import feature_jobs
-from privacy_gate.dataset import Split
-from privacy_gate.evidence import Ints
-from privacy_gate.federated.trajectory import FEWEST_CLIENTS, FEWEST_ROUNDS, SIGNALS, guessed, own
-from privacy_gate.job import Job, Trajectory
-from privacy_gate.metrics.disparity import accusations
-from privacy_gate.metrics.groups import disparate_mia
+from privacy_gate.arrays import Ints
+from privacy_gate.checks.base.check import NO_FEDERATION, Results, Subject, WhereDeclared
+from privacy_gate.checks.base.references import feature_jobs
+from privacy_gate.dossier.dataset import Split
+from privacy_gate.jobs.kinds import Job, Trajectory
 from privacy_gate.metrics.membership import needed_holdout
+from privacy_gate.metrics.parties.disparity import accusations
+from privacy_gate.metrics.parties.groups import disparate_mia
 from privacy_gate.metrics.trajectory import FPR, source_inference_advantage, trajectory_tpr
-from privacy_gate.verdict import CheckResult, Limit, Measurement, not_measured
+from privacy_gate.simulation.leaks.trajectory import FEWEST_CLIENTS, FEWEST_ROUNDS, SIGNALS, guessed, own
+from privacy_gate.verdict.judgement import CheckResult, Limit, Measurement, not_measured
 
 TrajectoryMetric = Literal["trajectory_tpr", "source_inference_advantage", "client_mia_gap", "client_mia_gap_p_value"]
 

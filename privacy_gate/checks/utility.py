@@ -6,15 +6,15 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from privacy_gate.checks.check import Results, Subject
-from privacy_gate.checks.references import feature_jobs
-from privacy_gate.checks.versus import ChampionLimit, Versus, Worse
-from privacy_gate.dataset import Split
-from privacy_gate.evidence import Bools
-from privacy_gate.job import Job, Score
+from privacy_gate.arrays import Bools
+from privacy_gate.checks.base.check import Results, Subject
+from privacy_gate.checks.base.references import feature_jobs
+from privacy_gate.checks.base.versus import ChampionLimit, Versus, Worse
+from privacy_gate.dossier.dataset import Split
+from privacy_gate.jobs.kinds import Job, Score
 from privacy_gate.metrics.accuracy import accuracy
 from privacy_gate.metrics.versus import not_compared, share_versus, unlearnt
-from privacy_gate.verdict import CheckResult, Control, Measurement
+from privacy_gate.verdict.judgement import CheckResult, Control, Measurement
 
 UtilityMetric = Literal["holdout_accuracy", "member_accuracy"]
 

@@ -38,10 +38,10 @@ def advise(
     skip: Annotated[list[str] | None, typer.Option(help="Do not try this one; repeatable.")] = None,
 ) -> None:
     """Measure what other recipes would leak and cost: fewer epochs, weight decay, and others. Decides nothing."""
-    from privacy_gate import gate
-    from privacy_gate.alternatives import families
-    from privacy_gate.case import open_case
-    from privacy_gate.output import make_folder, write_advice
+    from privacy_gate.dossier.alternatives import families
+    from privacy_gate.gate import steps as gate
+    from privacy_gate.gate.case import open_case
+    from privacy_gate.gate.output import make_folder, write_advice
     from privacy_gate.reports.advice_page import table
 
     chosen = families(only or (), skip or ())

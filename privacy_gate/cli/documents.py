@@ -17,7 +17,7 @@ def dossier_lint(
     table: Annotated[bool, typer.Option("--table", help="Read the audit table too, and its images.")] = False,
 ) -> None:
     """Check a dossier before it is attached to a model."""
-    from privacy_gate.lint import lint_dossier
+    from privacy_gate.gate.lint import lint_dossier
 
     say("\n".join(lint_dossier(path, read_table=table)))
 
@@ -28,6 +28,6 @@ def policy_lint(
     holdout: Annotated[int | None, typer.Option(min=0, help="Holdout examples you have.")] = None,
 ) -> None:
     """Check a policy, and say how many holdout examples its limits need."""
-    from privacy_gate.lint import lint_policy
+    from privacy_gate.gate.lint import lint_policy
 
     say("\n".join(lint_policy(path, holdout)))

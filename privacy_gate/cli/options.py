@@ -12,7 +12,7 @@ from privacy_gate.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from privacy_gate.compute.cluster import Cluster
-    from privacy_gate.compute.machine import Machine
+    from privacy_gate.compute.machine.device import Machine
 
 Uri = Annotated[str, typer.Argument(help="models:/NAME/VERSION or models:/NAME@ALIAS", show_default=False)]
 PolicyFile = Annotated[Path, typer.Option("--policy", "-p", help="The policy, a YAML file.", show_default=False)]
@@ -54,7 +54,7 @@ OUTPUT = Path("privacy-gate-report")
 
 def chosen_machine(device: str, workers: int | None, engine: str = "local") -> "Machine":
     """The machine that the options speak of; says on stderr where it leaves GPUs idle."""
-    from privacy_gate.compute.machine import Machine
+    from privacy_gate.compute.machine.device import Machine
 
     if not re.fullmatch("auto|cpu|cuda(:[0-9]+)?", device):
         raise ConfigurationError(f"--device {device}: unknown; use auto, cpu, cuda or cuda:N")

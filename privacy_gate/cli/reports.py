@@ -10,7 +10,7 @@ from privacy_gate.cli.terminal import say
 from privacy_gate.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from privacy_gate.report import Report
+    from privacy_gate.verdict.report import Report
 
 app = typer.Typer()
 
@@ -56,7 +56,7 @@ def decide(
     report: "Report", folder: Path, tracking_uri: str | None, *, expect_current: str | None, dry_run: bool
 ) -> None:
     """Writes the decision to the registry and says what was written."""
-    from privacy_gate import gate
+    from privacy_gate.gate import steps as gate
 
     lines = gate.decide(report, folder, tracking_uri=tracking_uri, expect_current=expect_current, dry_run=dry_run)
     say("\n".join(lines))
@@ -64,15 +64,9 @@ def decide(
 
 def load(path: Path) -> "Report":
     """The report in the file; raises ConfigurationError."""
-    from privacy_gate.report import load_report
+    from privacy_gate.verdict.report import read_report
 
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigurationError(f"{path}: {error.strerror}; name a report.json that audit wrote") from error
-    except UnicodeDecodeError as error:
-        raise ConfigurationError(f"{path}: not UTF-8 text; name a report.json that audit wrote") from error
-    return load_report(text, str(path))
+    return read_report(path)
 
 
 def summary(report: "Report") -> str:

@@ -20,7 +20,7 @@ def demo(
     ),
 ) -> None:
     """Gate three real models on an embedded registry: one leaks, one is approved, one's federation is breakable."""
-    from privacy_gate.demo import run_demo
+    from privacy_gate.demo.story import run_demo
 
     with progress_bar() as progress:
         outcomes = run_demo(folder, now(), progress)

@@ -30,8 +30,8 @@ from privacy_gate.cli.terminal import progress_bar, say
 
 if TYPE_CHECKING:
     from privacy_gate.compute.cluster import Cluster
-    from privacy_gate.compute.machine import Machine
-    from privacy_gate.preparation import Prepared
+    from privacy_gate.compute.machine.device import Machine
+    from privacy_gate.gate.preparation import Prepared
 
 app = typer.Typer()
 
@@ -54,7 +54,7 @@ def check(
     gpus_per_task: Gpus = 0,
 ) -> None:
     """Run the whole pass: pull, measure, judge, report, promote or block."""
-    from privacy_gate import gate
+    from privacy_gate.gate import steps as gate
 
     machine, cluster = chosen_machine(device, workers, engine), chosen_cluster(engine, ray_address, gpus_per_task)
     with progress_bar() as progress:
@@ -92,9 +92,9 @@ def prepare(
     gpus_per_task: Gpus = 0,
 ) -> None:
     """Compute what the policy needs (the slow, resumable step; needs no right to write to the registry)."""
-    from privacy_gate.audit import Shard
-    from privacy_gate.case import open_case
-    from privacy_gate.preparation import prepare
+    from privacy_gate.auditing.audit import Shard
+    from privacy_gate.gate.case import open_case
+    from privacy_gate.gate.preparation import prepare
 
     part, cluster = Shard.parse(shard), chosen_cluster(engine, ray_address, gpus_per_task)
     opened = open_case(uri, policy, store=store, tracking_uri=tracking_uri, now=now())
@@ -120,17 +120,19 @@ def audit(
     thumbnails: Thumbnails = None,
 ) -> None:
     """Judge what `prepare` stored and write the report (CPU, seconds)."""
-    from privacy_gate.case import open_case
-    from privacy_gate.output import refuse_thumbnails, write_report, write_thumbnails
+    from privacy_gate.gate import steps as gate
 
-    opened = open_case(uri, policy, store=store, tracking_uri=tracking_uri, now=now())
-    with progress_bar() as progress, opened as case:
-        if thumbnails:
-            refuse_thumbnails(thumbnails, output, case.policy)
-        report = case.audit(now(), progress)
-        files = write_report(report, output)
-        if thumbnails:
-            write_thumbnails(thumbnails, report, case.data)
+    with progress_bar() as progress:
+        report, files = gate.audit(
+            uri,
+            policy,
+            store=store,
+            output=output,
+            tracking_uri=tracking_uri,
+            now=now(),
+            progress=progress,
+            thumbnails=thumbnails,
+        )
     say(summary(report))
     say("\n".join(f"report: {path}" for path in files))
     raise typer.Exit(report.exit_code)

@@ -20,16 +20,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from privacy_gate.batches import batches
-from privacy_gate.compute.machine import Machine
-from privacy_gate.compute.memory import memory_needed
-from privacy_gate.compute.numerics import numerics
+from privacy_gate.compute.machine.device import Machine
+from privacy_gate.compute.machine.memory import memory_needed
+from privacy_gate.compute.machine.numerics import numerics
+from privacy_gate.compute.machine.scratch import scratch_folder
 from privacy_gate.compute.run import run
-from privacy_gate.compute.scratch import scratch_folder
 from privacy_gate.compute.work import Inputs
-from privacy_gate.dataset import AuditData, DataManifest, read_data
+from privacy_gate.dossier.dataset import AuditData, DataManifest, read_data
 from privacy_gate.errors import ConfigurationError, GateError, UnavailableError
-from privacy_gate.job import Embed, Job
+from privacy_gate.jobs.batches import batches
+from privacy_gate.jobs.kinds import Embed, Job
 from privacy_gate.progress import Progress, silent
 from privacy_gate.store import Store
 

@@ -3,24 +3,24 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from privacy_gate.compute.allocator import keep_freed_memory
-from privacy_gate.compute.confirm import run_confirm
-from privacy_gate.compute.control import run_control
-from privacy_gate.compute.corruption import run_corrupt
-from privacy_gate.compute.evasion import run_evade, run_universal
-from privacy_gate.compute.federate import run_federate
-from privacy_gate.compute.invert import run_invert
-from privacy_gate.compute.machine import Machine
-from privacy_gate.compute.memory import memory_needed
-from privacy_gate.compute.numerics import whole_float32
-from privacy_gate.compute.probes import run_probe
-from privacy_gate.compute.references import run_references
-from privacy_gate.compute.scores import run_score
-from privacy_gate.compute.trajectory import run_trajectory
-from privacy_gate.compute.trigger_inversion import run_invert_trigger
-from privacy_gate.compute.triggers import run_trigger
+from privacy_gate.compute.machine.allocator import keep_freed_memory
+from privacy_gate.compute.machine.device import Machine
+from privacy_gate.compute.machine.memory import memory_needed
+from privacy_gate.compute.machine.numerics import whole_float32
+from privacy_gate.compute.runners.confirm import run_confirm
+from privacy_gate.compute.runners.control import run_control
+from privacy_gate.compute.runners.corruption import run_corrupt
+from privacy_gate.compute.runners.evasion import run_evade, run_universal
+from privacy_gate.compute.runners.federate import run_federate
+from privacy_gate.compute.runners.invert import run_invert
+from privacy_gate.compute.runners.probes import run_probe
+from privacy_gate.compute.runners.references import run_references
+from privacy_gate.compute.runners.scores import run_score
+from privacy_gate.compute.runners.trajectory import run_trajectory
+from privacy_gate.compute.runners.trigger_inversion import run_invert_trigger
+from privacy_gate.compute.runners.triggers import run_trigger
 from privacy_gate.compute.work import Inputs, Results, Work, run_embed
-from privacy_gate.job import (
+from privacy_gate.jobs.kinds import (
     Confirm,
     Corrupt,
     Embed,

@@ -8,18 +8,18 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from privacy_gate.backbone import Backbone, Input
-from privacy_gate.candidate import Recipe
-from privacy_gate.compute.embed import embed
-from privacy_gate.compute.judged import network_images
-from privacy_gate.compute.machine import Machine
-from privacy_gate.compute.networks import Images
-from privacy_gate.dataset import AuditData
+from privacy_gate.compute.images.embed import embed
+from privacy_gate.compute.machine.device import Machine
+from privacy_gate.compute.training.judged import network_images
+from privacy_gate.compute.training.networks import Images
+from privacy_gate.dossier.backbone import Backbone, Input
+from privacy_gate.dossier.dataset import AuditData
+from privacy_gate.dossier.recipe import Recipe
+from privacy_gate.dossier.views import View
 from privacy_gate.errors import UnavailableError, UndecidedError
-from privacy_gate.job import Embed, Job, embed_jobs
+from privacy_gate.jobs.kinds import Embed, Job, embed_jobs
 from privacy_gate.progress import Progress, silent
 from privacy_gate.store import Arrays
-from privacy_gate.views import View
 
 Features = NDArray[np.float32]
 

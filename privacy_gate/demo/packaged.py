@@ -109,7 +109,7 @@ def _clients(label: NDArray[np.int64], rng: np.random.Generator) -> list[str]:
 
 def policy_path(name: str) -> Path:
     """Where the ready policy `name` lies: in the installed package, or beside it in a checkout."""
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1]
     for folder in (here / "policies", here.parent / "policies"):
         if (folder / f"{name}.yaml").is_file():
             return folder / f"{name}.yaml"

@@ -10,24 +10,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from privacy_gate import gate, producer
-from privacy_gate.backbone import Backbone, Input, PublicWeights
-from privacy_gate.candidate import Recipe
-from privacy_gate.compute.backbone import assemble
-from privacy_gate.compute.machine import Machine
-from privacy_gate.compute.numerics import numerics
+from privacy_gate.compute.images.backbone import assemble
+from privacy_gate.compute.machine.device import Machine
+from privacy_gate.compute.machine.numerics import numerics
 from privacy_gate.compute.run import run
 from privacy_gate.compute.work import Inputs, Work
-from privacy_gate.dataset import AuditData, Columns, DataManifest, Split, describe_table, read_data
+from privacy_gate.demo.packaged import LITE0_LICENCE, lite0_weights, mnist_table, policy_path
+from privacy_gate.dossier.backbone import Backbone, Input, PublicWeights
+from privacy_gate.dossier.dataset import AuditData, Columns, DataManifest, Split, describe_table, read_data
+from privacy_gate.dossier.federation import Federation
+from privacy_gate.dossier.optimizers import Adam, Sgd
+from privacy_gate.dossier.recipe import Recipe
+from privacy_gate.dossier.roundlog import Round
 from privacy_gate.errors import BLOCKED, ConfigurationError
-from privacy_gate.federation import Federation
-from privacy_gate.job import embed_jobs
-from privacy_gate.optimizers import Adam, Sgd
-from privacy_gate.packaged import LITE0_LICENCE, lite0_weights, mnist_table, policy_path
+from privacy_gate.gate import steps as gate
+from privacy_gate.jobs.kinds import embed_jobs
 from privacy_gate.progress import Progress
-from privacy_gate.report import Report
-from privacy_gate.roundlog import Round
+from privacy_gate.registry import producer
 from privacy_gate.store import Store
+from privacy_gate.verdict.report import Report
 
 INPUT = Input(size=96, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 

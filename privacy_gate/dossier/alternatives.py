@@ -6,8 +6,8 @@ from typing import Literal, get_args
 
 from pydantic import ValidationError
 
-from privacy_gate.candidate import Recipe
 from privacy_gate.documents import nearest
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.errors import ConfigurationError, UndecidedError
 
 Family = Literal["as-is", "epochs", "weight-decay", "label-smoothing", "drop", "dp-sgd"]

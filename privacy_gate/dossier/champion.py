@@ -4,8 +4,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from privacy_gate.backbone import Input
-from privacy_gate.candidate import Candidate, Recipe
+from privacy_gate.dossier.backbone import Input
+from privacy_gate.dossier.candidate import Candidate
+from privacy_gate.dossier.recipe import Recipe
 
 
 @dataclass(frozen=True)

@@ -45,3 +45,8 @@ class Augmentation(Record):
         moves = ((0, 0), (-s, 0), (s, 0), (0, -s), (0, s)) if s else ((0, 0),)
         mirrored = (False, True) if self.flip else (False,)
         return tuple(View(flip=flip, down=down, right=right) for flip in mirrored for down, right in moves)
+
+
+def square_side(side: int) -> int:
+    """Of the white square of Gu et al. 2017 (arXiv 1708.06733) on images of this side, in pixels: 3 of 32."""
+    return max(3, side * 3 // 32)

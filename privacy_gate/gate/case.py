@@ -7,18 +7,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from privacy_gate import registry
-from privacy_gate.audit import audit, plan
-from privacy_gate.candidate import Candidate
-from privacy_gate.champion import Champion
-from privacy_gate.compute.scratch import scratch_folder
-from privacy_gate.dataset import AuditData, read_data
+from privacy_gate.auditing.audit import audit, plan
+from privacy_gate.auditing.policy import Policy, load_policy
+from privacy_gate.compute.machine.scratch import scratch_folder
+from privacy_gate.dossier.candidate import Candidate
+from privacy_gate.dossier.champion import Champion
+from privacy_gate.dossier.dataset import AuditData, read_data
 from privacy_gate.errors import UndecidedError
-from privacy_gate.job import Job
-from privacy_gate.policy import Policy, load_policy
+from privacy_gate.jobs.kinds import Job
 from privacy_gate.progress import Progress
-from privacy_gate.report import Report
+from privacy_gate.registry import pull as registry
 from privacy_gate.store import Store
+from privacy_gate.verdict.report import Report
 
 
 @dataclass(frozen=True)

@@ -2,19 +2,20 @@
 
 from pathlib import Path
 
-from privacy_gate.candidate import Claim, Recipe
-from privacy_gate.checks.check import WhereDeclared, asks_nothing
-from privacy_gate.checks.federations import refuse_untrainable
+from privacy_gate.auditing.policy import load_policy
+from privacy_gate.checks.base.check import WhereDeclared, asks_nothing
+from privacy_gate.checks.base.federations import refuse_untrainable
+from privacy_gate.checks.base.versus import Versus
 from privacy_gate.checks.membership import FPRS
-from privacy_gate.checks.versus import Versus
-from privacy_gate.dataset import AuditData, DataManifest, Split, duplicates, read_data
 from privacy_gate.documents import load, locate
+from privacy_gate.dossier.candidate import Claim
+from privacy_gate.dossier.dataset import AuditData, DataManifest, Split, duplicates, read_data
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.errors import ConfigurationError
-from privacy_gate.metrics.controls import LEVEL, same_mix
+from privacy_gate.metrics.controls.self_tests import LEVEL, same_mix
 from privacy_gate.metrics.membership import needed_holdout
 from privacy_gate.metrics.versus import SUFFIX
-from privacy_gate.policy import load_policy
-from privacy_gate.verdict import Limit
+from privacy_gate.verdict.judgement import Limit
 
 
 def lint_policy(path: Path, holdout: int | None) -> list[str]:

@@ -6,14 +6,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from privacy_gate.advice import Advice
+from privacy_gate.auditing.advice import Advice
+from privacy_gate.auditing.policy import Policy
 from privacy_gate.checks.vulnerability import Vulnerability
-from privacy_gate.dataset import AuditData
+from privacy_gate.dossier.dataset import AuditData
 from privacy_gate.errors import ConfigurationError
-from privacy_gate.policy import Policy
-from privacy_gate.report import Report
 from privacy_gate.reports import FORMATS, advice_page, json_text
 from privacy_gate.reports.thumbnails import thumbnails as thumbnail_page
+from privacy_gate.verdict.report import Report
 
 
 def refuse_thumbnails(file: Path, folder: Path, policy: Policy) -> None:

@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from privacy_gate.audit import Shard
-from privacy_gate.case import Case
+from privacy_gate.auditing.audit import Shard
 from privacy_gate.errors import CandidateError, DatasetError
-from privacy_gate.job import Job
+from privacy_gate.gate.case import Case
+from privacy_gate.jobs.kinds import Job
 from privacy_gate.progress import Progress
 
 if TYPE_CHECKING:
     from privacy_gate.compute.cluster import Cluster
-    from privacy_gate.compute.machine import Machine
+    from privacy_gate.compute.machine.device import Machine
 
 
 class Prepared(NamedTuple):
@@ -57,7 +57,7 @@ def compute(
     folder: where the files lie of whom the jobs speak of; None: the candidate's."""
     # torch takes seconds to import, and only this step needs it.
     from privacy_gate.compute.cluster import run_on_cluster  # noqa: PLC0415
-    from privacy_gate.compute.numerics import numerics  # noqa: PLC0415
+    from privacy_gate.compute.machine.numerics import numerics  # noqa: PLC0415
     from privacy_gate.compute.run import run  # noqa: PLC0415
     from privacy_gate.compute.work import Inputs  # noqa: PLC0415
 

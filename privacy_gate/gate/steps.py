@@ -6,23 +6,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from privacy_gate import advice, promotion
-from privacy_gate.advice import Advice
-from privacy_gate.alternatives import Family, alternatives
-from privacy_gate.audit import Shard, subject_of
-from privacy_gate.case import Case, open_case
-from privacy_gate.checks.federations import untrainable_references
+from privacy_gate.auditing import advice
+from privacy_gate.auditing.advice import Advice
+from privacy_gate.auditing.audit import Shard, subject_of
+from privacy_gate.checks.base.federations import untrainable_references
+from privacy_gate.dossier.alternatives import Family, alternatives
 from privacy_gate.errors import CandidateError, UndecidedError
-from privacy_gate.output import make_folder, refuse_thumbnails, write_report, write_thumbnails
-from privacy_gate.preparation import Prepared, compute, prepare
+from privacy_gate.gate.case import Case, open_case
+from privacy_gate.gate.output import make_folder, refuse_thumbnails, write_report, write_thumbnails
+from privacy_gate.gate.preparation import Prepared, compute, prepare
 from privacy_gate.progress import Progress
-from privacy_gate.report import Report
+from privacy_gate.registry import promotion
 from privacy_gate.reports import FORMATS
-from privacy_gate.verdict import Verdict
+from privacy_gate.verdict.judgement import Verdict
+from privacy_gate.verdict.report import Report
 
 if TYPE_CHECKING:
     from privacy_gate.compute.cluster import Cluster
-    from privacy_gate.compute.machine import Machine
+    from privacy_gate.compute.machine.device import Machine
 
 
 def check(
@@ -51,6 +52,28 @@ def check(
         if thumbnails:
             write_thumbnails(thumbnails, report, case.data)
     return report, files, prepared
+
+
+def audit(
+    uri: str,
+    policy: Path,
+    *,
+    store: str,
+    output: Path,
+    tracking_uri: str | None,
+    now: datetime.datetime,
+    progress: Progress,
+    thumbnails: Path | None = None,
+) -> tuple[Report, list[Path]]:
+    """Judges what `prepare` stored: the report and its files, and thumbnails if asked for."""
+    with open_case(uri, policy, store=store, tracking_uri=tracking_uri, now=now) as case:
+        if thumbnails:
+            refuse_thumbnails(thumbnails, output, case.policy)
+        report = case.audit(now, progress)
+        files = write_report(report, output)
+        if thumbnails:
+            write_thumbnails(thumbnails, report, case.data)
+    return report, files
 
 
 def decide(
@@ -90,7 +113,7 @@ def advise(
 
     The recipe as it is comes first: it names the rows whose dropping is tried.
     """
-    from privacy_gate.compute.accountant import private_settings  # noqa: PLC0415 - imports torch's kin, as above
+    from privacy_gate.compute.training.accountant import private_settings  # noqa: PLC0415 - imports torch's kin, as above
 
     subject, computed = subject_of(case.candidate, case.data, case.policy), 0
     size, goals = advice.reference_rows(subject), advice.targets(case.policy, int(advice.pool_of(subject).sum()))

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from privacy_gate.job import EMBED_ROWS, Embed, Federate, Job, Probe, TrainReference
+from privacy_gate.jobs.kinds import EMBED_ROWS, Embed, Federate, Job, Probe, TrainReference
 
 REFERENCE_BLOCK = 16
 """References of one batch train stacked."""

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from privacy_gate.backbone import Backbone, Input
-from privacy_gate.candidate import Recipe
-from privacy_gate.views import View
+from privacy_gate.dossier.backbone import Backbone, Input
+from privacy_gate.dossier.recipe import Recipe
+from privacy_gate.dossier.views import View
 
 FORMAT = 2
 """Part of every digest: raised when the meaning of a stored result changes."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from privacy_gate.dataset import AuditData, Split
+from privacy_gate.dossier.dataset import AuditData, Split
 from privacy_gate.errors import EvidenceError
 
 Subset = tuple[int, NDArray[np.int64]]

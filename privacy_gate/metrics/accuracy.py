@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from privacy_gate.evidence import Bools
-from privacy_gate.metrics.binomial import clopper_pearson
-from privacy_gate.metrics.fewest import fewest
-from privacy_gate.verdict import Limit, Measurement, Status, judged_status, not_measured
+from privacy_gate.arrays import Bools
+from privacy_gate.metrics.intervals.binomial import clopper_pearson
+from privacy_gate.metrics.intervals.fewest import fewest
+from privacy_gate.verdict.judgement import Limit, Measurement, Status, judged_status, not_measured
 
 
 def accuracy(correct: Bools, confidence: float, metric: str, subject: str = "") -> Measurement:

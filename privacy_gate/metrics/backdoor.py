@@ -4,11 +4,12 @@ from functools import cache
 
 import numpy as np
 
+from privacy_gate.arrays import Bools, Floats, Ints
+from privacy_gate.dossier.views import square_side
 from privacy_gate.errors import EvidenceError
-from privacy_gate.evidence import Bools, Floats, Ints
-from privacy_gate.metrics.bootstrap import DRAWS, measured
-from privacy_gate.metrics.paired import paired_interval
-from privacy_gate.verdict import Measurement, not_measured
+from privacy_gate.metrics.intervals.bootstrap import DRAWS, measured
+from privacy_gate.metrics.intervals.paired import paired_interval
+from privacy_gate.verdict.judgement import Measurement, not_measured
 
 ROOM = 1.2
 """Times the square of Gu et al., that a stamp covers at most to be suspicious whatever others cover."""
@@ -26,11 +27,6 @@ def won_and_lost(plain: Ints, shown: Ints, label: Ints, classes: int) -> tuple[I
     won, lost = (shown != plain) & (shown != label), (shown != plain) & (plain != label)
     rows = len(label) - np.bincount(label, minlength=classes)
     return np.bincount(shown[won], minlength=classes), np.bincount(plain[lost], minlength=classes), rows
-
-
-def square_side(side: int) -> int:
-    """Of the white square of Gu et al. 2017 (arXiv 1708.06733) on images of this side, in pixels: 3 of 32."""
-    return max(3, side * 3 // 32)
 
 
 def tiny(side: int) -> float:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from privacy_gate.evidence import Bools, Floats
+from privacy_gate.arrays import Bools, Floats
 from privacy_gate.metrics.epsilon import (
     epsilon_bound,
     gaussian_epsilon,
@@ -18,7 +18,7 @@ from privacy_gate.metrics.epsilon import (
     one_run_epsilon,
     one_run_gaussian_epsilon,
 )
-from privacy_gate.verdict import Measurement, not_measured
+from privacy_gate.verdict.judgement import Measurement, not_measured
 
 FEWEST = 20
 """Rows of each kind, and canaries, below which no bound above 0 could come out."""

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from privacy_gate.arrays import Bools, Ints
 from privacy_gate.errors import EvidenceError
-from privacy_gate.evidence import Bools, Ints
-from privacy_gate.metrics.binomial import clopper_pearson
-from privacy_gate.metrics.bootstrap import DRAWS, measured, percentile
-from privacy_gate.verdict import Measurement, not_measured
+from privacy_gate.metrics.intervals.binomial import clopper_pearson
+from privacy_gate.metrics.intervals.bootstrap import DRAWS, measured, percentile
+from privacy_gate.verdict.judgement import Measurement, not_measured
 
 FEWEST = 100
 """Rows below which the interval's resampling is worth nothing."""

@@ -11,7 +11,7 @@ from scipy.optimize import brentq
 from scipy.special import ndtr, ndtri
 from scipy.stats import binom
 
-from privacy_gate.metrics.binomial import clopper_pearson
+from privacy_gate.metrics.intervals.binomial import clopper_pearson
 
 LARGEST = 50.0
 """No bound is looked for beyond: e^50 is no privacy at all."""

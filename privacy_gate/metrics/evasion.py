@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from privacy_gate.evidence import Bools, Ints
+from privacy_gate.arrays import Bools, Ints
 from privacy_gate.metrics.accuracy import accuracy
-from privacy_gate.verdict import Measurement, not_measured
+from privacy_gate.verdict.judgement import Measurement, not_measured
 
 MASKED = {"guessed": 0.02, "wide": 0.1, "flat": 0.1}
 """Shares of the rows right to begin with above which gradients count as masked: rows that random changes fool and

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from privacy_gate.arrays import Bools
 from privacy_gate.errors import EvidenceError
-from privacy_gate.evidence import Bools
-from privacy_gate.metrics.binomial import clopper_pearson
-from privacy_gate.metrics.bootstrap import measured
-from privacy_gate.verdict import Measurement
+from privacy_gate.metrics.intervals.binomial import clopper_pearson
+from privacy_gate.metrics.intervals.bootstrap import measured
+from privacy_gate.verdict.judgement import Measurement
 
 FEWEST_TARGETS = 50
 

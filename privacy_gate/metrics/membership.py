@@ -12,12 +12,12 @@ from scipy.optimize import brentq
 from scipy.special import betainc, ndtri
 from scipy.stats import binom, rankdata
 
+from privacy_gate.arrays import Floats
 from privacy_gate.errors import EvidenceError
-from privacy_gate.evidence import Floats
-from privacy_gate.exhibits import Histogram, Roc
-from privacy_gate.metrics.fewest import fewest
-from privacy_gate.metrics.ranks import checked, corners, members_above
-from privacy_gate.verdict import Limit, Measurement, Status, judged_status, not_measured
+from privacy_gate.metrics.intervals.fewest import fewest
+from privacy_gate.metrics.intervals.ranks import checked, corners, members_above
+from privacy_gate.verdict.exhibits import Histogram, Roc
+from privacy_gate.verdict.judgement import Limit, Measurement, Status, judged_status, not_measured
 
 ROUNDING = 1e-9
 """Slack in counts: .001 * 3000 is 3, whatever the last bit says."""

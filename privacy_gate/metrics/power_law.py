@@ -13,7 +13,7 @@ from scipy.special import ndtri
 
 from privacy_gate.documents import Record
 from privacy_gate.errors import EvidenceError
-from privacy_gate.verdict import Measurement, Remedy
+from privacy_gate.verdict.judgement import Measurement, Remedy
 
 SLOPES = {0.1: -0.509, 0.01: -0.554, 0.001: -0.628}
 """The paper's slope at each fpr: ViT-B head, LiRA."""

@@ -7,9 +7,9 @@ import numpy as np
 from scipy.special import stdtrit
 from scipy.stats import spearmanr
 
-from privacy_gate.evidence import Bools, Floats
+from privacy_gate.arrays import Bools, Floats
 from privacy_gate.metrics.vulnerability import gradient_norms, vulnerability
-from privacy_gate.verdict import Measurement, not_measured
+from privacy_gate.verdict.judgement import Measurement, not_measured
 
 PARTS = 20
 """Parts of the models, each left out in turn: the jackknife's."""

@@ -10,13 +10,13 @@ import numpy as np
 from scipy.special import ndtr, ndtri, stdtrit
 from scipy.stats import binom
 
+from privacy_gate.arrays import Bools, Floats
 from privacy_gate.attacks.leave_one_out import lira_every_model
 from privacy_gate.attacks.moments import Moments, block_moments, row_blocks
 from privacy_gate.errors import EvidenceError
-from privacy_gate.evidence import Bools, Floats
-from privacy_gate.metrics.clustered import METHOD, clustered_ends
+from privacy_gate.metrics.intervals.clustered import METHOD, clustered_ends
 from privacy_gate.metrics.membership import needed_holdout, rate_measurement
-from privacy_gate.verdict import Measurement, not_measured
+from privacy_gate.verdict.judgement import Measurement, not_measured
 
 NEIGHBOURHOOD = 0.5
 """The slope of the ROC at an fpr is read between (1 - this) and (1 + this) times it."""

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import ndtri, stdtrit
 
-from privacy_gate.evidence import Floats
-from privacy_gate.metrics.bootstrap import measured
-from privacy_gate.metrics.fewest import fewest
-from privacy_gate.verdict import Limit, Measurement, Status, judged_status, not_measured
+from privacy_gate.arrays import Floats
+from privacy_gate.metrics.intervals.bootstrap import measured
+from privacy_gate.metrics.intervals.fewest import fewest
+from privacy_gate.verdict.judgement import Limit, Measurement, Status, judged_status, not_measured
 
 FEWEST_SEEDS = 3
 

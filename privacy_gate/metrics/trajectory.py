@@ -2,12 +2,12 @@
 
 import numpy as np
 
+from privacy_gate.arrays import Floats, Ints
 from privacy_gate.errors import EvidenceError
-from privacy_gate.evidence import Floats, Ints
-from privacy_gate.metrics.binomial import clopper_pearson
-from privacy_gate.metrics.bootstrap import measured
+from privacy_gate.metrics.intervals.binomial import clopper_pearson
+from privacy_gate.metrics.intervals.bootstrap import measured
 from privacy_gate.metrics.membership import tpr_at_fpr
-from privacy_gate.verdict import Measurement
+from privacy_gate.verdict.judgement import Measurement
 
 FPR = 0.01
 

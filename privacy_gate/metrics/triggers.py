@@ -10,12 +10,12 @@ from scipy.special import ndtr, ndtri
 from scipy.stats import norm
 from scipy.stats import t as student
 
+from privacy_gate.arrays import Bools, Floats, Ints
 from privacy_gate.errors import EvidenceError
-from privacy_gate.evidence import Bools, Floats, Ints
 from privacy_gate.metrics.backdoor import won_and_lost
-from privacy_gate.metrics.bootstrap import measured
-from privacy_gate.metrics.paired import paired_interval
-from privacy_gate.verdict import Measurement, not_measured
+from privacy_gate.metrics.intervals.bootstrap import measured
+from privacy_gate.metrics.intervals.paired import paired_interval
+from privacy_gate.verdict.judgement import Measurement, not_measured
 
 FULL = 0.75
 """Lift from which a trigger counts in full, whatever else turns the images: who plants a faint random picture plants

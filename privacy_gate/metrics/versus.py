@@ -5,13 +5,13 @@ from collections.abc import Mapping
 import numpy as np
 from scipy.special import ndtri
 
+from privacy_gate.arrays import Bools, Floats, Ints
 from privacy_gate.errors import EvidenceError
-from privacy_gate.evidence import Bools, Floats, Ints
-from privacy_gate.metrics.binomial import clopper_pearson
-from privacy_gate.metrics.bootstrap import DRAWS, measured, percentile
-from privacy_gate.metrics.fewest import MOST, fewest
-from privacy_gate.metrics.paired import paired_interval
-from privacy_gate.verdict import Limit, Measurement, Status, judged_status, not_measured
+from privacy_gate.metrics.intervals.binomial import clopper_pearson
+from privacy_gate.metrics.intervals.bootstrap import DRAWS, measured, percentile
+from privacy_gate.metrics.intervals.fewest import MOST, fewest
+from privacy_gate.metrics.intervals.paired import paired_interval
+from privacy_gate.verdict.judgement import Limit, Measurement, Status, judged_status, not_measured
 
 SUFFIX = "_vs_champion"
 

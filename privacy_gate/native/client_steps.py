@@ -8,11 +8,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from privacy_gate.evidence import Floats, Ints
-from privacy_gate.federated.cells import Training
-from privacy_gate.federated.lanes import BACKWARD, FORWARD, TILES, WIDE, lanes, softmax
-from privacy_gate.federated.local import Batches
-from privacy_gate.native import compiled
+from privacy_gate.arrays import Floats, Ints
+from privacy_gate.native.compiler import compiled
+from privacy_gate.native.lanes import BACKWARD, FORWARD, TILES, WIDE, lanes, softmax
 
 F10, F5, F2, F1 = (TILES[rows, FORWARD] for rows in (10, 5, 2, 1))
 B5, B2, B1 = (TILES[rows, BACKWARD] for rows in (5, 2, 1))
@@ -20,11 +18,20 @@ S10, S5, S2, S1 = (TILES[rows, 1] for rows in (10, 5, 2, 1))
 
 
 def local_updates(
-    table: torch.Tensor, heads: torch.Tensor, batches: Batches, training: Training, losses: bool
+    table: torch.Tensor,
+    heads: torch.Tensor,
+    rows: torch.Tensor,
+    label: torch.Tensor,
+    weight: torch.Tensor,
+    settings: tuple[float, float, float],
+    losses: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """See local.local_updates."""
+    """The compiled twin of simulation.local.stacked_updates.
+
+    rows, label, weight (G, K, S, B): the fields of its Batches. settings: lr, decay and prox of its Training.
+    """
     cells, groups, classes, width = heads.shape
-    rows, clients = batches.rows, batches.rows.shape[1]
+    clients = rows.shape[1]
     updates = heads.new_empty(cells, groups, clients, classes * width)
     loss = heads.new_zeros(cells, groups, clients if losses else 0)
     flat = heads.reshape(-1).numpy()
@@ -32,9 +39,9 @@ def local_updates(
         table.numpy(),
         flat,
         rows.contiguous().numpy(),  # arrays of another layout would be compiled for anew
-        batches.label.contiguous().numpy(),
-        batches.weight.contiguous().numpy(),
-        np.array([training.lr, training.decay, training.prox], flat.dtype),
+        label.contiguous().numpy(),
+        weight.contiguous().numpy(),
+        np.array(settings, flat.dtype),
         lanes(flat.dtype),
         classes,
         updates.view(-1).numpy(),

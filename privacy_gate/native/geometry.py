@@ -10,10 +10,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from privacy_gate.evidence import Floats, Ints
-from privacy_gate.federated.geometry import Exchange
-from privacy_gate.federated.lanes import ACROSS, DOWN, dots, lanes
-from privacy_gate.native import compiled
+from privacy_gate.arrays import Floats, Ints
+from privacy_gate.native.compiler import compiled
+from privacy_gate.native.lanes import ACROSS, DOWN, dots, lanes
+
+Exchange = tuple[int, int, bool, bool]
+"""See simulation.rules.exchanges."""
 
 DOUBLES = lanes(np.float64)
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from privacy_gate.candidate import Recipe
-from privacy_gate.compute.compiled import dot
-from privacy_gate.evidence import Floats, Ints
-from privacy_gate.federated.lanes import ACROSS, BACKWARD, DOWN, FETCHED, GATHERED, MEETING, lanes, softmax
-from privacy_gate.native import compiled
-from privacy_gate.optimizers import Sgd
+from privacy_gate.arrays import Floats, Ints
+from privacy_gate.dossier.optimizers import Sgd
+from privacy_gate.dossier.recipe import Recipe
+from privacy_gate.native.compiler import compiled
+from privacy_gate.native.lanes import ACROSS, BACKWARD, DOWN, FETCHED, GATHERED, MEETING, lanes, softmax
+from privacy_gate.native.products import dot
 
 SGD, ADAM, ADAMW = range(3)
 

@@ -6,8 +6,8 @@ goes one row and class at a time. Tiles are written out since compilers keep onl
 Measured in .github/decisions/0006-exact-batches.md.
 """
 
-from privacy_gate.evidence import Floats, Ints
-from privacy_gate.native import compiled
+from privacy_gate.arrays import Floats, Ints
+from privacy_gate.native.compiler import compiled
 
 ROWS, CLASSES = 4, 5
 """Of a tile."""

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from privacy_gate.evidence import Floats, Ints
-from privacy_gate.federated.compiled import RowsOf, inner_products, rows_of, squared_distances, start
-from privacy_gate.native import compiled
+from privacy_gate.arrays import Floats, Ints
+from privacy_gate.native.compiler import compiled
+from privacy_gate.native.geometry import RowsOf, inner_products, rows_of, squared_distances, start
 
 Bools = NDArray[np.bool_]
 TINY = float(np.finfo(np.float64).tiny)

@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from privacy_gate.dossier.roundlog import updates_from
 from privacy_gate.errors import ConfigurationError, GateError
-from privacy_gate.producer import log_round
-from privacy_gate.roundlog import updates_from
+from privacy_gate.registry.producer import log_round
 
 Strategy = TypeVar("Strategy")
 

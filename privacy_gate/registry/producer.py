@@ -15,11 +15,13 @@ from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 from numpy.typing import NDArray
 
-from privacy_gate.candidate import Claim, Recipe
-from privacy_gate.dataset import DataManifest
 from privacy_gate.documents import Record, dump, load, parse
+from privacy_gate.dossier.candidate import Claim
+from privacy_gate.dossier.dataset import DataManifest
+from privacy_gate.dossier.recipe import Recipe
+from privacy_gate.dossier.roundlog import Round, write_round
 from privacy_gate.errors import ConfigurationError
-from privacy_gate.registry import (
+from privacy_gate.registry.pull import (
     FOLDER,
     MODEL_ID,
     ROUNDS,
@@ -29,7 +31,6 @@ from privacy_gate.registry import (
     conversation,
     model_id_of,
 )
-from privacy_gate.roundlog import Round, write_round
 
 _RUN_ID = re.compile(r"[0-9a-f]{32}\Z")
 

@@ -14,9 +14,9 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
 from privacy_gate.errors import ConfigurationError, ConflictError
-from privacy_gate.registry import FOLDER, client_of, conversation, download, place_of
-from privacy_gate.report import Report
-from privacy_gate.verdict import Verdict
+from privacy_gate.registry.pull import FOLDER, client_of, conversation, download, place_of
+from privacy_gate.verdict.judgement import Verdict
+from privacy_gate.verdict.report import Report
 
 _ALIAS = re.compile(r"(?!(?i:latest|v[0-9]+)\Z)[A-Za-z0-9_-]{1,255}\Z")
 NOT_SET = "none"

@@ -25,13 +25,14 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from privacy_gate.candidate import Candidate, Claim, Dossier, Recipe
-from privacy_gate.champion import Champion
-from privacy_gate.dataset import DataManifest
 from privacy_gate.documents import MAX_BYTES, Record, load
+from privacy_gate.dossier.candidate import Candidate, Claim, Dossier
+from privacy_gate.dossier.champion import Champion
+from privacy_gate.dossier.dataset import DataManifest
+from privacy_gate.dossier.recipe import Recipe
+from privacy_gate.dossier.roundlog import MAX_BYTES as MAX_ROUND_BYTES
+from privacy_gate.dossier.roundlog import RoundLog, round_named
 from privacy_gate.errors import CandidateError, ConfigurationError, RegistryError
-from privacy_gate.roundlog import MAX_BYTES as MAX_ROUND_BYTES
-from privacy_gate.roundlog import RoundLog, round_named
 from privacy_gate.weights import artifact_digest
 
 FOLDER = "privacy_gate"

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from privacy_gate.report import Report
 from privacy_gate.reports import html_page, json_text, markdown, text
+from privacy_gate.verdict.report import Report
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from privacy_gate.advice import Advice, Row, Target
+from privacy_gate.auditing.advice import Advice, Row, Target
 from privacy_gate.reports import words
 from privacy_gate.reports.html_page import SYMBOLS, page_environment
 from privacy_gate.reports.scatter import Dot, Scatter, scatter
-from privacy_gate.verdict import Limit, Measurement, judged_status
+from privacy_gate.verdict.judgement import Limit, Measurement, judged_status
 
 SERIES = {"as-is": 7, "epochs": 1, "weight-decay": 2, "label-smoothing": 3, "drop": 4, "dp-sgd": 6}
 """The colour of each family."""

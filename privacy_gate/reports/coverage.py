@@ -6,8 +6,8 @@ from functools import cache
 from importlib import resources
 
 from privacy_gate.documents import Record
-from privacy_gate.report import CheckRecord, Report
 from privacy_gate.reports.words import capital, check_title, plain
+from privacy_gate.verdict.report import CheckRecord, Report
 
 MOST = 16
 """Subjects of a check that a line names, at most."""

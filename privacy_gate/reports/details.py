@@ -4,12 +4,12 @@ import json
 import shlex
 from dataclasses import dataclass
 
-from privacy_gate.candidate import Recipe
 from privacy_gate.documents import Record
-from privacy_gate.federation import ClientPrivacy, Federation
-from privacy_gate.report import CheckRecord, Report
+from privacy_gate.dossier.federation import ClientPrivacy, Federation
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.reports.words import Shown, capital, level, metric, percent, plain, shown
-from privacy_gate.verdict import Measurement
+from privacy_gate.verdict.judgement import Measurement
+from privacy_gate.verdict.report import CheckRecord, Report
 
 NO_LICENCE = "not declared"
 

@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from privacy_gate.exhibits import GradientScatter, VulnerableRow, VulnerableRows
-from privacy_gate.report import CheckRecord
 from privacy_gate.reports.pictures import Axis, Chart, Mark, Tick, length, log_ticks, round_ticks
 from privacy_gate.reports.words import Shown, number, percent, plain, shown
-from privacy_gate.verdict import Measurement
+from privacy_gate.verdict.exhibits import GradientScatter, VulnerableRow, VulnerableRows
+from privacy_gate.verdict.judgement import Measurement
+from privacy_gate.verdict.report import CheckRecord
 
 DRAWN = 24
 """Classes and groups of one picture, at most: those most exposed."""

@@ -1,10 +1,10 @@
 """A federation under hostile clients: accuracy against their number, and which rules would pass at what tax."""
 
-from privacy_gate.exhibits import ByzantinePlot
-from privacy_gate.report import CheckRecord
 from privacy_gate.reports.pictures import Axis, Chart, Line, Mark, Tick, length, polyline, styled
 from privacy_gate.reports.words import number, percent, plain, shown
-from privacy_gate.verdict import Limit, RuleTable, RuleTrial
+from privacy_gate.verdict.exhibits import ByzantinePlot
+from privacy_gate.verdict.judgement import Limit, RuleTable, RuleTrial
+from privacy_gate.verdict.report import CheckRecord
 
 RATES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 

@@ -9,10 +9,10 @@ from functools import cache
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from privacy_gate.exhibits import ByzantinePlot, GradientScatter, Histogram, LawPlot, Roc, VulnerableRows
-from privacy_gate.report import CheckRecord, Report
 from privacy_gate.reports import coverage, details, exposure, hostile, pictures, story, words
-from privacy_gate.verdict import Exhibit, Finding, Measurement, RuleTable, Severity, Status
+from privacy_gate.verdict.exhibits import ByzantinePlot, GradientScatter, Histogram, LawPlot, Roc, VulnerableRows
+from privacy_gate.verdict.judgement import Exhibit, Finding, Measurement, RuleTable, Severity, Status
+from privacy_gate.verdict.report import CheckRecord, Report
 
 SYMBOLS = {Status.MET: "met", Status.VIOLATED: "violated", Status.NOT_MEASURED: "missing", Status.WAIVED: "waived"}
 
@@ -97,7 +97,7 @@ def render(report: Report) -> str:
 def page_environment() -> Environment:
     """Templates of pages; whatever they show is escaped."""
     return Environment(
-        loader=PackageLoader("privacy_gate", "reports"),
+        loader=PackageLoader("privacy_gate", "reports/templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -8,9 +8,9 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
-from privacy_gate.report import CheckRecord, Report
 from privacy_gate.reports import coverage, details, exposure, hostile, story, words
-from privacy_gate.verdict import Finding, Severity, Status, Verdict
+from privacy_gate.verdict.judgement import Finding, Severity, Status, Verdict
+from privacy_gate.verdict.report import CheckRecord, Report
 
 Item = TypeVar("Item")
 

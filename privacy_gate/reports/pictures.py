@@ -4,9 +4,9 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from privacy_gate.exhibits import Histogram, LawPlot, Roc
 from privacy_gate.reports.words import amount, metric, number, percent, plain
-from privacy_gate.verdict import Finding, Limit, Measurement
+from privacy_gate.verdict.exhibits import Histogram, LawPlot, Roc
+from privacy_gate.verdict.judgement import Finding, Limit, Measurement
 
 COLOURS = 8
 DASHES = 4

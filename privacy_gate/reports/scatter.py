@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from privacy_gate.reports.pictures import Axis, Tick, length, polyline, rate_ticks, round_ticks
 from privacy_gate.reports.words import percent
-from privacy_gate.verdict import Measurement
+from privacy_gate.verdict.judgement import Measurement
 
 WIDTH, HEIGHT = 980, 460
 LEFT, RIGHT, TOP, BOTTOM = 64, 964, 14, 404

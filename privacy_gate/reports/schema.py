@@ -2,7 +2,7 @@
 
 import json
 
-from privacy_gate.report import Report
+from privacy_gate.verdict.report import Report
 
 
 def schema() -> str:

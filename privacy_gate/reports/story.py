@@ -1,8 +1,8 @@
 """What every view of a report tells first: why the verdict is what it is, and what would help."""
 
-from privacy_gate.report import Report
 from privacy_gate.reports.words import bound, capital, metric, percent, plain, shown
-from privacy_gate.verdict import Finding, Remedy, Severity, Status, Verdict
+from privacy_gate.verdict.judgement import Finding, Remedy, Severity, Status, Verdict
+from privacy_gate.verdict.report import Report
 
 
 def binding(report: Report) -> list[Finding]:

@@ -2,11 +2,11 @@
 
 from collections import Counter
 
-from privacy_gate.report import Report
 from privacy_gate.reports.details import provenance
 from privacy_gate.reports.story import next_step, notes, reasons, warnings, why
 from privacy_gate.reports.words import plain
-from privacy_gate.verdict import Status
+from privacy_gate.verdict.judgement import Status
+from privacy_gate.verdict.report import Report
 
 TALLIED = {
     Status.MET: "met",

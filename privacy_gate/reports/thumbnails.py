@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from markupsafe import Markup
 from PIL import Image, UnidentifiedImageError
 
-from privacy_gate.dataset import AuditData, hashed_ids
+from privacy_gate.dossier.dataset import AuditData, hashed_ids
+from privacy_gate.dossier.tables.images import BROKEN, FORMATS
 from privacy_gate.errors import ConfigurationError, DatasetError, UndecidedError
-from privacy_gate.exhibits import VulnerableRows
-from privacy_gate.report import Report
 from privacy_gate.reports.exposure import HEADS, cells, listed
 from privacy_gate.reports.html_page import page_environment
 from privacy_gate.reports.words import plain
-from privacy_gate.tables.images import BROKEN, FORMATS
+from privacy_gate.verdict.exhibits import VulnerableRows
+from privacy_gate.verdict.report import Report
 
 LARGEST = 128
 """Pixels of a thumbnail's longer side."""

@@ -12,7 +12,7 @@ from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Context, Decima
 
 from privacy_gate.errors import one_line
 from privacy_gate.metrics.versus import SUFFIX
-from privacy_gate.verdict import Finding, Limit, Measurement, Status
+from privacy_gate.verdict.judgement import Finding, Limit, Measurement, Status
 
 SCOPE = (
     "This report is evidence for, or against, resistance to the attacks listed, under the stated attacker model and "

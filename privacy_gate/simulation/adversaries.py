@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
+from privacy_gate.dossier.federation.needs import unmet_by_attack
 from privacy_gate.errors import ConfigurationError
-from privacy_gate.federated.geometry import moments, norms, squared_distances
-from privacy_gate.federation.needs import unmet_by_attack
+from privacy_gate.simulation.rules.geometry import moments, norms, squared_distances
 
 IPM_SEARCH = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 """Factors that inner-product manipulation tries."""

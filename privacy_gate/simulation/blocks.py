@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypeVar
 
-from privacy_gate.federated.cells import Cell, Training
-from privacy_gate.federated.partitions import Partition
+from privacy_gate.simulation.cells import Cell, Training
+from privacy_gate.simulation.partitions import Partition
 
 Item = TypeVar("Item")
 

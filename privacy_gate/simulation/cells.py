@@ -7,14 +7,14 @@ from threading import Lock
 
 import numpy as np
 
+from privacy_gate.arrays import Floats
+from privacy_gate.dossier.federation.attendance import Attendance
+from privacy_gate.dossier.federation.needs import unmet_by_attack
 from privacy_gate.errors import ConfigurationError
-from privacy_gate.evidence import Floats
-from privacy_gate.federated.adversaries import ADVERSARIES, Adversary
-from privacy_gate.federated.aggregators import Rule, rule, step
-from privacy_gate.federated.partitions import Partition, Rows
-from privacy_gate.federated.servers import Server
-from privacy_gate.federation.attendance import Attendance
-from privacy_gate.federation.needs import unmet_by_attack
+from privacy_gate.simulation.adversaries import ADVERSARIES, Adversary
+from privacy_gate.simulation.partitions import Partition, Rows
+from privacy_gate.simulation.rules.aggregators import Rule, rule, step
+from privacy_gate.simulation.servers import Server
 
 KEPT_BYTES = 256 << 20
 """What the batches of a study that are kept for its next blocks may take."""

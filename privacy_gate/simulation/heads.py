@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from privacy_gate.federated.cells import Training
-from privacy_gate.federated.local import Batches, local_updates
-from privacy_gate.federated.partitions import Rows
-from privacy_gate.federated.samples import Samples
-from privacy_gate.federated.scores import Exam, backdoor_exam
+from privacy_gate.simulation.cells import Training
+from privacy_gate.simulation.local import Batches, local_updates
+from privacy_gate.simulation.partitions import Rows
+from privacy_gate.simulation.samples import Samples
+from privacy_gate.simulation.scores import Exam, backdoor_exam
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from privacy_gate.federated.cells import Training
-from privacy_gate.federated.local import Batches
-from privacy_gate.federated.partitions import Rows
+from privacy_gate.simulation.cells import Training
+from privacy_gate.simulation.local import Batches
+from privacy_gate.simulation.partitions import Rows
 
 
 class Learner(Protocol):

@@ -12,8 +12,8 @@ from typing import Self
 
 import torch
 
-from privacy_gate.federated.cells import Training
-from privacy_gate.native import has_numba
+from privacy_gate.native.compiler import has_numba
+from privacy_gate.simulation.cells import Training
 
 STEP_BYTES = 1 << 21
 """What logits and heads of the clients trained at once may take on a CPU: little enough to stay in its caches."""
@@ -47,9 +47,10 @@ def local_updates(
     table (N, E). The loss is that of the first batch before any step, mean over its rows, nats.
     """
     if heads.device.type == "cpu" and has_numba():
-        from privacy_gate.federated import fused  # noqa: PLC0415 - Numba is an extra, and slow to import
+        from privacy_gate.native import client_steps as fused  # noqa: PLC0415 - Numba is an extra, and slow to import
 
-        return fused.local_updates(table, heads, batches, training, losses)
+        settings = (training.lr, training.decay, training.prox)
+        return fused.local_updates(table, heads, batches.rows, batches.label, batches.weight, settings, losses)
     return stacked_updates(table, heads, batches, training, losses)
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from privacy_gate.arrays import Floats, Ints
+from privacy_gate.dossier.federation.needs import unmet_by_rows
 from privacy_gate.errors import ConfigurationError
-from privacy_gate.evidence import Floats, Ints
-from privacy_gate.federation.needs import unmet_by_rows
 
 Rows = NDArray[np.int64]
 Partitioner = Callable[..., list[Rows]]

@@ -9,16 +9,16 @@ import torch
 from numpy.typing import NDArray
 
 from privacy_gate.errors import ConfigurationError
-from privacy_gate.federated.adversaries import ADVERSARIES, Adversary, Scene, trained
-from privacy_gate.federated.aggregators import Rule
-from privacy_gate.federated.blocks import Block
-from privacy_gate.federated.cells import Cell, Draws, Privacy, steps_of
-from privacy_gate.federated.clipping import clip
-from privacy_gate.federated.known import Known
-from privacy_gate.federated.learner import Learner
-from privacy_gate.federated.local import Batches
-from privacy_gate.federated.partitions import Rows
-from privacy_gate.federated.places import Places
+from privacy_gate.simulation.adversaries import ADVERSARIES, Adversary, Scene, trained
+from privacy_gate.simulation.blocks import Block
+from privacy_gate.simulation.cells import Cell, Draws, Privacy, steps_of
+from privacy_gate.simulation.learner import Learner
+from privacy_gate.simulation.local import Batches
+from privacy_gate.simulation.partitions import Rows
+from privacy_gate.simulation.places import Places
+from privacy_gate.simulation.rules.aggregators import Rule
+from privacy_gate.simulation.rules.clipping import clip
+from privacy_gate.simulation.rules.known import Known
 
 Key = TypeVar("Key")
 

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from privacy_gate.arrays import Floats, Ints
 from privacy_gate.errors import EvidenceError
-from privacy_gate.evidence import Floats, Ints
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from privacy_gate.federated.geometry import compiles
-from privacy_gate.federated.samples import Samples, with_ones
+from privacy_gate.simulation.rules.geometry import compiles
+from privacy_gate.simulation.samples import Samples, with_ones
 
 LOGITS = 8 << 20
 """Numbers of logits that are looked at at once."""
@@ -19,7 +19,7 @@ def right(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
     is not finite is never right.
     """
     if compiles(logits):
-        from privacy_gate.federated import compiled  # noqa: PLC0415
+        from privacy_gate.native import geometry as compiled  # noqa: PLC0415
 
         return compiled.right(logits, label)
     return stacked_right(logits, label)

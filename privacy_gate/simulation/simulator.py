@@ -9,17 +9,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from privacy_gate.arrays import Floats
 from privacy_gate.errors import ConfigurationError
-from privacy_gate.evidence import Floats
-from privacy_gate.federated.adversaries import ADVERSARIES
-from privacy_gate.federated.blocks import Block, blocks
-from privacy_gate.federated.cells import Cell, Draws
-from privacy_gate.federated.heads import Heads
-from privacy_gate.federated.learner import Learner
-from privacy_gate.federated.partitions import COLUMN, Partition, Rows, class_shares, heterogeneity
-from privacy_gate.federated.rounds import Federation
-from privacy_gate.federated.samples import Samples, with_ones
-from privacy_gate.federated.scores import exam
+from privacy_gate.simulation.adversaries import ADVERSARIES
+from privacy_gate.simulation.blocks import Block, blocks
+from privacy_gate.simulation.cells import Cell, Draws
+from privacy_gate.simulation.heads import Heads
+from privacy_gate.simulation.learner import Learner
+from privacy_gate.simulation.partitions import COLUMN, Partition, Rows, class_shares, heterogeneity
+from privacy_gate.simulation.rounds import Federation
+from privacy_gate.simulation.samples import Samples, with_ones
+from privacy_gate.simulation.scores import exam
 
 CPU_BYTES = 16 << 20
 """What the updates of one block may take on a CPU: larger blocks leave its caches."""

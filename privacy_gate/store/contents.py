@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from privacy_gate.errors import StoreError
-from privacy_gate.job import Job, describe
+from privacy_gate.jobs.kinds import Job, describe
 
 Arrays = Mapping[str, NDArray[Any]]
 

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from privacy_gate.documents import Record
 from privacy_gate.errors import APPROVED, BLOCKED, UndecidedError
-from privacy_gate.exhibits import (
+from privacy_gate.verdict.exhibits import (
     ByzantinePlot,
     Count,
     GradientScatter,

@@ -1,14 +1,16 @@
 """The report: one JSON record of what was judged, measured and decided. Every other format is a view of it."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from privacy_gate.candidate import Claim, Recipe
 from privacy_gate.documents import Record
+from privacy_gate.dossier.candidate import Claim
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.errors import ConfigurationError
-from privacy_gate.verdict import CheckResult, Control, Finding, Severity, Status, Verdict, verdict
+from privacy_gate.verdict.judgement import CheckResult, Control, Finding, Severity, Status, Verdict, verdict
 
 
 class CandidateRecord(Record):
@@ -163,3 +165,14 @@ def load_report(text: str, source: str) -> Report:
         where = ": ".join(filter(None, ("not a sound report", ".".join(str(part) for part in first["loc"]))))
         said = first["msg"].removeprefix("Value error, ")
         raise ConfigurationError(f"{source}: {where}: {said}; name a report.json, or run the audit again") from error
+
+
+def read_report(path: Path) -> Report:
+    """The report in the file. Raises ConfigurationError if it cannot be read, is no report or contradicts itself."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(f"{path}: {error.strerror}; name a report.json that audit wrote") from error
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{path}: not UTF-8 text; name a report.json that audit wrote") from error
+    return load_report(text, str(path))

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 
 from privacy_gate.errors import CandidateError
-from privacy_gate.unpickle import MAX_NAME
 from privacy_gate.weights.exported import read_exported
 from privacy_gate.weights.layout import MAX_BYTES, MAX_FILES, Tensors
 from privacy_gate.weights.pickled import read_pickled
 from privacy_gate.weights.plain import read_safetensors
+from privacy_gate.weights.unpickle import MAX_NAME
 
 SHOWN = 3
 """Names listed in an error; the rest are counted."""

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from privacy_gate.errors import CandidateError
-from privacy_gate.unpickle import MAX_PICKLE, StoredTensor
 from privacy_gate.weights.archive import open_archive
 from privacy_gate.weights.layout import Tensors, filled, one_line
+from privacy_gate.weights.unpickle import MAX_PICKLE, StoredTensor
 
 CONFIG = "data/weights/model_weights_config.json"
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 import torch
 
 from privacy_gate.errors import CandidateError
-from privacy_gate.unpickle import StoredTensor
+from privacy_gate.weights.unpickle import StoredTensor
 
 MAX_FILES = 100_000
 """Of one artifact; and modules and tensors of one file."""

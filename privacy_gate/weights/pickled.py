@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from privacy_gate.errors import CandidateError
-from privacy_gate.unpickle import MAX_NAME, MAX_PICKLE, Inert, StoredTensor, read_legacy, read_pickle
 from privacy_gate.weights.archive import open_archive
 from privacy_gate.weights.layout import MAX_FILES, Tensors, filled
+from privacy_gate.weights.unpickle import MAX_NAME, MAX_PICKLE, Inert, StoredTensor, read_legacy, read_pickle
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "state_dict_ema", "module")
 """Keys under which training scripts keep a state dict or a module in a checkpoint, up to three inside each other."""

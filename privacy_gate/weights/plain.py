@@ -6,8 +6,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from privacy_gate.errors import CandidateError
-from privacy_gate.unpickle import DTYPES
 from privacy_gate.weights.layout import Tensors, one_line
+from privacy_gate.weights.unpickle import DTYPES
 
 
 def read_safetensors(path: Path) -> Tensors:

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from privacy_gate.dataset import Split
-from privacy_gate.evidence import Bools, Floats, Ints, MembershipEvidence, logit_scaled
+from privacy_gate.arrays import Bools, Floats, Ints
+from privacy_gate.attacks.evidence import MembershipEvidence, logit_scaled
+from privacy_gate.dossier.dataset import Split
 
 DATA = Path(__file__).parents[1] / "data"
 Plant = Callable[..., MembershipEvidence]

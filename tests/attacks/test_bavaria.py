@@ -9,9 +9,9 @@ import pytest
 from scipy.stats import invgamma, norm, t
 
 from privacy_gate.attacks.bavaria import MOST_SHAPE, fit_prior, log_predictive, log_student
+from privacy_gate.attacks.evidence import MembershipEvidence
 from privacy_gate.attacks.lira import lira_online
 from privacy_gate.attacks.moments import Moments, moments
-from privacy_gate.evidence import MembershipEvidence
 from privacy_gate.metrics.membership import tpr_at_fpr
 
 Plant = Callable[..., MembershipEvidence]

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from privacy_gate.attacks.entropy import best_threshold, entropy, log_modified_entropy, thresholds
+from privacy_gate.attacks.evidence import MembershipEvidence
 from privacy_gate.errors import EvidenceError
-from privacy_gate.evidence import MembershipEvidence
 
 Plant = Callable[..., MembershipEvidence]
 

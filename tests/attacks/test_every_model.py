@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from privacy_gate.arrays import Bools, Floats
 from privacy_gate.attacks import ATTACKS
 from privacy_gate.attacks.every_model import EVERY_MODEL, bavaria_every_model, rmia_every_model
-from privacy_gate.dataset import Split
-from privacy_gate.evidence import Bools, Floats, MembershipEvidence
+from privacy_gate.attacks.evidence import MembershipEvidence
+from privacy_gate.dossier.dataset import Split
 
 Plant = Callable[..., MembershipEvidence]
 

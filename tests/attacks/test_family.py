@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
+from privacy_gate.arrays import Floats
 from privacy_gate.attacks import ATTACKS
-from privacy_gate.dataset import Split
-from privacy_gate.evidence import Floats, MembershipEvidence
+from privacy_gate.attacks.evidence import MembershipEvidence
+from privacy_gate.dossier.dataset import Split
 from privacy_gate.metrics.membership import auc, tpr_at_fpr
 
 NAMES = sorted(ATTACKS)

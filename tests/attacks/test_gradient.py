@@ -9,7 +9,9 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
+from privacy_gate.arrays import Floats, Ints
 from privacy_gate.attacks import ATTACKS
+from privacy_gate.attacks.evidence import MembershipEvidence, logit_scaled
 from privacy_gate.attacks.gradient import (
     _augmented,
     _inverse_hessian,
@@ -18,9 +20,8 @@ from privacy_gate.attacks.gradient import (
     gradient_norm,
     phi_change,
 )
-from privacy_gate.dataset import Split
+from privacy_gate.dossier.dataset import Split
 from privacy_gate.errors import EvidenceError
-from privacy_gate.evidence import Floats, Ints, MembershipEvidence, logit_scaled
 
 RIDGE, CLASSES, WIDTH = 0.02, 4, 7
 

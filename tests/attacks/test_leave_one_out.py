@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from privacy_gate.arrays import Bools, Floats
+from privacy_gate.attacks.evidence import MembershipEvidence
 from privacy_gate.attacks.leave_one_out import all_models, lira_blocks, lira_every_model
 from privacy_gate.attacks.lira import lira_offline, lira_online
 from privacy_gate.attacks.moments import row_blocks
-from privacy_gate.dataset import Split
+from privacy_gate.dossier.dataset import Split
 from privacy_gate.errors import EvidenceError
-from privacy_gate.evidence import Bools, Floats, MembershipEvidence
 
 Plant = Callable[..., MembershipEvidence]
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
+from privacy_gate.arrays import Floats
+from privacy_gate.attacks.evidence import MembershipEvidence
 from privacy_gate.attacks.lira import lira_offline, lira_online
 from privacy_gate.attacks.moments import moments
 from privacy_gate.errors import EvidenceError
-from privacy_gate.evidence import Floats, MembershipEvidence
 from privacy_gate.metrics.membership import tpr_at_fpr
 
 Plant = Callable[..., MembershipEvidence]

@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 from scipy.stats import rankdata
 
+from privacy_gate.attacks.evidence import MembershipEvidence
 from privacy_gate.attacks.loss import attack_p, attack_r, loss
 from privacy_gate.attacks.ties import break_ties, share_below
-from privacy_gate.evidence import MembershipEvidence
 
 Plant = Callable[..., MembershipEvidence]
 

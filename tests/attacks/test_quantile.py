@@ -6,13 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from privacy_gate.arrays import Floats
 from privacy_gate.attacks import ATTACKS
+from privacy_gate.attacks.evidence import MembershipEvidence
 from privacy_gate.attacks.quantile import PENALTIES, Ridge, hinges, quantile
-from privacy_gate.dataset import Split
+from privacy_gate.dossier.dataset import Split
 from privacy_gate.errors import EvidenceError
-from privacy_gate.evidence import Floats, MembershipEvidence
 from privacy_gate.metrics.membership import tpr_at_fpr
-from privacy_gate.verdict import Measurement
+from privacy_gate.verdict.judgement import Measurement
 
 Plant = Callable[..., MembershipEvidence]
 Auc = Callable[..., float]

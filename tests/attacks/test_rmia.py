@@ -9,8 +9,9 @@ import pytest
 from scipy.special import expit
 from scipy.stats import rankdata
 
+from privacy_gate.arrays import Floats
+from privacy_gate.attacks.evidence import MembershipEvidence
 from privacy_gate.attacks.rmia import base, informia, log_ratio_offline, log_ratio_online, rmia_offline, rmia_online
-from privacy_gate.evidence import Floats, MembershipEvidence
 
 Plant = Callable[..., MembershipEvidence]
 

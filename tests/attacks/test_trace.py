@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from privacy_gate.attacks import ATTACKS
+from privacy_gate.attacks.evidence import MembershipEvidence
 from privacy_gate.attacks.trace import loss_trace
 from privacy_gate.errors import EvidenceError
-from privacy_gate.evidence import MembershipEvidence
 
 
 def test_it_is_the_interquartile_range_over_the_epochs(plant: Callable[..., MembershipEvidence]) -> None:

@@ -16,13 +16,13 @@ from statistics import median
 
 import numpy as np
 import torch
+from privacy_gate.dossier.recipe import Recipe
 
-from privacy_gate.backbone import Backbone
-from privacy_gate.candidate import Recipe
-from privacy_gate.compute.heads import train_heads
-from privacy_gate.compute.machine import Machine
-from privacy_gate.optimizers import Adam
-from privacy_gate.subsets import included
+from privacy_gate.compute.machine.device import Machine
+from privacy_gate.compute.training.heads import train_heads
+from privacy_gate.dossier.backbone import Backbone
+from privacy_gate.dossier.optimizers import Adam
+from privacy_gate.jobs.subsets import included
 
 USUAL = {"references": 64, "examples": 1280, "epochs": 10}
 SIZES = {

@@ -26,14 +26,14 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from privacy_gate.backbone import Backbone, Input, PublicWeights
-from privacy_gate.compute import backbone as backbones
-from privacy_gate.compute.allocator import keep_freed_memory
-from privacy_gate.compute.decoding import decode, scaled, transform_of
-from privacy_gate.compute.embed import embed
-from privacy_gate.compute.machine import Machine
-from privacy_gate.dataset import AuditData, Split
-from privacy_gate.job import embed_jobs
+from privacy_gate.compute.images import backbone as backbones
+from privacy_gate.compute.images.decoding import decode, scaled, transform_of
+from privacy_gate.compute.images.embed import embed
+from privacy_gate.compute.machine.allocator import keep_freed_memory
+from privacy_gate.compute.machine.device import Machine
+from privacy_gate.dossier.backbone import Backbone, Input, PublicWeights
+from privacy_gate.dossier.dataset import AuditData, Split
+from privacy_gate.jobs.kinds import embed_jobs
 
 GATE, STEADY = "gate, files to features", "gate, without its start"
 

@@ -20,15 +20,15 @@ from types import ModuleType
 import numpy as np
 import torch
 
-from privacy_gate.compute.allocator import keep_freed_memory
-from privacy_gate.federated.cells import Draws
-from privacy_gate.federated.partitions import partition
-from privacy_gate.federated.simulator import Study, simulate
+from privacy_gate.compute.machine.allocator import keep_freed_memory
+from privacy_gate.simulation.cells import Draws
+from privacy_gate.simulation.partitions import partition
+from privacy_gate.simulation.simulator import Study, simulate
 
 
 def load(name: str) -> ModuleType:
     """A module that the tests share."""
-    path = Path(__file__).parents[1] / "federated" / f"{name}.py"
+    path = Path(__file__).parents[1] / "simulation" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise FileNotFoundError(path)

@@ -37,13 +37,13 @@ def ours(data: dict[str, Any]) -> list[tuple[str, float, float]]:
     """The simulator: one cell alone, and its share of the reference matrix."""
     import torch
 
-    from privacy_gate.federated.aggregators import rule
-    from privacy_gate.federated.cells import Cell, Training
-    from privacy_gate.federated.partitions import partition
-    from privacy_gate.federated.samples import Samples
-    from privacy_gate.federated.simulator import Study, simulate
+    from privacy_gate.simulation.cells import Cell, Training
+    from privacy_gate.simulation.partitions import partition
+    from privacy_gate.simulation.rules.aggregators import rule
+    from privacy_gate.simulation.samples import Samples
+    from privacy_gate.simulation.simulator import Study, simulate
 
-    path = Path(__file__).parents[1] / "federated" / "matrix.py"
+    path = Path(__file__).parents[1] / "simulation" / "matrix.py"
     spec = importlib.util.spec_from_file_location("matrix", path)
     assert spec is not None
     assert spec.loader is not None

@@ -29,13 +29,14 @@ from statistics import median
 import numpy as np
 import torch
 
-from privacy_gate.candidate import Recipe
-from privacy_gate.compute.allocator import keep_freed_memory
-from privacy_gate.compute.heads import TrainedHead, confidences, train_heads
-from privacy_gate.compute.machine import Machine
-from privacy_gate.compute.optimizers import stepper
-from privacy_gate.compute.stack import padded
-from privacy_gate.subsets import included
+from privacy_gate.compute.images.backbone import TrainedHead
+from privacy_gate.compute.machine.allocator import keep_freed_memory
+from privacy_gate.compute.machine.device import Machine
+from privacy_gate.compute.training.heads import confidences, train_heads
+from privacy_gate.compute.training.optimizers import stepper
+from privacy_gate.compute.training.stack import padded
+from privacy_gate.dossier.recipe import Recipe
+from privacy_gate.jobs.subsets import included
 
 
 def main() -> None:

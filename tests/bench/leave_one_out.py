@@ -22,10 +22,11 @@ from typing import TypeVar
 
 import numpy as np
 
+from privacy_gate.arrays import Bools, Floats
+from privacy_gate.attacks.evidence import MembershipEvidence
 from privacy_gate.attacks.leave_one_out import lira_blocks
 from privacy_gate.attacks.lira import lira_online
-from privacy_gate.dataset import Split
-from privacy_gate.evidence import Bools, Floats, MembershipEvidence
+from privacy_gate.dossier.dataset import Split
 
 T = TypeVar("T")
 

@@ -24,17 +24,17 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from privacy_gate.dossier.recipe import Recipe
 from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 
-from privacy_gate.candidate import Recipe
-from privacy_gate.compute.allocator import keep_freed_memory
-from privacy_gate.compute.backbone import timm
-from privacy_gate.compute.machine import Machine
-from privacy_gate.compute.networks import Images, train_networks
-from privacy_gate.compute.parts import network, start, trained
+from privacy_gate.compute.images.backbone import timm
+from privacy_gate.compute.machine.allocator import keep_freed_memory
+from privacy_gate.compute.machine.device import Machine
+from privacy_gate.compute.training.networks import Images, train_networks
+from privacy_gate.compute.training.parts import network, start, trained
 from privacy_gate.documents import parse
-from privacy_gate.subsets import Subset, included, shown
+from privacy_gate.jobs.subsets import Subset, included, shown
 
 CLASSES = 10
 WORKS = [

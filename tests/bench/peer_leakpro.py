@@ -21,7 +21,7 @@ import torch
 
 # Beside a CPU build of torch, torchvision imports only with the gate's help: a file that needs torch alone. Kept, since
 # it holds the operators. Before leakpro.
-TORCHVISION = runpy.run_path(str(Path(__file__).parents[2] / "privacy_gate" / "compute" / "vision.py"))
+TORCHVISION = runpy.run_path(str(Path(__file__).parents[2] / "privacy_gate" / "compute" / "images" / "vision.py"))
 
 from leakpro import LeakPro  # noqa: E402
 from leakpro.input_handler.abstract_input_handler import AbstractInputHandler  # noqa: E402

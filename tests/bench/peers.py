@@ -35,18 +35,20 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 from sklearn.datasets import load_digits
 
+from privacy_gate.arrays import Bools, Floats
 from privacy_gate.attacks import ATTACKS
-from privacy_gate.backbone import Backbone
-from privacy_gate.candidate import Recipe
-from privacy_gate.compute.heads import TrainedHead, confidences, head_logits, train_heads
-from privacy_gate.compute.machine import Machine
-from privacy_gate.dataset import Split
-from privacy_gate.evidence import Bools, Floats, MembershipEvidence
-from privacy_gate.metrics.bootstrap import DRAWS, percentile
+from privacy_gate.attacks.evidence import MembershipEvidence
+from privacy_gate.compute.images.backbone import TrainedHead
+from privacy_gate.compute.machine.device import Machine
+from privacy_gate.compute.training.heads import confidences, head_logits, train_heads
+from privacy_gate.dossier.backbone import Backbone
+from privacy_gate.dossier.dataset import Split
+from privacy_gate.dossier.optimizers import Adam
+from privacy_gate.dossier.recipe import Recipe
+from privacy_gate.jobs.subsets import included
+from privacy_gate.metrics.intervals.bootstrap import DRAWS, percentile
+from privacy_gate.metrics.intervals.ranks import members_above
 from privacy_gate.metrics.membership import auc
-from privacy_gate.metrics.ranks import members_above
-from privacy_gate.optimizers import Adam
-from privacy_gate.subsets import included
 
 POOL = 1400
 CONFIDENCE = 0.95

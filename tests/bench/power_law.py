@@ -28,25 +28,25 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.special import stdtrit
 
+from privacy_gate.arrays import Bools, Floats
 from privacy_gate.attacks.every_model import bavaria_every_model
 from privacy_gate.attacks.leave_one_out import lira_every_model
-from privacy_gate.backbone import Backbone, Input, PublicWeights
-from privacy_gate.candidate import Recipe
-from privacy_gate.compute.embed import embed
-from privacy_gate.compute.heads import confidences, train_heads
-from privacy_gate.compute.machine import Machine
-from privacy_gate.dataset import AuditData, Split
-from privacy_gate.evidence import Bools, Floats
-from privacy_gate.exhibits import LawPlot
-from privacy_gate.job import Embed
+from privacy_gate.compute.images.embed import embed
+from privacy_gate.compute.machine.device import Machine
+from privacy_gate.compute.training.heads import confidences, train_heads
+from privacy_gate.demo.packaged import lite0_weights
+from privacy_gate.dossier.backbone import Backbone, Input, PublicWeights
+from privacy_gate.dossier.dataset import AuditData, Split
+from privacy_gate.dossier.optimizers import Adam
+from privacy_gate.dossier.recipe import Recipe
+from privacy_gate.dossier.views import View
+from privacy_gate.jobs.kinds import Embed
+from privacy_gate.jobs.subsets import included
+from privacy_gate.metrics.intervals.ranks import members_above
 from privacy_gate.metrics.power_law import SLOPES, Law, Point, fit
-from privacy_gate.metrics.ranks import members_above
-from privacy_gate.optimizers import Adam
-from privacy_gate.packaged import lite0_weights
 from privacy_gate.reports.pictures import law_chart
-from privacy_gate.subsets import included
-from privacy_gate.verdict import Measurement
-from privacy_gate.views import View
+from privacy_gate.verdict.exhibits import LawPlot
+from privacy_gate.verdict.judgement import Measurement
 
 SHOTS = (8, 16, 32, 64, 128)
 CLASSES = 10
@@ -222,7 +222,7 @@ def page(laws: Sequence[Law], settings: dict[str, object]) -> str:
         for law in laws
     ]
     chart = law_chart(plots)
-    loader = PackageLoader("privacy_gate", "reports")
+    loader = PackageLoader("privacy_gate", "reports/templates")
     environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     css = Markup(environment.get_template("report.css").render())
     text = "Fashion-MNIST, EfficientNet-Lite0 features, linear heads, LiRA leave-one-out: " + ", ".join(

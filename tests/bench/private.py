@@ -20,18 +20,18 @@ import numpy as np
 import opacus
 import torch
 from opacus.optimizers import DPOptimizer
+from privacy_gate.dossier.recipe import Recipe
 from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 
-from privacy_gate.candidate import Recipe
-from privacy_gate.compute.allocator import keep_freed_memory
-from privacy_gate.compute.backbone import timm
-from privacy_gate.compute.heads import train_heads
-from privacy_gate.compute.machine import Machine
-from privacy_gate.compute.networks import Images, train_networks
-from privacy_gate.compute.private import steps_of
+from privacy_gate.compute.images.backbone import timm
+from privacy_gate.compute.machine.allocator import keep_freed_memory
+from privacy_gate.compute.machine.device import Machine
+from privacy_gate.compute.training.heads import train_heads
+from privacy_gate.compute.training.networks import Images, train_networks
+from privacy_gate.compute.training.private import steps_of
 from privacy_gate.documents import parse
-from privacy_gate.subsets import Subset, included
+from privacy_gate.jobs.subsets import Subset, included
 
 PRIVACY = {"noise_multiplier": 1.1, "clip": 1.0}
 

@@ -32,18 +32,18 @@ from PIL import Image
 from pyarrow import parquet
 from safetensors.torch import save_file
 
-from privacy_gate.audit import Shard
-from privacy_gate.backbone import Backbone, Input, PublicWeights
-from privacy_gate.candidate import Recipe
-from privacy_gate.compute import backbone
+from privacy_gate.auditing.audit import Shard
 from privacy_gate.compute.cluster import Cluster, connected, run_on_cluster
-from privacy_gate.compute.machine import Machine
-from privacy_gate.compute.numerics import numerics
+from privacy_gate.compute.images import backbone
+from privacy_gate.compute.machine.device import Machine
+from privacy_gate.compute.machine.numerics import numerics
 from privacy_gate.compute.run import run
 from privacy_gate.compute.work import Inputs
-from privacy_gate.dataset import Columns, DataManifest, describe_table, read_data
-from privacy_gate.job import Job, embed_jobs, train_reference
-from privacy_gate.optimizers import Adam
+from privacy_gate.dossier.backbone import Backbone, Input, PublicWeights
+from privacy_gate.dossier.dataset import Columns, DataManifest, describe_table, read_data
+from privacy_gate.dossier.optimizers import Adam
+from privacy_gate.dossier.recipe import Recipe
+from privacy_gate.jobs.kinds import Job, embed_jobs, train_reference
 from privacy_gate.store import Store
 
 MACHINE = Machine(device="cpu", threads=1)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from privacy_gate.checks import AnyCheck
-from privacy_gate.checks.check import Subject, in_percent
+from privacy_gate.checks.base.check import Subject, in_percent
 from privacy_gate.checks.disparity import Disparity
 from privacy_gate.checks.dp_claim import DpClaim
 from privacy_gate.checks.membership import Membership
@@ -18,13 +18,13 @@ from privacy_gate.checks.power_law import PowerLaw
 from privacy_gate.checks.recipe import RecipeLeak
 from privacy_gate.checks.utility import Utility
 from privacy_gate.checks.vulnerability import Vulnerability
-from privacy_gate.compute.machine import Machine
+from privacy_gate.compute.machine.device import Machine
 from privacy_gate.compute.run import run
 from privacy_gate.compute.work import Inputs
-from privacy_gate.dataset import read_data
-from privacy_gate.job import Job
+from privacy_gate.dossier.dataset import read_data
+from privacy_gate.jobs.kinds import Job
 from privacy_gate.store import Store
-from privacy_gate.verdict import CheckResult, Measurement
+from privacy_gate.verdict.judgement import CheckResult, Measurement
 
 CHECKS: list[AnyCheck] = [
     Membership(references=32, attacks=("lira", "loss", "attack_p")),

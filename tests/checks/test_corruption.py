@@ -5,17 +5,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from privacy_gate.dossier.recipe import Recipe
 
-from privacy_gate.backbone import Backbone, Input, PublicWeights
-from privacy_gate.candidate import Recipe
-from privacy_gate.checks.check import Subject
+from privacy_gate.checks.base.check import Subject
 from privacy_gate.checks.corruption import CORRUPTIONS, Corruption
-from privacy_gate.dataset import AuditData, Split
 from privacy_gate.documents import parse
+from privacy_gate.dossier.backbone import Backbone, Input, PublicWeights
+from privacy_gate.dossier.dataset import AuditData, Split
+from privacy_gate.dossier.optimizers import Sgd
 from privacy_gate.errors import ConfigurationError
-from privacy_gate.job import Corrupt, Job, Score
-from privacy_gate.optimizers import Sgd
-from privacy_gate.verdict import Limit, Status, judged_status
+from privacy_gate.jobs.kinds import Corrupt, Job, Score
+from privacy_gate.verdict.judgement import Limit, Status, judged_status
 
 ROWS = 400
 

@@ -6,20 +6,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from privacy_gate.dossier.recipe import Recipe
 from sklearn.datasets import load_digits
 
-from privacy_gate.candidate import Recipe
-from privacy_gate.checks.check import NO_FEDERATION, Subject
+from privacy_gate.checks.base.check import NO_FEDERATION, Subject
 from privacy_gate.checks.inversion import UNKNOWN_CLIENTS, Inversion
-from privacy_gate.compute.machine import Machine
+from privacy_gate.compute.machine.device import Machine
 from privacy_gate.compute.run import run
 from privacy_gate.compute.work import Inputs
-from privacy_gate.dataset import AuditData, Split
 from privacy_gate.documents import parse
+from privacy_gate.dossier.dataset import AuditData, Split
 from privacy_gate.errors import ConfigurationError
-from privacy_gate.job import Invert
+from privacy_gate.jobs.kinds import Invert
 from privacy_gate.store import Store
-from privacy_gate.verdict import CheckResult, Limit, Status, judge
+from privacy_gate.verdict.judgement import CheckResult, Limit, Status, judge
 
 LIMIT = Limit(max=0.1)
 PLAIN: dict[str, Any] = {

@@ -7,12 +7,12 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+from privacy_gate.dossier.recipe import Recipe
 from sklearn.datasets import load_digits
 
-from privacy_gate.backbone import Input
-from privacy_gate.candidate import Recipe
-from privacy_gate.checks.check import Subject
-from privacy_gate.checks.federations import NOT_SIMULATED
+from privacy_gate.checks.base.check import Subject
+from privacy_gate.checks.base.federations import NOT_SIMULATED
+from privacy_gate.checks.base.rules import ROBUST
 from privacy_gate.checks.robustness import (
     ADVERSARIES,
     BACKDOORS,
@@ -22,17 +22,17 @@ from privacy_gate.checks.robustness import (
     Robustness,
     RobustnessMetric,
 )
-from privacy_gate.checks.rules import ROBUST
-from privacy_gate.compute.machine import Machine
+from privacy_gate.compute.machine.device import Machine
 from privacy_gate.compute.run import run
 from privacy_gate.compute.work import Inputs
-from privacy_gate.dataset import AuditData, Split
 from privacy_gate.documents import parse
+from privacy_gate.dossier.backbone import Input
+from privacy_gate.dossier.dataset import AuditData, Split
 from privacy_gate.errors import ConfigurationError
-from privacy_gate.federated.adversaries import ADVERSARIES as KNOWN
-from privacy_gate.job import Embed, Federate, Job
+from privacy_gate.jobs.kinds import Embed, Federate, Job
+from privacy_gate.simulation.adversaries import ADVERSARIES as KNOWN
 from privacy_gate.store import Store
-from privacy_gate.verdict import CheckResult, Limit, Status, judged_status
+from privacy_gate.verdict.judgement import CheckResult, Limit, Status, judged_status
 
 FEW: dict[str, Any] = {"check": "robustness", "attacks": ["sign_flip", "ipm_10", "label_flip"], "seeds": 8}
 

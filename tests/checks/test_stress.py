@@ -7,21 +7,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from privacy_gate.dossier.recipe import Recipe
 from sklearn.datasets import load_digits
 
-from privacy_gate.candidate import Recipe
-from privacy_gate.checks.check import Subject
-from privacy_gate.checks.federations import NOT_SIMULATED
+from privacy_gate.checks.base.check import Subject
+from privacy_gate.checks.base.federations import NOT_SIMULATED
 from privacy_gate.checks.stress import SystemStress
-from privacy_gate.compute.machine import Machine
+from privacy_gate.compute.machine.device import Machine
 from privacy_gate.compute.run import run
 from privacy_gate.compute.work import Inputs
-from privacy_gate.dataset import AuditData, Split
 from privacy_gate.documents import parse
+from privacy_gate.dossier.dataset import AuditData, Split
 from privacy_gate.errors import DatasetError
-from privacy_gate.job import Federate, describe, digest
+from privacy_gate.jobs.kinds import Federate, describe, digest
 from privacy_gate.store import Store
-from privacy_gate.verdict import CheckResult, Limit, Status, judged_status
+from privacy_gate.verdict.judgement import CheckResult, Limit, Status, judged_status
 
 METRICS = ["heterogeneity_drop", "gone_drop", "absent_drop", "stale_drop"]
 

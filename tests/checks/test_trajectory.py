@@ -11,26 +11,27 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
-from privacy_gate.audit import Shard
-from privacy_gate.candidate import Candidate, Dossier, Recipe
-from privacy_gate.case import Case
-from privacy_gate.checks.check import Subject
+from privacy_gate.auditing.audit import Shard
+from privacy_gate.auditing.policy import Policy
+from privacy_gate.checks.base.check import Subject
 from privacy_gate.checks.trajectory import TrajectoryMia
 from privacy_gate.compute.cluster import Cluster
-from privacy_gate.compute.machine import Machine
+from privacy_gate.compute.machine.device import Machine
 from privacy_gate.compute.run import run
 from privacy_gate.compute.work import Inputs
-from privacy_gate.dataset import AuditData, Columns, DataManifest, Split, Table
 from privacy_gate.documents import load, parse
+from privacy_gate.dossier.candidate import Candidate, Dossier
+from privacy_gate.dossier.dataset import AuditData, Columns, DataManifest, Split, Table
+from privacy_gate.dossier.recipe import Recipe
+from privacy_gate.dossier.roundlog import Round, RoundLog, write_round
 from privacy_gate.errors import CandidateError, UndecidedError
-from privacy_gate.federated.trajectory import Trajectory, against_others, guessed, loss_of, own, signals
+from privacy_gate.gate.case import Case
+from privacy_gate.gate.preparation import prepare
 from privacy_gate.metrics.trajectory import source_inference_advantage
-from privacy_gate.policy import Policy
-from privacy_gate.preparation import prepare
 from privacy_gate.progress import silent
-from privacy_gate.roundlog import Round, RoundLog, write_round
+from privacy_gate.simulation.leaks.trajectory import Trajectory, against_others, guessed, loss_of, own, signals
 from privacy_gate.store import Store
-from privacy_gate.verdict import CheckResult, Limit, Measurement, Status, judged_status
+from privacy_gate.verdict.judgement import CheckResult, Limit, Measurement, Status, judged_status
 
 CLASSES, WIDTH, CLIENTS = 4, 150, 5
 NAMES = [f"site {place}" for place in range(CLIENTS)]

@@ -13,16 +13,16 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from privacy_gate import producer
 from privacy_gate.cli import app
 from privacy_gate.cli.options import chosen_machine
 from privacy_gate.cli.steps import price
 from privacy_gate.cli.terminal import progress_bar
 from privacy_gate.compute.cluster import Cluster
-from privacy_gate.compute.machine import Machine
-from privacy_gate.preparation import Prepared
+from privacy_gate.compute.machine.device import Machine
+from privacy_gate.gate.preparation import Prepared
+from privacy_gate.registry import producer
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 COMMANDS = [
     ["check"], ["prepare"], ["audit"], ["report"], ["promote"], ["advise"], ["demo"], ["attacks"],
     ["dossier"], ["dossier", "lint"], ["policy"], ["policy", "lint"],
@@ -92,7 +92,8 @@ def test_one_mistake_in_a_policy_of_one_check_is_one_error(checks: str, expected
 def test_policy_lint_audit_and_report_do_not_import_torch() -> None:
     script = (
         "import sys\n"
-        "from privacy_gate import lint, reports, audit\n"
+        "from privacy_gate import reports\nfrom privacy_gate.auditing import audit\n"
+        "from privacy_gate.gate import lint\n"
         "print([m for m in ('torch', 'mlflow', 'timm') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

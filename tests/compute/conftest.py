@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from privacy_gate.dossier.recipe import Recipe
 from safetensors.torch import save_file
 
-from privacy_gate.candidate import Recipe
-from privacy_gate.compute import backbone
+from privacy_gate.compute.images import backbone
 from privacy_gate.documents import parse
 
 

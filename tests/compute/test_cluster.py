@@ -20,21 +20,21 @@ import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
+from privacy_gate.dossier.recipe import CommandRecipe, Recipe, Trainer
 from pyarrow import parquet
 from safetensors.torch import save_file
 
-from privacy_gate.batches import REFERENCE_BLOCK, batches
-from privacy_gate.candidate import CommandRecipe, Recipe, Trainer
-from privacy_gate.compute import backbone
 from privacy_gate.compute.cluster import Cluster, connected, divided, run_on_cluster
-from privacy_gate.compute.machine import Machine
-from privacy_gate.compute.numerics import numerics
+from privacy_gate.compute.images import backbone
+from privacy_gate.compute.machine.device import Machine
+from privacy_gate.compute.machine.numerics import numerics
 from privacy_gate.compute.run import run
 from privacy_gate.compute.work import Inputs
-from privacy_gate.dataset import AuditData, Columns, DataManifest, describe_table, read_data
 from privacy_gate.documents import parse
+from privacy_gate.dossier.dataset import AuditData, Columns, DataManifest, describe_table, read_data
 from privacy_gate.errors import CandidateError, ConfigurationError, UnavailableError
-from privacy_gate.job import Job, Score, TrainControl, Trigger, embed_jobs, train_reference
+from privacy_gate.jobs.batches import REFERENCE_BLOCK, batches
+from privacy_gate.jobs.kinds import Job, Score, TrainControl, Trigger, embed_jobs, train_reference
 from privacy_gate.progress import silent
 from privacy_gate.store import Store
 

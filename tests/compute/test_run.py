@@ -12,23 +12,23 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from privacy_gate.dossier.recipe import Recipe
 from pyarrow import parquet
 from safetensors.torch import save_file
 
-from privacy_gate.backbone import Backbone
-from privacy_gate.candidate import Recipe
-from privacy_gate.compute import backbone as subject
-from privacy_gate.compute.judged import residual
-from privacy_gate.compute.machine import Machine
-from privacy_gate.compute.numerics import numerics, whole_float32
-from privacy_gate.compute.pixels import read_pixels
+from privacy_gate.attacks.evidence import logit_scaled
+from privacy_gate.compute.images import backbone as subject
+from privacy_gate.compute.images.pixels import read_pixels
+from privacy_gate.compute.machine.device import Machine
+from privacy_gate.compute.machine.numerics import numerics, whole_float32
 from privacy_gate.compute.run import RUNNERS, run
+from privacy_gate.compute.training.judged import residual
 from privacy_gate.compute.work import Inputs, Work
-from privacy_gate.dataset import AuditData, Columns, Split, describe_table, read_data
 from privacy_gate.documents import parse
+from privacy_gate.dossier.backbone import Backbone
+from privacy_gate.dossier.dataset import AuditData, Columns, Split, describe_table, read_data
 from privacy_gate.errors import UnavailableError, UndecidedError
-from privacy_gate.evidence import logit_scaled
-from privacy_gate.job import EMBED_ROWS, Embed, Job, Score, digest, embed_jobs, train_reference
+from privacy_gate.jobs.kinds import EMBED_ROWS, Embed, Job, Score, digest, embed_jobs, train_reference
 from privacy_gate.store import Arrays, Store, path_of
 
 NAME, ROWS, CLASSES = "test_resnet", 24, 3

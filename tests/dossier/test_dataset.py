@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from pyarrow import csv, parquet
 
-from privacy_gate.dataset import (
+from privacy_gate.dossier.dataset import (
     AuditData,
     Columns,
     DataManifest,
@@ -26,8 +26,8 @@ from privacy_gate.dataset import (
     hashed_ids,
     read_data,
 )
+from privacy_gate.dossier.tables.parquet import read_parquet
 from privacy_gate.errors import CandidateError, ConfigurationError, DatasetError, UnavailableError
-from privacy_gate.tables.parquet import read_parquet
 
 ROWS = 6
 SPLIT = ["member", "member", "holdout", "holdout", "population", "population"]
@@ -308,7 +308,7 @@ def test_class_names_fit_the_recipe_and_stand_once(tmp_path: Path) -> None:
 
 def test_importing_the_module_imports_no_heavy_library() -> None:
     heavy = "('pyarrow', 'fsspec', 'PIL', 'torch')"
-    code = f"import sys, privacy_gate.dataset; sys.exit(any(name in sys.modules for name in {heavy}))"
+    code = f"import sys, privacy_gate.dossier.dataset; sys.exit(any(name in sys.modules for name in {heavy}))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

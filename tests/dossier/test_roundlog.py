@@ -13,9 +13,10 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 import privacy_gate
-from privacy_gate import producer, registry
+from privacy_gate.dossier.roundlog import KEY, Round, RoundLog, updates_from, write_round
 from privacy_gate.errors import CandidateError, ConfigurationError, GateError
-from privacy_gate.roundlog import KEY, Round, RoundLog, updates_from, write_round
+from privacy_gate.registry import producer
+from privacy_gate.registry import pull as registry
 
 CLIENTS = ("north", "south", "site 3")
 

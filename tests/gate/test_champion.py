@@ -8,18 +8,19 @@ from typing import Any
 import pytest
 import torch
 
-from privacy_gate import producer, registry
-from privacy_gate.audit import Shard
-from privacy_gate.case import open_case
+from privacy_gate.auditing.audit import Shard
 from privacy_gate.compute.cluster import Cluster, connected
 from privacy_gate.errors import ConfigurationError, ConflictError
-from privacy_gate.job import Score
-from privacy_gate.preparation import prepare
+from privacy_gate.gate.case import open_case
+from privacy_gate.gate.preparation import prepare
+from privacy_gate.jobs.kinds import Score
 from privacy_gate.progress import silent
-from privacy_gate.report import Report, load_report
+from privacy_gate.registry import producer
+from privacy_gate.registry import pull as registry
 from privacy_gate.reports import FORMATS
-from privacy_gate.verdict import Finding, Status, Verdict
-from tests.test_gate import MACHINE, NOW, aliases, check, decide
+from privacy_gate.verdict.judgement import Finding, Status, Verdict
+from privacy_gate.verdict.report import Report, load_report
+from tests.gate.test_gate import MACHINE, NOW, aliases, check, decide
 
 LIMIT = "{min: 0.25, champion_drop: 0.05}"
 POLICY = """\

@@ -11,23 +11,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from privacy_gate.candidate import Recipe
-from privacy_gate.checks.check import Subject
+from privacy_gate.auditing.policy import Policy
+from privacy_gate.checks.base.check import Subject
 from privacy_gate.checks.disparity import NO_PEOPLE, Disparity
 from privacy_gate.checks.vulnerability import POINTS, Vulnerability
-from privacy_gate.dataset import AuditData, Split, hashed_ids
 from privacy_gate.documents import load
+from privacy_gate.dossier.dataset import AuditData, Split, hashed_ids
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.errors import ConfigurationError, DatasetError, UndecidedError
-from privacy_gate.exhibits import GradientScatter, VulnerableRows
-from privacy_gate.gate import check
-from privacy_gate.job import Job, Score, TrainReference
-from privacy_gate.output import refuse_thumbnails, write_thumbnails
-from privacy_gate.policy import Policy
+from privacy_gate.gate.output import refuse_thumbnails, write_thumbnails
+from privacy_gate.gate.steps import check
+from privacy_gate.jobs.kinds import Job, Score, TrainReference
 from privacy_gate.progress import silent
-from privacy_gate.report import CandidateRecord, CheckRecord, DataRecord, PolicyRecord, Report, load_report
 from privacy_gate.reports import FORMATS
 from privacy_gate.reports.thumbnails import LARGEST, thumbnails
-from privacy_gate.verdict import CheckResult, Measurement, Verdict
+from privacy_gate.verdict.exhibits import GradientScatter, VulnerableRows
+from privacy_gate.verdict.judgement import CheckResult, Measurement, Verdict
+from privacy_gate.verdict.report import CandidateRecord, CheckRecord, DataRecord, PolicyRecord, Report, load_report
 
 ROWS, MODELS, FEATURES = 1200, 48, 6
 PLANTED = np.array([3, 77, 410, 1101])
@@ -419,8 +419,8 @@ def test_the_page_is_its_owner_s_alone_and_replaces_a_link_without_following_it(
 def test_a_pass_with_thumbnails_in_the_report_s_folder_stops_before_anything_is_computed(
     scene: Any, tracking: str, tmp_path: Path
 ) -> None:
-    from privacy_gate import producer
-    from privacy_gate.compute.machine import Machine
+    from privacy_gate.compute.machine.device import Machine
+    from privacy_gate.registry import producer
 
     (tmp_path / "policy.yaml").write_text(POLICY)
     uri = producer.register(scene.train(scene.member_rows), "exposure", scene.recipe, scene.manifest, {}, tracking)

@@ -11,18 +11,20 @@ import numpy as np
 import pytest
 import torch
 
-from privacy_gate import gate, producer, registry
-from privacy_gate.audit import Shard
-from privacy_gate.case import open_case
-from privacy_gate.compute.machine import Machine
+from privacy_gate.auditing.audit import Shard
+from privacy_gate.compute.machine.device import Machine
 from privacy_gate.errors import ConfigurationError, ConflictError, StoreError, UndecidedError
-from privacy_gate.output import write_report
-from privacy_gate.preparation import prepare
+from privacy_gate.gate import steps as gate
+from privacy_gate.gate.case import open_case
+from privacy_gate.gate.output import write_report
+from privacy_gate.gate.preparation import prepare
 from privacy_gate.progress import silent
-from privacy_gate.report import Report
+from privacy_gate.registry import producer
+from privacy_gate.registry import pull as registry
 from privacy_gate.store.place import Place
 from privacy_gate.store.shelf import entries, groups
-from privacy_gate.verdict import Status, Verdict
+from privacy_gate.verdict.judgement import Status, Verdict
+from privacy_gate.verdict.report import Report
 from tests.policies import MEMBERSHIP
 
 NOW = datetime.datetime(2030, 1, 1, 12, 0, tzinfo=datetime.UTC)

@@ -11,10 +11,9 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from privacy_gate.candidate import Recipe
-from privacy_gate.champion import Champion
 from privacy_gate.checks import AnyCheck
-from privacy_gate.checks.check import Subject, asks_nothing
+from privacy_gate.checks.base.check import Subject, asks_nothing
+from privacy_gate.checks.base.versus import ChampionLimit, Versus
 from privacy_gate.checks.corruption import Corruption
 from privacy_gate.checks.disparity import Disparity
 from privacy_gate.checks.evasion import Evasion
@@ -25,15 +24,16 @@ from privacy_gate.checks.robustness import Robustness
 from privacy_gate.checks.stress import SystemStress
 from privacy_gate.checks.trajectory import TrajectoryMia
 from privacy_gate.checks.utility import Utility
-from privacy_gate.checks.versus import ChampionLimit, Versus
-from privacy_gate.dataset import AuditData, Columns, Split, describe_table
 from privacy_gate.documents import dump, parse
+from privacy_gate.dossier.champion import Champion
+from privacy_gate.dossier.dataset import AuditData, Columns, Split, describe_table
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.errors import ConfigurationError, DatasetError
-from privacy_gate.job import Corrupt, Embed, Evade, Federate, Job, Probe, Score, TrainReference, Universal
-from privacy_gate.lint import lint_dossier, lint_policy
-from privacy_gate.metrics.disparity import accusations, vulnerability_gap
+from privacy_gate.gate.lint import lint_dossier, lint_policy
+from privacy_gate.jobs.kinds import Corrupt, Embed, Evade, Federate, Job, Probe, Score, TrainReference, Universal
 from privacy_gate.metrics.membership import balanced_accuracy, precision, tpr_at_fpr
-from privacy_gate.verdict import Limit, Measurement, Severity, Status, judged_status
+from privacy_gate.metrics.parties.disparity import accusations, vulnerability_gap
+from privacy_gate.verdict.judgement import Limit, Measurement, Severity, Status, judged_status
 
 CLASSES, MEMBERS = 4, 4000
 INPUT = {"size": 32, "mean": [0.5] * 3, "std": [0.5] * 3}
@@ -433,7 +433,7 @@ promotion: {alias: champion}
 
 
 @pytest.mark.parametrize(
-    "path", sorted((Path(__file__).parents[1] / "policies").glob("*.yaml")), ids=lambda path: path.name
+    "path", sorted((Path(__file__).parents[2] / "policies").glob("*.yaml")), ids=lambda path: path.name
 )
 def test_no_limit_of_the_policies_that_people_copy_asks_for_nothing(path: Path) -> None:
     assert not [line for line in lint_policy(path, None) if "warning" in line]

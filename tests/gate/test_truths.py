@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from privacy_gate.dossier.recipe import Recipe
 
 from privacy_gate.attacks import ATTACKS
-from privacy_gate.candidate import Recipe
-from privacy_gate.compute.heads import confidences, train_heads
-from privacy_gate.compute.machine import Machine
+from privacy_gate.attacks.evidence import MembershipEvidence, logit_scaled
+from privacy_gate.compute.machine.device import Machine
 from privacy_gate.compute.run import run
+from privacy_gate.compute.training.heads import confidences, train_heads
 from privacy_gate.compute.work import Inputs
-from privacy_gate.dataset import read_data
 from privacy_gate.documents import parse
-from privacy_gate.evidence import MembershipEvidence, logit_scaled
-from privacy_gate.job import Job, Score, TrainControl, train_reference
+from privacy_gate.dossier.dataset import read_data
+from privacy_gate.jobs.kinds import Job, Score, TrainControl, train_reference
+from privacy_gate.jobs.subsets import included
 from privacy_gate.metrics.membership import auc, tpr_at_fpr
 from privacy_gate.store import Store
-from privacy_gate.subsets import included
 
 MACHINE = Machine(threads=1)
 RECIPE = parse(

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from privacy_gate.errors import EvidenceError
-from privacy_gate.subsets import batch_order, group_size, included, initial_head, shown
+from privacy_gate.jobs.subsets import batch_order, group_size, included, initial_head, shown
 
 sizes = st.integers(2, 60).flatmap(lambda pool: st.tuples(st.just(pool), st.integers(1, pool - 1)))
 

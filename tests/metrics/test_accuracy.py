@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import binom
 
 from privacy_gate.metrics.accuracy import accuracy
-from privacy_gate.metrics.binomial import clopper_pearson
+from privacy_gate.metrics.intervals.binomial import clopper_pearson
 
 
 @pytest.mark.parametrize("trials", [1, 10, 200])

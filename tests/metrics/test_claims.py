@@ -6,7 +6,7 @@ from scipy.special import ndtri
 
 from privacy_gate.metrics.claims import BY_CANARIES, BY_RATES, bounds_by_canaries, bounds_by_rates, excess
 from privacy_gate.metrics.epsilon import gaussian_epsilon
-from privacy_gate.verdict import Measurement
+from privacy_gate.verdict.judgement import Measurement
 
 DELTA = 1e-5
 AUDITS = 200

@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from privacy_gate.errors import EvidenceError
-from privacy_gate.metrics.binomial import clopper_pearson
+from privacy_gate.metrics.intervals.binomial import clopper_pearson
 from privacy_gate.metrics.inversion import inversion_advantage
 
 

@@ -9,18 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom, norm
 
+from privacy_gate.arrays import Floats
 from privacy_gate.errors import EvidenceError
-from privacy_gate.evidence import Floats
-from privacy_gate.metrics.membership import (
-    auc,
-    balanced_accuracy,
-    needed_holdout,
-    precision,
-    precision_at,
-    tpr_at_fpr,
-)
-from privacy_gate.metrics.ranks import members_above
-from privacy_gate.verdict import Measurement
+from privacy_gate.metrics.intervals.ranks import members_above
+from privacy_gate.metrics.membership import auc, balanced_accuracy, needed_holdout, precision, precision_at, tpr_at_fpr
+from privacy_gate.verdict.judgement import Measurement
 
 Draw = Callable[[np.random.Generator, int], Floats]
 METRICS = [lambda m, h: tpr_at_fpr(m, h, 0.1, 0.95), lambda m, h: auc(m, h, 0.95)]

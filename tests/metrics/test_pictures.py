@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from privacy_gate.arrays import Floats
 from privacy_gate.errors import EvidenceError
-from privacy_gate.evidence import Floats
 from privacy_gate.metrics.membership import histogram, roc
 
 

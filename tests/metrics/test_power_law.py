@@ -6,7 +6,7 @@ from scipy.special import ndtr, ndtri
 
 from privacy_gate.errors import EvidenceError
 from privacy_gate.metrics.power_law import SLOPES, Point, fit, published, remedy, shots_needed
-from privacy_gate.verdict import Measurement
+from privacy_gate.verdict.judgement import Measurement
 
 
 def point(shots: float, tpr: float, reach: float = 0.01) -> Point:

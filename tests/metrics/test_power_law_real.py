@@ -4,19 +4,19 @@ import hashlib
 from pathlib import Path
 
 import pytest
+from privacy_gate.dossier.recipe import Recipe
 
-from privacy_gate.backbone import Backbone, Input, PublicWeights
-from privacy_gate.candidate import Recipe
-from privacy_gate.checks.check import Subject
+from privacy_gate.checks.base.check import Subject
 from privacy_gate.checks.power_law import PowerLaw
-from privacy_gate.compute.machine import Machine
+from privacy_gate.compute.machine.device import Machine
 from privacy_gate.compute.run import run
 from privacy_gate.compute.work import Inputs
-from privacy_gate.dataset import Columns, describe_table, read_data
-from privacy_gate.exhibits import LawPlot
-from privacy_gate.optimizers import Adam
-from privacy_gate.packaged import lite0_weights, mnist_table
+from privacy_gate.demo.packaged import lite0_weights, mnist_table
+from privacy_gate.dossier.backbone import Backbone, Input, PublicWeights
+from privacy_gate.dossier.dataset import Columns, describe_table, read_data
+from privacy_gate.dossier.optimizers import Adam
 from privacy_gate.store import Store
+from privacy_gate.verdict.exhibits import LawPlot
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.special import ndtr, ndtri
 
-from privacy_gate.evidence import Bools, Floats
+from privacy_gate.arrays import Bools, Floats
 from privacy_gate.metrics.recipe import calibrated_tpr, clustered_tpr, median_tpr, recipe_tpr, row_rates
 
 

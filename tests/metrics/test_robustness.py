@@ -16,7 +16,7 @@ from privacy_gate.metrics.robustness import (
     federated_backdoor,
     needed_holdout,
 )
-from privacy_gate.verdict import Limit, Measurement, Status, judged_status
+from privacy_gate.verdict.judgement import Limit, Measurement, Status, judged_status
 
 
 def hits(accuracy: np.ndarray, rows: int) -> np.ndarray:

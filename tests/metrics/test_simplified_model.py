@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from scipy.special import ndtr, ndtri
 
+from privacy_gate.arrays import Bools, Floats
 from privacy_gate.attacks.leave_one_out import lira_every_model
-from privacy_gate.evidence import Bools, Floats
 from privacy_gate.metrics.power_law import SLOPES, Point, fit
 from privacy_gate.metrics.recipe import row_rates
-from privacy_gate.verdict import Measurement
+from privacy_gate.verdict.judgement import Measurement
 
 WIDTH = 16
 MODELS = 20_000

@@ -10,7 +10,7 @@ from scipy.stats import t
 
 from privacy_gate.errors import EvidenceError
 from privacy_gate.metrics.triggers import FULL, ONE_IN, Family, backdoor_lift, trigger_fragility
-from privacy_gate.verdict import Limit, Measurement, Status, judged_status
+from privacy_gate.verdict.judgement import Limit, Measurement, Status, judged_status
 
 CLASSES, ROWS, CONTROLS = 10, 500, 32
 LIMIT = Limit(max=0.05)

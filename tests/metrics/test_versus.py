@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 
 from privacy_gate.errors import EvidenceError
 from privacy_gate.metrics.accuracy import accuracy
-from privacy_gate.metrics.paired import paired_interval
+from privacy_gate.metrics.intervals.paired import paired_interval
 from privacy_gate.metrics.versus import ratio_versus, share_versus, unlearnt, versus
-from privacy_gate.verdict import Limit, Measurement, Status, judged_status, not_measured
+from privacy_gate.verdict.judgement import Limit, Measurement, Status, judged_status, not_measured
 
 Bools = NDArray[np.bool_]
 DROP = Limit(min=-0.05)

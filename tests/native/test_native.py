@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from privacy_gate import native
+from privacy_gate.native import compiler as native
 
 Usage = namedtuple("Usage", "total used free")
 

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from privacy_gate import flower, registry
-from privacy_gate.dataset import Split, read_data
+from privacy_gate.dossier.dataset import Split, read_data
+from privacy_gate.dossier.roundlog import Round, RoundLog
 from privacy_gate.errors import UnavailableError
-from privacy_gate.producer import embedded
-from privacy_gate.roundlog import Round, RoundLog
+from privacy_gate.registry import flower
+from privacy_gate.registry import pull as registry
+from privacy_gate.registry.producer import embedded
 
 CLASSES, CLIENTS, ROUNDS = 5, 4, 6
 
@@ -224,8 +225,8 @@ def test_rules_are_those_of_the_flower_that_is_installed(seed: int) -> None:
     import torch
     from flwr.server.strategy import aggregate as theirs
 
-    from privacy_gate.federated.aggregators import rule
-    from privacy_gate.federated.known import Known
+    from privacy_gate.simulation.rules.aggregators import rule
+    from privacy_gate.simulation.rules.known import Known
 
     flat, results = models(seed)
     counts = np.random.default_rng(seed).integers(1, 50, N)
@@ -253,8 +254,8 @@ def test_q_fedavg_is_that_of_the_flower_that_is_installed(q: float) -> None:
     from flwr.server.strategy import QFedAvg
     from flwr.server.strategy.aggregate import aggregate_qffl
 
-    from privacy_gate.federated.aggregators import rule, step
-    from privacy_gate.federated.known import Known
+    from privacy_gate.simulation.rules.aggregators import rule, step
+    from privacy_gate.simulation.rules.known import Known
 
     flat, _ = models(0)
     rng, rate = np.random.default_rng(1), 0.1

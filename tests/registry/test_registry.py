@@ -18,14 +18,16 @@ import pytest
 from mlflow import MlflowClient
 from typer.testing import CliRunner
 
-from privacy_gate import producer, promotion, registry
-from privacy_gate.candidate import Candidate, Claim, Recipe
 from privacy_gate.cli import app
-from privacy_gate.dataset import Columns, DataManifest, Table
 from privacy_gate.documents import dump, load
+from privacy_gate.dossier.candidate import Candidate, Claim
+from privacy_gate.dossier.dataset import Columns, DataManifest, Table
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.errors import CandidateError, ConfigurationError, ConflictError, GateError, RegistryError
-from privacy_gate.report import CandidateRecord, CheckRecord, DataRecord, PolicyRecord, Report
-from privacy_gate.verdict import CheckResult, Limit, Measurement, judge, verdict
+from privacy_gate.registry import producer, promotion
+from privacy_gate.registry import pull as registry
+from privacy_gate.verdict.judgement import CheckResult, Limit, Measurement, judge, verdict
+from privacy_gate.verdict.report import CandidateRecord, CheckRecord, DataRecord, PolicyRecord, Report
 from privacy_gate.weights import artifact_digest
 
 RECIPE = load(
@@ -375,7 +377,7 @@ def test_no_empty_registry_is_made_of_a_misspelt_one(
 def test_mlflow_says_nothing_of_its_own_and_leaves_the_environment_alone(tmp_path: Path) -> None:
     script = (
         "import os, sys, torch; from pathlib import Path; from privacy_gate import producer, registry\n"
-        "from privacy_gate.candidate import Recipe; from privacy_gate.dataset import DataManifest\n"
+        "from privacy_gate.dossier.recipe import Recipe; from privacy_gate.dossier.dataset import DataManifest\n"
         "from privacy_gate.documents import load; from privacy_gate.errors import GateError\n"
         "before = dict(os.environ)\n"
         "recipe = load(Path('privacy_gate/recipe.yaml').read_text(), Recipe, 'r')\n"

@@ -14,12 +14,14 @@ from typing import Any
 
 import pytest
 
-from privacy_gate import gate, producer, registry
-from privacy_gate.compute.machine import Machine
+from privacy_gate.compute.machine.device import Machine
 from privacy_gate.errors import RegistryError
+from privacy_gate.gate import steps as gate
 from privacy_gate.progress import silent
-from privacy_gate.report import Report
-from privacy_gate.verdict import Verdict
+from privacy_gate.registry import producer
+from privacy_gate.registry import pull as registry
+from privacy_gate.verdict.judgement import Verdict
+from privacy_gate.verdict.report import Report
 from privacy_gate.weights import artifact_digest
 from tests.policies import MEMBERSHIP
 

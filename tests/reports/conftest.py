@@ -6,13 +6,12 @@ from statistics import NormalDist
 
 import numpy as np
 import pytest
+from privacy_gate.dossier.recipe import Recipe
 
-from privacy_gate.backbone import Backbone, Input, PublicWeights
-from privacy_gate.candidate import Recipe
-from privacy_gate.exhibits import Histogram, LawPlot, Roc
-from privacy_gate.optimizers import Adam, Cosine
-from privacy_gate.report import CandidateRecord, CheckRecord, DataRecord, PolicyRecord, Report
-from privacy_gate.verdict import (
+from privacy_gate.dossier.backbone import Backbone, Input, PublicWeights
+from privacy_gate.dossier.optimizers import Adam, Cosine
+from privacy_gate.verdict.exhibits import Histogram, LawPlot, Roc
+from privacy_gate.verdict.judgement import (
     CheckResult,
     Control,
     Exhibit,
@@ -26,6 +25,7 @@ from privacy_gate.verdict import (
     not_measured,
     verdict,
 )
+from privacy_gate.verdict.report import CandidateRecord, CheckRecord, DataRecord, PolicyRecord, Report
 
 Arrays = np.ndarray
 Limits = dict[str, Limit]

@@ -8,15 +8,15 @@ from collections.abc import Mapping
 import pytest
 from pydantic import ValidationError
 
-from privacy_gate.backbone import PublicWeights
-from privacy_gate.exhibits import ByzantineLine, ByzantinePlot
-from privacy_gate.federation import ClientPrivacy, Federation
-from privacy_gate.report import CheckRecord, Report, load_report
+from privacy_gate.dossier.backbone import PublicWeights
+from privacy_gate.dossier.federation import ClientPrivacy, Federation
 from privacy_gate.reports import FORMATS
 from privacy_gate.reports.coverage import coverage
 from privacy_gate.reports.details import recipe_facts
 from privacy_gate.reports.hostile import HEADS, cells
-from privacy_gate.verdict import CheckResult, Measurement, RuleTable, RuleTrial, not_measured, rule_passes
+from privacy_gate.verdict.exhibits import ByzantineLine, ByzantinePlot
+from privacy_gate.verdict.judgement import CheckResult, Measurement, RuleTable, RuleTrial, not_measured, rule_passes
+from privacy_gate.verdict.report import CheckRecord, Report, load_report
 
 DROPS: Mapping[str, tuple[float, float, float, str]] = {
     "mean": (0.71, 0.843, 0.97, "ipm_10"),

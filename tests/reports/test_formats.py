@@ -13,12 +13,12 @@ import pytest
 from markdown_it import MarkdownIt
 
 from privacy_gate.errors import ConfigurationError
-from privacy_gate.report import Report, load_report
 from privacy_gate.reports import FORMATS
 from privacy_gate.reports.coverage import coverage
 from privacy_gate.reports.story import reasons
 from privacy_gate.reports.words import SCOPE, STATUS, shown
-from privacy_gate.verdict import Limit, Measurement, Severity, Status, judge
+from privacy_gate.verdict.judgement import Limit, Measurement, Severity, Status, judge
+from privacy_gate.verdict.report import Report, load_report
 
 GOLDEN = Path(__file__).parents[1] / "data" / "reports"
 VERDICTS = ("blocked", "approved", "undecided")

@@ -1,7 +1,7 @@
 """The picture of a federation under hostile clients."""
 
-from privacy_gate.exhibits import ByzantineLine, ByzantinePlot
 from privacy_gate.reports.hostile import byzantine_chart
+from privacy_gate.verdict.exhibits import ByzantineLine, ByzantinePlot
 
 PLOT = ByzantinePlot(
     clients=10,

@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from privacy_gate.report import Report
 from privacy_gate.reports.html_page import render
+from privacy_gate.verdict.report import Report
 
 VERDICTS = ("blocked", "approved", "undecided")
 
@@ -63,7 +63,7 @@ def schemes() -> dict[str, dict[str, str]]:
     """Colours by name on light and on dark screens."""
     from importlib import resources
 
-    css = resources.files("privacy_gate.reports").joinpath("report.css").read_text(encoding="utf-8")
+    css = resources.files("privacy_gate.reports").joinpath("templates", "report.css").read_text(encoding="utf-8")
     light, dark = (dict(re.findall(r"--([\w-]+): (#[0-9a-f]{3,6})", part)) for part in css.split("@media screen")[:2])
     return {"light": light, "dark": light | dark}
 

@@ -2,8 +2,8 @@
 
 import json
 
-from privacy_gate.report import Report, load_report
 from privacy_gate.reports.markdown import LIMIT, render
+from privacy_gate.verdict.report import Report, load_report
 
 
 def crowded(report: Report, groups: int, name: str) -> Report:

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privacy_gate.exhibits import Histogram, LawPlot, Roc
 from privacy_gate.metrics.membership import needed_holdout
 from privacy_gate.reports.pictures import (
     BAR,
@@ -21,7 +20,8 @@ from privacy_gate.reports.pictures import (
     shared_scale,
     styled,
 )
-from privacy_gate.verdict import Finding, Limit, Measurement, judge, not_measured
+from privacy_gate.verdict.exhibits import Histogram, LawPlot, Roc
+from privacy_gate.verdict.judgement import Finding, Limit, Measurement, judge, not_measured
 
 GUESSING = Roc(attack="guess", fpr=(0.0, 0.001, 0.01, 0.1, 1.0), tpr=(0.0, 0.001, 0.01, 0.1, 1.0))
 

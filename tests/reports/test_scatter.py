@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from privacy_gate.reports.scatter import BOTTOM, LEFT, RADIUS, RIGHT, TOP, Box, Dot, scatter
-from privacy_gate.verdict import Measurement, not_measured
+from privacy_gate.verdict.judgement import Measurement, not_measured
 
 
 def figure(value: float, reach: float) -> Measurement:

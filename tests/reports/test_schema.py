@@ -7,10 +7,10 @@ import jsonschema
 import pytest
 from pydantic import ValidationError
 
-from privacy_gate.exhibits import Histogram, LawPlot, Roc
-from privacy_gate.report import Report
 from privacy_gate.reports import json_text
 from privacy_gate.reports.schema import schema
+from privacy_gate.verdict.exhibits import Histogram, LawPlot, Roc
+from privacy_gate.verdict.report import Report
 
 PUBLISHED = resources.files("privacy_gate.reports").joinpath("report.schema.json").read_text(encoding="utf-8")
 VERDICTS = ("blocked", "approved", "undecided")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from privacy_gate.reports import coverage, details, markdown, pictures, story, words
 from privacy_gate.reports.words import bound, metric, moment, number, percent, plain, shown
-from privacy_gate.verdict import Limit, Measurement, Status, judge, not_measured
+from privacy_gate.verdict.judgement import Limit, Measurement, Status, judge, not_measured
 
 RATE = st.floats(0, 1, allow_nan=False)
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 from sklearn.datasets import load_digits
 
-from privacy_gate.federated.aggregators import rule
-from privacy_gate.federated.cells import Cell, Training
-from privacy_gate.federated.partitions import Partition, partition
-from privacy_gate.federated.samples import Samples
+from privacy_gate.simulation.cells import Cell, Training
+from privacy_gate.simulation.partitions import Partition, partition
+from privacy_gate.simulation.rules.aggregators import rule
+from privacy_gate.simulation.samples import Samples
 
 RULES = (
     rule("uniform_mean"),

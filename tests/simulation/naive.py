@@ -5,10 +5,10 @@ import math
 import numpy as np
 from scipy.stats import norm
 
-from privacy_gate.evidence import Floats
-from privacy_gate.federated.adversaries import ALIE_SEARCH
-from privacy_gate.federated.cells import Cell, Draws
-from privacy_gate.federated.samples import Samples
+from privacy_gate.arrays import Floats
+from privacy_gate.simulation.adversaries import ALIE_SEARCH
+from privacy_gate.simulation.cells import Cell, Draws
+from privacy_gate.simulation.samples import Samples
 
 
 def train(cell: Cell, train: Samples, test: Samples, draws: Draws) -> tuple[float, Floats]:

@@ -9,7 +9,7 @@ import torch
 from scipy.stats import norm
 
 from privacy_gate.errors import ConfigurationError
-from privacy_gate.federated.adversaries import (
+from privacy_gate.simulation.adversaries import (
     ADVERSARIES,
     Scene,
     a_little_is_enough,
@@ -27,8 +27,8 @@ from privacy_gate.federated.adversaries import (
     next_class,
     sign_flip,
 )
-from privacy_gate.federated.aggregators import rule
-from privacy_gate.federated.geometry import squared_distances
+from privacy_gate.simulation.rules.aggregators import rule
+from privacy_gate.simulation.rules.geometry import squared_distances
 
 H, F, D = 8, 2, 30
 

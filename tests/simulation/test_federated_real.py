@@ -5,21 +5,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from privacy_gate.dossier.recipe import Recipe
 
-from privacy_gate.backbone import Backbone, Input, PublicWeights
-from privacy_gate.candidate import Recipe
-from privacy_gate.checks.check import Subject
+from privacy_gate.checks.base.check import Subject
 from privacy_gate.checks.robustness import Robustness
-from privacy_gate.compute.machine import Machine
+from privacy_gate.compute.machine.device import Machine
 from privacy_gate.compute.run import run
 from privacy_gate.compute.work import Inputs
-from privacy_gate.dataset import AuditData, Columns, describe_table, read_data
+from privacy_gate.demo.packaged import lite0_weights, mnist_table
 from privacy_gate.documents import parse
-from privacy_gate.federation import Aggregator, Federation
-from privacy_gate.optimizers import Sgd
-from privacy_gate.packaged import lite0_weights, mnist_table
+from privacy_gate.dossier.backbone import Backbone, Input, PublicWeights
+from privacy_gate.dossier.dataset import AuditData, Columns, describe_table, read_data
+from privacy_gate.dossier.federation import Aggregator, Federation
+from privacy_gate.dossier.optimizers import Sgd
 from privacy_gate.store import Store
-from privacy_gate.verdict import Limit, Measurement, RuleTable, Status, judged_status
+from privacy_gate.verdict.judgement import Limit, Measurement, RuleTable, Status, judged_status
 
 DROP, TAX = Limit(max=0.15), Limit(max=0.03)
 """The drop of the ready policy, which allows a tax of .05."""

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from privacy_gate.federated.cells import Training
-from privacy_gate.federated.local import Batches, local_updates, stacked_updates
-from privacy_gate.native import has_numba
+from privacy_gate.native.compiler import has_numba
+from privacy_gate.simulation.cells import Training
+from privacy_gate.simulation.local import Batches, local_updates, stacked_updates
 
 SHAPES = {
     "the reference matrix": (3, 2, 3, 1, 32, 65, 10),

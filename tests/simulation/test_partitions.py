@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from privacy_gate.errors import ConfigurationError
-from privacy_gate.federated.partitions import (
+from privacy_gate.simulation.partitions import (
     PARTITIONS,
     Partition,
     by_column,

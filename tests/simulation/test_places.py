@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from privacy_gate.federated.places import Places
+from privacy_gate.simulation.places import Places
 
 CPU = torch.device("cpu")
 

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from privacy_gate.arrays import Floats
 from privacy_gate.errors import ConfigurationError
-from privacy_gate.evidence import Floats
-from privacy_gate.federated.aggregators import Rule, rule
-from privacy_gate.federated.cells import UNIFORM, Cell, Draws, Privacy, Training
-from privacy_gate.federated.partitions import partition
-from privacy_gate.federated.samples import Samples
-from privacy_gate.federated.simulator import Study, simulate
+from privacy_gate.simulation.cells import UNIFORM, Cell, Draws, Privacy, Training
+from privacy_gate.simulation.partitions import partition
+from privacy_gate.simulation.rules.aggregators import Rule, rule
+from privacy_gate.simulation.samples import Samples
+from privacy_gate.simulation.simulator import Study, simulate
 
 UNEVEN = partition("dirichlet_by_class", minimum=2, alpha=0.3)
 PLAIN = Training(clients=8, rounds=5, lr=0.5, batch=16)

@@ -6,9 +6,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from privacy_gate.evidence import Floats
-from privacy_gate.federated.partitions import Partition, partition
-from privacy_gate.federated.simulator import Study, simulate
+from privacy_gate.arrays import Floats
+from privacy_gate.simulation.partitions import Partition, partition
+from privacy_gate.simulation.simulator import Study, simulate
 
 MEAN = "uniform_mean"
 NNM = "nnm + trimmed_mean"

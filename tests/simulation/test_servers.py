@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from privacy_gate.errors import ConfigurationError
-from privacy_gate.federated.servers import SERVERS, Server
+from privacy_gate.simulation.servers import SERVERS, Server
 
 
 def steps(server: Server, aggregates: list[float]) -> list[float]:

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from privacy_gate.errors import ConfigurationError, EvidenceError
-from privacy_gate.federated.aggregators import rule
-from privacy_gate.federated.blocks import blocks
-from privacy_gate.federated.cells import Cell, Draws, Training
-from privacy_gate.federated.partitions import Partition, partition
-from privacy_gate.federated.samples import Samples
-from privacy_gate.federated.scores import exam, right, stacked_right
-from privacy_gate.federated.servers import Server
-from privacy_gate.federated.simulator import Outcome, Study, simulate
+from privacy_gate.simulation.blocks import blocks
+from privacy_gate.simulation.cells import Cell, Draws, Training
+from privacy_gate.simulation.partitions import Partition, partition
+from privacy_gate.simulation.rules.aggregators import rule
+from privacy_gate.simulation.samples import Samples
+from privacy_gate.simulation.scores import exam, right, stacked_right
+from privacy_gate.simulation.servers import Server
+from privacy_gate.simulation.simulator import Outcome, Study, simulate
 
 UNEVEN = partition("dirichlet_by_class", minimum=2, alpha=0.3)
 SHORT = Training(clients=8, rounds=6, lr=0.5, batch=16)

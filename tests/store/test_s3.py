@@ -15,10 +15,10 @@ import pytest
 from moto.server import ThreadedMotoServer
 from typer.testing import CliRunner
 
-from privacy_gate import producer
 from privacy_gate.cli import app
-from privacy_gate.dataset import Columns, describe_table
+from privacy_gate.dossier.dataset import Columns, describe_table
 from privacy_gate.errors import StoreError
+from privacy_gate.registry import producer
 from privacy_gate.store import shelf
 from privacy_gate.store.place import Place
 from tests.policies import MEMBERSHIP

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from privacy_gate.backbone import Backbone, PublicWeights
-from privacy_gate.candidate import Recipe
 from privacy_gate.documents import load
+from privacy_gate.dossier.backbone import Backbone, PublicWeights
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.errors import StoreError, UndecidedError
-from privacy_gate.job import TrainReference, digest, train_reference
+from privacy_gate.jobs.kinds import TrainReference, digest, train_reference
 from privacy_gate.store import Store
 
 RECIPE = load(
@@ -146,8 +146,9 @@ def test_two_writers_of_one_job_leave_one_sound_result(tmp_path: Path) -> None:
 
 def test_equal_results_are_equal_files_whichever_process_writes_them(tmp_path: Path) -> None:
     script = (
-        "import sys, numpy as np; from privacy_gate.store.contents import pack; from privacy_gate.job import Embed;"
-        "from privacy_gate.backbone import Backbone, Input; from privacy_gate.views import View;"
+        "import sys, numpy as np; from privacy_gate.store.contents import pack;"
+        "from privacy_gate.jobs.kinds import Embed;"
+        "from privacy_gate.dossier.backbone import Backbone, Input; from privacy_gate.dossier.views import View;"
         "job = Embed(Backbone(name='x'), Input(size=32, mean=(0., 0., 0.), std=(1., 1., 1.)), View(), 'd' * 64, 0, 4);"
         "arrays = {name: np.arange(5.0) for name in 'abcd'};"
         "sys.stdout.buffer.write(pack(job, arrays, {'torch': '2', 'device': 'cpu'}))"

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from privacy_gate.errors import gravest
-from privacy_gate.verdict import (
+from privacy_gate.verdict.judgement import (
     CheckResult,
     Control,
     Finding,

@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from privacy_gate.backbone import Backbone
-from privacy_gate.compute.backbone import build
+from privacy_gate.compute.images.backbone import build
+from privacy_gate.dossier.backbone import Backbone
 from privacy_gate.errors import CandidateError
 from privacy_gate.weights import match_strict, read_weights, read_weights_file
 

@@ -9,13 +9,14 @@ from typing import Any, ClassVar, Self
 from numpy.typing import NDArray
 from pydantic import model_validator
 
-from privacy_gate.candidate import Claim, Recipe
-from privacy_gate.champion import Champion
-from privacy_gate.dataset import AuditData
 from privacy_gate.documents import Record, nearest
-from privacy_gate.job import Job
+from privacy_gate.dossier.candidate import Claim
+from privacy_gate.dossier.champion import Champion
+from privacy_gate.dossier.dataset import AuditData
+from privacy_gate.dossier.recipe import Recipe
+from privacy_gate.jobs.kinds import Job
 from privacy_gate.metrics.versus import SUFFIX
-from privacy_gate.verdict import CheckResult, Limit, Measurement, not_measured
+from privacy_gate.verdict.judgement import CheckResult, Limit, Measurement, not_measured
 
 Results = Callable[[Job], Mapping[str, NDArray[Any]]]
 """The stored arrays of a job; raises UndecidedError where they are missing."""

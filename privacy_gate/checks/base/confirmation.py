@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from privacy_gate.checks.check import Results
-from privacy_gate.checks.federations import MEAN, Federations
-from privacy_gate.job import Confirm, Federate
+from privacy_gate.checks.base.check import Results
+from privacy_gate.checks.base.federations import MEAN, Federations
+from privacy_gate.jobs.kinds import Confirm, Federate
 from privacy_gate.metrics.robustness import byzantine_drop
-from privacy_gate.verdict import Measurement, not_measured
+from privacy_gate.verdict.judgement import Measurement, not_measured
 
 BLIND = ("alie", "alie_search", "min_max", "min_sum")
 """Attacks that a convex loss, as a head's is, bears whatever the rule: heads cannot screen them."""

@@ -8,18 +8,18 @@ from typing import Literal
 
 import numpy as np
 
-from privacy_gate.candidate import Recipe
-from privacy_gate.checks.check import Results, Subject
-from privacy_gate.dataset import AuditData, Split
+from privacy_gate.arrays import Bools, Floats
+from privacy_gate.checks.base.check import Results, Subject
+from privacy_gate.dossier.dataset import AuditData, Split
+from privacy_gate.dossier.federation import Aggregator, Clients, Federation
+from privacy_gate.dossier.federation.attendance import Attendance
+from privacy_gate.dossier.federation.needs import unmet, unmet_by_rows
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.errors import DatasetError
-from privacy_gate.evidence import Bools, Floats
-from privacy_gate.federation import Aggregator, Clients, Federation
-from privacy_gate.federation.attendance import Attendance
-from privacy_gate.federation.needs import unmet, unmet_by_rows
-from privacy_gate.job import Confirm, Federate, Job, Stress, TrainReference, federate
+from privacy_gate.jobs.kinds import Confirm, Federate, Job, Stress, TrainReference, federate
+from privacy_gate.jobs.subsets import training_sets
 from privacy_gate.metrics.robustness import accuracy_loss
-from privacy_gate.subsets import training_sets
-from privacy_gate.verdict import Measurement
+from privacy_gate.verdict.judgement import Measurement
 
 MEAN = Aggregator(name="mean")
 

@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from privacy_gate.checks.check import Subject
-from privacy_gate.dataset import Split
+from privacy_gate.checks.base.check import Subject
+from privacy_gate.dossier.dataset import Split
 
 NO_IMAGES = "needs images: the table holds embeddings, or a program of the policy's trains"
 

@@ -7,12 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, Field
 
+from privacy_gate.arrays import Floats
 from privacy_gate.attacks import ATTACKS
-from privacy_gate.candidate import Recipe
-from privacy_gate.checks.check import Results, Subject, distinct_names
-from privacy_gate.evidence import Floats, MembershipEvidence
-from privacy_gate.job import Job, Score, TrainControl, embed_jobs, train_reference
-from privacy_gate.views import View
+from privacy_gate.attacks.evidence import MembershipEvidence
+from privacy_gate.checks.base.check import Results, Subject, distinct_names
+from privacy_gate.dossier.recipe import Recipe
+from privacy_gate.dossier.views import View
+from privacy_gate.jobs.kinds import Job, Score, TrainControl, embed_jobs, train_reference
 
 AttackName = Annotated[str, AfterValidator(lambda name: distinct_names((name,), ATTACKS, "attack")[0])]
 """One of ATTACKS."""

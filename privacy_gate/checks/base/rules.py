@@ -3,9 +3,9 @@
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from privacy_gate.checks.federations import Federations
-from privacy_gate.federation import Aggregator
-from privacy_gate.job import Federate
+from privacy_gate.checks.base.federations import Federations
+from privacy_gate.dossier.federation import Aggregator
+from privacy_gate.jobs.kinds import Federate
 
 ROBUST = (
     Aggregator(name="median"),

@@ -6,10 +6,10 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from privacy_gate.checks.check import Check, Subject
+from privacy_gate.checks.base.check import Check, Subject
 from privacy_gate.documents import Record
 from privacy_gate.metrics.versus import rows_to_agree, versus
-from privacy_gate.verdict import CheckResult, Limit, Measurement, Severity, not_measured
+from privacy_gate.verdict.judgement import CheckResult, Limit, Measurement, Severity, not_measured
 
 Distance = Annotated[float, Field(ge=0, le=1)]
 

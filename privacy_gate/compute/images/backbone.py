@@ -1,24 +1,33 @@
 """The frozen public backbone and the candidate's head on it: built by timm, filled from pinned bytes."""
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from privacy_gate.backbone import Backbone
-from privacy_gate.candidate import Recipe
-from privacy_gate.compute.heads import TrainedHead
-from privacy_gate.compute.scratch import scratch_folder
-from privacy_gate.compute.vision import OPERATORS as _OPERATORS  # noqa: F401 - must come before timm
+from privacy_gate.compute.images.vision import OPERATORS as _OPERATORS  # noqa: F401 - must come before timm
+from privacy_gate.compute.machine.scratch import scratch_folder
 from privacy_gate.documents import nearest
+from privacy_gate.dossier.backbone import Backbone
+from privacy_gate.dossier.recipe import Recipe
+from privacy_gate.dossier.tables.files import read_bytes
 from privacy_gate.errors import CandidateError, UndecidedError
-from privacy_gate.tables.files import read_bytes
 from privacy_gate.weights import match_strict, read_weights, read_weights_file
 
 import timm  # isort: skip
 
 Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedHead:
+    """Reference `index`: weight (C, D) and bias (C,), logits = weight @ x + bias."""
+
+    index: int
+    weight: torch.Tensor
+    bias: torch.Tensor
 
 
 def build(backbone: Backbone, classes: int) -> torch.nn.Module:

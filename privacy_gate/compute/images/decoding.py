@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from privacy_gate.backbone import Input
-from privacy_gate.compute import vision  # noqa: F401 - readies torchvision, which timm's transforms import
+from privacy_gate.compute.images import vision  # noqa: F401 - readies torchvision, which timm's transforms import
+from privacy_gate.dossier.backbone import Input
+from privacy_gate.dossier.tables.images import BROKEN, FORMATS
+from privacy_gate.dossier.views import View
 from privacy_gate.errors import DatasetError
-from privacy_gate.tables.images import BROKEN, FORMATS
 
 from timm.data.transforms_factory import create_transform  # isort: skip - after vision
 
@@ -70,3 +71,15 @@ def _rgb(image: Image.Image) -> Image.Image:
         grey = np.asarray(image, dtype=np.int64) // 257
         return Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8)).convert("RGB")
     return image.convert("RGB")
+
+
+def seen(pixels: torch.Tensor, view: View) -> torch.Tensor:
+    """Images (B, 3, H, W) in this view, of the same shape: mirrored first, then moved; without its trigger."""
+    if view.flip:
+        pixels = pixels.flip(3)
+    if not view.down and not view.right:
+        return pixels
+    margin = max(abs(view.down), abs(view.right))
+    top, left, (height, width) = margin - view.down, margin - view.right, pixels.shape[2:]
+    padded = torch.nn.functional.pad(pixels, [margin] * 4, mode="replicate")
+    return padded[:, :, top : top + height, left : left + width]

@@ -14,18 +14,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from privacy_gate.backbone import Backbone, Input
-from privacy_gate.compute.backbone import public_body
-from privacy_gate.compute.decoding import decode, scaled, transform_of
-from privacy_gate.compute.folding import fold
-from privacy_gate.compute.machine import Machine, single_threaded_kernels
-from privacy_gate.compute.memory import out_of_memory
-from privacy_gate.compute.stamps import triggered
-from privacy_gate.dataset import AuditData
+from privacy_gate.compute.images.backbone import public_body
+from privacy_gate.compute.images.decoding import decode, scaled, seen, transform_of
+from privacy_gate.compute.images.folding import fold
+from privacy_gate.compute.images.stamps import triggered
+from privacy_gate.compute.machine.device import Machine, single_threaded_kernels
+from privacy_gate.compute.machine.memory import out_of_memory
+from privacy_gate.dossier.backbone import Backbone, Input
+from privacy_gate.dossier.dataset import AuditData
+from privacy_gate.dossier.views import View
 from privacy_gate.errors import CandidateError, DatasetError
-from privacy_gate.job import Embed
+from privacy_gate.jobs.kinds import Embed
 from privacy_gate.progress import Progress, silent
-from privacy_gate.views import View
 
 PREFETCH = 4
 """Batches made ready for a GPU ahead of their turn, beside those under way."""
@@ -219,15 +219,3 @@ class _Work:
         if features.ndim != 2:
             raise CandidateError(f"recipe: {name} gives features of shape {tuple(features.shape)}, expected (1, D)")
         return folded
-
-
-def seen(pixels: torch.Tensor, view: View) -> torch.Tensor:
-    """Images (B, 3, H, W) in this view, of the same shape: mirrored first, then moved; without its trigger."""
-    if view.flip:
-        pixels = pixels.flip(3)
-    if not view.down and not view.right:
-        return pixels
-    margin = max(abs(view.down), abs(view.right))
-    top, left, (height, width) = margin - view.down, margin - view.right, pixels.shape[2:]
-    padded = torch.nn.functional.pad(pixels, [margin] * 4, mode="replicate")
-    return padded[:, :, top : top + height, left : left + width]

@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode  # what torch's own FlopCounterMode stands on
 from torch.utils._pytree import tree_leaves
 
-from privacy_gate.compute import vision  # noqa: F401 - readies torchvision, which timm imports
+from privacy_gate.compute.images import vision  # noqa: F401 - readies torchvision, which timm imports
 
 import timm  # isort: skip - after vision
 

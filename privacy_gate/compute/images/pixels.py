@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from privacy_gate.backbone import Input
-from privacy_gate.compute.decoding import decode, scaled, transform_of
-from privacy_gate.compute.embed import all_named
-from privacy_gate.compute.scratch import scratch_file
-from privacy_gate.dataset import AuditData
+from privacy_gate.compute.images.decoding import decode, scaled, transform_of
+from privacy_gate.compute.images.embed import all_named
+from privacy_gate.compute.machine.scratch import scratch_file
+from privacy_gate.dossier.backbone import Input
+from privacy_gate.dossier.dataset import AuditData
 from privacy_gate.errors import DatasetError
 from privacy_gate.progress import Progress, silent
 

@@ -8,8 +8,8 @@ from functools import partial
 import numpy as np
 import torch
 
-from privacy_gate.backbone import Input
-from privacy_gate.metrics.backdoor import square_side
+from privacy_gate.dossier.backbone import Input
+from privacy_gate.dossier.views import square_side
 
 Stamp = Callable[[torch.Tensor], torch.Tensor]
 """Images (..., 3, S, S) in 0 .. 1 -> the same with a pattern on them."""

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from privacy_gate.compute.machine import Machine
-from privacy_gate.native import has_numba
+from privacy_gate.compute.machine.device import Machine
+from privacy_gate.native.compiler import has_numba
 
 FLOAT32 = "ieee"
 """What torch calls float32 that keeps all its bits in products and convolutions."""

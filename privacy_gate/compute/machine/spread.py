@@ -5,7 +5,7 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from threading import Event, Lock
 from typing import TypeVar
 
-from privacy_gate.compute.machine import Machine, single_threaded_kernels
+from privacy_gate.compute.machine.device import Machine, single_threaded_kernels
 from privacy_gate.progress import Progress
 
 Item = TypeVar("Item", bound=Hashable)

@@ -10,7 +10,7 @@ from functools import cache
 
 import torch
 
-from privacy_gate.compute.candidate_pixels import PixelModel, finite
+from privacy_gate.compute.runners.candidate_pixels import PixelModel, finite
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Logits (B, C), a class for each row (B,) -> what the attack raises, (B,)."""

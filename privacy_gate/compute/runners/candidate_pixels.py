@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
-from privacy_gate.backbone import Input
-from privacy_gate.candidate import Recipe
-from privacy_gate.compute.backbone import build, candidate_tensors, public_body
-from privacy_gate.compute.decoding import decode, scaled, transform_of
-from privacy_gate.compute.folding import fold
-from privacy_gate.compute.machine import Machine
-from privacy_gate.compute.parts import changed
-from privacy_gate.dataset import AuditData
+from privacy_gate.compute.images.backbone import build, candidate_tensors, public_body
+from privacy_gate.compute.images.decoding import decode, scaled, transform_of
+from privacy_gate.compute.images.folding import fold
+from privacy_gate.compute.machine.device import Machine
+from privacy_gate.compute.training.parts import changed
+from privacy_gate.dossier.backbone import Input
+from privacy_gate.dossier.dataset import AuditData
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.errors import CandidateError, DatasetError
 
 PixelModel = Callable[[torch.Tensor], torch.Tensor]

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from privacy_gate.compute.federate import run_federate
+from privacy_gate.compute.runners.federate import run_federate
 from privacy_gate.compute.work import Work
-from privacy_gate.job import Confirm, Federate, federate, screening
+from privacy_gate.jobs.kinds import Confirm, Federate, federate, screening
 
 
 def run_confirm(jobs: Sequence[Confirm], work: Work) -> None:

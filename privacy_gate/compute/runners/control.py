@@ -9,17 +9,17 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from privacy_gate.backbone import Backbone
-from privacy_gate.candidate import Recipe
-from privacy_gate.compute.heads import confidences, head_logits, train_heads
-from privacy_gate.compute.machine import Machine
+from privacy_gate.compute.machine.device import Machine
+from privacy_gate.compute.training.heads import confidences, head_logits, train_heads
 from privacy_gate.compute.work import Work
-from privacy_gate.dataset import Split
+from privacy_gate.dossier.backbone import Backbone
+from privacy_gate.dossier.dataset import Split
+from privacy_gate.dossier.optimizers import Adam
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.errors import EvidenceError
-from privacy_gate.job import TrainControl
-from privacy_gate.optimizers import Adam
+from privacy_gate.jobs.kinds import TrainControl
+from privacy_gate.jobs.subsets import included
 from privacy_gate.store import Arrays
-from privacy_gate.subsets import included
 
 TWINS = 16
 """The target and 15 references; of these about five learn a row, at least four."""

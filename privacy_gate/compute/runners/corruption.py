@@ -7,14 +7,14 @@ from operator import attrgetter
 import numpy as np
 import torch
 
-from privacy_gate.compute.candidate_pixels import PixelModel, pixel_model, pixels
-from privacy_gate.compute.corruptions import corrupted
-from privacy_gate.compute.judged import Arrays
-from privacy_gate.compute.machine import Machine
-from privacy_gate.compute.spread import Tally, in_order
+from privacy_gate.arrays import Ints
+from privacy_gate.compute.images.corruptions import corrupted
+from privacy_gate.compute.machine.device import Machine
+from privacy_gate.compute.machine.spread import Tally, in_order
+from privacy_gate.compute.runners.candidate_pixels import PixelModel, pixel_model, pixels
+from privacy_gate.compute.training.judged import Arrays
 from privacy_gate.compute.work import Work
-from privacy_gate.evidence import Ints
-from privacy_gate.job import Corrupt
+from privacy_gate.jobs.kinds import Corrupt
 
 
 def run_corrupt(jobs: Sequence[Corrupt], work: Work) -> None:

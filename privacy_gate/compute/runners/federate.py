@@ -9,28 +9,28 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from privacy_gate.candidate import Recipe
-from privacy_gate.compute.federated_networks import NetworkLearner, Roll
-from privacy_gate.compute.heads import TrainedHead
-from privacy_gate.compute.judged import Arrays
-from privacy_gate.compute.machine import Machine
-from privacy_gate.compute.network_stack import TrainedNetwork
+from privacy_gate.compute.images.backbone import TrainedHead
+from privacy_gate.compute.machine.device import Machine
+from privacy_gate.compute.training.federated_networks import NetworkLearner, Roll
+from privacy_gate.compute.training.judged import Arrays
+from privacy_gate.compute.training.network_stack import TrainedNetwork
 from privacy_gate.compute.work import Work
-from privacy_gate.dataset import AuditData, Split
+from privacy_gate.dossier.dataset import AuditData, Split
+from privacy_gate.dossier.federation import Aggregator, Clients, Federation
+from privacy_gate.dossier.optimizers import Sgd
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.errors import ConfigurationError
-from privacy_gate.federated.adversaries import ADVERSARIES, Backdoor
-from privacy_gate.federated.aggregators import Rule, rule, step
-from privacy_gate.federated.cells import UNIFORM, Cell, Privacy, Training
-from privacy_gate.federated.partitions import Partition, Rows, partition
-from privacy_gate.federated.samples import Samples, with_ones
-from privacy_gate.federated.scores import right
-from privacy_gate.federated.servers import Server
-from privacy_gate.federated.simulator import Outcome, Study, simulate
-from privacy_gate.federation import Aggregator, Clients, Federation
-from privacy_gate.job import PLANTED, Federate
-from privacy_gate.optimizers import Sgd
+from privacy_gate.jobs.kinds import PLANTED, Federate
+from privacy_gate.jobs.subsets import Subset
 from privacy_gate.progress import Progress, silent
-from privacy_gate.subsets import Subset
+from privacy_gate.simulation.adversaries import ADVERSARIES, Backdoor
+from privacy_gate.simulation.cells import UNIFORM, Cell, Privacy, Training
+from privacy_gate.simulation.partitions import Partition, Rows, partition
+from privacy_gate.simulation.rules.aggregators import Rule, rule, step
+from privacy_gate.simulation.samples import Samples, with_ones
+from privacy_gate.simulation.scores import right
+from privacy_gate.simulation.servers import Server
+from privacy_gate.simulation.simulator import Outcome, Study, simulate
 
 Names = NDArray[np.str_]
 

@@ -10,19 +10,28 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from privacy_gate.candidate import Recipe
-from privacy_gate.compute.federate import cell
-from privacy_gate.compute.judged import Arrays
+from privacy_gate.arrays import Bools, Floats, Ints
+from privacy_gate.compute.runners.federate import cell
+from privacy_gate.compute.training.judged import Arrays
 from privacy_gate.compute.work import Work
-from privacy_gate.dataset import AuditData, Split
+from privacy_gate.dossier.dataset import AuditData, Split
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.errors import DatasetError
-from privacy_gate.evidence import Bools, Floats, Ints
-from privacy_gate.federated.cells import Cell, Draws
-from privacy_gate.federated.inversion import Made, Own, leak, likeness, local_update, noise_seen, refine, with_bias
-from privacy_gate.federated.known import Known
-from privacy_gate.federated.lineup import bystanders, eligible, line_up
-from privacy_gate.federated.samples import Samples
-from privacy_gate.job import Invert
+from privacy_gate.jobs.kinds import Invert
+from privacy_gate.simulation.cells import Cell, Draws
+from privacy_gate.simulation.leaks.inversion import (
+    Made,
+    Own,
+    leak,
+    likeness,
+    local_update,
+    noise_seen,
+    refine,
+    with_bias,
+)
+from privacy_gate.simulation.leaks.lineup import bystanders, eligible, line_up
+from privacy_gate.simulation.rules.known import Known
+from privacy_gate.simulation.samples import Samples
 
 TURNS = 150
 """Of the optimisation attack."""

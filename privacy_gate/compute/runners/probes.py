@@ -9,15 +9,15 @@ from operator import attrgetter
 import numpy as np
 from numpy.typing import NDArray
 
-from privacy_gate.candidate import Recipe
-from privacy_gate.compute.heads import head_logits, train_heads
-from privacy_gate.compute.judged import Arrays
-from privacy_gate.compute.machine import Machine
+from privacy_gate.compute.machine.device import Machine
+from privacy_gate.compute.training.heads import head_logits, train_heads
+from privacy_gate.compute.training.judged import Arrays
 from privacy_gate.compute.work import Work
-from privacy_gate.dataset import AuditData, Split
+from privacy_gate.dossier.dataset import AuditData, Split
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.errors import DatasetError
-from privacy_gate.job import Probe
-from privacy_gate.subsets import Subset
+from privacy_gate.jobs.kinds import Probe
+from privacy_gate.jobs.subsets import Subset
 
 
 def run_probe(jobs: Sequence[Probe], work: Work) -> None:

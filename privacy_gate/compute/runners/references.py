@@ -9,19 +9,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from privacy_gate.candidate import CommandRecipe, Recipe
-from privacy_gate.compute.accountant import spent_epsilon, spent_on_clients
-from privacy_gate.compute.command import train_by_command
-from privacy_gate.compute.federate import clients_of, federated_heads, federated_networks, holders
-from privacy_gate.compute.heads import TrainedHead, confidences, head_logits, train_heads
-from privacy_gate.compute.judged import judged
-from privacy_gate.compute.network_stack import TrainedNetwork
-from privacy_gate.compute.networks import network_logits, train_networks
-from privacy_gate.compute.parts import network
+from privacy_gate.compute.images.backbone import TrainedHead
+from privacy_gate.compute.runners.federate import clients_of, federated_heads, federated_networks, holders
+from privacy_gate.compute.training.accountant import spent_epsilon, spent_on_clients
+from privacy_gate.compute.training.command import train_by_command
+from privacy_gate.compute.training.heads import confidences, head_logits, train_heads
+from privacy_gate.compute.training.judged import judged
+from privacy_gate.compute.training.network_stack import TrainedNetwork
+from privacy_gate.compute.training.networks import network_logits, train_networks
+from privacy_gate.compute.training.parts import network
 from privacy_gate.compute.work import Work
-from privacy_gate.dataset import AuditData
-from privacy_gate.job import TrainReference
-from privacy_gate.subsets import training_sets
+from privacy_gate.dossier.dataset import AuditData
+from privacy_gate.dossier.recipe import CommandRecipe, Recipe
+from privacy_gate.jobs.kinds import TrainReference
+from privacy_gate.jobs.subsets import training_sets
 
 Rows = dict[int, NDArray[np.bool_]]
 Answers = tuple[int, list[NDArray[np.float32]]]

@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from privacy_gate.candidate import CommandRecipe, Recipe
-from privacy_gate.compute.backbone import candidate_head
-from privacy_gate.compute.command import score_by_command
-from privacy_gate.compute.heads import confidences, head_logits
-from privacy_gate.compute.judged import score_network
+from privacy_gate.compute.images.backbone import candidate_head
+from privacy_gate.compute.training.command import score_by_command
+from privacy_gate.compute.training.heads import confidences, head_logits
+from privacy_gate.compute.training.judged import score_network
 from privacy_gate.compute.work import Work
+from privacy_gate.dossier.recipe import CommandRecipe, Recipe
 from privacy_gate.errors import CandidateError
-from privacy_gate.job import Score
+from privacy_gate.jobs.kinds import Score
 
 
 def run_score(jobs: Sequence[Score], work: Work) -> None:

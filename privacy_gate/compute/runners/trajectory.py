@@ -5,17 +5,17 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from privacy_gate.candidate import Recipe
-from privacy_gate.compute.backbone import build, candidate_head, head_names
-from privacy_gate.compute.judged import Arrays
+from privacy_gate.compute.images.backbone import build, candidate_head, head_names
+from privacy_gate.compute.training.judged import Arrays
 from privacy_gate.compute.work import Work
-from privacy_gate.dataset import AuditData
+from privacy_gate.dossier.dataset import AuditData
+from privacy_gate.dossier.recipe import Recipe
+from privacy_gate.dossier.roundlog import Arrays as Tensors
+from privacy_gate.dossier.roundlog import RoundLog
 from privacy_gate.errors import CandidateError, UndecidedError
-from privacy_gate.federated.samples import with_ones
-from privacy_gate.federated.trajectory import Trajectory
-from privacy_gate.job import Trajectory as Job
-from privacy_gate.roundlog import Arrays as Tensors
-from privacy_gate.roundlog import RoundLog
+from privacy_gate.jobs.kinds import Trajectory as Job
+from privacy_gate.simulation.leaks.trajectory import Trajectory
+from privacy_gate.simulation.samples import with_ones
 
 
 def run_trajectory(jobs: Sequence[Job], work: Work) -> None:

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from privacy_gate.compute.candidate_pixels import PixelModel
+from privacy_gate.compute.runners.candidate_pixels import PixelModel
 
 BATCH = 32
 """Images of a step. Another number gives another result, so it is no matter of the machine's."""

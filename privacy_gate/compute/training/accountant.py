@@ -1,10 +1,10 @@
 """How much noise DP-SGD needs for a given epsilon, and what noise spends: Opacus' accountant, where it is installed."""
 
-from privacy_gate.candidate import Recipe
-from privacy_gate.compute.private import sampling_rate, steps_of
+from privacy_gate.compute.training.private import sampling_rate, steps_of
+from privacy_gate.dossier.federation import Federation
+from privacy_gate.dossier.federation.attendance import Attendance
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.errors import UndecidedError
-from privacy_gate.federation import Federation
-from privacy_gate.federation.attendance import Attendance
 
 CLIP = 1.0
 """Norm to which each example's gradient is cut."""

@@ -26,13 +26,13 @@ import numpy as np
 from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
-from privacy_gate.candidate import CommandRecipe
-from privacy_gate.compute.judged import Arrays, judged
-from privacy_gate.compute.scratch import scratch_folder
-from privacy_gate.dataset import AuditData
+from privacy_gate.compute.machine.scratch import scratch_folder
+from privacy_gate.compute.training.judged import Arrays, judged
+from privacy_gate.dossier.dataset import AuditData
+from privacy_gate.dossier.recipe import CommandRecipe
+from privacy_gate.dossier.tables.npz import BROKEN
 from privacy_gate.errors import ConfigurationError, UnavailableError
-from privacy_gate.job import TrainReference
-from privacy_gate.tables.npz import BROKEN
+from privacy_gate.jobs.kinds import TrainReference
 
 PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
 """Variables that the program sees: none that could hold a credential."""

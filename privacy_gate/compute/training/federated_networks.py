@@ -15,15 +15,15 @@ import torch
 from numpy.typing import NDArray
 from torch.func import functional_call
 
-from privacy_gate.candidate import Recipe
-from privacy_gate.compute.machine import Machine
-from privacy_gate.compute.network_stack import NetworkStack, TrainedNetwork, alike
-from privacy_gate.compute.networks import Images
-from privacy_gate.compute.parts import network
-from privacy_gate.federated.cells import Training
-from privacy_gate.federated.local import Batches
-from privacy_gate.federated.partitions import Rows
-from privacy_gate.federated.scores import right
+from privacy_gate.compute.machine.device import Machine
+from privacy_gate.compute.training.network_stack import NetworkStack, TrainedNetwork, alike
+from privacy_gate.compute.training.networks import Images
+from privacy_gate.compute.training.parts import network
+from privacy_gate.dossier.recipe import Recipe
+from privacy_gate.simulation.cells import Training
+from privacy_gate.simulation.local import Batches
+from privacy_gate.simulation.partitions import Rows
+from privacy_gate.simulation.scores import right
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,6 @@ A head is softmax(W x + b) on features x (N, D) of a frozen backbone.
 from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -14,13 +13,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from privacy_gate.candidate import Recipe
-from privacy_gate.compute.course import Course
-from privacy_gate.compute.machine import Machine, single_threaded_kernels
-from privacy_gate.compute.stack import bytes_per_head, padded, train_block
+from privacy_gate.compute.images.backbone import TrainedHead
+from privacy_gate.compute.machine.course import Course
+from privacy_gate.compute.machine.device import Machine, single_threaded_kernels
+from privacy_gate.compute.training.stack import bytes_per_head, padded, train_block
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.errors import DatasetError
+from privacy_gate.jobs.subsets import Subset
 from privacy_gate.progress import Progress, silent
-from privacy_gate.subsets import Subset
 
 CACHE_BYTES = 5 << 20
 """What a block of references touches in one step on a CPU: small enough for a core's share of the last cache
@@ -30,15 +30,6 @@ OUTPUT_BYTES = 64 << 20
 """What the logits of a few rows, and copies made of them, may take while confidences are computed."""
 
 Features = NDArray[np.floating[Any]] | torch.Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class TrainedHead:
-    """Reference `index`: weight (C, D) and bias (C,), logits = weight @ x + bias."""
-
-    index: int
-    weight: torch.Tensor
-    bias: torch.Tensor
 
 
 def train_heads(

@@ -8,15 +8,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from privacy_gate.candidate import Recipe
-from privacy_gate.compute.backbone import build, candidate_tensors
-from privacy_gate.compute.machine import Machine
-from privacy_gate.compute.networks import Images, network_logits
-from privacy_gate.compute.parts import changed
-from privacy_gate.compute.pixels import read_pixels
-from privacy_gate.dataset import AuditData
+from privacy_gate.attacks.evidence import logit_scaled
+from privacy_gate.compute.images.backbone import build, candidate_tensors
+from privacy_gate.compute.images.pixels import read_pixels
+from privacy_gate.compute.machine.device import Machine
+from privacy_gate.compute.training.networks import Images, network_logits
+from privacy_gate.compute.training.parts import changed
+from privacy_gate.dossier.dataset import AuditData
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.errors import DatasetError
-from privacy_gate.evidence import logit_scaled
 from privacy_gate.progress import Progress
 
 Arrays = dict[str, NDArray[Any]]

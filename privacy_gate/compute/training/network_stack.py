@@ -11,10 +11,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
-from privacy_gate.candidate import Recipe
-from privacy_gate.compute.backbone import Tensors
-from privacy_gate.compute.optimizers import STATE
-from privacy_gate.compute.parts import remembered, start, trained
+from privacy_gate.compute.images.backbone import Tensors
+from privacy_gate.compute.training.optimizers import STATE
+from privacy_gate.compute.training.parts import remembered, start, trained
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.errors import CandidateError
 
 CLIPPED_BYTES = 256 << 20

@@ -15,18 +15,18 @@ import torch
 from numpy.typing import NDArray
 from torch.func import functional_call
 
-from privacy_gate.candidate import DpSgd, Recipe
-from privacy_gate.compute.backbone import Tensors
-from privacy_gate.compute.course import Course
-from privacy_gate.compute.embed import seen
-from privacy_gate.compute.machine import Machine, threads_in_kernels
-from privacy_gate.compute.network_stack import NetworkStack, TrainedNetwork, alike, layout, stack_size
-from privacy_gate.compute.optimizers import stepper
-from privacy_gate.compute.parts import network
-from privacy_gate.compute.private import private_batches
+from privacy_gate.compute.images.backbone import Tensors
+from privacy_gate.compute.images.decoding import seen
+from privacy_gate.compute.machine.course import Course
+from privacy_gate.compute.machine.device import Machine, threads_in_kernels
+from privacy_gate.compute.training.network_stack import NetworkStack, TrainedNetwork, alike, layout, stack_size
+from privacy_gate.compute.training.optimizers import stepper
+from privacy_gate.compute.training.parts import network
+from privacy_gate.compute.training.private import private_batches
+from privacy_gate.dossier.recipe import DpSgd, Recipe
+from privacy_gate.dossier.views import View
+from privacy_gate.jobs.subsets import Subset, shown
 from privacy_gate.progress import Progress, silent
-from privacy_gate.subsets import Subset, shown
-from privacy_gate.views import View
 
 Kept = TypeVar("Kept")
 """What is kept of a trained network."""

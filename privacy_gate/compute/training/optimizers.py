@@ -12,7 +12,7 @@ from torch.optim.adam import adam
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
-from privacy_gate.optimizers import Adam, AdamW, Optimizer, Sgd
+from privacy_gate.dossier.optimizers import Adam, AdamW, Optimizer, Sgd
 
 STATE = {"adam": 2, "adamw": 2, "sgd": 1}
 """Numbers kept per parameter beside itself and its gradient, at most."""

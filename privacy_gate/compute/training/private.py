@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from privacy_gate.candidate import DpSgd, Recipe
-from privacy_gate.subsets import Subset, gradient_noise, poisson_batch, shown
+from privacy_gate.dossier.recipe import DpSgd, Recipe
+from privacy_gate.jobs.subsets import Subset, gradient_noise, poisson_batch, shown
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 
-from privacy_gate.native import has_numba
+from privacy_gate.native.compiler import has_numba
 
 LEAST_WIDTH = 128
 """Numbers of a row from which on compiled products are faster than torch's, for any number of classes."""
@@ -58,7 +58,7 @@ class Compiled:
     """Numba's way, on a CPU."""
 
     def __init__(self, x: torch.Tensor) -> None:
-        from privacy_gate.compute import compiled  # noqa: PLC0415 - Numba is an extra, and slow to import
+        from privacy_gate.native import products as compiled  # noqa: PLC0415 - Numba is an extra, and slow to import
 
         self._compiled, self._x = compiled, x.numpy()
 

@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 
-from privacy_gate.candidate import Recipe
-from privacy_gate.compute.optimizers import STATE, stepper
-from privacy_gate.compute.private import private_batches
-from privacy_gate.compute.products import products
-from privacy_gate.native import has_numba
-from privacy_gate.subsets import Subset, initial_head, shown
+from privacy_gate.compute.training.optimizers import STATE, stepper
+from privacy_gate.compute.training.private import private_batches
+from privacy_gate.compute.training.products import products
+from privacy_gate.dossier.recipe import Recipe
+from privacy_gate.jobs.subsets import Subset, initial_head, shown
+from privacy_gate.native.compiler import has_numba
 
 CACHE_LINE = 64
 """Bytes."""
@@ -87,7 +87,7 @@ def _one_by_one(
     """Trains heads (M, C, W) in place, each from its first epoch to its last: what it
     touches stays in its core's cache.
     """
-    from privacy_gate.compute.fused import Fused  # noqa: PLC0415 - an extra, and slow to import
+    from privacy_gate.native.head_epochs import Fused  # noqa: PLC0415 - an extra, and slow to import
 
     fused, views = Fused(x, y, recipe), len(recipe.views)
     for head, (index, rows) in zip(heads, block, strict=True):

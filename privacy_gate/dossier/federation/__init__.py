@@ -5,11 +5,11 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from privacy_gate.documents import Record
-from privacy_gate.federation.attendance import Attendance
-from privacy_gate.federation.clients import ClientPrivacy, Clients
-from privacy_gate.federation.needs import unmet, unmet_by_rows
-from privacy_gate.federation.rules import Aggregator
-from privacy_gate.federation.servers import ServerOptimizer
+from privacy_gate.dossier.federation.attendance import Attendance
+from privacy_gate.dossier.federation.clients import ClientPrivacy, Clients
+from privacy_gate.dossier.federation.needs import unmet, unmet_by_rows
+from privacy_gate.dossier.federation.rules import Aggregator
+from privacy_gate.dossier.federation.servers import ServerOptimizer
 
 __all__ = ["Aggregator", "ClientPrivacy", "Clients", "Federation", "ServerOptimizer"]
 

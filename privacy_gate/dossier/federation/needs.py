@@ -6,7 +6,7 @@ Axis letters here: n updates received in a round, of which a rule is told that a
 import math
 from collections.abc import Mapping, Sequence
 
-from privacy_gate.federation.attendance import Attendance
+from privacy_gate.dossier.federation.attendance import Attendance
 
 NEEDS: dict[str, tuple[int, int]] = {
     "mean": (0, 1),

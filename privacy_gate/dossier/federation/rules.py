@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from privacy_gate.documents import Positive, Record
-from privacy_gate.federation.parameters import given, refuse_misplaced
+from privacy_gate.dossier.federation.parameters import given, refuse_misplaced
 
 AggregatorName = Literal[
     "mean",

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from privacy_gate.documents import Positive, Record
-from privacy_gate.federation.parameters import refuse_misplaced
+from privacy_gate.dossier.federation.parameters import refuse_misplaced
 
 SERVER_PARAMETERS = {"momentum": ("avgm", "adam", "yogi"), "decay": ("adam", "yogi"), "tau": ("adam", "yogi")}
 """Likewise of server optimisers."""

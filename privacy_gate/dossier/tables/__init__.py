@@ -7,10 +7,10 @@ what is read: a table stays open, and one that lies elsewhere is copied to an un
 from collections.abc import Callable, Iterable
 from typing import IO
 
-from privacy_gate.tables.npz import read_npz
-from privacy_gate.tables.parquet import read_parquet
-from privacy_gate.tables.raw import RawTable
-from privacy_gate.tables.text import read_csv
+from privacy_gate.dossier.tables.npz import read_npz
+from privacy_gate.dossier.tables.parquet import read_parquet
+from privacy_gate.dossier.tables.raw import RawTable
+from privacy_gate.dossier.tables.text import read_csv
 
 FORMATS: dict[str, Callable[[str, IO[bytes], list[str], str | None], RawTable]] = {
     "parquet": read_parquet,

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from privacy_gate.documents import nearest
+from privacy_gate.dossier.tables.raw import SHOWN
 from privacy_gate.errors import DatasetError
-from privacy_gate.tables.raw import SHOWN
 
 _NUMBER = re.compile("0|-?[1-9][0-9]{0,17}")
 

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
+from privacy_gate.dossier.tables.raw import RawTable, refuse_missing
 from privacy_gate.errors import DatasetError
-from privacy_gate.tables.raw import RawTable, refuse_missing
 
 # What numpy and zipfile raise on damaged or hostile bytes.
 BROKEN = (ValueError, OSError, EOFError, KeyError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)

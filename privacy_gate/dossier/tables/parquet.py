@@ -7,9 +7,9 @@ from typing import IO, Any
 
 import numpy as np
 
+from privacy_gate.dossier.tables.files import CHUNK, Files
+from privacy_gate.dossier.tables.raw import RawTable, column, refuse_missing
 from privacy_gate.errors import DatasetError
-from privacy_gate.tables.files import CHUNK, Files
-from privacy_gate.tables.raw import RawTable, column, refuse_missing
 
 BATCH = 32
 """Images read together."""

@@ -2,9 +2,9 @@
 
 from typing import IO
 
+from privacy_gate.dossier.tables.files import Files
+from privacy_gate.dossier.tables.raw import RawTable, column, refuse_missing
 from privacy_gate.errors import DatasetError
-from privacy_gate.tables.files import Files
-from privacy_gate.tables.raw import RawTable, column, refuse_missing
 
 
 def read_csv(uri: str, file: IO[bytes], wanted: list[str], image: str | None) -> RawTable:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from privacy_gate.evidence import Bools, Floats
+from privacy_gate.arrays import Bools, Floats
 
 SUSPECTED = 0.05
 """Share of wrong declarations that doubt is made to find: weighs the few rows that can tell."""

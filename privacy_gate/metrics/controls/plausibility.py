@@ -15,10 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from privacy_gate.evidence import Floats, MembershipEvidence
-from privacy_gate.metrics.behaviour import MEMBERS, OTHERS, Behaviour, behaviour
-from privacy_gate.metrics.controls import LEVEL
-from privacy_gate.verdict import Control
+from privacy_gate.arrays import Floats
+from privacy_gate.attacks.evidence import MembershipEvidence
+from privacy_gate.metrics.controls.behaviour import MEMBERS, OTHERS, Behaviour, behaviour
+from privacy_gate.metrics.controls.self_tests import LEVEL
+from privacy_gate.verdict.judgement import Control
 
 TESTS = 7
 """Level and spread on either side, doubt on either side and on both: each has its share of LEVEL."""

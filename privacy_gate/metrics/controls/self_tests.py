@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from privacy_gate.dataset import Split
+from privacy_gate.arrays import Floats
+from privacy_gate.attacks.evidence import MembershipEvidence, logit_scaled
+from privacy_gate.dossier.dataset import Split
 from privacy_gate.errors import EvidenceError
-from privacy_gate.evidence import Floats, MembershipEvidence, logit_scaled
 from privacy_gate.metrics.membership import auc, needed_holdout, tpr_at_fpr
-from privacy_gate.verdict import Control
+from privacy_gate.verdict.judgement import Control
 
 LEVEL = 1e-3
 """How often a control fails an audit that is in order."""

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from privacy_gate.evidence import Floats
-from privacy_gate.verdict import Measurement
+from privacy_gate.arrays import Floats
+from privacy_gate.verdict.judgement import Measurement
 
 DRAWS = 1000
 """Simulated tables behind each interval, or each point of a grid."""

@@ -5,10 +5,10 @@ import math
 import numpy as np
 from scipy.special import stdtrit
 
+from privacy_gate.arrays import Bools, Floats
 from privacy_gate.errors import EvidenceError
-from privacy_gate.evidence import Bools, Floats
 from privacy_gate.metrics.membership import rate_measurement
-from privacy_gate.verdict import Measurement
+from privacy_gate.verdict.judgement import Measurement
 
 METHOD = "two-way clustered by models and rows"
 

@@ -3,7 +3,7 @@
 import numpy as np
 from scipy.special import ndtri
 
-from privacy_gate.evidence import Floats, Ints
+from privacy_gate.arrays import Floats, Ints
 
 HALVINGS = 50
 """Of an interval of width 2 in the search for an end."""

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from privacy_gate.arrays import Floats
 from privacy_gate.errors import EvidenceError
-from privacy_gate.evidence import Floats
 
 
 def checked(member: Floats, holdout: Floats) -> tuple[Floats, Floats]:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import betaincinv, ndtri
 
+from privacy_gate.arrays import Floats
 from privacy_gate.errors import EvidenceError
-from privacy_gate.evidence import Floats
 
 GRID = 200
 """Values among which the distribution behind the errors is sought."""

@@ -6,12 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
+from privacy_gate.arrays import Bools, Floats
 from privacy_gate.errors import EvidenceError
-from privacy_gate.evidence import Bools, Floats
-from privacy_gate.metrics.bootstrap import measured
-from privacy_gate.metrics.disparity import holm
-from privacy_gate.metrics.paired import paired_score
-from privacy_gate.verdict import Measurement, not_measured
+from privacy_gate.metrics.intervals.bootstrap import measured
+from privacy_gate.metrics.intervals.paired import paired_score
+from privacy_gate.metrics.parties.disparity import holm
+from privacy_gate.verdict.judgement import Measurement, not_measured
 
 MARGIN = 0.01
 """How much worse than training alone a client may fare and still count as no worse off."""

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from privacy_gate.arrays import Bools, Floats
 from privacy_gate.errors import EvidenceError
-from privacy_gate.evidence import Bools, Floats
-from privacy_gate.metrics.binomial import clopper_pearson
-from privacy_gate.metrics.ranks import checked
-from privacy_gate.verdict import Measurement, not_measured
+from privacy_gate.metrics.intervals.binomial import clopper_pearson
+from privacy_gate.metrics.intervals.ranks import checked
+from privacy_gate.verdict.judgement import Measurement, not_measured
 
 Names = NDArray[np.str_]
 

@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from privacy_gate.arrays import Floats, Ints
 from privacy_gate.errors import EvidenceError
-from privacy_gate.evidence import Floats, Ints
-from privacy_gate.metrics.bootstrap import DRAWS, measured, percentile
-from privacy_gate.verdict import Measurement, not_measured
+from privacy_gate.metrics.intervals.bootstrap import DRAWS, measured, percentile
+from privacy_gate.verdict.judgement import Measurement, not_measured
 
 GRID = 41
 """Spreads of true accuracies that are tried where an interval is inverted from tests."""

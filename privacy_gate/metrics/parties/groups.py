@@ -7,13 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from privacy_gate.evidence import Bools, Floats, Ints
-from privacy_gate.metrics.binomial import clopper_pearson
-from privacy_gate.metrics.bootstrap import DRAWS, measured
-from privacy_gate.metrics.disparity import Accusations
-from privacy_gate.metrics.fewest import fewest
-from privacy_gate.metrics.paired import paired_interval
-from privacy_gate.verdict import Limit, Measurement, not_measured
+from privacy_gate.arrays import Bools, Floats, Ints
+from privacy_gate.metrics.intervals.binomial import clopper_pearson
+from privacy_gate.metrics.intervals.bootstrap import DRAWS, measured
+from privacy_gate.metrics.intervals.fewest import fewest
+from privacy_gate.metrics.intervals.paired import paired_interval
+from privacy_gate.metrics.parties.disparity import Accusations
+from privacy_gate.verdict.judgement import Limit, Measurement, not_measured
 
 BATCH = 100
 """Posterior draws made at once, so that many classes do not fill the memory."""

@@ -22,7 +22,7 @@ from functools import cached_property
 
 import torch
 
-from privacy_gate.federated.cells import Privacy, Training
+from privacy_gate.simulation.cells import Privacy, Training
 
 TURNS = 4
 """How often the shares of classes and the predictions that they lead to are computed from each other."""

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from privacy_gate.dataset import AuditData, Split
-from privacy_gate.evidence import Bools, Ints
+from privacy_gate.arrays import Bools, Ints
+from privacy_gate.dossier.dataset import AuditData, Split
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from privacy_gate.evidence import Bools, Floats, Ints, logit_scaled
+from privacy_gate.arrays import Bools, Floats, Ints
+from privacy_gate.attacks.evidence import logit_scaled
 
 SIGNALS = ("cosine", "loss")
 """cosine of an update with the row's own descent direction; fall of the row's loss under the client's own model."""

@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 import torch
 
 from privacy_gate.errors import ConfigurationError
-from privacy_gate.federated.clipping import centered_clipping, clip, clip_adaptively, norm_clipping
-from privacy_gate.federated.geometry import finite_rows, norms, weighted_sum
-from privacy_gate.federated.known import NOTHING, Aggregate, Known, refuse_few, required
-from privacy_gate.federated.preaggregation import bucketing, nearest_neighbour_mixing
-from privacy_gate.federated.robust import (
+from privacy_gate.simulation.rules.clipping import centered_clipping, clip, clip_adaptively, norm_clipping
+from privacy_gate.simulation.rules.geometry import finite_rows, norms, weighted_sum
+from privacy_gate.simulation.rules.known import NOTHING, Aggregate, Known, refuse_few, required
+from privacy_gate.simulation.rules.preaggregation import bucketing, nearest_neighbour_mixing
+from privacy_gate.simulation.rules.robust import (
     bulyan,
     geometric_median,
     krum,

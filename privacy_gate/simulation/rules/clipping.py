@@ -2,8 +2,8 @@
 
 import torch
 
-from privacy_gate.federated.geometry import compiles, finite_rows, norms
-from privacy_gate.federated.known import NOTHING, Known, refuse_few
+from privacy_gate.simulation.rules.geometry import compiles, finite_rows, norms
+from privacy_gate.simulation.rules.known import NOTHING, Known, refuse_few
 
 
 def clip(updates: torch.Tensor, f: int, known: Known = NOTHING, *, tau: float | None = None) -> torch.Tensor:
@@ -41,7 +41,7 @@ def centered_clipping(
     refuse_few(updates, f, "centered_clipping")
     point = torch.zeros_like(updates[..., 0, :]) if known.previous is None else known.previous
     if compiles(updates):
-        from privacy_gate.federated import compiled_rules  # noqa: PLC0415
+        from privacy_gate.native import rules as compiled_rules  # noqa: PLC0415
 
         return compiled_rules.clipped_from(updates, point, tau, iterations)
     return stacked_clipping(updates, point, tau, iterations)

@@ -1,14 +1,11 @@
 """Order and distance among updates, for any number of leading cells; a client that sends inf or NaN is far from all."""
 
 from collections.abc import Iterable
-from functools import cache
 
 import torch
 
-from privacy_gate.native import has_numba
-
-Exchange = tuple[int, int, bool, bool]
-"""Two places, and whether the lesser value is wanted at the first, the greater at the second."""
+from privacy_gate.native.compiler import has_numba
+from privacy_gate.simulation.rules.exchanges import Exchange, exchanges
 
 
 def finite_rows(updates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -28,7 +25,7 @@ def squared_distances(updates: torch.Tensor) -> torch.Tensor:
     Through the Gram matrix, in float64: on float32 updates its rounding is below theirs.
     """
     if compiles(updates):
-        from privacy_gate.federated import compiled  # noqa: PLC0415
+        from privacy_gate.native import geometry as compiled  # noqa: PLC0415
 
         return compiled.squared_distances(updates)
     return widened_distances(updates)
@@ -49,7 +46,7 @@ def widened_distances(updates: torch.Tensor) -> torch.Tensor:
 def inner_products(updates: torch.Tensor) -> torch.Tensor:
     """Of all pairs of updates (..., n, d), summed in float64: (..., n, n) float64."""
     if compiles(updates):
-        from privacy_gate.federated import compiled  # noqa: PLC0415
+        from privacy_gate.native import geometry as compiled  # noqa: PLC0415
 
         return compiled.inner_products(updates)
     return widened_products(updates)
@@ -69,7 +66,7 @@ def compiles(updates: torch.Tensor) -> bool:
 def norms(updates: torch.Tensor) -> torch.Tensor:
     """Euclidean norms (...,) float64 of vectors (..., d), summed in float64."""
     if compiles(updates):
-        from privacy_gate.federated import compiled  # noqa: PLC0415
+        from privacy_gate.native import geometry as compiled  # noqa: PLC0415
 
         return compiled.norms(updates)
     found: torch.Tensor = torch.linalg.vector_norm(updates, dim=-1, dtype=torch.float64)
@@ -79,7 +76,7 @@ def norms(updates: torch.Tensor) -> torch.Tensor:
 def moments(updates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation (ddof 1) of each coordinate of (..., n, d), both (..., d); 0 deviation of one row."""
     if compiles(updates):
-        from privacy_gate.federated import compiled  # noqa: PLC0415
+        from privacy_gate.native import geometry as compiled  # noqa: PLC0415
 
         return compiled.moments(updates)
     return stacked_moments(updates)
@@ -122,7 +119,7 @@ def ordered(updates: torch.Tensor, ranks: range | None = None) -> list[torch.Ten
     wanted = ranks or range(n)
     needed = exchanges(n, wanted)
     if compiles(updates):
-        from privacy_gate.federated import compiled  # noqa: PLC0415
+        from privacy_gate.native import geometry as compiled  # noqa: PLC0415
 
         return compiled.ordered(updates, needed, wanted)
     return exchanged(updates, needed, wanted)
@@ -142,35 +139,10 @@ def exchanged(updates: torch.Tensor, needed: Iterable[Exchange], ranks: Iterable
     return [rows[rank] for rank in ranks]
 
 
-@cache
-def exchanges(n: int, ranks: range) -> tuple[Exchange, ...]:
-    """Those that the ranks of n values depend on, in order."""
-    wanted, found = set(ranks), []
-    for low, high in reversed(_exchanges(n)):
-        if low in wanted or high in wanted:
-            found.append((low, high, low in wanted, high in wanted))
-            wanted |= {low, high}
-    return tuple(reversed(found))
-
-
-@cache
-def _exchanges(n: int) -> tuple[tuple[int, int], ...]:
-    """The pairs that sort n values when exchanged, where out of order, one after the other."""
-    pairs = []
-    top = p = 1 << max(0, (n - 1).bit_length() - 1)
-    while p > 0:
-        q, r, distance = top, 0, p
-        while distance > 0:
-            pairs += [(i, i + distance) for i in range(n - distance) if i & p == r]
-            distance, q, r = q - p, q >> 1, p
-        p >>= 1
-    return tuple(pairs)
-
-
 def mean_of_ranks(updates: torch.Tensor, ranks: range) -> torch.Tensor:
     """The mean of these order statistics of each coordinate of (..., n, d): (..., d); NaN counts as +inf."""
     if compiles(updates):
-        from privacy_gate.federated import compiled  # noqa: PLC0415
+        from privacy_gate.native import geometry as compiled  # noqa: PLC0415
 
         return compiled.mean_of_ranks(updates, exchanges(updates.shape[-2], ranks), ranks)
     rows = ordered(updates, ranks)

@@ -10,8 +10,8 @@ from typing import Any, Self
 
 import torch
 
+from privacy_gate.dossier.federation.needs import BUCKET, unmet_by_step
 from privacy_gate.errors import ConfigurationError
-from privacy_gate.federation.needs import BUCKET, unmet_by_step
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,9 +2,9 @@
 
 import torch
 
-from privacy_gate.federated.geometry import compiles, finite_rows, smallest, squared_distances
-from privacy_gate.federated.known import NOTHING, Known, refuse_few, required
-from privacy_gate.federation.needs import BUCKET
+from privacy_gate.dossier.federation.needs import BUCKET
+from privacy_gate.simulation.rules.geometry import compiles, finite_rows, smallest, squared_distances
+from privacy_gate.simulation.rules.known import NOTHING, Known, refuse_few, required
 
 
 def nearest_neighbour_mixing(updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch.Tensor:
@@ -15,7 +15,7 @@ def nearest_neighbour_mixing(updates: torch.Tensor, f: int, known: Known = NOTHI
     refuse_few(updates, f, "nnm")
     keep = updates.shape[-2] - f
     if compiles(updates):
-        from privacy_gate.federated import compiled_rules  # noqa: PLC0415
+        from privacy_gate.native import rules as compiled_rules  # noqa: PLC0415
 
         return compiled_rules.mixed(updates, keep)
     return stacked_mixing(updates, keep)

@@ -8,7 +8,7 @@ from itertools import combinations
 
 import torch
 
-from privacy_gate.federated.geometry import (
+from privacy_gate.simulation.rules.geometry import (
     closest_to_middle,
     compiles,
     coordinate_median,
@@ -21,7 +21,7 @@ from privacy_gate.federated.geometry import (
     squared_distances,
     weighted_sum,
 )
-from privacy_gate.federated.known import NOTHING, Known, refuse_few
+from privacy_gate.simulation.rules.known import NOTHING, Known, refuse_few
 
 FAR = 1e6
 """Times the median distance beyond which an update's distance does not matter to the geometric median."""
@@ -68,7 +68,7 @@ def multi_krum(updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch.T
 def krum_mean(updates: torch.Tensor, nearest: int, count: int) -> torch.Tensor:
     """The mean (..., d) of the `count` updates (..., n, d) with the lowest scores; the earlier of equal ones."""
     if compiles(updates):
-        from privacy_gate.federated import compiled_rules  # noqa: PLC0415
+        from privacy_gate.native import rules as compiled_rules  # noqa: PLC0415
 
         return compiled_rules.krum_mean(updates, nearest, count)
     return stacked_krum(updates, nearest, count)
@@ -121,7 +121,7 @@ def weiszfeld(updates: torch.Tensor, start: torch.Tensor, nu: float, iterations:
     products of those, n x n. An update FAR away is drawn in: of it only the direction matters.
     """
     if compiles(updates):
-        from privacy_gate.federated import compiled_rules  # noqa: PLC0415
+        from privacy_gate.native import rules as compiled_rules  # noqa: PLC0415
 
         return compiled_rules.weiszfeld(updates, start, nu, iterations, FAR)
     return stacked_weiszfeld(updates, start, nu, iterations)

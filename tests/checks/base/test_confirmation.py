@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from privacy_gate.dossier.recipe import Recipe
 from safetensors.torch import save_file
 
-from privacy_gate.candidate import Recipe
-from privacy_gate.checks.check import Subject
+from privacy_gate.checks.base.check import Subject
 from privacy_gate.checks.robustness import NO_NETWORKS, Robustness
-from privacy_gate.compute import backbone
-from privacy_gate.compute.machine import Machine
+from privacy_gate.compute.images import backbone
+from privacy_gate.compute.machine.device import Machine
 from privacy_gate.compute.run import run
 from privacy_gate.compute.work import Inputs
-from privacy_gate.dataset import AuditData, Split
 from privacy_gate.documents import parse
-from privacy_gate.job import Confirm, Federate, federate, screening, train_reference
+from privacy_gate.dossier.dataset import AuditData, Split
+from privacy_gate.jobs.kinds import Confirm, Federate, federate, screening, train_reference
 from privacy_gate.store import Store
 
 ROWS, CLASSES = 48, 3

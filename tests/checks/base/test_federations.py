@@ -7,25 +7,26 @@ from typing import Any
 import numpy as np
 import pytest
 
-from privacy_gate.alternatives import families
-from privacy_gate.audit import plan
-from privacy_gate.candidate import Candidate, Dossier, Recipe
-from privacy_gate.case import Case
-from privacy_gate.checks.check import Subject
-from privacy_gate.checks.federations import untrainable_references
+from privacy_gate.auditing.audit import plan
+from privacy_gate.auditing.policy import Policy
+from privacy_gate.checks.base.check import Subject
+from privacy_gate.checks.base.federations import untrainable_references
 from privacy_gate.checks.stress import SystemStress
-from privacy_gate.compute.machine import Machine
+from privacy_gate.compute.machine.device import Machine
 from privacy_gate.compute.run import run
 from privacy_gate.compute.work import Inputs
-from privacy_gate.dataset import AuditData, DataManifest, Split
 from privacy_gate.documents import parse
+from privacy_gate.dossier.alternatives import families
+from privacy_gate.dossier.candidate import Candidate, Dossier
+from privacy_gate.dossier.dataset import AuditData, DataManifest, Split
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.errors import ConfigurationError, DatasetError, UndecidedError
-from privacy_gate.gate import advise
-from privacy_gate.job import Job, TrainReference, train_reference
-from privacy_gate.policy import Policy
+from privacy_gate.gate.case import Case
+from privacy_gate.gate.steps import advise
+from privacy_gate.jobs.kinds import Job, TrainReference, train_reference
+from privacy_gate.jobs.subsets import training_sets
 from privacy_gate.progress import silent
 from privacy_gate.store import Store
-from privacy_gate.subsets import training_sets
 
 NOW = datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC)
 MACHINE = Machine(device="cpu", threads=1)

@@ -3,18 +3,18 @@
 import numpy as np
 import pytest
 import torch
+from privacy_gate.dossier.recipe import Recipe
 
-from privacy_gate.candidate import Recipe
-from privacy_gate.checks.check import Subject
-from privacy_gate.checks.federations import Federations
-from privacy_gate.checks.rules import HEEDFUL, ROBUST, Study
-from privacy_gate.compute.federate import rule_of
-from privacy_gate.dataset import AuditData
+from privacy_gate.checks.base.check import Subject
+from privacy_gate.checks.base.federations import Federations
+from privacy_gate.checks.base.rules import HEEDFUL, ROBUST, Study
+from privacy_gate.compute.runners.federate import rule_of
 from privacy_gate.documents import parse
+from privacy_gate.dossier.dataset import AuditData
+from privacy_gate.dossier.federation import Aggregator
 from privacy_gate.errors import ConfigurationError
-from privacy_gate.federated.aggregators import AGGREGATORS, PREAGGREGATIONS
-from privacy_gate.federated.known import Known
-from privacy_gate.federation import Aggregator
+from privacy_gate.simulation.rules.aggregators import AGGREGATORS, PREAGGREGATIONS
+from privacy_gate.simulation.rules.known import Known
 
 
 def scene(updates: int, seed: int = 0) -> tuple[torch.Tensor, Known]:

@@ -7,17 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from privacy_gate.backbone import Backbone
-from privacy_gate.candidate import Candidate, Dossier
-from privacy_gate.champion import Champion
-from privacy_gate.checks.check import Subject
+from privacy_gate.checks.base.check import Subject
 from privacy_gate.checks.corruption import Corruption
 from privacy_gate.checks.evasion import Evasion
 from privacy_gate.checks.utility import Utility
-from privacy_gate.dataset import DataManifest
 from privacy_gate.documents import parse
-from privacy_gate.job import Corrupt, Embed, Evade, Job, Score, Universal
-from privacy_gate.verdict import CheckResult, Limit, Measurement, Status, judged_status
+from privacy_gate.dossier.backbone import Backbone
+from privacy_gate.dossier.candidate import Candidate, Dossier
+from privacy_gate.dossier.champion import Champion
+from privacy_gate.dossier.dataset import DataManifest
+from privacy_gate.jobs.kinds import Corrupt, Embed, Evade, Job, Score, Universal
+from privacy_gate.verdict.judgement import CheckResult, Limit, Measurement, Status, judged_status
 from tests.checks.test_evasion import ROWS, subject
 
 CHAMPION = "c" * 64

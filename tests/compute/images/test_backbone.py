@@ -18,20 +18,20 @@ from PIL import Image
 from pyarrow import parquet
 from safetensors.torch import load_file, save_file
 
-from privacy_gate.backbone import Backbone, Input, PublicWeights
-from privacy_gate.candidate import Recipe
-from privacy_gate.compute import backbone as subject
-from privacy_gate.compute.decoding import decode, transform_of
-from privacy_gate.compute.embed import embed, seen
-from privacy_gate.compute.machine import Machine
+from privacy_gate.compute.images import backbone as subject
+from privacy_gate.compute.images.decoding import decode, seen, transform_of
+from privacy_gate.compute.images.embed import embed
+from privacy_gate.compute.machine.device import Machine
 from privacy_gate.compute.run import run
 from privacy_gate.compute.work import Inputs
-from privacy_gate.dataset import AuditData, Columns, describe_table, read_data
 from privacy_gate.documents import parse
+from privacy_gate.dossier.backbone import Backbone, Input, PublicWeights
+from privacy_gate.dossier.dataset import AuditData, Columns, describe_table, read_data
+from privacy_gate.dossier.recipe import Recipe
+from privacy_gate.dossier.views import Augmentation, View
 from privacy_gate.errors import CandidateError, DatasetError, UnavailableError, UndecidedError
-from privacy_gate.job import Embed, embed_jobs
+from privacy_gate.jobs.kinds import Embed, embed_jobs
 from privacy_gate.store import Store
-from privacy_gate.views import Augmentation, View
 
 timm = subject.timm  # importable beside a CPU build of torch only after the gate's own imports
 NAME = "test_resnet"

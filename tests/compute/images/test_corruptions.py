@@ -12,11 +12,11 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from privacy_gate.checks.corruption import CORRUPTIONS as KNOWN
-from privacy_gate.compute.corruption import predict_corrupted
-from privacy_gate.compute.corruptions import CORRUPTIONS, _enlarged, corrupted, strength
-from privacy_gate.compute.machine import Machine
-from privacy_gate.compute.spread import Tally
-from privacy_gate.job import Corrupt
+from privacy_gate.compute.images.corruptions import CORRUPTIONS, _enlarged, corrupted, strength
+from privacy_gate.compute.machine.device import Machine
+from privacy_gate.compute.machine.spread import Tally
+from privacy_gate.compute.runners.corruption import predict_corrupted
+from privacy_gate.jobs.kinds import Corrupt
 from privacy_gate.progress import silent
 
 SIDES = (32, 64, 160, 224)

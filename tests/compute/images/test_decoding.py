@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from privacy_gate.backbone import Input
-from privacy_gate.compute import backbone
-from privacy_gate.compute.decoding import decode, scaled, transform_of
+from privacy_gate.compute.images import backbone
+from privacy_gate.compute.images.decoding import decode, scaled, transform_of
+from privacy_gate.dossier.backbone import Input
 
 timm = backbone.timm  # importable beside a CPU build of torch only after the gate's own imports
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from privacy_gate.compute import backbone
-from privacy_gate.compute.folding import fold
+from privacy_gate.compute.images import backbone
+from privacy_gate.compute.images.folding import fold
 from tests.norms import settled
 
 timm = backbone.timm  # importable beside a CPU build of torch only after the gate's own imports

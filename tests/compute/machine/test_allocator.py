@@ -8,7 +8,7 @@ import pytest
 
 LOOP = """
 import resource, torch
-from privacy_gate.compute.allocator import keep_freed_memory
+from privacy_gate.compute.machine.allocator import keep_freed_memory
 if {kept}:
     keep_freed_memory()
 x = torch.ones(1 << 24)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from privacy_gate.compute.scratch import scratch_file, scratch_folder
+from privacy_gate.compute.machine.scratch import scratch_file, scratch_folder
 from privacy_gate.errors import UnavailableError
 
 
@@ -47,10 +47,10 @@ def test_where_no_folder_can_be_made_the_message_names_tmpdir(tmp_path: Path, mo
 LIMITED = """
 import resource
 from pathlib import Path
-from privacy_gate.backbone import Backbone, PublicWeights
-from privacy_gate.compute.backbone import public_tensors
-from privacy_gate.compute.pixels import _room
-from privacy_gate.compute.scratch import scratch_folder
+from privacy_gate.dossier.backbone import Backbone, PublicWeights
+from privacy_gate.compute.images.backbone import public_tensors
+from privacy_gate.compute.images.pixels import _room
+from privacy_gate.compute.machine.scratch import scratch_folder
 from privacy_gate.errors import UnavailableError
 Path("weights").write_bytes(b"x" * 20_000)
 def fill_folder():

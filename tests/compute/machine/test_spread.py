@@ -7,8 +7,8 @@ from threading import get_ident
 import pytest
 import torch
 
-from privacy_gate.compute.machine import Machine
-from privacy_gate.compute.spread import Tally, in_order, spread
+from privacy_gate.compute.machine.device import Machine
+from privacy_gate.compute.machine.spread import Tally, in_order, spread
 from privacy_gate.errors import CandidateError
 from privacy_gate.progress import silent
 

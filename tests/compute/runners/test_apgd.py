@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from privacy_gate.compute.apgd import _checkpoints, ahead, apgd, cross_entropy, towards
-from privacy_gate.compute.universal import linear_probe, sign_noise, universal
+from privacy_gate.compute.runners.apgd import _checkpoints, ahead, apgd, cross_entropy, towards
+from privacy_gate.compute.runners.universal import linear_probe, sign_noise, universal
 from privacy_gate.errors import CandidateError
 
 CLASSES, SIZE, RADIUS, STEPS = 5, 8, 8 / 255, 20
 SMALL = 2 / 255
-PARITY = json.loads((Path(__file__).parents[1] / "data" / "apgd_parity.json").read_text())
+PARITY = json.loads((Path(__file__).parents[2] / "data" / "apgd_parity.json").read_text())
 
 
 def drawn(rows: int, seed: int = 0, low: float = 0.2, high: float = 0.8) -> torch.Tensor:

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from privacy_gate.backbone import Input
-from privacy_gate.compute import backbone
-from privacy_gate.compute.candidate_pixels import PixelModel, _scaled
-from privacy_gate.compute.machine import Machine
+from privacy_gate.compute.images import backbone
+from privacy_gate.compute.machine.device import Machine
+from privacy_gate.compute.runners.candidate_pixels import PixelModel, _scaled
+from privacy_gate.dossier.backbone import Input
 from tests.norms import settled
 
 timm = backbone.timm

@@ -2,22 +2,23 @@
 
 import numpy as np
 import pytest
+from privacy_gate.dossier.recipe import Recipe
 from sklearn.datasets import load_digits
 
+from privacy_gate.arrays import Floats
 from privacy_gate.attacks import ATTACKS
-from privacy_gate.backbone import Backbone
-from privacy_gate.candidate import Recipe
-from privacy_gate.compute.control import FEWEST, MOST, PARTS, TWINS, train_control
-from privacy_gate.compute.heads import confidences, train_heads
-from privacy_gate.compute.machine import Machine
-from privacy_gate.dataset import Split
+from privacy_gate.attacks.evidence import MembershipEvidence
+from privacy_gate.compute.machine.device import Machine
+from privacy_gate.compute.runners.control import FEWEST, MOST, PARTS, TWINS, train_control
+from privacy_gate.compute.training.heads import confidences, train_heads
+from privacy_gate.dossier.backbone import Backbone
+from privacy_gate.dossier.dataset import Split
+from privacy_gate.dossier.optimizers import Adam
 from privacy_gate.errors import EvidenceError
-from privacy_gate.evidence import Floats, MembershipEvidence
-from privacy_gate.metrics.controls import control_evidence, positive_control
-from privacy_gate.metrics.plausibility import plausibility
-from privacy_gate.optimizers import Adam
+from privacy_gate.jobs.subsets import included
+from privacy_gate.metrics.controls.plausibility import plausibility
+from privacy_gate.metrics.controls.self_tests import control_evidence, positive_control
 from privacy_gate.store import Arrays
-from privacy_gate.subsets import included
 
 MACHINE = Machine(device="cpu", threads=1)
 

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from privacy_gate.dossier.recipe import Recipe
 from safetensors.torch import save_file
 from torch import nn
 
-from privacy_gate.candidate import Recipe
-from privacy_gate.compute import backbone
-from privacy_gate.compute.evasion import evade
-from privacy_gate.compute.machine import Machine
+from privacy_gate.compute.images import backbone
+from privacy_gate.compute.machine.device import Machine
 from privacy_gate.compute.run import run
+from privacy_gate.compute.runners.evasion import evade
 from privacy_gate.compute.work import Inputs
-from privacy_gate.dataset import AuditData, Split
 from privacy_gate.documents import parse
-from privacy_gate.job import Evade, Universal
+from privacy_gate.dossier.dataset import AuditData, Split
+from privacy_gate.jobs.kinds import Evade, Universal
 from privacy_gate.metrics.evasion import robust_accuracy
 from privacy_gate.store import Store
 
@@ -152,7 +152,7 @@ def fine_tuned(folder: Path, data: AuditData) -> Recipe:
         "batch_size": 4,
     }
     recipe = parse(fields, Recipe, "recipe")
-    from privacy_gate.compute.candidate_pixels import pixels
+    from privacy_gate.compute.runners.candidate_pixels import pixels
 
     body: nn.Module = backbone.public_body(recipe.backbone)
     with torch.inference_mode():

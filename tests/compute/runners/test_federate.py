@@ -6,31 +6,31 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+from privacy_gate.dossier.recipe import Recipe
 
-from privacy_gate.candidate import Recipe
-from privacy_gate.checks.check import Subject
-from privacy_gate.checks.references import accounted
-from privacy_gate.compute.accountant import spent_on_clients
-from privacy_gate.compute.federate import cell, federated_heads, rule_of
-from privacy_gate.compute.federate import federate as train
-from privacy_gate.compute.machine import Machine
+from privacy_gate.checks.base.check import Subject
+from privacy_gate.checks.base.references import accounted
+from privacy_gate.compute.machine.device import Machine
 from privacy_gate.compute.run import run
+from privacy_gate.compute.runners.federate import cell, federated_heads, rule_of
+from privacy_gate.compute.runners.federate import federate as train
+from privacy_gate.compute.training.accountant import spent_on_clients
 from privacy_gate.compute.work import Inputs
-from privacy_gate.dataset import AuditData, Split, read_data
 from privacy_gate.documents import parse
+from privacy_gate.dossier.dataset import AuditData, Split, read_data
+from privacy_gate.dossier.federation import Federation
+from privacy_gate.dossier.federation.clients import PartitionName
+from privacy_gate.dossier.federation.rules import BEFORE_PARAMETERS, PARAMETERS, AggregatorName, BeforeName
+from privacy_gate.dossier.federation.servers import SERVER_PARAMETERS
+from privacy_gate.dossier.optimizers import Sgd
 from privacy_gate.errors import ConfigurationError, DatasetError
-from privacy_gate.federated.aggregators import AGGREGATORS, PREAGGREGATIONS, rule
-from privacy_gate.federated.cells import Privacy
-from privacy_gate.federated.partitions import COLUMN, PARTITIONS
-from privacy_gate.federated.samples import Samples
-from privacy_gate.federated.servers import Server
-from privacy_gate.federated.simulator import Study, simulate
-from privacy_gate.federation import Federation
-from privacy_gate.federation.clients import PartitionName
-from privacy_gate.federation.rules import BEFORE_PARAMETERS, PARAMETERS, AggregatorName, BeforeName
-from privacy_gate.federation.servers import SERVER_PARAMETERS
-from privacy_gate.job import describe, digest, digest_of, federate, probe, train_reference
-from privacy_gate.optimizers import Sgd
+from privacy_gate.jobs.kinds import describe, digest, digest_of, federate, probe, train_reference
+from privacy_gate.simulation.cells import Privacy
+from privacy_gate.simulation.partitions import COLUMN, PARTITIONS
+from privacy_gate.simulation.rules.aggregators import AGGREGATORS, PREAGGREGATIONS, rule
+from privacy_gate.simulation.samples import Samples
+from privacy_gate.simulation.servers import Server
+from privacy_gate.simulation.simulator import Study, simulate
 from privacy_gate.store import Store
 
 MACHINE = Machine(threads=1)

@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from privacy_gate.dossier.recipe import Recipe
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
-from privacy_gate.candidate import Recipe
-from privacy_gate.compute.invert import Arena, arena, invert, target
-from privacy_gate.compute.machine import Machine
+from privacy_gate.compute.machine.device import Machine
 from privacy_gate.compute.run import run
+from privacy_gate.compute.runners.invert import Arena, arena, invert, target
 from privacy_gate.compute.work import Inputs
-from privacy_gate.dataset import AuditData, Split
 from privacy_gate.documents import parse
+from privacy_gate.dossier.dataset import AuditData, Split
 from privacy_gate.errors import DatasetError
-from privacy_gate.federated.lineup import bystanders
-from privacy_gate.job import Invert
+from privacy_gate.jobs.kinds import Invert
+from privacy_gate.simulation.leaks.lineup import bystanders
 from privacy_gate.store import Store
 
 CPU = torch.device("cpu")

@@ -11,23 +11,23 @@ import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
+from privacy_gate.dossier.recipe import Recipe
 from pyarrow import parquet
 from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 from torch.nn.functional import cross_entropy, one_hot
 
-from privacy_gate.candidate import Recipe
 from privacy_gate.checks.backdoor import Backdoor
-from privacy_gate.checks.check import Subject
-from privacy_gate.compute import backbone as subject
-from privacy_gate.compute.machine import Machine
+from privacy_gate.checks.base.check import Subject
+from privacy_gate.compute.images import backbone as subject
+from privacy_gate.compute.images.stamps import TRIGGERS
+from privacy_gate.compute.machine.device import Machine
 from privacy_gate.compute.run import run
-from privacy_gate.compute.stamps import TRIGGERS
 from privacy_gate.compute.work import Inputs
-from privacy_gate.dataset import AuditData, Columns, describe_table, read_data
 from privacy_gate.documents import parse
+from privacy_gate.dossier.dataset import AuditData, Columns, describe_table, read_data
 from privacy_gate.store import Store
-from privacy_gate.verdict import CheckResult, Limit, Status, judged_status
+from privacy_gate.verdict.judgement import CheckResult, Limit, Status, judged_status
 
 NAME, CLASSES, TARGET, SIDE, MEMBERS, HOLDOUT = "test_resnet", 10, 2, 16, 600, 700
 LIMIT = Limit(max=0.05)

@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from privacy_gate.dossier.recipe import Recipe
 from torch import nn
 
-from privacy_gate.backbone import Backbone, Input
-from privacy_gate.candidate import Recipe
-from privacy_gate.compute.machine import Machine
-from privacy_gate.compute.trigger_inversion import SHARE, hardened, invert, invert_trigger, stamped
+from privacy_gate.compute.machine.device import Machine
+from privacy_gate.compute.runners.trigger_inversion import SHARE, hardened, invert, invert_trigger, stamped
+from privacy_gate.dossier.backbone import Backbone, Input
+from privacy_gate.dossier.optimizers import Sgd
 from privacy_gate.errors import CandidateError, EvidenceError
-from privacy_gate.job import InvertTrigger
+from privacy_gate.jobs.kinds import InvertTrigger
 from privacy_gate.metrics.backdoor import anomaly_index, inverted_backdoor, tiny, trigger_anomaly, usual_anomaly
-from privacy_gate.optimizers import Sgd
-from privacy_gate.verdict import Measurement
+from privacy_gate.verdict.judgement import Measurement
 
 CLASSES, TARGET, SIZE, STEPS = 6, 4, 20, 200
 MACHINE = Machine(device="cpu", threads=1)

@@ -11,28 +11,28 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from privacy_gate.dossier.recipe import Recipe
 from pyarrow import parquet
 from safetensors.torch import save_file
 
-from privacy_gate.backbone import Input
-from privacy_gate.candidate import Recipe
 from privacy_gate.checks.backdoor import INVERTED, Backdoor
 from privacy_gate.checks.backdoor import TRIGGERS as NAMED
-from privacy_gate.checks.check import Subject
-from privacy_gate.compute import backbone as subject
-from privacy_gate.compute.machine import Machine
-from privacy_gate.compute.pixels import read_pixels
+from privacy_gate.checks.base.check import Subject
+from privacy_gate.compute.images import backbone as subject
+from privacy_gate.compute.images.pixels import read_pixels
+from privacy_gate.compute.images.stamps import CONTROLS, TRIGGERS, controls, triggered
+from privacy_gate.compute.machine.device import Machine
 from privacy_gate.compute.run import run
-from privacy_gate.compute.stamps import CONTROLS, TRIGGERS, controls, triggered
-from privacy_gate.compute.triggers import predict_triggered
+from privacy_gate.compute.runners.triggers import predict_triggered
 from privacy_gate.compute.work import Inputs, Work
-from privacy_gate.dataset import AuditData, Columns, Split, describe_table, read_data
 from privacy_gate.documents import parse
+from privacy_gate.dossier.backbone import Input
+from privacy_gate.dossier.dataset import AuditData, Columns, Split, describe_table, read_data
+from privacy_gate.dossier.views import View
 from privacy_gate.errors import CandidateError
-from privacy_gate.job import PLANTED, Trigger, federate
+from privacy_gate.jobs.kinds import PLANTED, Trigger, federate
 from privacy_gate.store import Store
-from privacy_gate.verdict import Measurement
-from privacy_gate.views import View
+from privacy_gate.verdict.judgement import Measurement
 
 NAME, CLASSES, TARGET = "test_resnet", 4, 2
 MACHINE = Machine(threads=1)

@@ -4,13 +4,13 @@ import importlib.util
 import math
 
 import pytest
+from privacy_gate.dossier.recipe import Recipe
 
-from privacy_gate.backbone import Backbone
-from privacy_gate.candidate import Recipe
-from privacy_gate.compute.accountant import noise_multiplier, private_settings, spent_on_clients, steps_in_all
+from privacy_gate.compute.training.accountant import noise_multiplier, private_settings, spent_on_clients, steps_in_all
+from privacy_gate.dossier.backbone import Backbone
+from privacy_gate.dossier.federation import ClientPrivacy, Federation
+from privacy_gate.dossier.optimizers import Sgd
 from privacy_gate.errors import UndecidedError
-from privacy_gate.federation import ClientPrivacy, Federation
-from privacy_gate.optimizers import Sgd
 
 RECIPE = Recipe(
     backbone=Backbone(name="identity"), classes=2, optimizer=Sgd(name="sgd", lr=0.1), epochs=3, batch_size=20

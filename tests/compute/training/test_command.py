@@ -12,20 +12,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from privacy_gate.audit import plan
-from privacy_gate.candidate import Candidate, CommandRecipe, Dossier, Recipe, Trainer
-from privacy_gate.compute.machine import Machine
+from privacy_gate.attacks.evidence import logit_scaled
+from privacy_gate.auditing.audit import plan
+from privacy_gate.auditing.policy import Policy
+from privacy_gate.compute.machine.device import Machine
 from privacy_gate.compute.run import run
 from privacy_gate.compute.work import Inputs
-from privacy_gate.dataset import AuditData, read_data
 from privacy_gate.documents import load
+from privacy_gate.dossier.candidate import Candidate, Dossier
+from privacy_gate.dossier.dataset import AuditData, read_data
+from privacy_gate.dossier.recipe import CommandRecipe, Recipe, Trainer
 from privacy_gate.errors import ConfigurationError, UnavailableError
-from privacy_gate.evidence import logit_scaled
-from privacy_gate.job import Score, TrainReference, digest, train_reference
-from privacy_gate.policy import Policy
+from privacy_gate.jobs.kinds import Score, TrainReference, digest, train_reference
 from privacy_gate.store import Store
 
-SCRIPT = Path(__file__).parents[1] / "data" / "trainer.py"
+SCRIPT = Path(__file__).parents[2] / "data" / "trainer.py"
 MACHINE = Machine(threads=1)
 POLICY = """
 name: own trainer
@@ -117,10 +118,10 @@ CANCELLED = """
 import pickle, sys
 from pathlib import Path
 from privacy_gate.cli import app, main
-from privacy_gate.compute.machine import Machine
+from privacy_gate.compute.machine.device import Machine
 from privacy_gate.compute.run import run
 from privacy_gate.compute.work import Inputs
-from privacy_gate.dataset import read_data
+from privacy_gate.dossier.dataset import read_data
 from privacy_gate.store import Store
 
 @app.command("train")

@@ -8,21 +8,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from privacy_gate.dossier.recipe import Recipe
 from torch.nn.functional import cross_entropy
 
-from privacy_gate.candidate import Recipe
-from privacy_gate.compute import parts
-from privacy_gate.compute.federate import cell
-from privacy_gate.compute.federated_networks import NetworkLearner, Roll
-from privacy_gate.compute.machine import Machine
-from privacy_gate.compute.networks import Images
+from privacy_gate.compute.machine.device import Machine
+from privacy_gate.compute.runners.federate import cell
+from privacy_gate.compute.training import parts
+from privacy_gate.compute.training.federated_networks import NetworkLearner, Roll
+from privacy_gate.compute.training.networks import Images
+from privacy_gate.dossier.views import View
 from privacy_gate.errors import CandidateError
-from privacy_gate.federated.cells import UNIFORM, Draws, Privacy
-from privacy_gate.federated.local import Batches
-from privacy_gate.federated.partitions import class_shares
-from privacy_gate.federated.samples import Samples
-from privacy_gate.federated.simulator import Outcome, Study, simulate
-from privacy_gate.views import View
+from privacy_gate.simulation.cells import UNIFORM, Draws, Privacy
+from privacy_gate.simulation.local import Batches
+from privacy_gate.simulation.partitions import class_shares
+from privacy_gate.simulation.samples import Samples
+from privacy_gate.simulation.simulator import Outcome, Study, simulate
 
 Make = Callable[..., Recipe]
 CNN, VIT = "test_efficientnet", "test_vit"

@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from privacy_gate.candidate import Recipe
-from privacy_gate.compute import stack
-from privacy_gate.compute.heads import TrainedHead, confidences, head_logits, train_heads
-from privacy_gate.compute.machine import Machine
-from privacy_gate.compute.products import LEAST_WIDTH
+from privacy_gate.attacks.evidence import logit_scaled
+from privacy_gate.compute.images.backbone import TrainedHead
+from privacy_gate.compute.machine.device import Machine
+from privacy_gate.compute.training import stack
+from privacy_gate.compute.training.heads import confidences, head_logits, train_heads
+from privacy_gate.compute.training.products import LEAST_WIDTH
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.errors import ConfigurationError, DatasetError
-from privacy_gate.evidence import logit_scaled
-from privacy_gate.native import has_numba
-from privacy_gate.subsets import Subset, included
+from privacy_gate.jobs.subsets import Subset, included
+from privacy_gate.native.compiler import has_numba
 
 PlainLoop = Callable[..., torch.nn.Linear]
 ADAM = {"name": "adam", "lr": 0.01}

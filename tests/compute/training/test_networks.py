@@ -11,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
-from privacy_gate.candidate import Recipe
-from privacy_gate.compute import parts
-from privacy_gate.compute.embed import seen
-from privacy_gate.compute.machine import Machine
-from privacy_gate.compute.network_stack import TrainedNetwork, alike, layout, stack_size
-from privacy_gate.compute.networks import Images, network_logits, train_networks
-from privacy_gate.subsets import Subset, shown
+from privacy_gate.compute.images.decoding import seen
+from privacy_gate.compute.machine.device import Machine
+from privacy_gate.compute.training import parts
+from privacy_gate.compute.training.network_stack import TrainedNetwork, alike, layout, stack_size
+from privacy_gate.compute.training.networks import Images, network_logits, train_networks
+from privacy_gate.dossier.recipe import Recipe
+from privacy_gate.jobs.subsets import Subset, shown
 
 Make = Callable[..., Recipe]
 CNN, VIT, NEXT, BIT = "test_efficientnet", "test_vit", "test_convnext", "resnetv2_18"

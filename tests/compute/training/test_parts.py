@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from privacy_gate.dossier.recipe import Recipe
 
-from privacy_gate.candidate import Recipe
-from privacy_gate.compute import parts
-from privacy_gate.compute.backbone import build, head_names, timm
+from privacy_gate.compute.images.backbone import build, head_names, timm
+from privacy_gate.compute.training import parts
 from privacy_gate.documents import parse
 from privacy_gate.errors import CandidateError
-from privacy_gate.subsets import initial_head
+from privacy_gate.jobs.subsets import initial_head
 
 FAMILIES = ["test_vit", "test_convnext", "test_efficientnet", "test_efficientnet_evos", "resnetv2_50x1_bit"]
 

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from privacy_gate.dossier.recipe import Recipe
 
-from privacy_gate.candidate import Recipe
-from privacy_gate.compute import parts
-from privacy_gate.compute.machine import Machine
-from privacy_gate.compute.network_stack import NetworkStack, TrainedNetwork
-from privacy_gate.compute.networks import Images, network_logits, train_networks
+from privacy_gate.attacks.evidence import logit_scaled
+from privacy_gate.compute.machine.device import Machine
+from privacy_gate.compute.training import parts
+from privacy_gate.compute.training.network_stack import NetworkStack, TrainedNetwork
+from privacy_gate.compute.training.networks import Images, network_logits, train_networks
+from privacy_gate.dossier.views import View
 from privacy_gate.errors import ConfigurationError
-from privacy_gate.evidence import logit_scaled
-from privacy_gate.job import describe, digest, screening, train_reference
-from privacy_gate.views import View
+from privacy_gate.jobs.kinds import describe, digest, screening, train_reference
 
 Make = Callable[..., Recipe]
 CNN, VIT = "test_efficientnet", "test_vit"

@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from privacy_gate.candidate import DpSgd, Recipe
-from privacy_gate.compute.accountant import noise_multiplier, spent_epsilon
-from privacy_gate.compute.heads import TrainedHead, train_heads
-from privacy_gate.compute.machine import Machine
-from privacy_gate.compute.private import steps_of
+from privacy_gate.compute.images.backbone import TrainedHead
+from privacy_gate.compute.machine.device import Machine
+from privacy_gate.compute.training.accountant import noise_multiplier, spent_epsilon
+from privacy_gate.compute.training.heads import train_heads
+from privacy_gate.compute.training.private import steps_of
+from privacy_gate.dossier.recipe import DpSgd, Recipe
 from privacy_gate.errors import ConfigurationError
-from privacy_gate.subsets import Subset, gradient_noise, included, poisson_batch, shown
+from privacy_gate.jobs.subsets import Subset, gradient_noise, included, poisson_batch, shown
 
 ROWS, WIDTH, CLASSES = 90, 12, 3
 

@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from privacy_gate.dossier.recipe import Recipe
 from torch.nn.functional import cross_entropy
 
-from privacy_gate.candidate import Recipe
-from privacy_gate.compute import network_stack, parts
-from privacy_gate.compute.machine import Machine
-from privacy_gate.compute.network_stack import TrainedNetwork
-from privacy_gate.compute.networks import Images, train_networks
-from privacy_gate.compute.private import steps_of
+from privacy_gate.compute.machine.device import Machine
+from privacy_gate.compute.training import network_stack, parts
+from privacy_gate.compute.training.network_stack import TrainedNetwork
+from privacy_gate.compute.training.networks import Images, train_networks
+from privacy_gate.compute.training.private import steps_of
 from privacy_gate.errors import CandidateError
-from privacy_gate.subsets import Subset, gradient_noise, poisson_batch, shown
+from privacy_gate.jobs.subsets import Subset, gradient_noise, poisson_batch, shown
 
 Make = Callable[..., Recipe]
 CNN, VIT = "test_efficientnet", "test_vit"

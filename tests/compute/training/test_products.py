@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from privacy_gate.compute.products import LEAST_WIDTH, Compiled, Gathered, Products, products
-from privacy_gate.native import has_numba
+from privacy_gate.compute.training.products import LEAST_WIDTH, Compiled, Gathered, Products, products
+from privacy_gate.native.compiler import has_numba
 
 needs_numba = pytest.mark.skipif(not has_numba(), reason="Numba is not installed")
 WAYS = [Gathered, pytest.param(Compiled, marks=needs_numba)]

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from privacy_gate.dossier.federation.attendance import Attendance
+from privacy_gate.dossier.federation.needs import NEEDS, unmet, unmet_by_attack, unmet_by_steps
 from privacy_gate.errors import ConfigurationError
-from privacy_gate.federated.adversaries import ADVERSARIES, alie_z
-from privacy_gate.federated.aggregators import AGGREGATORS, PREAGGREGATIONS, Rule, rule, step
-from privacy_gate.federated.cells import Cell, Training
-from privacy_gate.federated.known import Known
-from privacy_gate.federation.attendance import Attendance
-from privacy_gate.federation.needs import NEEDS, unmet, unmet_by_attack, unmet_by_steps
+from privacy_gate.simulation.adversaries import ADVERSARIES, alie_z
+from privacy_gate.simulation.cells import Cell, Training
+from privacy_gate.simulation.rules.aggregators import AGGREGATORS, PREAGGREGATIONS, Rule, rule, step
+from privacy_gate.simulation.rules.known import Known
 
 COUNTS = (*range(1, 12), 15, 16, 20)
 CHAINS = [

@@ -5,10 +5,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from privacy_gate.dataset import Split
+from privacy_gate.arrays import Floats
+from privacy_gate.attacks.evidence import MembershipEvidence
+from privacy_gate.dossier.dataset import Split
 from privacy_gate.errors import EvidenceError
-from privacy_gate.evidence import Floats, MembershipEvidence
-from privacy_gate.metrics.controls import (
+from privacy_gate.metrics.controls.self_tests import (
     LEVEL,
     comparable,
     control_evidence,

@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from privacy_gate.dataset import Split
-from privacy_gate.evidence import Bools, Floats, MembershipEvidence
-from privacy_gate.metrics.behaviour import behaviour, compare, unrelated
-from privacy_gate.metrics.plausibility import plausibility, surprise, suspicions
+from privacy_gate.arrays import Bools, Floats
+from privacy_gate.attacks.evidence import MembershipEvidence
+from privacy_gate.dossier.dataset import Split
+from privacy_gate.metrics.controls.behaviour import behaviour, compare, unrelated
+from privacy_gate.metrics.controls.plausibility import plausibility, surprise, suspicions
 
 ROWS = 400
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from privacy_gate.arrays import Bools
 from privacy_gate.errors import EvidenceError
-from privacy_gate.evidence import Bools
-from privacy_gate.metrics.clustered import clustered_variance, left_out_accuracy, left_out_gain
+from privacy_gate.metrics.intervals.clustered import clustered_variance, left_out_accuracy, left_out_gain
 
 
 def halves(rng: np.random.Generator, models: int, rows: int) -> Bools:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 
-from privacy_gate.metrics.paired import paired_interval, paired_score
+from privacy_gate.metrics.intervals.paired import paired_interval, paired_score
 
 
 @pytest.mark.parametrize(

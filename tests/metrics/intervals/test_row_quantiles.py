@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from privacy_gate.arrays import Floats
 from privacy_gate.errors import EvidenceError
-from privacy_gate.evidence import Floats
-from privacy_gate.metrics.row_quantiles import RowEstimates, deconvolve, quantile, quantile_ends
+from privacy_gate.metrics.intervals.row_quantiles import RowEstimates, deconvolve, quantile, quantile_ends
 
 SHAPES = {
     "alike": lambda rng, rows: np.zeros(rows),

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from privacy_gate.arrays import Floats
 from privacy_gate.errors import EvidenceError
-from privacy_gate.evidence import Floats
-from privacy_gate.metrics.benefit import client_benefit, contribution_match
-from privacy_gate.verdict import Measurement
+from privacy_gate.metrics.parties.benefit import client_benefit, contribution_match
+from privacy_gate.verdict.judgement import Measurement
 
 
 def ends(found: Measurement) -> tuple[float, float, float]:

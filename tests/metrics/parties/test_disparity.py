@@ -5,7 +5,7 @@ import pytest
 from scipy.special import ndtr
 
 from privacy_gate.errors import EvidenceError
-from privacy_gate.metrics.disparity import (
+from privacy_gate.metrics.parties.disparity import (
     Accusations,
     accusations,
     disparity_p_values,
@@ -14,7 +14,7 @@ from privacy_gate.metrics.disparity import (
     holm,
     vulnerability_gap,
 )
-from privacy_gate.verdict import Limit, Status, judged_status
+from privacy_gate.verdict.judgement import Limit, Status, judged_status
 
 
 def drawn(seed: int, exposed: float, sizes: tuple[int, int, int] = (600, 300, 100)) -> Accusations:

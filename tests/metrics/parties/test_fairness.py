@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from privacy_gate.errors import EvidenceError
-from privacy_gate.metrics.binomial import clopper_pearson
-from privacy_gate.metrics.disparity import Accusations
-from privacy_gate.metrics.fairness import (
+from privacy_gate.metrics.intervals.binomial import clopper_pearson
+from privacy_gate.metrics.parties.disparity import Accusations
+from privacy_gate.metrics.parties.fairness import (
     EVENNESS,
     chance_gaps,
     client_std,
@@ -22,10 +22,10 @@ from privacy_gate.metrics.fairness import (
     relative_entropy,
     worst_decile_gap,
 )
-from privacy_gate.metrics.groups import disparate_mia, equalized_odds, gap_parts, group_gap
-from privacy_gate.verdict import Measurement
+from privacy_gate.metrics.parties.groups import disparate_mia, equalized_odds, gap_parts, group_gap
+from privacy_gate.verdict.judgement import Measurement
 
-CASES: list[dict[str, Any]] = json.loads((Path(__file__).parents[1] / "data" / "fairlearn_parity.json").read_text())[
+CASES: list[dict[str, Any]] = json.loads((Path(__file__).parents[2] / "data" / "fairlearn_parity.json").read_text())[
     "cases"
 ]
 ROWS = np.full(20, 100)

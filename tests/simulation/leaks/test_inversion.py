@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from privacy_gate.federated.cells import Draws, Privacy, Training
-from privacy_gate.federated.clipping import clip
-from privacy_gate.federated.inversion import (
+from privacy_gate.metrics.inversion import inversion_advantage
+from privacy_gate.simulation.cells import Draws, Privacy, Training
+from privacy_gate.simulation.leaks.inversion import (
     Leak,
     Made,
     Own,
@@ -23,8 +23,8 @@ from privacy_gate.federated.inversion import (
     trained,
     with_bias,
 )
-from privacy_gate.federated.local import Batches, local_updates
-from privacy_gate.metrics.inversion import inversion_advantage
+from privacy_gate.simulation.local import Batches, local_updates
+from privacy_gate.simulation.rules.clipping import clip
 
 CLASSES, WIDTH = 6, 12
 

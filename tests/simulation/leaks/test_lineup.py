@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from privacy_gate.dataset import AuditData, Split
-from privacy_gate.federated.lineup import bystanders, eligible, line_up
+from privacy_gate.dossier.dataset import AuditData, Split
+from privacy_gate.simulation.leaks.lineup import bystanders, eligible, line_up
 
 
 def data(population: bool, client: bool = False) -> AuditData:

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from privacy_gate.errors import ConfigurationError
-from privacy_gate.federated.aggregators import AGGREGATORS, PREAGGREGATIONS, Rule, Step, rule, step
-from privacy_gate.federated.clipping import centered_clipping, stacked_clipping
-from privacy_gate.federated.geometry import (
+from privacy_gate.native.compiler import has_numba
+from privacy_gate.simulation.rules.aggregators import AGGREGATORS, PREAGGREGATIONS, Rule, Step, rule, step
+from privacy_gate.simulation.rules.clipping import centered_clipping, stacked_clipping
+from privacy_gate.simulation.rules.geometry import (
     exchanged,
     exchanges,
     inner_products,
@@ -26,9 +27,9 @@ from privacy_gate.federated.geometry import (
     widened_distances,
     widened_products,
 )
-from privacy_gate.federated.known import Known
-from privacy_gate.federated.preaggregation import nearest_neighbour_mixing, stacked_mixing
-from privacy_gate.federated.robust import (
+from privacy_gate.simulation.rules.known import Known
+from privacy_gate.simulation.rules.preaggregation import nearest_neighbour_mixing, stacked_mixing
+from privacy_gate.simulation.rules.robust import (
     krum,
     krum_mean,
     krum_scores,
@@ -38,7 +39,6 @@ from privacy_gate.federated.robust import (
     trimmed_mean,
     weiszfeld,
 )
-from privacy_gate.native import has_numba
 
 N, F, D = 11, 2, 6
 ALL = sorted(AGGREGATORS)

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from privacy_gate.checks import AnyCheck
 from privacy_gate.checks.backdoor import Backdoor
-from privacy_gate.checks.check import Subject
+from privacy_gate.checks.base.check import Subject
 from privacy_gate.checks.corruption import Corruption
 from privacy_gate.checks.evasion import Evasion
 from privacy_gate.checks.fairness import Fairness
@@ -12,7 +12,7 @@ from privacy_gate.checks.inversion import Inversion
 from privacy_gate.checks.robustness import Robustness
 from privacy_gate.checks.stress import SystemStress
 from privacy_gate.checks.trajectory import TrajectoryMia
-from privacy_gate.verdict import CheckResult, Measurement
+from privacy_gate.verdict.judgement import CheckResult, Measurement
 
 Ran = tuple[AnyCheck, CheckResult]
 """A check of the policy, and what it brought."""

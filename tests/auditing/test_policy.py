@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from privacy_gate.candidate import Recipe
-from privacy_gate.checks.check import Subject, WhereDeclared
-from privacy_gate.dataset import AuditData, Split
+from privacy_gate.auditing.policy import Policy, load_policy
+from privacy_gate.checks.base.check import Subject, WhereDeclared
 from privacy_gate.documents import parse
+from privacy_gate.dossier.dataset import AuditData, Split
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.errors import ConfigurationError
-from privacy_gate.job import Job, Score
-from privacy_gate.lint import lint_policy
-from privacy_gate.policy import Policy, load_policy
-from privacy_gate.verdict import CheckResult, Measurement, Severity, Status, Verdict, verdict
+from privacy_gate.gate.lint import lint_policy
+from privacy_gate.jobs.kinds import Job, Score
+from privacy_gate.verdict.judgement import CheckResult, Measurement, Severity, Status, Verdict, verdict
 
-POLICIES = Path(__file__).parents[1] / "policies"
+POLICIES = Path(__file__).parents[2] / "policies"
 TODAY = datetime.date(2030, 6, 1)
 
 POLICY = """\

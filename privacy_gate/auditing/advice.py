@@ -14,20 +14,21 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from privacy_gate.alternatives import Alternative, Family
-from privacy_gate.candidate import Candidate, Recipe
-from privacy_gate.checks.check import Results, Subject
-from privacy_gate.checks.references import feature_jobs
-from privacy_gate.dataset import Split, hashed_ids
+from privacy_gate.arrays import Bools, Floats
+from privacy_gate.auditing.policy import Policy
+from privacy_gate.checks.base.check import Results, Subject
+from privacy_gate.checks.base.references import feature_jobs
 from privacy_gate.documents import Record
-from privacy_gate.evidence import Bools, Floats
-from privacy_gate.job import Job, TrainReference, train_reference
-from privacy_gate.metrics.clustered import left_out_accuracy, left_out_gain
+from privacy_gate.dossier.alternatives import Alternative, Family
+from privacy_gate.dossier.candidate import Candidate
+from privacy_gate.dossier.dataset import Split, hashed_ids
+from privacy_gate.dossier.recipe import Recipe
+from privacy_gate.jobs.kinds import Job, TrainReference, train_reference
+from privacy_gate.metrics.intervals.clustered import left_out_accuracy, left_out_gain
 from privacy_gate.metrics.membership import needed_holdout
 from privacy_gate.metrics.recipe import recipe_tpr
 from privacy_gate.metrics.vulnerability import vulnerability
-from privacy_gate.policy import Policy
-from privacy_gate.verdict import Measurement, Severity, not_measured
+from privacy_gate.verdict.judgement import Measurement, Severity, not_measured
 
 DEFAULT_FPRS = (0.01, 0.1)
 """The first that the data resolve is used where the policy names none."""

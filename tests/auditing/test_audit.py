@@ -7,26 +7,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from privacy_gate.audit import NOT_TESTED, Shard, audit, plan, subject_of
-from privacy_gate.batches import REFERENCE_BLOCK, batches
-from privacy_gate.candidate import Candidate, Claim, Dossier, Recipe, Trainer
+from privacy_gate.auditing.audit import NOT_TESTED, Shard, audit, plan, subject_of
+from privacy_gate.auditing.policy import Policy
+from privacy_gate.auditing.tiers import Ran, evidence_notes
 from privacy_gate.checks import AnyCheck
 from privacy_gate.checks.backdoor import Backdoor
-from privacy_gate.checks.check import Subject
+from privacy_gate.checks.base.check import Subject
 from privacy_gate.checks.corruption import Corruption
 from privacy_gate.checks.evasion import Evasion
 from privacy_gate.checks.fairness import Fairness
 from privacy_gate.checks.trajectory import TrajectoryMia
 from privacy_gate.checks.utility import Utility
-from privacy_gate.dataset import AuditData, DataManifest, Split
 from privacy_gate.documents import load, parse
+from privacy_gate.dossier.candidate import Candidate, Claim, Dossier
+from privacy_gate.dossier.dataset import AuditData, DataManifest, Split
+from privacy_gate.dossier.federation import Federation
+from privacy_gate.dossier.optimizers import Sgd
+from privacy_gate.dossier.recipe import Recipe, Trainer
 from privacy_gate.errors import ConfigurationError, DatasetError
-from privacy_gate.federation import Federation
-from privacy_gate.job import Embed, Federate, Job, TrainReference, embed_jobs, federate, probe, train_reference
-from privacy_gate.optimizers import Sgd
-from privacy_gate.policy import Policy
-from privacy_gate.tiers import Ran, evidence_notes
-from privacy_gate.verdict import CheckResult, Limit, Measurement, not_measured
+from privacy_gate.jobs.batches import REFERENCE_BLOCK, batches
+from privacy_gate.jobs.kinds import Embed, Federate, Job, TrainReference, embed_jobs, federate, probe, train_reference
+from privacy_gate.verdict.judgement import CheckResult, Limit, Measurement, not_measured
 
 RECIPE = load(
     """{backbone: {name: x, weights: {uri: w, sha256: "%s"}}, input: {size: 32, mean: [0, 0, 0], std: [1, 1, 1]},

@@ -9,27 +9,28 @@ from typing import Self
 
 import numpy as np
 
-from privacy_gate.batches import batches
-from privacy_gate.candidate import Candidate, CommandRecipe, Recipe
-from privacy_gate.champion import Champion
+from privacy_gate.auditing.policy import Policy
+from privacy_gate.auditing.tiers import Ran, evidence_notes
 from privacy_gate.checks import AnyCheck
-from privacy_gate.checks.check import Results, Subject
+from privacy_gate.checks.base.check import Results, Subject
+from privacy_gate.checks.base.federations import refuse_untrainable, untrainable_references
 from privacy_gate.checks.disparity import Disparity
 from privacy_gate.checks.dp_claim import DpClaim
-from privacy_gate.checks.federations import refuse_untrainable, untrainable_references
 from privacy_gate.checks.membership import Membership
 from privacy_gate.checks.power_law import PowerLaw
 from privacy_gate.checks.recipe import RecipeLeak
 from privacy_gate.checks.utility import Utility
 from privacy_gate.checks.vulnerability import Vulnerability
-from privacy_gate.dataset import AuditData, Split
+from privacy_gate.dossier.candidate import Candidate
+from privacy_gate.dossier.champion import Champion
+from privacy_gate.dossier.dataset import AuditData, Split
+from privacy_gate.dossier.recipe import CommandRecipe, Recipe
 from privacy_gate.errors import ConfigurationError
-from privacy_gate.job import Job
-from privacy_gate.policy import Policy
+from privacy_gate.jobs.batches import batches
+from privacy_gate.jobs.kinds import Job
 from privacy_gate.progress import Progress, silent
-from privacy_gate.report import CandidateRecord, ChampionRecord, CheckRecord, DataRecord, PolicyRecord, Report
-from privacy_gate.tiers import Ran, evidence_notes
-from privacy_gate.verdict import CheckResult, not_measured, verdict
+from privacy_gate.verdict.judgement import CheckResult, not_measured, verdict
+from privacy_gate.verdict.report import CandidateRecord, ChampionRecord, CheckRecord, DataRecord, PolicyRecord, Report
 
 VERSIONED = ("numpy", "scipy", "torch", "timm", "mlflow", "pydantic")
 

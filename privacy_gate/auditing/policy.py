@@ -8,12 +8,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from privacy_gate.candidate import Trainer
 from privacy_gate.checks import AnyCheck
-from privacy_gate.checks.versus import Versus
+from privacy_gate.checks.base.versus import Versus
 from privacy_gate.documents import Record, load, nearest
+from privacy_gate.dossier.recipe import Trainer
 from privacy_gate.errors import ConfigurationError
-from privacy_gate.verdict import CheckResult, Finding, WaiverNote, judge
+from privacy_gate.verdict.judgement import CheckResult, Finding, WaiverNote, judge
 
 Text = Annotated[str, Field(min_length=1, max_length=500)]
 

@@ -11,23 +11,24 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from privacy_gate import gate
-from privacy_gate.advice import Advice, Target, advice, dropped_rows, gather, measure, targets, unmeasured
-from privacy_gate.alternatives import FAMILIES, Alternative, alternatives, families
-from privacy_gate.audit import plan, subject_of
-from privacy_gate.backbone import Backbone
-from privacy_gate.candidate import Candidate, Dossier, Recipe
-from privacy_gate.case import Case
+from privacy_gate.auditing.advice import Advice, Target, advice, dropped_rows, gather, measure, targets, unmeasured
+from privacy_gate.auditing.audit import plan, subject_of
+from privacy_gate.auditing.policy import Policy
 from privacy_gate.cli import app
-from privacy_gate.compute.machine import Machine
-from privacy_gate.dataset import AuditData, Columns, DataManifest, Split, Table, hashed_ids
+from privacy_gate.compute.machine.device import Machine
 from privacy_gate.documents import load
+from privacy_gate.dossier.alternatives import FAMILIES, Alternative, alternatives, families
+from privacy_gate.dossier.backbone import Backbone
+from privacy_gate.dossier.candidate import Candidate, Dossier
+from privacy_gate.dossier.dataset import AuditData, Columns, DataManifest, Split, Table, hashed_ids
+from privacy_gate.dossier.optimizers import Adam, AdamW, Sgd
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.errors import ConfigurationError, UndecidedError
-from privacy_gate.job import TrainReference, train_reference
+from privacy_gate.gate import steps as gate
+from privacy_gate.gate.case import Case
+from privacy_gate.gate.output import write_advice
+from privacy_gate.jobs.kinds import TrainReference, train_reference
 from privacy_gate.metrics.vulnerability import vulnerability
-from privacy_gate.optimizers import Adam, AdamW, Sgd
-from privacy_gate.output import write_advice
-from privacy_gate.policy import Policy
 from privacy_gate.progress import silent
 from privacy_gate.reports import advice_page
 from privacy_gate.store import Store
@@ -318,7 +319,8 @@ def test_a_wrong_alternative_on_the_command_line_is_exit_code_2(tmp_path: Path) 
 def test_the_command_writes_a_page_and_nothing_to_the_registry(
     scenes: Callable[..., object], tracking: str, tmp_path: Path
 ) -> None:
-    from privacy_gate import producer, registry
+    from privacy_gate.registry import producer
+    from privacy_gate.registry import pull as registry
 
     scene = scenes(tmp_path, holdout=200, features=32, epochs=4)
     model = scene.train(scene.member_rows)  # type: ignore[attr-defined]

@@ -1,0 +1,1 @@
+"""What policy and results say together."""

@@ -1,0 +1,1 @@
+"""What every check is, and what several of them share."""

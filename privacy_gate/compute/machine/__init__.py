@@ -1,0 +1,1 @@
+"""What work runs on: device, memory, threads, temporary files."""

@@ -1,0 +1,120 @@
+"""What notebooks and pipelines call: each command's work as one function with plain arguments."""
+
+import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from privacy_gate.auditing.audit import Shard
+from privacy_gate.gate import steps
+from privacy_gate.gate.case import open_case
+from privacy_gate.gate.preparation import Prepared
+from privacy_gate.gate.preparation import prepare as prepare_case
+from privacy_gate.progress import Progress, silent
+from privacy_gate.verdict.report import Report, read_report
+
+if TYPE_CHECKING:
+    from privacy_gate.compute.machine.device import Machine
+
+STORE = "privacy-gate-store"
+OUTPUT = Path("privacy-gate-report")
+
+
+def check(
+    uri: str,
+    policy: str | Path,
+    *,
+    store: str = STORE,
+    output: str | Path = OUTPUT,
+    tracking_uri: str | None = None,
+    device: str = "auto",
+    progress: Progress = silent,
+) -> Report:
+    """Runs the whole pass on `uri` (models:/NAME/VERSION or models:/NAME@ALIAS) and writes the report to `output`.
+
+    Writes nothing to the registry: `promote` acts on the report. Its `verdict` is approved, blocked or undecided.
+    Raises GateError where there is no verdict: see `privacy_gate.errors`.
+    """
+    report, _, _ = steps.check(
+        uri,
+        Path(policy),
+        store=store,
+        output=Path(output),
+        tracking_uri=tracking_uri,
+        machine=_machine(device),
+        now=_now(),
+        progress=progress,
+    )
+    return report
+
+
+def prepare(
+    uri: str,
+    policy: str | Path,
+    *,
+    store: str = STORE,
+    tracking_uri: str | None = None,
+    device: str = "auto",
+    progress: Progress = silent,
+) -> Prepared:
+    """Computes what the policy needs and the store lacks: the slow, resumable step."""
+    with open_case(uri, Path(policy), store=store, tracking_uri=tracking_uri, now=_now()) as case:
+        return prepare_case(case, _machine(device), Shard(), progress)
+
+
+def audit(
+    uri: str,
+    policy: str | Path,
+    *,
+    store: str = STORE,
+    output: str | Path = OUTPUT,
+    tracking_uri: str | None = None,
+    progress: Progress = silent,
+) -> Report:
+    """Judges what `prepare` stored and writes the report to `output`. Raises UndecidedError if a result is missing."""
+    report, _ = steps.audit(
+        uri,
+        Path(policy),
+        store=store,
+        output=Path(output),
+        tracking_uri=tracking_uri,
+        now=_now(),
+        progress=progress,
+    )
+    return report
+
+
+def promote(
+    output: str | Path = OUTPUT,
+    *,
+    tracking_uri: str | None = None,
+    expect_current: str | None = None,
+    dry_run: bool = False,
+) -> list[str]:
+    """Acts in the registry on the report in the folder `output`: moves the alias if it approves, else records it.
+
+    Returns one line for every step taken, or planned if `dry_run`. Raises ConflictError if the model's bytes or the
+    alias changed since the audit.
+    """
+    folder = Path(output)
+    return steps.decide(
+        load_report(folder / "report.json"),
+        folder,
+        tracking_uri=tracking_uri,
+        expect_current=expect_current,
+        dry_run=dry_run,
+    )
+
+
+def load_report(path: str | Path) -> Report:
+    """The report in the file. Raises ConfigurationError if it cannot be read, is no report or contradicts itself."""
+    return read_report(Path(path))
+
+
+def _machine(device: str) -> "Machine":
+    from privacy_gate.compute.machine.device import Machine  # noqa: PLC0415 - torch takes seconds to import
+
+    return Machine(device=device)
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)

@@ -1,0 +1,1 @@
+"""What is work, as plain data."""

@@ -1,0 +1,1 @@
+"""Every loop that is machine code, where Numba is installed."""
