@@ -1,8 +1,8 @@
 """Counts the project's English: `python docs/prose.py`, or with `--base PATH` another checkout next to this one.
 
 Columns: words of prose; "where" and "if" per 1,000 of these words; comments per 100 lines of code; lines of Markdown
-over 150 characters (tables, code and lines with a URL are excluded); words that plain English avoids, by their first two
-letters: beside, nobody, likewise, lest, whoever.
+over 150 characters (tables, code and lines with a URL are excluded); words that plain English avoids, each by its
+first two letters: beside, nobody, likewise, lest, whoever.
 """
 
 import argparse

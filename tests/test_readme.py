@@ -130,10 +130,22 @@ def test_every_column_and_every_name_of_python_in_it_exists() -> None:
     assert {found[2] for found in called} == {"describe_table", "logged"}
     assert all(hasattr(importlib.import_module(found[1]), found[2]) for found in called)
     assert set(yaml.safe_load(files()[Policy])["checks"][0]["attacks"]) <= set(ATTACKS)
-    paths = [
-        text
-        for text in [*INLINE, *re.findall(r"\]\(([^)#]+)\)", README)]
-        if re.match(r"(\.github|privacy_gate)/", text)
-    ]
-    assert len(paths) > 5
-    assert all((ROOT / path).exists() for path in paths)
+    paths = [text for text in INLINE if text.startswith("privacy_gate/")] + linked()
+    assert len(paths) > 10
+    assert all((ROOT / path).exists() for path in paths), paths
+
+
+OWN = re.compile(
+    r"https://(?:github\.com/privacy-gate/privacy-gate/(?:blob|tree)|raw\.githubusercontent\.com/privacy-gate/privacy-gate)/main/"
+)
+"""How links to files of this project begin: absolute, so that they work on PyPI too."""
+
+
+def linked() -> list[str]:
+    """The files of this project that README links to, by their paths."""
+    return [OWN.sub("", link) for link in re.findall(r"\]\(([^)#]+)\)", README) if OWN.match(link)]
+
+
+def test_every_link_in_it_works_on_other_sites() -> None:
+    assert all(link.startswith(("https://", "#")) for link in re.findall(r"\]\(([^)]+)\)", README))
+    assert {".github/report.png", "CHANGELOG.md", "policies"} <= set(linked())
