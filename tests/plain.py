@@ -3,10 +3,10 @@
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from privacy_gate.dossier.recipe import Recipe
 from torch.nn.functional import cross_entropy
 
 from privacy_gate.dossier.optimizers import Adam, AdamW, Optimizer, Sgd
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.jobs.subsets import initial_head, shown
 
 

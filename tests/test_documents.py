@@ -5,10 +5,10 @@ from typing import Annotated
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from privacy_gate.dossier.recipe import Recipe
 from pydantic import Field
 
 from privacy_gate.documents import Record, dump, load
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.errors import ConfigurationError
 
 RECIPE = """\

@@ -25,13 +25,10 @@ from privacy_gate.dossier.dataset import Split, hashed_ids
 from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.jobs.kinds import Job, TrainReference, train_reference
 from privacy_gate.metrics.intervals.clustered import left_out_accuracy, left_out_gain
-from privacy_gate.metrics.membership import needed_holdout
+from privacy_gate.metrics.rates import best_fpr, kind_and_fpr
 from privacy_gate.metrics.recipe import recipe_tpr
 from privacy_gate.metrics.vulnerability import vulnerability
 from privacy_gate.verdict.judgement import Measurement, Severity, not_measured
-
-DEFAULT_FPRS = (0.01, 0.1)
-"""The first that the data resolve is used where the policy names none."""
 
 
 class Target(Record):
@@ -116,15 +113,14 @@ def targets(policy: Policy, rows: int) -> tuple[Target, ...]:
     found: dict[float, float | None] = {}
     for check in policy.checks:
         for metric, limit in check.bounds.items():
-            kind, at, rate = metric.removesuffix("_fpr").partition("tpr_at_")
-            if not at:
+            kind, fpr = kind_and_fpr(metric) or ("", 0.0)
+            if not kind.endswith("tpr"):
                 continue
-            fpr = float(rate)
             known = found.setdefault(fpr, None)
-            if kind in ("", "recipe_") and limit.max is not None and limit.severity is Severity.BLOCK:
+            if kind in ("tpr", "recipe_tpr") and limit.max is not None and limit.severity is Severity.BLOCK:
                 found[fpr] = limit.max if known is None else min(known, limit.max)
     if not found:
-        found = {next((fpr for fpr in DEFAULT_FPRS if rows >= needed_holdout(fpr)), DEFAULT_FPRS[-1]): None}
+        found = {best_fpr(rows): None}
     return tuple(Target(fpr=fpr, limit=found[fpr]) for fpr in sorted(found, reverse=True))
 
 

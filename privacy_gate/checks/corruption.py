@@ -11,7 +11,7 @@ from privacy_gate.arrays import Bools
 from privacy_gate.checks.base.check import Results, Subject, distinct_names
 from privacy_gate.checks.base.holdout import NO_IMAGES, first, has_images
 from privacy_gate.checks.base.references import feature_jobs
-from privacy_gate.checks.base.versus import ChampionLimit, Versus, Worse
+from privacy_gate.checks.base.versus import ChampionLimit, Versus
 from privacy_gate.jobs.kinds import Corrupt, Job, Score
 from privacy_gate.metrics.corruption import FEWEST, corruption_ratio
 from privacy_gate.metrics.versus import Answers, not_compared, ratio_versus, rows_to_keep_ratio, unlearnt
@@ -50,7 +50,7 @@ class Corruption(Versus):
     severities   of 1 to 5
     """
 
-    worse: ClassVar[Mapping[str, Worse]] = {"corruption_ratio": "lower"}
+    comparable: ClassVar[tuple[str, ...]] = ("corruption_ratio",)
 
     check: Literal["corruption"] = "corruption"
     images: Annotated[int, Field(ge=100, le=2000)] = 300

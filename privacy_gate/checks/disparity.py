@@ -13,7 +13,6 @@ from privacy_gate.checks.base.check import Check, Results, Subject
 from privacy_gate.checks.base.references import AttackName, gather, reference_jobs
 from privacy_gate.dossier.dataset import AuditData
 from privacy_gate.jobs.kinds import Job
-from privacy_gate.metrics.membership import needed_holdout
 from privacy_gate.metrics.parties.disparity import (
     Accusations,
     Names,
@@ -23,6 +22,7 @@ from privacy_gate.metrics.parties.disparity import (
     vulnerability_gap,
 )
 from privacy_gate.metrics.parties.groups import disparate_mia
+from privacy_gate.metrics.rates import BEST, best_fpr, needed_holdout
 from privacy_gate.verdict.judgement import CheckResult, Limit, Measurement, not_measured
 
 DisparityMetric = Literal[
@@ -36,9 +36,6 @@ OF_PEOPLE: tuple[DisparityMetric, ...] = ("disparate_mia", "disparate_mia_p_valu
 """Measured for groups and clients alone: nobody asks that classes be learnt equally fast."""
 
 NO_PEOPLE = "needs groups or clients: add columns: {group: ..., client: ...} to the manifest, and ask by them"
-
-FPRS = (0.01, 0.1)
-"""False positive rates that `best` chooses from: the first that the holdout resolves."""
 
 Partition = Literal["class", "group", "client"]
 
@@ -74,7 +71,7 @@ class Disparity(Check):
 
         More is not asked for: groups may have such shares of the members that any gap is seen to be small.
         """
-        return dict.fromkeys(self.limits, needed_holdout(FPRS[-1] if self.fpr == "best" else self.fpr))
+        return dict.fromkeys(self.limits, needed_holdout(BEST[-1] if self.fpr == "best" else self.fpr))
 
     def jobs(self, subject: Subject) -> list[Job]:
         """Those of the membership check with as many references."""
@@ -105,8 +102,7 @@ class Disparity(Check):
         """The false positive rate of the threshold."""
         if self.fpr != "best":
             return float(self.fpr)
-        holdout = int(evidence.holdout.sum())
-        return next((fpr for fpr in FPRS if needed_holdout(fpr) <= holdout), FPRS[-1])
+        return best_fpr(int(evidence.holdout.sum()))
 
     def _unmet(self, evidence: MembershipEvidence) -> str | None:
         needed, found = needed_holdout(self.rate(evidence)), int(evidence.holdout.sum())

@@ -10,7 +10,7 @@ from privacy_gate.arrays import Bools, Ints
 from privacy_gate.checks.base.check import Results, Subject
 from privacy_gate.checks.base.holdout import NO_IMAGES, apart, first, has_images, needed_apart, shuffled
 from privacy_gate.checks.base.references import feature_jobs
-from privacy_gate.checks.base.versus import ChampionLimit, Versus, Worse
+from privacy_gate.checks.base.versus import ChampionLimit, Versus
 from privacy_gate.documents import Record
 from privacy_gate.jobs.kinds import Evade, Job
 from privacy_gate.jobs.kinds import Universal as Craft
@@ -54,7 +54,7 @@ class Evasion(Versus):
     universal  how the one change is crafted; without it there is none
     """
 
-    worse: ClassVar[Mapping[str, Worse]] = {"robust_accuracy": "lower", "universal_transfer": "higher"}
+    comparable: ClassVar[tuple[str, ...]] = ("robust_accuracy", "universal_transfer")
 
     check: Literal["evasion"] = "evasion"
     images: Annotated[int, Field(ge=FEWEST, le=100_000)] = 500

@@ -22,16 +22,18 @@ from privacy_gate.metrics.controls.self_tests import (
 )
 from privacy_gate.metrics.membership import (
     PRECISION_FPR,
+    PRIORS,
     auc,
     balanced_accuracy,
     histogram,
     needed_for_balance,
-    needed_holdout,
     precision,
+    precision_name,
     roc,
     tpr_at_fpr,
 )
 from privacy_gate.metrics.power_law import published, remedy, shots_needed
+from privacy_gate.metrics.rates import FPRS, at, needed_holdout
 from privacy_gate.verdict.judgement import (
     CheckResult,
     Control,
@@ -55,17 +57,16 @@ MembershipMetric = Literal[
     "precision_at_0.01_prior",
 ]
 
-PRIORS = (0.5, 0.1, 0.01)
-
 ADVISE = Remedy(
     action="measure what other recipes would leak and cost, and which would meet the limits: privacy-gate advise",
     basis="it trains references with fewer epochs, more weight decay, label smoothing, DP-SGD, or without the most "
     "vulnerable examples",
 )
 
-FPRS = {"tpr_at_0.1_fpr": 0.1, "tpr_at_0.01_fpr": 0.01, "tpr_at_0.001_fpr": 0.001}
+TPRS = {at("tpr", fpr): fpr for fpr in FPRS}
+"""False positive rates of the true positive rates, by name."""
 
-RESOLVED = {**FPRS, **{f"precision_at_{prior:g}_prior": PRECISION_FPR for prior in PRIORS}}
+RESOLVED = {**TPRS, **{precision_name(prior): PRECISION_FPR for prior in PRIORS}}
 """False positive rates that the holdout must resolve, by the metric that is read there."""
 
 
@@ -155,7 +156,7 @@ def _with_untried(control: Control, names: list[str]) -> Control:
 
 def _measure(member: Floats, holdout: Floats, confidence: float, attack: str) -> list[Measurement]:
     return [
-        *(tpr_at_fpr(member, holdout, fpr, confidence, attack) for fpr in FPRS.values()),
+        *(tpr_at_fpr(member, holdout, fpr, confidence, attack) for fpr in FPRS),
         auc(member, holdout, confidence, attack),
         balanced_accuracy(member, holdout, confidence, attack),
         *(precision(member, holdout, prior, confidence, attack) for prior in PRIORS),
@@ -171,8 +172,8 @@ def _remedy(
     asked: list[tuple[float, Remedy]] = []
     for metric, limit in limits.items():
         values = [m.value for m in measurements if m.metric == metric and m.value is not None]
-        if metric in FPRS and limit.max is not None and values and max(values) > limit.max:
-            law = published(max(values), FPRS[metric], float(np.median(counts)))
+        if metric in TPRS and limit.max is not None and values and max(values) > limit.max:
+            law = published(max(values), TPRS[metric], float(np.median(counts)))
             asked.append((shots_needed(law, limit.max) or 0.0, remedy(law, limit.max)))
     law_says = [max(asked, key=lambda pair: pair[0])[1]] if asked else []
     violated = (judged_status(m, limits[m.metric]) is Status.VIOLATED for m in measurements if m.metric in limits)

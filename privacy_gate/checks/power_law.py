@@ -13,13 +13,13 @@ from privacy_gate.dossier.dataset import Split
 from privacy_gate.errors import EvidenceError
 from privacy_gate.jobs.kinds import Job, train_reference
 from privacy_gate.metrics.power_law import Law, Point, fit, remedy
+from privacy_gate.metrics.rates import FPRS, at
 from privacy_gate.metrics.recipe import recipe_tpr
 from privacy_gate.verdict.exhibits import LawPlot
 from privacy_gate.verdict.judgement import CheckResult, Limit, Measurement, Remedy, not_measured
+from privacy_gate.verdict.metric import measured
 
 SlopeMetric = Literal["slope_at_0.1_fpr", "slope_at_0.01_fpr", "slope_at_0.001_fpr"]
-
-FPRS = (0.1, 0.01, 0.001)
 
 
 class PowerLaw(Check):
@@ -70,7 +70,7 @@ class PowerLaw(Check):
             try:
                 laws.append(fit(points[fpr], fpr, confidence))
             except EvidenceError as error:
-                measurements.append(not_measured(f"slope_at_{fpr:g}_fpr", str(error)))
+                measurements.append(not_measured(at("slope", fpr), str(error)))
             else:
                 measurements.append(_slope(laws[-1], confidence))
         plots = tuple(
@@ -95,18 +95,16 @@ class PowerLaw(Check):
         return phi, included, float(part.sum() / classes * members / pool)
 
     def _remedies(self, laws: list[Law]) -> list[Remedy]:
-        targets = {f"tpr_at_{law.fpr:g}_fpr": law for law in laws}
+        targets = {at("tpr", law.fpr): law for law in laws}
         return [remedy(targets[metric], limit) for metric, limit in self.target.items() if metric in targets]
 
 
 def _slope(law: Law, confidence: float) -> Measurement:
-    return Measurement(
-        metric=f"slope_at_{law.fpr:g}_fpr",
-        value=law.slope,
-        low=law.slope_low,
-        high=law.slope_high,
-        confidence=confidence,
-        method="weighted least squares, errors propagated",
-        samples=f"{len(law.shots)} sizes, {min(law.shots):g} to {max(law.shots):g} examples per class, "
-        f"R^2 {law.r_squared:.3f}",
+    return measured(
+        at("slope", law.fpr),
+        law.slope,
+        (law.slope_low, law.slope_high),
+        confidence,
+        "weighted least squares, errors propagated",
+        f"{len(law.shots)} sizes, {min(law.shots):g} to {max(law.shots):g} examples per class, R^2 {law.r_squared:.3f}",
     )

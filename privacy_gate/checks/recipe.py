@@ -15,6 +15,7 @@ from privacy_gate.checks.base.check import Check, Results, Subject, distinct_nam
 from privacy_gate.checks.base.references import gather, reference_jobs
 from privacy_gate.errors import EvidenceError
 from privacy_gate.jobs.kinds import Job
+from privacy_gate.metrics.rates import FPRS, at
 from privacy_gate.metrics.recipe import calibrated_tpr, clustered_tpr, median_tpr
 from privacy_gate.verdict.judgement import CheckResult, Limit, Measurement, not_measured
 
@@ -29,8 +30,6 @@ RecipeMetric = Literal[
     "calibrated_tpr_at_0.01_fpr",
     "calibrated_tpr_at_0.001_fpr",
 ]
-
-FPRS = (0.1, 0.01, 0.001)
 
 
 class RecipeLeak(Check):
@@ -69,12 +68,10 @@ def _pooled(name: str, evidence: MembershipEvidence, confidence: float) -> list[
     try:
         scores = _scores(name, evidence)
     except EvidenceError as error:
-        return [
-            not_measured(f"{kind}_tpr_at_{r:g}_fpr", str(error), name) for kind in ("recipe", "median") for r in FPRS
-        ]
+        return [not_measured(at(f"{kind}_tpr", r), str(error), name) for kind in ("recipe", "median") for r in FPRS]
     _, included = all_models(evidence)
     return [
-        *(clustered_tpr(scores, included, r, confidence, f"recipe_tpr_at_{r:g}_fpr", name) for r in FPRS),
+        *(clustered_tpr(scores, included, r, confidence, at("recipe_tpr", r), name) for r in FPRS),
         *(median_tpr(scores, included, fpr, confidence, name) for fpr in FPRS),
     ]
 

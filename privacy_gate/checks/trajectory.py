@@ -13,9 +13,9 @@ from privacy_gate.checks.base.check import NO_FEDERATION, Results, Subject, Wher
 from privacy_gate.checks.base.references import feature_jobs
 from privacy_gate.dossier.dataset import Split
 from privacy_gate.jobs.kinds import Job, Trajectory
-from privacy_gate.metrics.membership import needed_holdout
 from privacy_gate.metrics.parties.disparity import accusations
 from privacy_gate.metrics.parties.groups import disparate_mia
+from privacy_gate.metrics.rates import needed_holdout
 from privacy_gate.metrics.trajectory import FPR, source_inference_advantage, trajectory_tpr
 from privacy_gate.simulation.leaks.trajectory import FEWEST_CLIENTS, FEWEST_ROUNDS, SIGNALS, guessed, own
 from privacy_gate.verdict.judgement import CheckResult, Limit, Measurement, not_measured

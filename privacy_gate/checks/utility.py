@@ -9,7 +9,7 @@ from pydantic import Field
 from privacy_gate.arrays import Bools
 from privacy_gate.checks.base.check import Results, Subject
 from privacy_gate.checks.base.references import feature_jobs
-from privacy_gate.checks.base.versus import ChampionLimit, Versus, Worse
+from privacy_gate.checks.base.versus import ChampionLimit, Versus
 from privacy_gate.dossier.dataset import Split
 from privacy_gate.jobs.kinds import Job, Score
 from privacy_gate.metrics.accuracy import accuracy
@@ -25,7 +25,7 @@ CONTROL_CONFIDENCE = 0.999
 class Utility(Versus):
     """Accuracy on members and holdout, and whether the training run logged the same."""
 
-    worse: ClassVar[Mapping[str, Worse]] = {"holdout_accuracy": "lower"}
+    comparable: ClassVar[tuple[str, ...]] = ("holdout_accuracy",)
 
     check: Literal["utility"] = "utility"
     limits: Mapping[UtilityMetric, ChampionLimit] = Field(default_factory=dict)

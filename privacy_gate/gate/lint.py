@@ -6,16 +6,16 @@ from privacy_gate.auditing.policy import load_policy
 from privacy_gate.checks.base.check import WhereDeclared, asks_nothing
 from privacy_gate.checks.base.federations import refuse_untrainable
 from privacy_gate.checks.base.versus import Versus
-from privacy_gate.checks.membership import FPRS
+from privacy_gate.checks.membership import TPRS
 from privacy_gate.documents import load, locate
 from privacy_gate.dossier.candidate import Claim
 from privacy_gate.dossier.dataset import AuditData, DataManifest, Split, duplicates, read_data
 from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.errors import ConfigurationError
 from privacy_gate.metrics.controls.self_tests import LEVEL, same_mix
-from privacy_gate.metrics.membership import needed_holdout
-from privacy_gate.metrics.versus import SUFFIX
+from privacy_gate.metrics.rates import needed_holdout
 from privacy_gate.verdict.judgement import Limit
+from privacy_gate.verdict.metric import SUFFIX
 
 
 def lint_policy(path: Path, holdout: int | None) -> list[str]:
@@ -91,7 +91,7 @@ def lint_data(data: AuditData) -> list[str]:
     lines += [
         f"  {metric} needs at least {needed_holdout(fpr):,} holdout rows to be measured: with your "
         f"{counts[Split.HOLDOUT]:,} a policy that limits it leaves the verdict undecided"
-        for metric, fpr in FPRS.items()
+        for metric, fpr in TPRS.items()
         if needed_holdout(fpr) > counts[Split.HOLDOUT]
     ]
     if (chance := same_mix(data.label, data.split)) < LEVEL:

@@ -6,6 +6,30 @@ from privacy_gate.arrays import Bools
 from privacy_gate.metrics.intervals.binomial import clopper_pearson
 from privacy_gate.metrics.intervals.fewest import fewest
 from privacy_gate.verdict.judgement import Limit, Measurement, Status, judged_status, not_measured
+from privacy_gate.verdict.metric import SHARE, Metric, measured
+
+METRICS = (
+    Metric(
+        "holdout_accuracy",
+        title="accuracy on held-out examples",
+        unit="share",
+        range=SHARE,
+        worse="lower",
+        resolves="Holdout examples: with 400 the interval is about 10 points wide, with 10,000 about 2.",
+        means="How often the model is right about people it was not trained on.",
+        remedy="Train longer, on more data, or with a better backbone, and check that the limit can be reached.",
+    ),
+    Metric(
+        "member_accuracy",
+        title="accuracy on members",
+        unit="share",
+        range=SHARE,
+        worse="lower",
+        resolves="Members: with 400 the interval is about 10 points wide.",
+        means="How often the model is right about the people it was trained on.",
+        remedy="Check that the candidate and its audit table belong together, then train longer.",
+    ),
+)
 
 
 def accuracy(correct: Bools, confidence: float, metric: str, subject: str = "") -> Measurement:
@@ -18,16 +42,8 @@ def accuracy(correct: Bools, confidence: float, metric: str, subject: str = "") 
         return not_measured(metric, "needs n >= 1 rows, found 0", subject)
     right = int(np.count_nonzero(correct))
     low, high = clopper_pearson(right, rows, confidence)
-    return Measurement(
-        metric=metric,
-        subject=subject,
-        value=right / rows,
-        low=low,
-        high=high,
-        confidence=confidence,
-        method="Clopper-Pearson",
-        samples=f"{rows:,} rows",
-    )
+    ends, samples = (low, high), f"{rows:,} rows"
+    return measured(metric, right / rows, ends, confidence, "Clopper-Pearson", samples, subject=subject, within=SHARE)
 
 
 def needed_rows(limit: Limit, confidence: float, most: int) -> int | None:

@@ -7,9 +7,32 @@ import numpy as np
 from privacy_gate.arrays import Bools, Floats, Ints
 from privacy_gate.dossier.views import square_side
 from privacy_gate.errors import EvidenceError
-from privacy_gate.metrics.intervals.bootstrap import DRAWS, measured
+from privacy_gate.metrics.intervals.bootstrap import DRAWS
 from privacy_gate.metrics.intervals.paired import paired_interval
 from privacy_gate.verdict.judgement import Measurement, not_measured
+from privacy_gate.verdict.metric import POSITIVE, SHARE, Metric, measured
+
+INVERTED_BACKDOOR = Metric(
+    "inverted_backdoor",
+    title="rise of a class's rate under a small trigger found by inversion",
+    unit="difference",
+    range=SHARE,  # a fall counts as 0
+    worse="higher",
+    resolves="At least 5 classes, and holdout images of every class.",
+    means="How easily a small patch on a picture makes the model give one answer, whether or not it was planted.",
+    remedy="Remove images and public weights that carry such a patch, and train again with patches on every class.",
+)
+TRIGGER_ANOMALY = Metric(
+    "trigger_anomaly",
+    title="anomaly index of the smallest trigger found by inversion (2 is suspicious)",
+    unit="index",
+    range=POSITIVE,
+    worse="higher",
+    resolves="At least 5 classes; with few classes a high index is common by chance.",
+    means="How much smaller one class's trigger is than those of other classes, which may mean that it was planted.",
+    remedy="Look at the trigger found for this class, and at the images with this label.",
+)
+METRICS = (INVERTED_BACKDOOR, TRIGGER_ANOMALY)
 
 ROOM = 1.2
 """Times the square of Gu et al., that a stamp covers at most to be suspicious whatever others cover."""
@@ -76,8 +99,8 @@ def trigger_anomaly(size: Floats, confidence: float) -> Measurement:
     kept = np.array([[best, *(place for place in others if place != out)] for out in others])
     without = anomaly_index(size[kept])[:, 0]
     ends, method = (float(without.min()), float(without.max())), "range as any other class is left out"
-    found = measured("trigger_anomaly", index[best], ends, confidence, method, f"{classes} classes")
-    return found.model_copy(update={"subject": f"class {best}"})
+    record, subject, samples = TRIGGER_ANOMALY, f"class {best}", f"{classes} classes"
+    return measured(record.name, index[best], ends, confidence, method, samples, subject=subject, within=record.range)
 
 
 def inverted_backdoor(
@@ -113,8 +136,8 @@ def inverted_backdoor(
     value, best = max(0.0, float(lift.max())), int(np.argmax(lift))
     method = "paired score, Bonferroni over classes; 0 where no trigger is small"
     samples = f"{rows[best]:,} rows, {classes} classes"
-    found = measured("inverted_backdoor", value, (low, high), confidence, method, samples)
-    return found.model_copy(update={"subject": f"class {best}" if suspect[best] else ""})
+    record, subject = INVERTED_BACKDOOR, f"class {best}" if suspect[best] else ""
+    return measured(record.name, value, (low, high), confidence, method, samples, subject=subject, within=record.range)
 
 
 def _suspect(size: Floats, covered: Floats, side: int, confidence: float) -> Bools:

@@ -19,6 +19,30 @@ from privacy_gate.metrics.epsilon import (
     one_run_gaussian_epsilon,
 )
 from privacy_gate.verdict.judgement import Measurement, not_measured
+from privacy_gate.verdict.metric import ANY, POSITIVE, Metric, measured
+
+METRICS = (
+    Metric(
+        "epsilon_bound",
+        title="lower bound of epsilon that the attack proves",
+        unit="epsilon",
+        range=POSITIVE,
+        worse="higher",
+        resolves="At least 20 members and holdout examples in each half of the table, or 20 canaries.",
+        means="The privacy loss that the attack has demonstrated; the true one may be larger.",
+        remedy="Train with more noise or stronger clipping, and state the epsilon that the accountant gives.",
+    ),
+    Metric(
+        "epsilon_excess",
+        title="demonstrated epsilon minus the claimed one",
+        unit="epsilon",
+        range=ANY,
+        worse="higher",
+        resolves="A claim in the dossier, and as many examples or canaries as epsilon_bound needs.",
+        means="If it is above 0, the promise of differential privacy made to people is false.",
+        remedy="Withdraw the claim, look for the error in the private training, and train again.",
+    ),
+)
 
 FEWEST = 20
 """Rows of each kind, and canaries, below which no bound above 0 could come out."""
@@ -86,13 +110,4 @@ def _bound(value: float, delta: float, level: float, subject: str, samples: str)
 
 def _figure(metric: str, value: float, level: float, subject: str, method: str, samples: str) -> Measurement:
     """A figure that is itself the end of an interval."""
-    return Measurement(
-        metric=metric,
-        subject=subject,
-        value=value,
-        low=value,
-        high=value,
-        confidence=1 - level,
-        method=method,
-        samples=samples,
-    )
+    return measured(metric, value, (value, value), 1 - level, method, samples, subject=subject)

@@ -7,8 +7,22 @@ import numpy as np
 from privacy_gate.arrays import Bools, Ints
 from privacy_gate.errors import EvidenceError
 from privacy_gate.metrics.intervals.binomial import clopper_pearson
-from privacy_gate.metrics.intervals.bootstrap import DRAWS, measured, percentile
+from privacy_gate.metrics.intervals.bootstrap import DRAWS, percentile
 from privacy_gate.verdict.judgement import Measurement, not_measured
+from privacy_gate.verdict.metric import POSITIVE, Metric, measured
+
+METRICS = (
+    Metric(
+        "corruption_ratio",
+        title="accuracy on corrupted images, relative to clean ones",
+        unit="ratio",
+        range=POSITIVE,
+        worse="lower",
+        resolves="At least 100 holdout images.",
+        means="How much of its accuracy the model keeps for people whose images are noisy, blurred or foggy.",
+        remedy="Train with noise, blur and weather among the augmentations.",
+    ),
+)
 
 FEWEST = 100
 """Rows below which the interval's resampling is worth nothing."""

@@ -5,6 +5,30 @@ import numpy as np
 from privacy_gate.arrays import Bools, Ints
 from privacy_gate.metrics.accuracy import accuracy
 from privacy_gate.verdict.judgement import Measurement, not_measured
+from privacy_gate.verdict.metric import SHARE, Metric
+
+METRICS = (
+    Metric(
+        "robust_accuracy",
+        title="accuracy under the worst small change of the image",
+        unit="share",
+        range=SHARE,
+        worse="lower",
+        resolves="At least 20 holdout images; 36 for a limit of 0.9.",
+        means="How often the model is still right if somebody changes a person's image invisibly, to deceive it.",
+        remedy="Train adversarially, or filter inputs before they reach the model.",
+    ),
+    Metric(
+        "universal_transfer",
+        title="answers changed by one universal change, crafted on the public backbone",
+        unit="share",
+        range=SHARE,
+        worse="higher",
+        resolves="At least 20 holdout images besides those that the change is crafted on.",
+        means="How often an attacker who never saw the model changes its answer with one pattern for all images.",
+        remedy="Fine-tune more of the backbone, or train with such patterns.",
+    ),
+)
 
 MASKED = {"guessed": 0.02, "wide": 0.1, "flat": 0.1}
 """Shares of the rows right to begin with above which gradients count as masked: rows that random changes fool and

@@ -7,8 +7,21 @@ import numpy as np
 from privacy_gate.arrays import Bools
 from privacy_gate.errors import EvidenceError
 from privacy_gate.metrics.intervals.binomial import clopper_pearson
-from privacy_gate.metrics.intervals.bootstrap import measured
 from privacy_gate.verdict.judgement import Measurement
+from privacy_gate.verdict.metric import Metric, measured
+
+INVERSION_ADVANTAGE = Metric(
+    "inversion_advantage",
+    title="examples identified from their client's update, minus guessing",
+    unit="difference",
+    range=(-0.5, 1.0),  # among two candidates guessing is right half of the time
+    worse="higher",
+    resolves="At least 50 updates, and holdout examples of the same class as decoys.",
+    means="How well the server recognises which person's example a client just trained on.",
+    remedy="Use secure aggregation, larger batches, or noise that the clients add.",
+    chance=0.0,
+)
+METRICS = (INVERSION_ADVANTAGE,)
 
 FEWEST_TARGETS = 50
 
@@ -33,12 +46,13 @@ def inversion_advantage(hits: Mapping[str, Bools], candidates: int, confidence: 
     best = max(rate, key=lambda name: rate[name])
     low, high = ends.max(axis=0) - 1 / candidates
     targets = next(iter(hits.values()))
-    found = measured(
-        "inversion_advantage",
+    return measured(
+        INVERSION_ADVANTAGE.name,
         rate[best] - 1 / candidates,
         (float(low), float(high)),
         confidence,
         "Clopper-Pearson, Bonferroni over attacks",
         f"{len(targets):,} updates, one of {candidates} rows each",
+        subject=best,
+        within=INVERSION_ADVANTAGE.range,
     )
-    return found.model_copy(update={"subject": best})

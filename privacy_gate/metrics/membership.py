@@ -16,17 +16,19 @@ from privacy_gate.arrays import Floats
 from privacy_gate.errors import EvidenceError
 from privacy_gate.metrics.intervals.fewest import fewest
 from privacy_gate.metrics.intervals.ranks import checked, corners, members_above
+from privacy_gate.metrics.rates import ROUNDING, at, needed_holdout
 from privacy_gate.verdict.exhibits import Histogram, Roc
 from privacy_gate.verdict.judgement import Limit, Measurement, Status, judged_status, not_measured
-
-ROUNDING = 1e-9
-"""Slack in counts: .001 * 3000 is 3, whatever the last bit says."""
+from privacy_gate.verdict.metric import SHARE, Metric, measured
 
 NEGLIGIBLE = 1e-12
 """Probability of threshold ranks that the interval leaves out."""
 
 PRECISION_FPR = 0.01
 """The false positive rate at which an attacker's precision is told."""
+
+PRIORS = (0.5, 0.1, 0.01)
+"""Shares of members among those an attacker asks about, for which precision is told."""
 
 EXACT = 30
 """False positives up to which every step of the curve is kept."""
@@ -44,15 +46,6 @@ TAIL = 0.005
 """Share of either group's scores beyond the outermost edges, counted in the outermost bins."""
 
 
-def needed_holdout(fpr: float) -> int:
-    """Holdout rows below which a false positive rate is not resolved: ten expected above the threshold.
-
-    >>> needed_holdout(0.001)
-    10000
-    """
-    return math.ceil(10 / fpr - ROUNDING)
-
-
 def tpr_at_fpr(member: Floats, holdout: Floats, fpr: float, confidence: float, subject: str = "") -> Measurement:
     """Share of members (m,) above the score that a share `fpr` of holdout (n,) exceeds; larger scores accuse.
 
@@ -62,7 +55,7 @@ def tpr_at_fpr(member: Floats, holdout: Floats, fpr: float, confidence: float, s
     middle of the two are mixed over K, and the mixture's quantiles are the ends.
     Not measured where the holdout cannot resolve fpr. Raises EvidenceError on scores not finite.
     """
-    metric = f"tpr_at_{fpr:g}_fpr"
+    metric = at("tpr", fpr)
     member, holdout = checked(member, holdout)
     m, n = len(member), len(holdout)
     if n < needed_holdout(fpr):
@@ -77,7 +70,8 @@ def tpr_at_fpr(member: Floats, holdout: Floats, fpr: float, confidence: float, s
     low = _mixture_quantile(middle, m - middle + 1, weight, tail)
     high = _mixture_quantile(middle + 1, m - middle, weight, 1 - tail)
     method = "Clopper-Pearson mixed over the threshold's rank"
-    return rate_measurement(metric, subject, (low, value, high), confidence, method, _samples(member, holdout))
+    samples = _samples(member, holdout)
+    return measured(metric, value, (low, high), confidence, method, samples, subject=subject, within=SHARE)
 
 
 def _mixture_quantile(a: Floats, b: Floats, weight: Floats, level: float) -> float:
@@ -116,8 +110,8 @@ def auc(member: Floats, holdout: Floats, confidence: float, subject: str = "") -
     centre = (value + z2 / (2 * trials)) / (1 + z2 / trials)
     half = math.sqrt(z2 / trials * (value * (1 - value) + z2 / (4 * trials))) / (1 + z2 / trials)
     method = "Wilson with DeLong's effective sample"
-    ends = (centre - half, value, centre + half)
-    return rate_measurement("auc", subject, ends, confidence, method, _samples(member, holdout))
+    ends, samples = (centre - half, centre + half), _samples(member, holdout)
+    return measured("auc", value, ends, confidence, method, samples, subject=subject, within=SHARE)
 
 
 def balanced_accuracy(member: Floats, holdout: Floats, confidence: float, subject: str = "") -> Measurement:
@@ -131,9 +125,12 @@ def balanced_accuracy(member: Floats, holdout: Floats, confidence: float, subjec
     member, holdout = checked(member, holdout)
     m, n = len(member), len(holdout)
     accused, caught = corners(member, holdout)
-    ends = _balance(float(np.max(caught / m - accused / n)), m, n, confidence)
-    method = "Smirnov below, Wilson's principle above"
-    return rate_measurement("balanced_accuracy", subject, ends, confidence, method, _samples(member, holdout))
+    low, value, high = _balance(float(np.max(caught / m - accused / n)), m, n, confidence)
+    method, samples = "Smirnov below, Wilson's principle above", _samples(member, holdout)
+    within = BALANCED_ACCURACY.range
+    return measured(
+        "balanced_accuracy", value, (low, high), confidence, method, samples, subject=subject, within=within
+    )
 
 
 def _balance(gap: float, m: float, n: float, confidence: float) -> tuple[float, float, float]:
@@ -157,8 +154,9 @@ def needed_for_balance(limit: Limit, confidence: float) -> int | None:
     gap = 0.0 if limit.max is not None else 1.0
 
     def meets(rows: int) -> bool:
-        ends = _balance(gap, ENDLESS, rows, confidence)
-        return judged_status(rate_measurement("balanced_accuracy", "", ends, confidence, "", ""), limit) is Status.MET
+        low, value, high = _balance(gap, ENDLESS, rows, confidence)
+        best = measured("balanced_accuracy", value, (low, high), confidence, "", "", within=BALANCED_ACCURACY.range)
+        return judged_status(best, limit) is Status.MET
 
     return fewest(meets)
 
@@ -169,11 +167,21 @@ def precision(member: Floats, holdout: Floats, prior: float, confidence: float, 
     A real attacker's candidates are seldom half members (arXiv 2603.07567). Precision rises with the true
     positive rate alone, so the interval is that of `tpr_at_fpr`, carried over.
     """
-    metric, caught = f"precision_at_{prior:g}_prior", tpr_at_fpr(member, holdout, PRECISION_FPR, confidence)
+    metric, caught = precision_name(prior), tpr_at_fpr(member, holdout, PRECISION_FPR, confidence)
     if caught.low is None or caught.value is None or caught.high is None:
         return not_measured(metric, caught.reason or "", subject)
     low, value, high = (precision_at(PRECISION_FPR, tpr, prior) for tpr in (caught.low, caught.value, caught.high))
-    return rate_measurement(metric, subject, (low, value, high), confidence, caught.method, caught.samples)
+    ends, made, samples = (low, high), caught.method, caught.samples
+    return measured(metric, value, ends, confidence, made, samples, subject=subject, within=SHARE)
+
+
+def precision_name(prior: float) -> str:
+    """The name of the precision among so large a share of members.
+
+    >>> precision_name(0.01)
+    'precision_at_0.01_prior'
+    """
+    return f"precision_at_{prior:g}_prior"
 
 
 def precision_at(fpr: float, tpr: float, prior: float) -> float:
@@ -229,22 +237,66 @@ def histogram(member: Floats, holdout: Floats, attack: str) -> Histogram:
     return Histogram(attack=attack, edges=tuple(edges.tolist()), member=tuple(counts[0]), holdout=tuple(counts[1]))
 
 
-def rate_measurement(
-    metric: str, subject: str, ends: tuple[float, float, float], confidence: float, method: str, samples: str
-) -> Measurement:
-    """A figure with its interval, ends = (low, value, high), kept within [0, 1] and around its own estimate."""
-    low, value, high = ends
-    return Measurement(
-        metric=metric,
-        subject=subject,
-        value=value,
-        low=max(0.0, min(low, value)),
-        high=min(1.0, max(high, value)),
-        confidence=confidence,
-        method=method,
-        samples=samples,
+def _samples(member: Floats, holdout: Floats) -> str:
+    return f"{len(member):,} members, {len(holdout):,} holdout"
+
+
+FAMILIES = (
+    Metric(
+        "tpr",
+        title="members identified at a false positive rate of {fpr}",
+        unit="share",
+        range=SHARE,
+        worse="higher",
+        resolves="At least {rows} holdout examples.",
+        means="The share of people in the training data whom an attacker identifies, falsely accusing {fpr} of others.",
+        remedy="Train on more examples per class, for fewer epochs, with stronger regularisation, or with DP-SGD.",
+    ),
+)
+"""Metrics of one attack on this candidate, at a false positive rate."""
+
+BALANCED_ACCURACY = Metric(
+    "balanced_accuracy",
+    title="balanced accuracy of the attack's best threshold",
+    unit="share",
+    range=(0.5, 1.0),
+    worse="higher",
+    resolves="Members and holdout examples: 97 holdout examples for a limit of 0.55.",
+    means="How often an attacker tells correctly who was in the training data, if half of those asked about were.",
+    remedy="Train on more examples per class, for fewer epochs, with stronger regularisation, or with DP-SGD.",
+    chance=0.5,
+)
+
+
+def precision_record(prior: float) -> Metric:
+    """The record of the precision among so large a share of members."""
+    share = f"{round(100 * prior)} %"
+    return Metric(
+        precision_name(prior),
+        title=f"accusations that are right, if {share} of those asked about are members",
+        unit="share",
+        range=(0.0, precision_at(PRECISION_FPR, 1.0, prior)),
+        worse="higher",
+        resolves=f"At least {needed_holdout(PRECISION_FPR):,} holdout examples.",
+        means=f"How far an attacker can trust an accusation, at a false positive rate of 1 %, if {share} of those "
+        "asked about were in the training data.",
+        remedy="Lower the true positive rate at a false positive rate of 1 %; precision follows it.",
+        chance=prior,
     )
 
 
-def _samples(member: Floats, holdout: Floats) -> str:
-    return f"{len(member):,} members, {len(holdout):,} holdout"
+METRICS = (
+    Metric(
+        "auc",
+        title="area under the ROC curve",
+        unit="index",
+        range=SHARE,
+        worse="higher",
+        resolves="Members and holdout examples: with 400 of each the interval is about 0.08 wide.",
+        means="How often a person in the training data looks more like a member than one who is not; 0.5 is guessing.",
+        remedy="Train on more examples per class, for fewer epochs, with stronger regularisation, or with DP-SGD.",
+        chance=0.5,
+    ),
+    BALANCED_ACCURACY,
+    *map(precision_record, PRIORS),
+)

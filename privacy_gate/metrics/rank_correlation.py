@@ -10,6 +10,30 @@ from scipy.stats import spearmanr
 from privacy_gate.arrays import Bools, Floats
 from privacy_gate.metrics.vulnerability import gradient_norms, vulnerability
 from privacy_gate.verdict.judgement import Measurement, not_measured
+from privacy_gate.verdict.metric import DIFFERENCE, Metric, measured
+
+METRICS = (
+    Metric(
+        "gradient_correlation",
+        title="rank correlation of the gradient norm with vulnerability",
+        unit="correlation",
+        range=DIFFERENCE,
+        worse="neither",
+        resolves="At least 16 references and 20 examples, and a linear head on frozen features.",
+        means="How well gradient norms alone show which people are most exposed.",
+        remedy="If a limit on it is violated, do not use gradient norms to choose which examples to protect.",
+    ),
+    Metric(
+        "trace_correlation",
+        title="rank correlation of the spread of the loss trace with vulnerability",
+        unit="correlation",
+        range=DIFFERENCE,
+        worse="neither",
+        resolves="At least 16 references, 20 members, and the losses of at least 4 epochs.",
+        means="How well the losses logged during training show which people are most exposed.",
+        remedy="If a limit on it is violated, do not use loss traces to choose which examples to protect.",
+    ),
+)
 
 PARTS = 20
 """Parts of the models, each left out in turn: the jackknife's."""
@@ -93,15 +117,8 @@ def _measured(metric: str, of: Callable[[Bools], float], phi: Floats, confidence
     z = math.atanh(min(max(value, -0.9999), 0.9999))
     variance = (1 + value**2 / 2) / (rows - 3) + (parts - 1) / parts * float(((left - left.mean()) ** 2).sum())
     reach = float(stdtrit(parts - 1, (1 + confidence) / 2)) * math.sqrt(variance)
-    return Measurement(
-        metric=metric,
-        value=value,
-        low=min(value, math.tanh(z - reach)),
-        high=max(value, math.tanh(z + reach)),
-        confidence=confidence,
-        method=METHOD,
-        samples=f"{models:,} models, {rows:,} rows{detail}",
-    )
+    ends, samples = (math.tanh(z - reach), math.tanh(z + reach)), f"{models:,} models, {rows:,} rows{detail}"
+    return measured(metric, value, ends, confidence, METHOD, samples, within=DIFFERENCE)
 
 
 def _vulnerability(phi: Floats, included: Bools, chosen: Bools) -> Floats:

@@ -15,8 +15,45 @@ from privacy_gate.attacks.leave_one_out import lira_every_model
 from privacy_gate.attacks.moments import Moments, block_moments, row_blocks
 from privacy_gate.errors import EvidenceError
 from privacy_gate.metrics.intervals.clustered import METHOD, clustered_ends
-from privacy_gate.metrics.membership import needed_holdout, rate_measurement
+from privacy_gate.metrics.rates import at, needed_holdout
 from privacy_gate.verdict.judgement import Measurement, not_measured
+from privacy_gate.verdict.metric import SHARE, Metric, measured
+
+_REMEDY = "Change the recipe: more examples per class, fewer epochs, stronger regularisation, or DP-SGD."
+
+FAMILIES = (
+    Metric(
+        "recipe_tpr",
+        title="members identified at a false positive rate of {fpr}, over all models of the recipe",
+        unit="share",
+        range=SHARE,
+        worse="higher",
+        resolves="At least {rows} audited examples and 3 models.",
+        means="The share of members that an attacker identifies on average over models of this recipe.",
+        remedy=_REMEDY,
+    ),
+    Metric(
+        "median_tpr",
+        title="members identified at a false positive rate of {fpr}, in the median model of the recipe",
+        unit="share",
+        range=SHARE,
+        worse="higher",
+        resolves="At least {rows} audited examples outside each model's training set.",
+        means="The share of members that an attacker identifies in a typical model of this recipe.",
+        remedy=_REMEDY,
+    ),
+    Metric(
+        "calibrated_tpr",
+        title="members identified at a false positive rate of {fpr}, with a threshold for each example",
+        unit="share",
+        range=SHARE,
+        worse="higher",
+        resolves="Every example in at least 3 models and out of at least 3.",
+        means="The share of members identified by an attacker who sets the false positive rate for each person apart.",
+        remedy=_REMEDY,
+    ),
+)
+"""Metrics of the recipe, at a false positive rate."""
 
 NEIGHBOURHOOD = 0.5
 """The slope of the ROC at an fpr is read between (1 - this) and (1 + this) times it."""
@@ -31,7 +68,7 @@ def recipe_tpr(phi: Floats, included: Bools, fpr: float, confidence: float, subj
     Student's t with M - 1 degrees of freedom. Not measured where the scores of rows left out
     cannot resolve fpr.
     """
-    metric = f"recipe_tpr_at_{fpr:g}_fpr"
+    metric = at("recipe_tpr", fpr)
     try:
         scores = lira_every_model(phi, included)
     except EvidenceError as error:
@@ -58,8 +95,8 @@ def clustered_tpr(
     slope = rise / (2 * NEIGHBOURHOOD * fpr)
     # What each score adds to the error of the estimate; a missed threshold moves it along the ROC.
     weight = np.where(included, (accused - value) / inside, -slope * (accused - fpr) / outside)
-    low, high = clustered_ends(value, weight, confidence)
-    return rate_measurement(metric, subject, (low, value, high), confidence, METHOD, _samples(scores))
+    ends, samples = clustered_ends(value, weight, confidence), _samples(scores)
+    return measured(metric, value, ends, confidence, METHOD, samples, subject=subject, within=SHARE)
 
 
 def median_tpr(scores: Floats, included: Bools, fpr: float, confidence: float, subject: str) -> Measurement:
@@ -69,7 +106,7 @@ def median_tpr(scores: Floats, included: Bools, fpr: float, confidence: float, s
     repeated runs; here over models, whose smallest and largest rates are named too. Interval: order
     statistics, for models as a sample. Not measured where a model's own rows left out cannot resolve fpr.
     """
-    metric = f"median_tpr_at_{fpr:g}_fpr"
+    metric = at("median_tpr", fpr)
     fewest = int((~included).sum(axis=1).min())
     if fewest < needed_holdout(fpr):
         reason = f"needs n >= {needed_holdout(fpr):,} rows outside each model's training set, found {fewest:,}"
@@ -84,9 +121,12 @@ def median_tpr(scores: Floats, included: Bools, fpr: float, confidence: float, s
             for own, chosen in zip(scores, included, strict=True)
         ]
     )
-    ends = (float(rates[rank - 1]), float(np.median(rates)), float(rates[models - rank]))
-    samples = f"{_samples(scores)}; models from {rates[0]:.3f} to {rates[-1]:.3f}"
-    return rate_measurement(metric, subject, ends, confidence, "order statistics of the models", samples)
+    value, ends = float(np.median(rates)), (float(rates[rank - 1]), float(rates[models - rank]))
+    method, samples = (
+        "order statistics of the models",
+        f"{_samples(scores)}; models from {rates[0]:.3f} to {rates[-1]:.3f}",
+    )
+    return measured(metric, value, ends, confidence, method, samples, subject=subject, within=SHARE)
 
 
 def calibrated_tpr(phi: Floats, included: Bools, fpr: float, confidence: float, subject: str = "lira") -> Measurement:
@@ -95,7 +135,7 @@ def calibrated_tpr(phi: Floats, included: Bools, fpr: float, confidence: float, 
     A row's rate is 1 - Phi((mean_out + sd_out z - mean_in) / sd_in), z = Phi^-1(1 - fpr). Interval: rows
     as a sample, and models by the jackknife, added; Student's t with M - 1 degrees of freedom.
     """
-    metric = f"calibrated_tpr_at_{fpr:g}_fpr"
+    metric = at("calibrated_tpr", fpr)
     if min(np.count_nonzero(included, axis=0).min(), np.count_nonzero(~included, axis=0).min()) < 3:
         return not_measured(metric, "needs every row in >= 3 and out of >= 3 models", subject)
     models = len(phi)
@@ -105,14 +145,8 @@ def calibrated_tpr(phi: Floats, included: Bools, fpr: float, confidence: float, 
     jackknife = float((models - 1) / models * ((without - without.mean()) ** 2).sum())
     error = math.sqrt(float(rates.var(ddof=1)) / len(rates) + jackknife)
     reach = float(stdtrit(models - 1, (1 + confidence) / 2)) * error
-    return rate_measurement(
-        metric,
-        subject,
-        (value - reach, value, value + reach),
-        confidence,
-        "rows and jackknife over models",
-        _samples(phi),
-    )
+    ends, method = (value - reach, value + reach), "rows and jackknife over models"
+    return measured(metric, value, ends, confidence, method, _samples(phi), subject=subject, within=SHARE)
 
 
 def row_rates(phi: Floats, included: Bools, fpr: float) -> Floats:

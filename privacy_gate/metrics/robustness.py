@@ -8,9 +8,87 @@ import numpy as np
 from scipy.special import ndtri, stdtrit
 
 from privacy_gate.arrays import Floats
-from privacy_gate.metrics.intervals.bootstrap import measured
 from privacy_gate.metrics.intervals.fewest import fewest
 from privacy_gate.verdict.judgement import Limit, Measurement, Status, judged_status, not_measured
+from privacy_gate.verdict.metric import DIFFERENCE, Metric, measured
+
+
+def _loss_record(name: str, title: str, means: str, remedy: str) -> Metric:
+    """The record of an `accuracy_loss`."""
+    return Metric(
+        name,
+        title=title,
+        unit="difference",
+        range=DIFFERENCE,
+        worse="higher",
+        resolves="At least 3 seeds; 130 holdout examples for a limit of 0.03.",
+        means=means,
+        remedy=remedy,
+        chance=0.0,
+    )
+
+
+BREAKDOWN_POINT = Metric(
+    "breakdown_point",
+    title="smallest share of hostile clients that breaks the aggregation rule",
+    unit="share",
+    range=(0.0, 0.5),
+    worse="lower",
+    resolves="As byzantine_drop, for every number of hostile clients tried.",
+    means="How many clients must turn hostile before the model gets much worse for everybody else.",
+    remedy="Use a more robust aggregation rule with a higher `tolerates`, or vet who may join.",
+)
+FEDERATED_BACKDOOR = Metric(
+    "federated_backdoor",
+    title="rise of a class's rate under a trigger that hostile clients planted",
+    unit="difference",
+    range=(-2.0, 1.0),  # a difference of two differences, the second never below 0
+    worse="higher",
+    resolves="At least 3 seeds, and holdout images of classes other than the target.",
+    means="How far hostile clients can plant a trigger that makes the model give the answer they chose.",
+    remedy="Use a robust aggregation rule and clipped updates, or vet who may join.",
+    chance=0.0,
+)
+METRICS = (
+    _loss_record(
+        "byzantine_drop",
+        "accuracy lost to hostile clients",
+        "How much worse the model gets for everybody if some clients send harmful updates.",
+        "Use a robust aggregation rule, set `tolerates` to the number of hostile clients, or vet who may join.",
+    ),
+    _loss_record(
+        "robustness_tax",
+        "accuracy that the robust rule costs",
+        "How much accuracy everybody gives up for protection from hostile clients, while there are none.",
+        "Use a rule that costs less, or lower `tolerates`.",
+    ),
+    BREAKDOWN_POINT,
+    FEDERATED_BACKDOOR,
+    _loss_record(
+        "heterogeneity_drop",
+        "accuracy lost if clients hold very different data",
+        "How much worse the model gets if clients' data differ strongly.",
+        "Use fewer local steps, a smaller learning rate, or a server optimizer.",
+    ),
+    _loss_record(
+        "gone_drop",
+        "accuracy lost if some clients never take part",
+        "How much worse the model gets if some clients are left out for good.",
+        "Find out which clients drop out and why, or give the others more rounds.",
+    ),
+    _loss_record(
+        "absent_drop",
+        "accuracy lost if some clients do not answer",
+        "How much worse the model gets if some clients miss each round.",
+        "Use more rounds, or ask more clients in each.",
+    ),
+    _loss_record(
+        "stale_drop",
+        "accuracy lost if some updates arrive late",
+        "How much worse the model gets if some updates arrive a round late.",
+        "Wait longer for updates, discard late ones, or use a smaller learning rate.",
+    ),
+)
 
 FEWEST_SEEDS = 3
 
@@ -135,9 +213,8 @@ def _loss(
     (seeds, rows), (of_seeds, of_rows) = shape, variances
     by_seeds, by_rows = (float(stdtrit(n, (1 + confidence) / 2)) for n in (min(seeds - 1, FREEDOM), FREEDOM))
     reach = math.sqrt(by_seeds**2 * of_seeds + by_rows**2 * of_rows)
-    ends = (max(-1.0, value - reach), min(1.0, value + reach))
-    method = "t over seeds, rows paired and a sample"
-    return measured(metric, value, ends, confidence, method, f"{seeds} seeds, {rows:,} rows")
+    ends, method = (value - reach, value + reach), "t over seeds, rows paired and a sample"
+    return measured(metric, value, ends, confidence, method, f"{seeds} seeds, {rows:,} rows", within=DIFFERENCE)
 
 
 def needed_holdout(limits: Mapping[str, Limit], seeds: int, confidence: float) -> dict[str, int | None]:
@@ -177,5 +254,5 @@ def breakdown_point(drops: Mapping[int, Measurement], clients: int, limit: float
         over = [f for f, drop in sorted(drops.items()) if getattr(drop, end) > limit]
         return over[0] / clients if over else 0.5
 
-    ends = (first("high"), first("low"))
-    return measured("breakdown_point", first("value"), ends, confidence, "ends of the drops' intervals", tried)
+    ends, method, within = (first("high"), first("low")), "ends of the drops' intervals", BREAKDOWN_POINT.range
+    return measured("breakdown_point", first("value"), ends, confidence, method, tried, within=within)

@@ -5,11 +5,59 @@ import numpy as np
 from privacy_gate.arrays import Floats, Ints
 from privacy_gate.errors import EvidenceError
 from privacy_gate.metrics.intervals.binomial import clopper_pearson
-from privacy_gate.metrics.intervals.bootstrap import measured
 from privacy_gate.metrics.membership import tpr_at_fpr
+from privacy_gate.metrics.rates import needed_holdout
 from privacy_gate.verdict.judgement import Measurement
+from privacy_gate.verdict.metric import DIFFERENCE, SHARE, Metric, measured
 
 FPR = 0.01
+
+_ROWS = f"At least {needed_holdout(FPR):,} holdout examples, and 5 logged rounds of every client that holds members."
+
+METRICS = (
+    Metric(
+        "trajectory_tpr",
+        title="members identified from their client's updates, at a false positive rate of 1 %",
+        unit="share",
+        range=SHARE,
+        worse="higher",
+        resolves=_ROWS,
+        means="The share of people in the training data whom a reader of the round log identifies.",
+        remedy="Use secure aggregation or client noise, and do not keep the round log longer than needed.",
+        chance=FPR,
+    ),
+    Metric(
+        "source_inference_advantage",
+        title="members whose client is named correctly, minus always naming the largest client",
+        unit="difference",
+        range=DIFFERENCE,
+        worse="higher",
+        resolves="Members of every client, and 5 logged rounds of each.",
+        means="How well a reader of the round log tells which client a person's data came from.",
+        remedy="Use secure aggregation or client noise, and do not keep the round log longer than needed.",
+        chance=0.0,
+    ),
+    Metric(
+        "client_mia_gap",
+        title="largest gap between clients in members identified from updates",
+        unit="difference",
+        range=SHARE,
+        worse="higher",
+        resolves=_ROWS,
+        means="How much more a reader of the round log learns about the members of one client than of another.",
+        remedy="Give small or unusual clients more noise, or clip the updates of all.",
+    ),
+    Metric(
+        "client_mia_gap_p_value",
+        title="p-value of the gap between clients in members identified from updates",
+        unit="p-value",
+        range=SHARE,
+        worse="lower",
+        resolves=_ROWS,
+        means="How often sampling noise alone makes a gap this large between clients; a small value means a real gap.",
+        remedy="Look at the most exposed client, and treat it as client_mia_gap says.",
+    ),
+)
 
 
 def trajectory_tpr(member: Floats, holdout: Floats, confidence: float, subject: str = "") -> Measurement:
@@ -28,12 +76,13 @@ def source_inference_advantage(guess: Ints, client: Ints, confidence: float, sub
     right = int((guess == client).sum())
     largest = float(np.bincount(client).max() / len(client))
     low, high = clopper_pearson(right, len(client), confidence)
-    found = measured(
+    return measured(
         "source_inference_advantage",
         right / len(client) - largest,
         (low - largest, high - largest),
         confidence,
         "Clopper-Pearson",
         f"{len(client):,} members of {len(np.unique(client)):,} clients, the largest with {largest:.0%}",
+        subject=subject,
+        within=DIFFERENCE,
     )
-    return found.model_copy(update={"subject": subject})

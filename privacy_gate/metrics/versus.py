@@ -8,12 +8,11 @@ from scipy.special import ndtri
 from privacy_gate.arrays import Bools, Floats, Ints
 from privacy_gate.errors import EvidenceError
 from privacy_gate.metrics.intervals.binomial import clopper_pearson
-from privacy_gate.metrics.intervals.bootstrap import DRAWS, measured, percentile
+from privacy_gate.metrics.intervals.bootstrap import DRAWS, percentile
 from privacy_gate.metrics.intervals.fewest import MOST, fewest
 from privacy_gate.metrics.intervals.paired import paired_interval
 from privacy_gate.verdict.judgement import Limit, Measurement, Status, judged_status, not_measured
-
-SUFFIX = "_vs_champion"
+from privacy_gate.verdict.metric import DIFFERENCE, SUFFIX, measured
 
 Answers = tuple[Bools, Mapping[str, Bools]]
 """Whether a model is right on each of R rows without corruption (R,), and with each by name (R,)."""
@@ -83,6 +82,7 @@ def _difference(
         confidence,
         "Tango's interval of paired shares",
         f"{rows:,} rows, of which {won:,} are the candidate's alone and {lost:,} the champion's alone",
+        within=DIFFERENCE,
         champion=champion,
     )
 

@@ -6,13 +6,13 @@ outward, and with as many digits as it takes to stand on their side of the limit
 
 import datetime
 import math
-import re
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Context, Decimal
 
 from privacy_gate.errors import one_line
-from privacy_gate.metrics.versus import SUFFIX
+from privacy_gate.metrics.catalogue import find
 from privacy_gate.verdict.judgement import Finding, Limit, Measurement, Status
+from privacy_gate.verdict.metric import ANY, SUFFIX, Metric
 
 SCOPE = (
     "This report is evidence for, or against, resistance to the attacks listed, under the stated attacker model and "
@@ -46,111 +46,6 @@ CHECKS = {
 """What each check is called; one that is missing here goes by its own name."""
 
 
-@dataclass(frozen=True)
-class Metric:
-    """How a metric is spoken of; `chance` is what guessing reaches, on the metric's own scale.
-
-    signed  it may be below 0, which shares otherwise are not
-    """
-
-    title: str
-    percent: bool = False
-    chance: float | None = None
-    signed: bool = False
-
-
-_METRICS = {
-    "auc": Metric("area under the ROC curve", chance=0.5),
-    "balanced_accuracy": Metric("balanced accuracy of the best threshold", percent=True, chance=0.5),
-    **{
-        f"precision_at_{prior:g}_prior": Metric(
-            f"accused who are members, at 1 % false alarms, if {round(100 * prior)} % of those asked about are",
-            percent=True,
-            chance=prior,
-        )
-        for prior in (0.5, 0.1, 0.01)
-    },
-    "epsilon_bound": Metric("epsilon that is proved to be exceeded"),
-    "epsilon_excess": Metric("proved epsilon beyond the claim"),
-    "byzantine_drop": Metric("accuracy lost to hostile clients", percent=True, chance=0.0, signed=True),
-    "robustness_tax": Metric("accuracy that the robust rule costs", percent=True, chance=0.0, signed=True),
-    "breakdown_point": Metric("smallest share of hostile clients that breaks it", percent=True),
-    "disparate_mia": Metric("largest gap of members found, at one threshold for all", percent=True),
-    "disparate_mia_p_value": Metric("chance that members found differ as much where all are alike", percent=True),
-    "contribution_match": Metric("correlation of what clients bring and get"),
-    "federated_backdoor": Metric(
-        "how much more often hostile clients have their trigger called its target", percent=True, signed=True
-    ),
-    "backdoor_lift": Metric(
-        "how much more often a trigger is called its target, beyond patterns like it", percent=True, signed=True
-    ),
-    "trigger_fragility": Metric(
-        "how much more often patterns like the triggers are called one class", percent=True, signed=True
-    ),
-    "inverted_backdoor": Metric(
-        "how much more often a trigger found by inversion is called its target", percent=True, signed=True
-    ),
-    "trigger_anomaly": Metric("how oddly small the smallest trigger of a class is (2 is suspicious)"),
-    "inversion_advantage": Metric(
-        "rows told from others by their client's update, beyond chance", percent=True, chance=0.0, signed=True
-    ),
-    "trajectory_tpr": Metric("members told by their client's updates, at 1 % false alarms", percent=True, chance=0.01),
-    "source_inference_advantage": Metric(
-        "members whose client is named, beyond naming the largest", percent=True, chance=0.0, signed=True
-    ),
-    "client_mia_gap": Metric("largest gap between clients of members told by updates", percent=True),
-    "client_mia_gap_p_value": Metric("chance that clients differ as much where all are alike", percent=True),
-    "heterogeneity_drop": Metric("accuracy lost where clients are very unlike", percent=True, chance=0.0, signed=True),
-    "gone_drop": Metric("accuracy lost where some clients never take part", percent=True, chance=0.0, signed=True),
-    "absent_drop": Metric("accuracy lost where some clients do not answer", percent=True, chance=0.0, signed=True),
-    "stale_drop": Metric("accuracy lost where some updates arrive late", percent=True, chance=0.0, signed=True),
-    "corruption_ratio": Metric("accuracy left by common corruptions of the images", percent=True),
-    "robust_accuracy": Metric("rows still right under the worst small change of the image", percent=True),
-    "universal_transfer": Metric("answers changed by one change crafted on the public backbone", percent=True),
-    "client_std": Metric("spread of accuracy between clients, chance taken out", percent=True),
-    "worst_decile_gap": Metric(
-        "what the worst tenth of clients lack to the mean, chance taken out", percent=True, chance=0.0, signed=True
-    ),
-    "client_benefit": Metric("clients no worse off than alone", percent=True),
-    "group_gap": Metric("largest gap of accuracy between groups", percent=True),
-    "equalized_odds": Metric("gap of equalized odds between groups"),
-    "group_gap_part": Metric(
-        "where the gap of accuracy between groups comes from", percent=True, chance=0.0, signed=True
-    ),
-    "inherited_group_gap": Metric("gap of accuracy between groups in what the model stands on", percent=True),
-    "inherited_equalized_odds": Metric("gap of equalized odds in what the model stands on"),
-    "inherited_client_std": Metric("spread of accuracy between clients in what the model stands on", percent=True),
-    "inherited_worst_decile_gap": Metric(
-        "what the worst tenth of clients lack in what the model stands on", percent=True, chance=0.0, signed=True
-    ),
-    "jain": Metric("Jain's index of clients' accuracies"),
-    "gini": Metric("Gini's index of clients' accuracies"),
-    "entropy": Metric("evenness of clients' accuracies (relative entropy)"),
-    "holdout_accuracy": Metric("accuracy on held-out examples", percent=True),
-    "member_accuracy": Metric("accuracy on members", percent=True),
-    "memorisation_q99": Metric("memorisation that 1 % of examples exceed"),
-    "gradient_correlation": Metric("rank correlation of the gradient norm with vulnerability"),
-    "trace_correlation": Metric("rank correlation of the loss trace's spread with vulnerability"),
-    "vulnerability": Metric("members found beyond false alarms", percent=True, chance=0.0, signed=True),
-    "vulnerability_gap": Metric("what the most exposed exceed all by", percent=True, chance=0.0, signed=True),
-    "disparity_p_value": Metric("chance that alike groups differ as much", percent=True),
-    "left_out_accuracy": Metric("accuracy on examples left out of training", percent=True),
-    "left_out_accuracy_gain": Metric("change of that accuracy", percent=True),
-}
-
-_AT_FPR = {
-    "tpr": "members found at {} false alarms",
-    "recipe_tpr": "members found at {} false alarms, over all models of the recipe",
-    "median_tpr": "members found at {} false alarms, in the median model of the recipe",
-    "calibrated_tpr": "members found at {} false alarms, each example with its own threshold",
-    "row_tpr_q50": "how often the middle example is found, at {} false alarms",
-    "row_tpr_q99": "how often an example is found that 1 % exceed, at {} false alarms",
-    "row_tpr_max": "how often the most exposed example is found, at {} false alarms",
-    "slope": "slope of the power law at {} false alarms",
-}
-
-_RATE = re.compile(r"(.+)_at_(0\.\d+|\d+e-\d+)_fpr\Z")
-
 _EXACT = Context(prec=60)
 
 _MOST_PLACES = 40
@@ -158,21 +53,12 @@ _MOST_PLACES = 40
 
 
 def metric(name: str) -> Metric:
-    """How the metric is spoken of; one that is not known by its own name, with spaces.
+    """The metric's record; a metric without one goes by its own name, with spaces.
 
     >>> metric("tpr_at_0.01_fpr").title
-    'members found at 1 % false alarms'
+    'members identified at a false positive rate of 1 %'
     """
-    found = _RATE.match(name)
-    if found and found[1] in _AT_FPR:
-        rate = float(found[2])
-        is_rate = found[1] != "slope"
-        title = _AT_FPR[found[1]].format(percent(rate))
-        return Metric(title, percent=is_rate, chance=rate if is_rate else None)
-    if name.endswith(SUFFIX):
-        own = metric(name.removesuffix(SUFFIX))
-        return Metric(f"{own.title}, less the champion's", percent=own.percent, chance=0.0, signed=True)
-    return _METRICS.get(name, Metric(plain(name).replace("_", " ")))
+    return find(name) or Metric(plain(name), plain(name).replace("_", " "), "index", ANY, "neither", "", "", "")
 
 
 def check_title(name: str) -> str:

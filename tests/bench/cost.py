@@ -16,12 +16,12 @@ from statistics import median
 
 import numpy as np
 import torch
-from privacy_gate.dossier.recipe import Recipe
 
 from privacy_gate.compute.machine.device import Machine
 from privacy_gate.compute.training.heads import train_heads
 from privacy_gate.dossier.backbone import Backbone
 from privacy_gate.dossier.optimizers import Adam
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.jobs.subsets import included
 
 USUAL = {"references": 64, "examples": 1280, "epochs": 10}

@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from privacy_gate.dossier.recipe import Recipe
 from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 
@@ -34,6 +33,7 @@ from privacy_gate.compute.machine.device import Machine
 from privacy_gate.compute.training.networks import Images, train_networks
 from privacy_gate.compute.training.parts import network, start, trained
 from privacy_gate.documents import parse
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.jobs.subsets import Subset, included, shown
 
 CLASSES = 10

@@ -20,7 +20,6 @@ import numpy as np
 import opacus
 import torch
 from opacus.optimizers import DPOptimizer
-from privacy_gate.dossier.recipe import Recipe
 from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 
@@ -31,6 +30,7 @@ from privacy_gate.compute.training.heads import train_heads
 from privacy_gate.compute.training.networks import Images, train_networks
 from privacy_gate.compute.training.private import steps_of
 from privacy_gate.documents import parse
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.jobs.subsets import Subset, included
 
 PRIVACY = {"noise_multiplier": 1.1, "clip": 1.0}

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from privacy_gate.dossier.recipe import Recipe
 
 from privacy_gate.checks.backdoor import Backdoor
 from privacy_gate.checks.base.check import Subject
@@ -14,6 +13,7 @@ from privacy_gate.documents import parse
 from privacy_gate.dossier.backbone import Backbone, Input, PublicWeights
 from privacy_gate.dossier.dataset import AuditData, Split
 from privacy_gate.dossier.optimizers import Sgd
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.errors import ConfigurationError
 from privacy_gate.jobs.kinds import InvertTrigger, Job, Score, Trigger
 from privacy_gate.verdict.judgement import Limit, Status, judged_status

@@ -7,12 +7,12 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from privacy_gate.dossier.recipe import Recipe
 
 from privacy_gate.checks.base.check import Subject
 from privacy_gate.checks.fairness import BACKBONE, CANDIDATE, CENTRALISED, NO_BACKBONE, Fairness, FairnessMetric
 from privacy_gate.documents import parse
 from privacy_gate.dossier.dataset import AuditData, Split
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.jobs.kinds import Job, Probe, Score
 from privacy_gate.verdict.judgement import CheckResult, Measurement
 

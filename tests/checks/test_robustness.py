@@ -7,7 +7,6 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
-from privacy_gate.dossier.recipe import Recipe
 from sklearn.datasets import load_digits
 
 from privacy_gate.checks.base.check import Subject
@@ -28,6 +27,7 @@ from privacy_gate.compute.work import Inputs
 from privacy_gate.documents import parse
 from privacy_gate.dossier.backbone import Input
 from privacy_gate.dossier.dataset import AuditData, Split
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.errors import ConfigurationError
 from privacy_gate.jobs.kinds import Embed, Federate, Job
 from privacy_gate.simulation.adversaries import ADVERSARIES as KNOWN

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from privacy_gate.dossier.recipe import Recipe
 from sklearn.datasets import load_digits
 
 from privacy_gate.checks.base.check import Subject
@@ -18,6 +17,7 @@ from privacy_gate.compute.run import run
 from privacy_gate.compute.work import Inputs
 from privacy_gate.documents import parse
 from privacy_gate.dossier.dataset import AuditData, Split
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.errors import DatasetError
 from privacy_gate.jobs.kinds import Federate, describe, digest
 from privacy_gate.store import Store

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from privacy_gate.dossier.recipe import Recipe
 from safetensors.torch import save_file
 
 from privacy_gate.compute.images import backbone
 from privacy_gate.documents import parse
+from privacy_gate.dossier.recipe import Recipe
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,6 @@ import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
-from privacy_gate.dossier.recipe import CommandRecipe, Recipe, Trainer
 from pyarrow import parquet
 from safetensors.torch import save_file
 
@@ -32,6 +31,7 @@ from privacy_gate.compute.run import run
 from privacy_gate.compute.work import Inputs
 from privacy_gate.documents import parse
 from privacy_gate.dossier.dataset import AuditData, Columns, DataManifest, describe_table, read_data
+from privacy_gate.dossier.recipe import CommandRecipe, Recipe, Trainer
 from privacy_gate.errors import CandidateError, ConfigurationError, UnavailableError
 from privacy_gate.jobs.batches import REFERENCE_BLOCK, batches
 from privacy_gate.jobs.kinds import Job, Score, TrainControl, Trigger, embed_jobs, train_reference

@@ -12,7 +12,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from privacy_gate.dossier.recipe import Recipe
 from pyarrow import parquet
 from safetensors.torch import save_file
 
@@ -27,6 +26,7 @@ from privacy_gate.compute.work import Inputs, Work
 from privacy_gate.documents import parse
 from privacy_gate.dossier.backbone import Backbone
 from privacy_gate.dossier.dataset import AuditData, Columns, Split, describe_table, read_data
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.errors import UnavailableError, UndecidedError
 from privacy_gate.jobs.kinds import EMBED_ROWS, Embed, Job, Score, digest, embed_jobs, train_reference
 from privacy_gate.store import Arrays, Store, path_of

@@ -19,7 +19,7 @@ from privacy_gate.checks.disparity import Disparity
 from privacy_gate.checks.evasion import Evasion
 from privacy_gate.checks.evasion import Universal as Crafted
 from privacy_gate.checks.fairness import Fairness
-from privacy_gate.checks.membership import FPRS, PRIORS, Membership
+from privacy_gate.checks.membership import TPRS, Membership
 from privacy_gate.checks.robustness import Robustness
 from privacy_gate.checks.stress import SystemStress
 from privacy_gate.checks.trajectory import TrajectoryMia
@@ -31,7 +31,7 @@ from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.errors import ConfigurationError, DatasetError
 from privacy_gate.gate.lint import lint_dossier, lint_policy
 from privacy_gate.jobs.kinds import Corrupt, Embed, Evade, Federate, Job, Probe, Score, TrainReference, Universal
-from privacy_gate.metrics.membership import balanced_accuracy, precision, tpr_at_fpr
+from privacy_gate.metrics.membership import PRIORS, balanced_accuracy, precision, tpr_at_fpr
 from privacy_gate.metrics.parties.disparity import accusations, vulnerability_gap
 from privacy_gate.verdict.judgement import Limit, Measurement, Severity, Status, judged_status
 
@@ -185,8 +185,8 @@ def unseen(metric: str, rows: int, members: int = 10**6) -> Measurement:
     member, holdout = np.zeros(members), np.zeros(rows) if metric == "balanced_accuracy" else np.ones(rows)
     if metric == "balanced_accuracy":
         return balanced_accuracy(member, holdout, 0.95)
-    if metric in FPRS:
-        return tpr_at_fpr(member, holdout, FPRS[metric], 0.95)
+    if metric in TPRS:
+        return tpr_at_fpr(member, holdout, TPRS[metric], 0.95)
     prior = next(prior for prior in PRIORS if metric == f"precision_at_{prior:g}_prior")
     return precision(member, holdout, prior, 0.95)
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from privacy_gate.dossier.recipe import Recipe
 
 from privacy_gate.attacks import ATTACKS
 from privacy_gate.attacks.evidence import MembershipEvidence, logit_scaled
@@ -18,6 +17,7 @@ from privacy_gate.compute.training.heads import confidences, train_heads
 from privacy_gate.compute.work import Inputs
 from privacy_gate.documents import parse
 from privacy_gate.dossier.dataset import read_data
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.jobs.kinds import Job, Score, TrainControl, train_reference
 from privacy_gate.jobs.subsets import included
 from privacy_gate.metrics.membership import auc, tpr_at_fpr

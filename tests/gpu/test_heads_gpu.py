@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from privacy_gate.dossier.recipe import Recipe
 
 from privacy_gate.compute.machine.device import Machine
 from privacy_gate.compute.training.heads import confidences, head_logits, train_heads
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.jobs.subsets import included
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from privacy_gate.dossier.recipe import Recipe
 from safetensors.torch import save_file
 
 from privacy_gate.compute.images import backbone as subject
@@ -15,6 +14,7 @@ from privacy_gate.compute.machine.device import Machine
 from privacy_gate.compute.training.network_stack import TrainedNetwork
 from privacy_gate.compute.training.networks import Images, train_networks
 from privacy_gate.documents import parse
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.jobs.subsets import Subset
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]

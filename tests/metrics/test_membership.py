@@ -12,7 +12,8 @@ from scipy.stats import binom, norm
 from privacy_gate.arrays import Floats
 from privacy_gate.errors import EvidenceError
 from privacy_gate.metrics.intervals.ranks import members_above
-from privacy_gate.metrics.membership import auc, balanced_accuracy, needed_holdout, precision, precision_at, tpr_at_fpr
+from privacy_gate.metrics.membership import auc, balanced_accuracy, precision, precision_at, tpr_at_fpr
+from privacy_gate.metrics.rates import needed_holdout
 from privacy_gate.verdict.judgement import Measurement
 
 Draw = Callable[[np.random.Generator, int], Floats]

@@ -4,7 +4,6 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from privacy_gate.dossier.recipe import Recipe
 
 from privacy_gate.checks.base.check import Subject
 from privacy_gate.checks.power_law import PowerLaw
@@ -15,6 +14,7 @@ from privacy_gate.demo.packaged import lite0_weights, mnist_table
 from privacy_gate.dossier.backbone import Backbone, Input, PublicWeights
 from privacy_gate.dossier.dataset import Columns, describe_table, read_data
 from privacy_gate.dossier.optimizers import Adam
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.store import Store
 from privacy_gate.verdict.exhibits import LawPlot
 

@@ -6,10 +6,10 @@ from statistics import NormalDist
 
 import numpy as np
 import pytest
-from privacy_gate.dossier.recipe import Recipe
 
 from privacy_gate.dossier.backbone import Backbone, Input, PublicWeights
 from privacy_gate.dossier.optimizers import Adam, Cosine
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.verdict.exhibits import Histogram, LawPlot, Roc
 from privacy_gate.verdict.judgement import (
     CheckResult,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privacy_gate.metrics.membership import needed_holdout
+from privacy_gate.metrics.rates import needed_holdout
 from privacy_gate.reports.pictures import (
     BAR,
     RESOLVED,

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from privacy_gate.dossier.recipe import Recipe
 
 from privacy_gate.checks.base.check import Subject
 from privacy_gate.checks.robustness import Robustness
@@ -18,6 +17,7 @@ from privacy_gate.dossier.backbone import Backbone, Input, PublicWeights
 from privacy_gate.dossier.dataset import AuditData, Columns, describe_table, read_data
 from privacy_gate.dossier.federation import Aggregator, Federation
 from privacy_gate.dossier.optimizers import Sgd
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.store import Store
 from privacy_gate.verdict.judgement import Limit, Measurement, RuleTable, Status, judged_status
 

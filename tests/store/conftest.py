@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from privacy_gate.dossier.recipe import Recipe
 
 from privacy_gate.documents import load
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.jobs.kinds import TrainReference, train_reference
 from privacy_gate.store.contents import Arrays
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from privacy_gate.dossier.recipe import Recipe
 from typer.testing import CliRunner
 
 from privacy_gate.cli import app
 from privacy_gate.documents import load
 from privacy_gate.dossier.backbone import Input
 from privacy_gate.dossier.federation import Aggregator
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.errors import ConfigurationError
 from privacy_gate.jobs.kinds import (
     FORMAT,

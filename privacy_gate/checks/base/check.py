@@ -15,21 +15,11 @@ from privacy_gate.dossier.champion import Champion
 from privacy_gate.dossier.dataset import AuditData
 from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.jobs.kinds import Job
-from privacy_gate.metrics.versus import SUFFIX
+from privacy_gate.metrics.catalogue import find
 from privacy_gate.verdict.judgement import CheckResult, Limit, Measurement, not_measured
 
 Results = Callable[[Job], Mapping[str, NDArray[Any]]]
 """The stored arrays of a job; raises UndecidedError where they are missing."""
-
-
-UNBOUNDED = ("slope_at_", "epsilon_", "trigger_anomaly")
-"""How metrics begin that may lie outside [-1, 1]. All others are shares, their differences, or correlations."""
-
-SHARES = ("tpr", "auc", "accuracy", "precision", "p_value", "inverted_backdoor", "transfer", "benefit", "breakdown")
-"""Parts of the names of metrics that no figure is below 0 of, but differences from the champion; others may be."""
-
-RATIOS = ("corruption_ratio",)
-"""How metrics begin that lie above 0, and may lie above 1."""
 
 
 def asks_nothing(metric: str, limit: Limit) -> bool:
@@ -38,13 +28,8 @@ def asks_nothing(metric: str, limit: Limit) -> bool:
     >>> asks_nothing("auc", Limit(max=1)), asks_nothing("holdout_accuracy", Limit(min=0.1))
     (True, False)
     """
-    compared, ratio = metric.endswith(SUFFIX), metric.startswith(RATIOS)
-    if metric.startswith(UNBOUNDED) or (ratio and compared):
-        return False
-    if limit.max is not None:
-        return limit.max >= 1 and not ratio
-    share = ratio or any(part in metric for part in SHARES)
-    return limit.min is not None and limit.min <= (0 if share and not compared else -1)
+    record = find(metric)
+    return record is not None and record.always_meets(limit)
 
 
 @dataclass(frozen=True)
@@ -72,7 +57,8 @@ class Check(Record):
         """A limit of 5 where 5 % is meant would let everything pass."""
         for metric, limit in self.bounds.items():
             side, edge = ("max", limit.max) if limit.max is not None else ("min", limit.min or 0.0)
-            if abs(edge) > 1 and not metric.startswith(UNBOUNDED):
+            record = find(metric)
+            if abs(edge) > 1 and (record is None or record.around_one):
                 raise ValueError(
                     f"limits: {metric}: {side} {edge:g} is outside -1 to 1: write {edge / 100:g} for {edge:g} %"
                 )

@@ -8,13 +8,11 @@ from pydantic import Field, model_validator
 
 from privacy_gate.checks.base.check import Check, Subject
 from privacy_gate.documents import Record
+from privacy_gate.metrics.catalogue import METRICS
 from privacy_gate.metrics.versus import rows_to_agree, versus
 from privacy_gate.verdict.judgement import CheckResult, Limit, Measurement, Severity, not_measured
 
 Distance = Annotated[float, Field(ge=0, le=1)]
-
-Worse = Literal["lower", "higher"]
-"""Which way a metric goes where the model is worse."""
 
 NOBODY_LOOKED = "nobody looked which version is promoted now"
 
@@ -78,7 +76,7 @@ class ChampionLimit(Record):
 class Versus(Check):
     """A check some of whose metrics can be limited relative to the champion."""
 
-    worse: ClassVar[Mapping[str, Worse]] = {}
+    comparable: ClassVar[tuple[str, ...]] = ()
     """Those metrics."""
 
     @model_validator(mode="after")
@@ -89,8 +87,8 @@ class Versus(Check):
                 ("champion_drop", limit.champion_drop, "lower"),
                 ("champion_rise", limit.champion_rise, "higher"),
             ):
-                if given is not None and self.worse.get(metric) != bad:
-                    known = [name for name, way in self.worse.items() if way == bad]
+                known = [name for name in self.comparable if METRICS[name].worse == bad]
+                if given is not None and metric not in known:
                     hint = f"it is for {', '.join(known)}" if known else "no metric here is worse for it"
                     raise ValueError(f"limits: {metric}: {side}: {hint}")
         return self

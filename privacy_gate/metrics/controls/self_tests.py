@@ -14,7 +14,8 @@ from privacy_gate.arrays import Floats
 from privacy_gate.attacks.evidence import MembershipEvidence, logit_scaled
 from privacy_gate.dossier.dataset import Split
 from privacy_gate.errors import EvidenceError
-from privacy_gate.metrics.membership import auc, needed_holdout, tpr_at_fpr
+from privacy_gate.metrics.membership import auc, tpr_at_fpr
+from privacy_gate.metrics.rates import needed_holdout
 from privacy_gate.verdict.judgement import Control
 
 LEVEL = 1e-3

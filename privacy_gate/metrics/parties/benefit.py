@@ -8,10 +8,33 @@ from scipy.special import ndtr, ndtri
 
 from privacy_gate.arrays import Bools, Floats
 from privacy_gate.errors import EvidenceError
-from privacy_gate.metrics.intervals.bootstrap import measured
 from privacy_gate.metrics.intervals.paired import paired_score
 from privacy_gate.metrics.parties.disparity import holm
 from privacy_gate.verdict.judgement import Measurement, not_measured
+from privacy_gate.verdict.metric import DIFFERENCE, SHARE, Metric, measured
+
+METRICS = (
+    Metric(
+        "client_benefit",
+        title="clients served no worse than by training alone",
+        unit="share",
+        range=SHARE,
+        worse="lower",
+        resolves="Holdout examples of every client: about 400 of each if the models hardly differ.",
+        means="The share of clients that do not lose by taking part in the federation.",
+        remedy="Adapt the model for the clients that lose, or let them train alone.",
+    ),
+    Metric(
+        "contribution_match",
+        title="correlation of what clients contribute with the accuracy they get",
+        unit="correlation",
+        range=DIFFERENCE,
+        worse="neither",
+        resolves="At least 4 clients, with holdout examples of each.",
+        means="Whether clients that contribute more are served better.",
+        remedy="Discuss with the clients whether this is what they expect.",
+    ),
+)
 
 MARGIN = 0.01
 """How much worse than training alone a client may fare and still count as no worse off."""
@@ -42,7 +65,8 @@ def client_benefit(federated: Bools, alone: Bools, client: NDArray[Any], confide
     value = float(((won - lost) / rows >= -MARGIN - 1e-12).mean())
     samples = f"{len(names):,} clients, {int(rows.sum()):,} rows"
     ends = (float(served.mean()), float(1 - worse.mean()))
-    return measured("client_benefit", value, ends, confidence, "paired score tests, Holm over clients", samples)
+    method = "paired score tests, Holm over clients"
+    return measured("client_benefit", value, ends, confidence, method, samples, within=SHARE)
 
 
 def contribution_match(brought: Floats, served: Floats, confidence: float) -> Measurement:
@@ -64,4 +88,5 @@ def contribution_match(brought: Floats, served: Floats, confidence: float) -> Me
     z = np.arctanh(np.clip(value, -1 + 1e-12, 1 - 1e-12))
     reach = ndtri((1 + confidence) / 2) / np.sqrt(max(clients - 3, 1))
     ends = (float(np.tanh(z - reach)), float(np.tanh(z + reach)))
-    return measured("contribution_match", value, ends, confidence, "Fisher's z over clients", f"{clients:,} clients")
+    method, samples = "Fisher's z over clients", f"{clients:,} clients"
+    return measured("contribution_match", value, ends, confidence, method, samples, within=DIFFERENCE)

@@ -14,6 +14,42 @@ from privacy_gate.errors import EvidenceError
 from privacy_gate.metrics.intervals.binomial import clopper_pearson
 from privacy_gate.metrics.intervals.ranks import checked
 from privacy_gate.verdict.judgement import Measurement, not_measured
+from privacy_gate.verdict.metric import DIFFERENCE, SHARE, Metric, measured
+
+METRICS = (
+    Metric(
+        "vulnerability",
+        title="members identified, minus false accusations",
+        unit="difference",
+        range=DIFFERENCE,
+        worse="higher",
+        resolves="Members and holdout examples of every class, group or client.",
+        means="How much more often members of a group are accused than others of the same group.",
+        remedy="Collect more examples of the most exposed group, or train with DP-SGD.",
+        chance=0.0,
+    ),
+    Metric(
+        "vulnerability_gap",
+        title="how far the most exposed group exceeds everybody's vulnerability",
+        unit="difference",
+        range=DIFFERENCE,
+        worse="higher",
+        resolves="Members and holdout examples of every class, group or client; thousands for a limit of 0.02.",
+        means="How much more exposed the worst-off group is than people on average.",
+        remedy="Collect more examples of the most exposed group, or train with DP-SGD.",
+        chance=0.0,
+    ),
+    Metric(
+        "disparity_p_value",
+        title="p-value of a group's vulnerability against everybody's",
+        unit="p-value",
+        range=SHARE,
+        worse="lower",
+        resolves="Members and holdout examples of every class, group or client.",
+        means="How often sampling noise alone sets a group this far apart; a small value means a real difference.",
+        remedy="Look at the group with the smallest value, and treat it as vulnerability_gap says.",
+    ),
+)
 
 Names = NDArray[np.str_]
 
@@ -66,15 +102,15 @@ def group_vulnerability(found: Accusations, confidence: float, subject: str = ""
         below = np.hypot(rates[0] - ends[0][0], ends[1][1] - rates[1])
         above = np.hypot(ends[0][1] - rates[0], rates[1] - ends[1][0])
         measurements.append(
-            Measurement(
-                metric="vulnerability",
+            measured(
+                "vulnerability",
+                value,
+                (value - below, value + above),
+                confidence,
+                "Clopper-Pearson ends, squared and added",
+                f"{len(sides[0]):,} members, {len(sides[1]):,} holdout",
                 subject=label,
-                value=value,
-                low=float(max(-1.0, value - below)),
-                high=float(min(1.0, value + above)),
-                confidence=confidence,
-                method="Clopper-Pearson ends, squared and added",
-                samples=f"{len(sides[0]):,} members, {len(sides[1]):,} holdout",
+                within=DIFFERENCE,
             )
         )
     return measurements
@@ -102,16 +138,8 @@ def vulnerability_gap(found: Accusations, confidence: float, subject: str = "") 
     joint = 1 - (1 - confidence) / len(names)
     each = [(_distance(found, name, joint)[0], *_distance(found, name, confidence)[1:]) for name in names]
     low, value, high = (max(ends) for ends in zip(*each, strict=True))
-    return Measurement(
-        metric=metric,
-        subject=subject,
-        value=value,
-        low=max(-1.0, low),
-        high=min(1.0, high),
-        confidence=confidence,
-        method="simultaneous from below, the highest upper end above",
-        samples=samples,
-    )
+    method = "simultaneous from below, the highest upper end above"
+    return measured(metric, value, (low, high), confidence, method, samples, subject=subject, within=DIFFERENCE)
 
 
 def _distance(found: Accusations, name: str, confidence: float) -> tuple[float, float, float]:
@@ -145,22 +173,22 @@ def disparity_tests(
     names, extreme = _extremes(found, permutations, rng)
     ends = np.array([clopper_pearson(int(count), permutations, confidence) for count in extreme]).reshape(-1, 2)
     p, low, high = (holm(each) for each in ((extreme + 1) / (permutations + 1), ends[:, 0], ends[:, 1]))
-    measured = {
-        name: Measurement(
-            metric="disparity_p_value",
+    tested = {
+        name: measured(
+            "disparity_p_value",
+            p[at],
+            (low[at], high[at]),
+            confidence,
+            "permutation test, Holm; interval of the shuffles drawn",
+            f"{permutations:,} shuffles, {len(names):,} groups",
             subject=_label(subject, name),
-            value=float(p[at]),
-            low=float(min(low[at], p[at])),
-            high=float(max(high[at], p[at])),
-            confidence=confidence,
-            method="permutation test, Holm; interval of the shuffles drawn",
-            samples=f"{permutations:,} shuffles, {len(names):,} groups",
+            within=SHARE,
         )
         for at, name in enumerate(names)
     }
     reason = "needs member and holdout rows of the group, and other groups"
     return [
-        measured.get(name) or not_measured("disparity_p_value", reason, _label(subject, name))
+        tested.get(name) or not_measured("disparity_p_value", reason, _label(subject, name))
         for name in np.unique(found.group).tolist()
     ]
 

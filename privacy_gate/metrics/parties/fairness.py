@@ -4,14 +4,68 @@ Accuracies of clients with few rows differ even where nothing is unfair, and the
 figure is corrected for chance, and has an interval. Axis letters as in evidence.py.
 """
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 
 from privacy_gate.arrays import Floats, Ints
 from privacy_gate.errors import EvidenceError
-from privacy_gate.metrics.intervals.bootstrap import DRAWS, measured, percentile
+from privacy_gate.metrics.intervals.bootstrap import DRAWS, percentile
 from privacy_gate.verdict.judgement import Measurement, not_measured
+from privacy_gate.verdict.metric import DIFFERENCE, SHARE, Metric, Range, Worse, inherited, measured
+
+CLIENT_STD = Metric(
+    "client_std",
+    title="standard deviation of accuracy over clients, corrected for sampling noise",
+    unit="difference",
+    range=(0.0, math.sqrt(0.5)),  # of two clients, one always right and one never
+    worse="higher",
+    resolves="At least 2 clients with 2 holdout examples each; hundreds of each client for a limit of 0.05.",
+    means="How differently clients are served by the same model.",
+    remedy="Adapt the model to clients, give the worst-off more weight, or collect more of their data.",
+)
+WORST_DECILE_GAP = Metric(
+    "worst_decile_gap",
+    title="how far the worst tenth of clients fall below the mean accuracy, corrected for sampling noise",
+    unit="difference",
+    range=DIFFERENCE,
+    worse="higher",
+    resolves="At least 2 clients with 2 holdout examples each; hundreds of each client for a limit of 0.05.",
+    means="How much worse than average the worst-off clients are served.",
+    remedy="Adapt the model to clients, give the worst-off more weight, or collect more of their data.",
+    chance=0.0,
+)
+
+
+def _evenness_record(name: str, title: str, range: Range, worse: Worse, means: str) -> Metric:
+    return Metric(
+        name,
+        title=title,
+        unit="index",
+        range=range,
+        worse=worse,
+        resolves="At least 2 clients with 2 holdout examples each.",
+        means=means,
+        remedy="Look at client_std and worst_decile_gap, which are corrected for sampling noise.",
+    )
+
+
+METRICS = (
+    CLIENT_STD,
+    WORST_DECILE_GAP,
+    inherited(CLIENT_STD),
+    inherited(WORST_DECILE_GAP),
+    _evenness_record(
+        "jain", "Jain's index of clients' accuracies", SHARE, "lower", "1 if all clients are served alike."
+    ),
+    _evenness_record(
+        "gini", "Gini's index of clients' accuracies", SHARE, "higher", "0 if all clients are served alike."
+    ),
+    _evenness_record(
+        "entropy", "relative entropy of clients' accuracies", SHARE, "lower", "1 if all clients are served alike."
+    ),
+)
 
 GRID = 41
 """Spreads of true accuracies that are tried where an interval is inverted from tests."""
@@ -38,7 +92,7 @@ def client_std(correct: Ints, rows: Ints, confidence: float, rng: np.random.Gene
         return reason
     value = float(_debiased(a[None], n)[0])
     ends = _inverted(value, a, n, lambda observed: _debiased(observed, n), _spread, confidence, rng)
-    return measured("client_std", value, ends, confidence, METHOD, _samples(n))
+    return measured("client_std", value, ends, confidence, METHOD, _samples(n), within=CLIENT_STD.range)
 
 
 def worst_decile_gap(correct: Ints, rows: Ints, confidence: float, rng: np.random.Generator) -> Measurement:
@@ -55,7 +109,7 @@ def worst_decile_gap(correct: Ints, rows: Ints, confidence: float, rng: np.rando
     floor = float(chance_gaps(_pooled(a, n), n, rng).mean())
     value = float(decile_gap(a[None])[0]) - floor
     ends = _inverted(value, a, n, lambda observed: decile_gap(observed) - floor, decile_gap, confidence, rng)
-    return measured("worst_decile_gap", value, ends, confidence, METHOD, _samples(n))
+    return measured("worst_decile_gap", value, ends, confidence, METHOD, _samples(n), within=DIFFERENCE)
 
 
 def decile_gap(accuracy: Floats) -> Floats:
@@ -88,9 +142,8 @@ def evenness(correct: Ints, rows: Ints, confidence: float, rng: np.random.Genera
         if reason or not a.any():
             measurements.append(reason or not_measured(name, "no client has a right prediction"))
             continue
-        low, high = percentile(index(drawn), confidence)
-        value = float(index(a[None])[0])
-        measurements.append(measured(name, value, (low, high), confidence, "parametric bootstrap", _samples(n)))
+        value, ends, method = float(index(a[None])[0]), percentile(index(drawn), confidence), "parametric bootstrap"
+        measurements.append(measured(name, value, ends, confidence, method, _samples(n), within=SHARE))
     return measurements
 
 

@@ -9,11 +9,71 @@ from scipy.sparse import csr_array
 
 from privacy_gate.arrays import Bools, Floats, Ints
 from privacy_gate.metrics.intervals.binomial import clopper_pearson
-from privacy_gate.metrics.intervals.bootstrap import DRAWS, measured
+from privacy_gate.metrics.intervals.bootstrap import DRAWS
 from privacy_gate.metrics.intervals.fewest import fewest
 from privacy_gate.metrics.intervals.paired import paired_interval
 from privacy_gate.metrics.parties.disparity import Accusations
 from privacy_gate.verdict.judgement import Limit, Measurement, not_measured
+from privacy_gate.verdict.metric import SHARE, Metric, inherited, measured
+
+GROUP_GAP = Metric(
+    "group_gap",
+    title="largest gap of accuracy between groups",
+    unit="difference",
+    range=SHARE,
+    worse="higher",
+    resolves="Holdout examples of every group: at least 36 of each of two groups for a limit of 0.1.",
+    means="How much worse the model serves one group of people than another.",
+    remedy="Collect more examples of the worst-served group, or give it more weight in training.",
+)
+EQUALIZED_ODDS = Metric(
+    "equalized_odds",
+    title="gap of equalized odds between groups",
+    unit="difference",
+    range=SHARE,
+    worse="higher",
+    resolves="Holdout examples of every class in every group; hundreds of each for a limit of 0.1.",
+    means="How differently the model errs for two groups of people, inside a class and outside it.",
+    remedy="Collect more examples of the worst-served group, or choose thresholds that equalise the errors.",
+)
+GROUP_GAP_PART = Metric(
+    "group_gap_part",
+    title="part of the gap of accuracy between groups, by where it comes from",
+    unit="difference",
+    range=(-2.0, 2.0),  # a difference of two differences
+    worse="higher",
+    resolves="Holdout examples of the best and the worst served group.",
+    means="Whether a gap between groups comes from the public backbone, from fine-tuning, or from the federation.",
+    remedy="Change the stage that adds most to the gap.",
+    chance=0.0,
+)
+METRICS = (
+    GROUP_GAP,
+    EQUALIZED_ODDS,
+    GROUP_GAP_PART,
+    inherited(GROUP_GAP),
+    inherited(EQUALIZED_ODDS),
+    Metric(
+        "disparate_mia",
+        title="largest gap between groups in members identified, at one threshold for all",
+        unit="difference",
+        range=SHARE,
+        worse="higher",
+        resolves="Thousands of members for a limit of 0.02, and members of at least 2 groups or clients.",
+        means="How much more often members of one group are identified than members of another.",
+        remedy="Collect more examples of the most exposed group, or train with DP-SGD.",
+    ),
+    Metric(
+        "disparate_mia_p_value",
+        title="p-value of the gap between groups in members identified",
+        unit="p-value",
+        range=SHARE,
+        worse="lower",
+        resolves="Members of at least 2 groups or clients.",
+        means="How often sampling noise alone makes a gap this large between groups; a small value means a real gap.",
+        remedy="Look at the most exposed group, and treat it as disparate_mia says.",
+    ),
+)
 
 BATCH = 100
 """Posterior draws made at once, so that many classes do not fill the memory."""
@@ -67,6 +127,7 @@ def disparate_mia(
         confidence,
         "permutation test; interval of the shuffles drawn",
         f"{permutations:,} shuffles, {len(size):,} groups",
+        within=SHARE,
     )
     return [one.model_copy(update={"subject": subject}) for one in (gap, p)]
 
@@ -87,7 +148,7 @@ def _largest_gap(metric: str, hit: Bools, group: NDArray[Any], confidence: float
         low = max(low, float((difference - np.hypot(below[one], above[others])).max(initial=0)))
         high = max(high, float((difference + np.hypot(above[one], below[others])).max(initial=0)))
     value, samples = float(np.ptp(rate)), f"{len(hit):,} {unit}, {len(names):,} groups"
-    return measured(metric, value, (low, min(1.0, high)), confidence, "Newcombe, Bonferroni over pairs", samples)
+    return measured(metric, value, (low, high), confidence, "Newcombe, Bonferroni over pairs", samples, within=SHARE)
 
 
 def gap_parts(stages: Mapping[str, Bools], group: NDArray[Any], confidence: float) -> list[Measurement]:
@@ -117,8 +178,18 @@ def gap_parts(stages: Mapping[str, Bools], group: NDArray[Any], confidence: floa
             value - other + float(np.hypot(high - value, other - other_low)),
         )
         method = "Newcombe" if before is None else "Newcombe, of paired score intervals"
-        part = measured("group_gap_part", value - other, interval, confidence, method, samples)
-        parts.append(part.model_copy(update={"subject": name}))
+        parts.append(
+            measured(
+                "group_gap_part",
+                value - other,
+                interval,
+                confidence,
+                method,
+                samples,
+                subject=name,
+                within=GROUP_GAP_PART.range,
+            )
+        )
         before = right
     return parts
 
@@ -160,7 +231,7 @@ def equalized_odds(
     if low and _share_as_large(value, predicted, label, code, shape, rng) >= tail:
         low = 0.0
     method, samples = "posterior of rates; permutation test against 0", f"{len(label):,} rows, {len(names)} groups"
-    return measured("equalized_odds", value, (low, min(1.0, float(high))), confidence, method, samples)
+    return measured("equalized_odds", value, (low, float(high)), confidence, method, samples, within=SHARE)
 
 
 def _odds_gap(predicted: Ints, label: Ints, code: Ints, shape: tuple[int, int]) -> Floats:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from privacy_gate.dossier.recipe import Recipe
 from safetensors.torch import save_file
 
 from privacy_gate.checks.base.check import Subject
@@ -20,6 +19,7 @@ from privacy_gate.compute.run import run
 from privacy_gate.compute.work import Inputs
 from privacy_gate.documents import parse
 from privacy_gate.dossier.dataset import AuditData, Split
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.jobs.kinds import Confirm, Federate, federate, screening, train_reference
 from privacy_gate.store import Store
 

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from privacy_gate.dossier.recipe import Recipe
 
 from privacy_gate.checks.base.check import Subject
 from privacy_gate.checks.base.federations import Federations
@@ -12,6 +11,7 @@ from privacy_gate.compute.runners.federate import rule_of
 from privacy_gate.documents import parse
 from privacy_gate.dossier.dataset import AuditData
 from privacy_gate.dossier.federation import Aggregator
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.errors import ConfigurationError
 from privacy_gate.simulation.rules.aggregators import AGGREGATORS, PREAGGREGATIONS
 from privacy_gate.simulation.rules.known import Known

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from privacy_gate.dossier.recipe import Recipe
 from sklearn.datasets import load_digits
 
 from privacy_gate.arrays import Floats
@@ -14,6 +13,7 @@ from privacy_gate.compute.training.heads import confidences, train_heads
 from privacy_gate.dossier.backbone import Backbone
 from privacy_gate.dossier.dataset import Split
 from privacy_gate.dossier.optimizers import Adam
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.errors import EvidenceError
 from privacy_gate.jobs.subsets import included
 from privacy_gate.metrics.controls.plausibility import plausibility

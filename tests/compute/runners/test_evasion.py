@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from privacy_gate.dossier.recipe import Recipe
 from safetensors.torch import save_file
 from torch import nn
 
@@ -21,6 +20,7 @@ from privacy_gate.compute.runners.evasion import evade
 from privacy_gate.compute.work import Inputs
 from privacy_gate.documents import parse
 from privacy_gate.dossier.dataset import AuditData, Split
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.jobs.kinds import Evade, Universal
 from privacy_gate.metrics.evasion import robust_accuracy
 from privacy_gate.store import Store

@@ -6,7 +6,6 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
-from privacy_gate.dossier.recipe import Recipe
 
 from privacy_gate.checks.base.check import Subject
 from privacy_gate.checks.base.references import accounted
@@ -23,6 +22,7 @@ from privacy_gate.dossier.federation.clients import PartitionName
 from privacy_gate.dossier.federation.rules import BEFORE_PARAMETERS, PARAMETERS, AggregatorName, BeforeName
 from privacy_gate.dossier.federation.servers import SERVER_PARAMETERS
 from privacy_gate.dossier.optimizers import Sgd
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.errors import ConfigurationError, DatasetError
 from privacy_gate.jobs.kinds import describe, digest, digest_of, federate, probe, train_reference
 from privacy_gate.simulation.cells import Privacy

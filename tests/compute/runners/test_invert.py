@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from privacy_gate.dossier.recipe import Recipe
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
@@ -18,6 +17,7 @@ from privacy_gate.compute.runners.invert import Arena, arena, invert, target
 from privacy_gate.compute.work import Inputs
 from privacy_gate.documents import parse
 from privacy_gate.dossier.dataset import AuditData, Split
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.errors import DatasetError
 from privacy_gate.jobs.kinds import Invert
 from privacy_gate.simulation.leaks.lineup import bystanders

@@ -11,7 +11,6 @@ import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
-from privacy_gate.dossier.recipe import Recipe
 from pyarrow import parquet
 from safetensors.torch import save_file
 from sklearn.datasets import load_digits
@@ -26,6 +25,7 @@ from privacy_gate.compute.run import run
 from privacy_gate.compute.work import Inputs
 from privacy_gate.documents import parse
 from privacy_gate.dossier.dataset import AuditData, Columns, describe_table, read_data
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.store import Store
 from privacy_gate.verdict.judgement import CheckResult, Limit, Status, judged_status
 

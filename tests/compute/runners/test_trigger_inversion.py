@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from privacy_gate.dossier.recipe import Recipe
 from torch import nn
 
 from privacy_gate.compute.machine.device import Machine
 from privacy_gate.compute.runners.trigger_inversion import SHARE, hardened, invert, invert_trigger, stamped
 from privacy_gate.dossier.backbone import Backbone, Input
 from privacy_gate.dossier.optimizers import Sgd
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.errors import CandidateError, EvidenceError
 from privacy_gate.jobs.kinds import InvertTrigger
 from privacy_gate.metrics.backdoor import anomaly_index, inverted_backdoor, tiny, trigger_anomaly, usual_anomaly

@@ -11,7 +11,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from privacy_gate.dossier.recipe import Recipe
 from pyarrow import parquet
 from safetensors.torch import save_file
 
@@ -28,6 +27,7 @@ from privacy_gate.compute.work import Inputs, Work
 from privacy_gate.documents import parse
 from privacy_gate.dossier.backbone import Input
 from privacy_gate.dossier.dataset import AuditData, Columns, Split, describe_table, read_data
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.dossier.views import View
 from privacy_gate.errors import CandidateError
 from privacy_gate.jobs.kinds import PLANTED, Trigger, federate

@@ -4,12 +4,12 @@ import importlib.util
 import math
 
 import pytest
-from privacy_gate.dossier.recipe import Recipe
 
 from privacy_gate.compute.training.accountant import noise_multiplier, private_settings, spent_on_clients, steps_in_all
 from privacy_gate.dossier.backbone import Backbone
 from privacy_gate.dossier.federation import ClientPrivacy, Federation
 from privacy_gate.dossier.optimizers import Sgd
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.errors import UndecidedError
 
 RECIPE = Recipe(

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from privacy_gate.dossier.recipe import Recipe
 from safetensors.torch import save_file
 
 from privacy_gate.compute.images.backbone import assemble, candidate_head, head_names, public_body
@@ -16,6 +15,7 @@ from privacy_gate.compute.run import run
 from privacy_gate.compute.work import Inputs
 from privacy_gate.documents import parse
 from privacy_gate.dossier.dataset import AuditData, Split
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.dossier.roundlog import Round, RoundLog, write_round
 from privacy_gate.errors import CandidateError
 from privacy_gate.jobs.kinds import Trajectory

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from privacy_gate.dossier.recipe import Recipe
 from torch.nn.functional import cross_entropy
 
 from privacy_gate.compute.machine.device import Machine
@@ -16,6 +15,7 @@ from privacy_gate.compute.runners.federate import cell
 from privacy_gate.compute.training import parts
 from privacy_gate.compute.training.federated_networks import NetworkLearner, Roll
 from privacy_gate.compute.training.networks import Images
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.dossier.views import View
 from privacy_gate.errors import CandidateError
 from privacy_gate.simulation.cells import UNIFORM, Draws, Privacy

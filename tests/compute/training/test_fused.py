@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from privacy_gate.dossier.recipe import Recipe
 
 from privacy_gate.compute.training import stack
 from privacy_gate.compute.training.stack import padded, train_block
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.native.compiler import has_numba
 
 pytestmark = pytest.mark.skipif(not has_numba(), reason="Numba is not installed")

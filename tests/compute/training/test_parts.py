@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from privacy_gate.dossier.recipe import Recipe
 
 from privacy_gate.compute.images.backbone import build, head_names, timm
 from privacy_gate.compute.training import parts
 from privacy_gate.documents import parse
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.errors import CandidateError
 from privacy_gate.jobs.subsets import initial_head
 

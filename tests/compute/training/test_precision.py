@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from privacy_gate.dossier.recipe import Recipe
 
 from privacy_gate.attacks.evidence import logit_scaled
 from privacy_gate.compute.machine.device import Machine
 from privacy_gate.compute.training import parts
 from privacy_gate.compute.training.network_stack import NetworkStack, TrainedNetwork
 from privacy_gate.compute.training.networks import Images, network_logits, train_networks
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.dossier.views import View
 from privacy_gate.errors import ConfigurationError
 from privacy_gate.jobs.kinds import describe, digest, screening, train_reference

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from privacy_gate.dossier.recipe import Recipe
 from torch.nn.functional import cross_entropy
 
 from privacy_gate.compute.machine.device import Machine
@@ -15,6 +14,7 @@ from privacy_gate.compute.training import network_stack, parts
 from privacy_gate.compute.training.network_stack import TrainedNetwork
 from privacy_gate.compute.training.networks import Images, train_networks
 from privacy_gate.compute.training.private import steps_of
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.errors import CandidateError
 from privacy_gate.jobs.subsets import Subset, gradient_noise, poisson_batch, shown
 

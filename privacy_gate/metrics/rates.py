@@ -1,0 +1,72 @@
+"""Metrics at a false positive rate: one list of rates, one form of name, one maker of records."""
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+
+from privacy_gate.verdict.metric import Metric
+
+FPRS = (0.1, 0.01, 0.001)
+"""The false positive rates at which rates are measured."""
+
+BEST = (0.01, 0.1)
+"""The rates that `best_fpr` chooses from, the preferred one first."""
+
+ROUNDING = 1e-9
+"""Slack in counts: .001 * 3000 is 3, whatever the last bit says."""
+
+_NAME = re.compile(r"(.+)_at_(0\.\d+|\d+e-\d+)_fpr\Z")
+
+
+def at(kind: str, fpr: float) -> str:
+    """The name of a metric at a false positive rate.
+
+    >>> at("tpr", 0.01)
+    'tpr_at_0.01_fpr'
+    """
+    return f"{kind}_at_{fpr:g}_fpr"
+
+
+def kind_and_fpr(name: str) -> tuple[str, float] | None:
+    """The parts that `at` joined; None if the name has another form.
+
+    >>> kind_and_fpr("recipe_tpr_at_0.01_fpr"), kind_and_fpr("auc")
+    (('recipe_tpr', 0.01), None)
+    """
+    found = _NAME.match(name)
+    return (found[1], float(found[2])) if found else None
+
+
+def needed_holdout(fpr: float) -> int:
+    """Holdout rows below which a false positive rate is not resolved: ten expected above the threshold.
+
+    >>> needed_holdout(0.001)
+    10000
+    """
+    return math.ceil(10 / fpr - ROUNDING)
+
+
+def best_fpr(holdout: int) -> float:
+    """The first rate of BEST that so many holdout rows resolve; the last one if they resolve none.
+
+    >>> best_fpr(1000), best_fpr(999), best_fpr(10)
+    (0.01, 0.1, 0.1)
+    """
+    return next((fpr for fpr in BEST if needed_holdout(fpr) <= holdout), BEST[-1])
+
+
+def at_fpr(family: Metric, fpr: float) -> Metric:
+    """A family's metric at one false positive rate; {fpr} and {rows} in its sentences are filled in.
+
+    Shares are reached by guessing as often as the rate says; slopes are not.
+    """
+    texts = ("title", "resolves", "means", "remedy")
+    percent, rows = f"{round(100 * fpr, 10):.10g} %", f"{needed_holdout(fpr):,}"
+    filled = {text: getattr(family, text).format(fpr=percent, rows=rows) for text in texts}
+    return replace(family, name=at(family.name, fpr), chance=fpr if family.unit == "share" else None, **filled)
+
+
+def at_each_fpr(families: Iterable[Metric]) -> tuple[Metric, ...]:
+    """Every family at every rate of FPRS."""
+    return tuple(at_fpr(family, fpr) for family in families for fpr in FPRS)
