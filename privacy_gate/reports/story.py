@@ -48,7 +48,7 @@ def grouped(report: Report) -> list[list[Finding]]:
 def sentence(finding: Finding) -> str:
     """One finding in words.
 
-    For instance "members found at 1 % false alarms (lira): 31.0 % [25.1 %, 37.2 %], limit ≤ 5 %".
+    For instance "members identified at a false positive rate of 1 % (lira): 31.0 % [25.1 %, 37.2 %], limit ≤ 5 %".
     """
     measurement = finding.measurement
     subject = f" ({plain(measurement.subject)})" if measurement.subject else ""

@@ -1,0 +1,82 @@
+"""The glossary of metrics and attacks, written from their records; a test keeps docs/glossary.md equal to it."""
+
+from collections.abc import Iterable
+from typing import Any, get_args
+
+from privacy_gate.attacks import ATTACKS
+from privacy_gate.checks import AnyCheck
+from privacy_gate.metrics.catalogue import FAMILIES, METRICS, REPORT_ONLY
+from privacy_gate.metrics.rates import FPRS, kind_and_fpr
+from privacy_gate.reports.words import capital, check_title, number, percent
+from privacy_gate.verdict.metric import Metric
+
+HEAD = """# Glossary
+
+Every metric that a check measures, and every attack. This file is written by `privacy_gate.reports.glossary`; change
+the records beside the measuring functions, not this file.
+
+- **member**: an example that the model was trained on. **Holdout example**: one like it that the model never saw.
+- **true positive rate**: the share of members that an attacker identifies. **False positive rate**: the share of
+  holdout examples that the attacker wrongly calls members.
+- Every figure has an interval. A limit is met if the whole interval is on the right side of it.
+- A limit relative to the promoted version (`champion_drop`, `champion_rise`) is judged on the metric's name followed by
+  `_vs_champion`: the candidate's figure minus the champion's.
+"""
+
+ATTACK_HEAD = "| attack | source | assumes | needs | extra cost |\n|---|---|---|---|---|\n"
+
+
+def glossary() -> str:
+    """The whole text, in Markdown."""
+    kinds: tuple[Any, ...] = get_args(get_args(AnyCheck)[0])
+    parts = [HEAD, "## Metrics that a policy can limit\n"]
+    for kind in kinds:
+        limitable = get_args(get_args(kind.model_fields["limits"].annotation)[0])
+        name = kind.model_fields["check"].default
+        parts.append(f"### {check_title(name)} (`{name}`)\n")
+        parts.append(_entries(METRICS[metric] for metric in limitable))
+    parts += ["## Metrics that reports show and no policy limits\n"]
+    parts.append(_entries(record for name, record in METRICS.items() if name in REPORT_ONLY))
+    rows = (f"| `{one.name}` | {one.source} | {one.assumes} | {one.needs} | {one.cost} |" for one in ATTACKS.values())
+    parts.append("## Attacks\n\nEach scores every example; a higher score means more likely a member.\n")
+    parts.append(ATTACK_HEAD + "\n".join(rows) + "\n")
+    return "\n".join(parts)
+
+
+def _entries(records: Iterable[Metric]) -> str:
+    """The records as a list; a metric at several false positive rates once, with X for the rate."""
+    return "".join(dict.fromkeys(_entry(record) for record in records))
+
+
+def _entry(record: Metric) -> str:
+    name, chance, texts = record.name, _chance(record), (record.title, record.means, record.resolves, record.remedy)
+    if (parts := kind_and_fpr(name)) and parts[0] in FAMILIES:
+        family = FAMILIES[parts[0]]
+        rates = ", ".join(f"{fpr:g}" for fpr in FPRS)
+        name, chance = f"{family.name}_at_X_fpr", "; guessing reaches X" if record.chance is not None else ""
+        whole = (family.title, family.means, family.resolves, family.remedy)
+        texts = tuple(text.format(fpr="X", rows="10 / X") for text in whole)  # type: ignore[assignment]
+        chance += f"; X is {rates}"
+    title, means, resolves, remedy = texts
+    worse = {"lower": "lower is worse", "higher": "higher is worse", "neither": "no direction is worse"}[record.worse]
+    return (
+        f"- **`{name}`**: {title} ({record.unit}, {_range(record)}; {worse}{chance}). {capital(means)}\n"
+        f"  - Needs: {resolves}\n"
+        f"  - If the limit is violated: {remedy}\n"
+    )
+
+
+def _range(record: Metric) -> str:
+    least, most = (None if end is None else _amount(record, end) for end in record.range)
+    if least is None:
+        return "any number" if most is None else f"at most {most}"
+    return f"at least {least}" if most is None else f"{least} to {most}"
+
+
+def _chance(record: Metric) -> str:
+    return "" if record.chance is None else f"; guessing reaches {_amount(record, record.chance)}"
+
+
+def _amount(record: Metric, value: float) -> str:
+    value = float(f"{value:.3g}")
+    return percent(value) if record.percent else number(value)
