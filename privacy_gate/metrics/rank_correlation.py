@@ -21,7 +21,7 @@ METRICS = (
         worse="neither",
         resolves="At least 16 references and 20 examples, and a linear head on frozen features.",
         means="How well gradient norms alone show which people are most exposed.",
-        remedy="If a limit on it is violated, do not use gradient norms to choose which examples to protect.",
+        remedy="Do not use gradient norms to choose which examples to protect.",
     ),
     Metric(
         "trace_correlation",
@@ -31,7 +31,7 @@ METRICS = (
         worse="neither",
         resolves="At least 16 references, 20 members, and the losses of at least 4 epochs.",
         means="How well the losses logged during training show which people are most exposed.",
-        remedy="If a limit on it is violated, do not use loss traces to choose which examples to protect.",
+        remedy="Do not use loss traces to choose which examples to protect.",
     ),
 )
 

@@ -61,10 +61,18 @@ def at_fpr(family: Metric, fpr: float) -> Metric:
 
     Shares are reached by guessing as often as the rate says; slopes are not.
     """
+    filled = _filled(family, f"{round(100 * fpr, 10):.10g} %", f"{needed_holdout(fpr):,}")
+    return replace(filled, name=at(family.name, fpr), chance=fpr if family.unit == "share" else None)
+
+
+def at_any_fpr(family: Metric) -> Metric:
+    """A family's metric with X in place of the false positive rate, for glossaries."""
+    return replace(_filled(family, "X", "10 / X"), name=f"{family.name}_at_X_fpr")
+
+
+def _filled(family: Metric, fpr: str, rows: str) -> Metric:
     texts = ("title", "resolves", "means", "remedy")
-    percent, rows = f"{round(100 * fpr, 10):.10g} %", f"{needed_holdout(fpr):,}"
-    filled = {text: getattr(family, text).format(fpr=percent, rows=rows) for text in texts}
-    return replace(family, name=at(family.name, fpr), chance=fpr if family.unit == "share" else None, **filled)
+    return replace(family, **{text: getattr(family, text).format(fpr=fpr, rows=rows) for text in texts})
 
 
 def at_each_fpr(families: Iterable[Metric]) -> tuple[Metric, ...]:

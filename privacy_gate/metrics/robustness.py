@@ -21,7 +21,7 @@ def _loss_record(name: str, title: str, means: str, remedy: str) -> Metric:
         unit="difference",
         range=DIFFERENCE,
         worse="higher",
-        resolves="At least 3 seeds; 130 holdout examples for a limit of 0.03.",
+        resolves="At least 3 seeds; with 5 seeds 130 holdout examples for a limit of 0.03.",
         means=means,
         remedy=remedy,
         chance=0.0,

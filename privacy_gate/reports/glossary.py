@@ -6,8 +6,8 @@ from typing import Any, get_args
 from privacy_gate.attacks import ATTACKS
 from privacy_gate.checks import AnyCheck
 from privacy_gate.metrics.catalogue import FAMILIES, METRICS, REPORT_ONLY
-from privacy_gate.metrics.rates import FPRS, kind_and_fpr
-from privacy_gate.reports.words import capital, check_title, number, percent
+from privacy_gate.metrics.rates import FPRS, at_any_fpr, kind_and_fpr
+from privacy_gate.reports.words import check_title, number, percent
 from privacy_gate.verdict.metric import Metric
 
 HEAD = """# Glossary
@@ -49,20 +49,15 @@ def _entries(records: Iterable[Metric]) -> str:
 
 
 def _entry(record: Metric) -> str:
-    name, chance, texts = record.name, _chance(record), (record.title, record.means, record.resolves, record.remedy)
-    if (parts := kind_and_fpr(name)) and parts[0] in FAMILIES:
-        family = FAMILIES[parts[0]]
-        rates = ", ".join(f"{fpr:g}" for fpr in FPRS)
-        name, chance = f"{family.name}_at_X_fpr", "; guessing reaches X" if record.chance is not None else ""
-        whole = (family.title, family.means, family.resolves, family.remedy)
-        texts = tuple(text.format(fpr="X", rows="10 / X") for text in whole)  # type: ignore[assignment]
-        chance += f"; X is {rates}"
-    title, means, resolves, remedy = texts
+    parts = kind_and_fpr(record.name)
+    shown = at_any_fpr(FAMILIES[parts[0]]) if parts else record
     worse = {"lower": "lower is worse", "higher": "higher is worse", "neither": "no direction is worse"}[record.worse]
+    facts = f"{record.unit}, {_range(record)}; {worse}{_at_x(record) if parts else _chance(record)}"
+    advice = "What helps" if record.name in REPORT_ONLY else "If the limit is violated"
     return (
-        f"- **`{name}`**: {title} ({record.unit}, {_range(record)}; {worse}{chance}). {capital(means)}\n"
-        f"  - Needs: {resolves}\n"
-        f"  - If the limit is violated: {remedy}\n"
+        f"- **`{shown.name}`**: {shown.title} ({facts}). {shown.means}\n"
+        f"  - Needs: {shown.resolves}\n"
+        f"  - {advice}: {shown.remedy}\n"
     )
 
 
@@ -74,7 +69,15 @@ def _range(record: Metric) -> str:
 
 
 def _chance(record: Metric) -> str:
-    return "" if record.chance is None else f"; guessing reaches {_amount(record, record.chance)}"
+    if record.chance is None:
+        return ""
+    amount = _amount(record, record.chance)
+    return f"; guessing reaches {amount}" if record.chance else f"; {amount} means no effect"
+
+
+def _at_x(record: Metric) -> str:
+    rates = ", ".join(f"{fpr:g}" for fpr in FPRS[:-1])
+    return f"{'; guessing reaches X' if record.chance is not None else ''}; X is {rates} or {FPRS[-1]:g}"
 
 
 def _amount(record: Metric, value: float) -> str:

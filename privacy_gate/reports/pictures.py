@@ -238,9 +238,12 @@ def shared_scale(findings: Sequence[Finding]) -> Scale:
     low, high = min(ends), max(ends)
     room = 0.08 * (high - low) or max(abs(high), 1.0) * 0.5
     low, high = low - room, high + room
-    if known.percent or known.chance is not None:
-        low, high = max(low, -1.0 if known.signed else 0.0), min(high, 1.0)
+    least, most = known.range
+    if least is not None:  # no room beyond what a figure can be, unless the limit lies there
+        low = max(low, min(least, *ends))
         low = 0.0 if limit.max is not None and known.chance != 0.5 and not known.signed else low
+    if most is not None:
+        high = min(high, max(most, *ends))
     low, high = _outward(low, math.floor), min(_outward(high, math.ceil), 1.0 if known.percent else math.inf)
     return Scale(amount(name, low), amount(name, high), Axis(low, high, PAD, BAR - PAD))
 

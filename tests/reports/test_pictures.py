@@ -148,3 +148,23 @@ def test_the_first_32_series_look_different_and_neighbours_differ_in_colour_and_
     styles = [styled(i) for i in range(32)]
     assert len(set(styles)) == 32
     assert all(a[0] != b[0] and a[1] != b[1] for a, b in itertools.pairwise(styles) if b[0] != 0)
+
+
+@pytest.mark.parametrize(
+    ("metric", "low", "high"),
+    [
+        ("disparity_p_value", 0.0, 0.9),
+        ("disparate_mia", 0.0, 0.1),
+        ("inverted_backdoor", 0.0, 0.02),
+        ("client_std", 0.0, 0.7),
+        ("corruption_ratio", 0.01, 1.3),
+        ("balanced_accuracy", 0.5, 0.52),
+    ],
+)
+def test_an_axis_has_no_room_beyond_what_a_figure_can_be(metric: str, low: float, high: float) -> None:
+    for limit in (Limit(min=0.05), Limit(max=0.6)):
+        axis = shared_scale([finding(low, (low + high) / 2, high, limit, metric)]).axis
+        assert 0 <= axis.low <= low
+        assert axis.high >= high
+        if metric != "corruption_ratio":
+            assert axis.high <= 1
