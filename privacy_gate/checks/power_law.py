@@ -12,8 +12,8 @@ from privacy_gate.checks.base.references import feature_jobs
 from privacy_gate.dossier.dataset import Split
 from privacy_gate.errors import EvidenceError
 from privacy_gate.jobs.kinds import Job, train_reference
-from privacy_gate.metrics.power_law import Law, Point, fit, remedy
-from privacy_gate.metrics.rates import FPRS, at
+from privacy_gate.metrics.power_law import SLOPE, Law, Point, fit, remedy
+from privacy_gate.metrics.rates import FPRS, at, at_fpr
 from privacy_gate.metrics.recipe import recipe_tpr
 from privacy_gate.verdict.exhibits import LawPlot
 from privacy_gate.verdict.judgement import CheckResult, Limit, Measurement, Remedy, not_measured
@@ -101,7 +101,7 @@ class PowerLaw(Check):
 
 def _slope(law: Law, confidence: float) -> Measurement:
     return measured(
-        at("slope", law.fpr),
+        at_fpr(SLOPE, law.fpr),
         law.slope,
         (law.slope_low, law.slope_high),
         confidence,

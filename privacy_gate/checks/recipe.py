@@ -71,7 +71,7 @@ def _pooled(name: str, evidence: MembershipEvidence, confidence: float) -> list[
         return [not_measured(at(f"{kind}_tpr", r), str(error), name) for kind in ("recipe", "median") for r in FPRS]
     _, included = all_models(evidence)
     return [
-        *(clustered_tpr(scores, included, r, confidence, at("recipe_tpr", r), name) for r in FPRS),
+        *(clustered_tpr(scores, included, r, confidence, name) for r in FPRS),
         *(median_tpr(scores, included, fpr, confidence, name) for fpr in FPRS),
     ]
 

@@ -12,7 +12,7 @@ from privacy_gate.checks.base.references import feature_jobs
 from privacy_gate.checks.base.versus import ChampionLimit, Versus
 from privacy_gate.dossier.dataset import Split
 from privacy_gate.jobs.kinds import Job, Score
-from privacy_gate.metrics.accuracy import accuracy
+from privacy_gate.metrics.accuracy import HOLDOUT_ACCURACY, MEMBER_ACCURACY, accuracy
 from privacy_gate.metrics.versus import not_compared, share_versus, unlearnt
 from privacy_gate.verdict.judgement import CheckResult, Control, Measurement
 
@@ -41,12 +41,13 @@ class Utility(Versus):
         data = subject.data
         correct = _correct(subject, results)
         measurements, controls = [], []
-        for metric, split in (("holdout_accuracy", Split.HOLDOUT), ("member_accuracy", Split.MEMBER)):
+        for record, split in ((HOLDOUT_ACCURACY, Split.HOLDOUT), (MEMBER_ACCURACY, Split.MEMBER)):
+            metric = record.name
             part = correct[data.split == split]
-            measurements.append(accuracy(part, confidence, metric))
+            measurements.append(accuracy(part, confidence, record))
             if (logged := subject.logged.get(metric)) is None:
                 continue
-            band = accuracy(part, CONTROL_CONFIDENCE, metric)
+            band = accuracy(part, CONTROL_CONFIDENCE, record)
             held = band.low is not None and band.high is not None and band.low <= logged <= band.high
             detail = (
                 f"the run logged {metric} {logged:.4g}, measured {band.value:.4g} [{band.low:.4g}, {band.high:.4g}]"
@@ -61,7 +62,9 @@ class Utility(Versus):
             own, other = correct[held], _correct(rival, results)[held]
             if why := unlearnt(other, data.label[held], confidence):
                 return not_compared(metric, why)
-            return share_versus((measurements[0], accuracy(other, confidence, metric)), (own, other), confidence)
+            return share_versus(
+                (measurements[0], accuracy(other, confidence, HOLDOUT_ACCURACY)), (own, other), confidence
+            )
 
         return self.compared(found, subject, difference)
 

@@ -8,42 +8,44 @@ from privacy_gate.metrics.intervals.fewest import fewest
 from privacy_gate.verdict.judgement import Limit, Measurement, Status, judged_status, not_measured
 from privacy_gate.verdict.metric import SHARE, Metric, measured
 
+HOLDOUT_ACCURACY = Metric(
+    "holdout_accuracy",
+    title="accuracy on held-out examples",
+    unit="share",
+    range=SHARE,
+    worse="lower",
+    resolves="Holdout examples: with 400 the interval is about 10 points wide, with 10,000 about 2.",
+    means="How often the model is right about people it was not trained on.",
+    remedy="Train longer, on more data, or with a better backbone, and check that the limit can be reached.",
+)
+MEMBER_ACCURACY = Metric(
+    "member_accuracy",
+    title="accuracy on members",
+    unit="share",
+    range=SHARE,
+    worse="lower",
+    resolves="Members: with 400 the interval is about 10 points wide.",
+    means="How often the model is right about the people it was trained on.",
+    remedy="Check that the candidate and its audit table belong together, then train longer.",
+)
 METRICS = (
-    Metric(
-        "holdout_accuracy",
-        title="accuracy on held-out examples",
-        unit="share",
-        range=SHARE,
-        worse="lower",
-        resolves="Holdout examples: with 400 the interval is about 10 points wide, with 10,000 about 2.",
-        means="How often the model is right about people it was not trained on.",
-        remedy="Train longer, on more data, or with a better backbone, and check that the limit can be reached.",
-    ),
-    Metric(
-        "member_accuracy",
-        title="accuracy on members",
-        unit="share",
-        range=SHARE,
-        worse="lower",
-        resolves="Members: with 400 the interval is about 10 points wide.",
-        means="How often the model is right about the people it was trained on.",
-        remedy="Check that the candidate and its audit table belong together, then train longer.",
-    ),
+    HOLDOUT_ACCURACY,
+    MEMBER_ACCURACY,
 )
 
 
-def accuracy(correct: Bools, confidence: float, metric: str, subject: str = "") -> Measurement:
+def accuracy(correct: Bools, confidence: float, metric: Metric, subject: str = "") -> Measurement:
     """Share of rows (N,) where the model is right, with its Clopper-Pearson interval.
 
     Wilson's is narrower, but covers too rarely near 1, where accuracies are.
     """
     rows = len(correct)
     if rows == 0:
-        return not_measured(metric, "needs n >= 1 rows, found 0", subject)
+        return not_measured(metric.name, "needs n >= 1 rows, found 0", subject)
     right = int(np.count_nonzero(correct))
     low, high = clopper_pearson(right, rows, confidence)
     ends, samples = (low, high), f"{rows:,} rows"
-    return measured(metric, right / rows, ends, confidence, "Clopper-Pearson", samples, subject=subject, within=SHARE)
+    return measured(metric, right / rows, ends, confidence, "Clopper-Pearson", samples, subject=subject)
 
 
 def needed_rows(limit: Limit, confidence: float, most: int) -> int | None:
@@ -57,6 +59,6 @@ def needed_rows(limit: Limit, confidence: float, most: int) -> int | None:
 
     def meets(rows: int) -> bool:
         best = np.full(rows, limit.min is not None)
-        return judged_status(accuracy(best, confidence, "accuracy"), limit) is Status.MET
+        return judged_status(accuracy(best, confidence, HOLDOUT_ACCURACY), limit) is Status.MET
 
     return fewest(meets, most)

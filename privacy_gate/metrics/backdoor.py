@@ -99,8 +99,8 @@ def trigger_anomaly(size: Floats, confidence: float) -> Measurement:
     kept = np.array([[best, *(place for place in others if place != out)] for out in others])
     without = anomaly_index(size[kept])[:, 0]
     ends, method = (float(without.min()), float(without.max())), "range as any other class is left out"
-    record, subject, samples = TRIGGER_ANOMALY, f"class {best}", f"{classes} classes"
-    return measured(record.name, index[best], ends, confidence, method, samples, subject=subject, within=record.range)
+    subject, samples = f"class {best}", f"{classes} classes"
+    return measured(TRIGGER_ANOMALY, index[best], ends, confidence, method, samples, subject=subject)
 
 
 def inverted_backdoor(
@@ -136,8 +136,8 @@ def inverted_backdoor(
     value, best = max(0.0, float(lift.max())), int(np.argmax(lift))
     method = "paired score, Bonferroni over classes; 0 where no trigger is small"
     samples = f"{rows[best]:,} rows, {classes} classes"
-    record, subject = INVERTED_BACKDOOR, f"class {best}" if suspect[best] else ""
-    return measured(record.name, value, (low, high), confidence, method, samples, subject=subject, within=record.range)
+    subject = f"class {best}" if suspect[best] else ""
+    return measured(INVERTED_BACKDOOR, value, (low, high), confidence, method, samples, subject=subject)
 
 
 def _suspect(size: Floats, covered: Floats, side: int, confidence: float) -> Bools:

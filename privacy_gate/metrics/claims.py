@@ -21,27 +21,29 @@ from privacy_gate.metrics.epsilon import (
 from privacy_gate.verdict.judgement import Measurement, not_measured
 from privacy_gate.verdict.metric import ANY, POSITIVE, Metric, measured
 
+EPSILON_BOUND = Metric(
+    "epsilon_bound",
+    title="lower bound of epsilon that the attack proves",
+    unit="epsilon",
+    range=POSITIVE,
+    worse="higher",
+    resolves="At least 20 members and holdout examples in each half of the table, or 20 canaries.",
+    means="The privacy loss that the attack has demonstrated; the true one may be larger.",
+    remedy="Train with more noise or stronger clipping, and state the epsilon that the accountant gives.",
+)
+EPSILON_EXCESS = Metric(
+    "epsilon_excess",
+    title="demonstrated epsilon minus the claimed one",
+    unit="epsilon",
+    range=ANY,
+    worse="higher",
+    resolves="A claim in the dossier, and as many examples or canaries as epsilon_bound needs.",
+    means="If it is above 0, the promise of differential privacy made to people is false.",
+    remedy="Withdraw the claim, look for the error in the private training, and train again.",
+)
 METRICS = (
-    Metric(
-        "epsilon_bound",
-        title="lower bound of epsilon that the attack proves",
-        unit="epsilon",
-        range=POSITIVE,
-        worse="higher",
-        resolves="At least 20 members and holdout examples in each half of the table, or 20 canaries.",
-        means="The privacy loss that the attack has demonstrated; the true one may be larger.",
-        remedy="Train with more noise or stronger clipping, and state the epsilon that the accountant gives.",
-    ),
-    Metric(
-        "epsilon_excess",
-        title="demonstrated epsilon minus the claimed one",
-        unit="epsilon",
-        range=ANY,
-        worse="higher",
-        resolves="A claim in the dossier, and as many examples or canaries as epsilon_bound needs.",
-        means="If it is above 0, the promise of differential privacy made to people is false.",
-        remedy="Withdraw the claim, look for the error in the private training, and train again.",
-    ),
+    EPSILON_BOUND,
+    EPSILON_EXCESS,
 )
 
 FEWEST = 20
@@ -101,13 +103,13 @@ def excess(bounds: Iterable[Measurement], claimed: float | None) -> Measurement:
     value = max(one.value or 0.0 for one in valid) - claimed
     level = sum(1 - (one.confidence or 0.0) for one in valid)
     method = f"largest bound less the claimed {claimed:g}, Bonferroni"
-    return _figure("epsilon_excess", value, level, "", method, f"{len(valid)} bounds")
+    return _figure(EPSILON_EXCESS, value, level, "", method, f"{len(valid)} bounds")
 
 
 def _bound(value: float, delta: float, level: float, subject: str, samples: str) -> Measurement:
-    return _figure("epsilon_bound", value, level, subject, f"lower confidence bound at delta {delta:g}", samples)
+    return _figure(EPSILON_BOUND, value, level, subject, f"lower confidence bound at delta {delta:g}", samples)
 
 
-def _figure(metric: str, value: float, level: float, subject: str, method: str, samples: str) -> Measurement:
+def _figure(metric: Metric, value: float, level: float, subject: str, method: str, samples: str) -> Measurement:
     """A figure that is itself the end of an interval."""
     return measured(metric, value, (value, value), 1 - level, method, samples, subject=subject)

@@ -11,18 +11,17 @@ from privacy_gate.metrics.intervals.bootstrap import DRAWS, percentile
 from privacy_gate.verdict.judgement import Measurement, not_measured
 from privacy_gate.verdict.metric import POSITIVE, Metric, measured
 
-METRICS = (
-    Metric(
-        "corruption_ratio",
-        title="accuracy on corrupted images, relative to clean ones",
-        unit="ratio",
-        range=POSITIVE,
-        worse="lower",
-        resolves="At least 100 holdout images.",
-        means="How much of its accuracy the model keeps for people whose images are noisy, blurred or foggy.",
-        remedy="Train with noise, blur and weather among the augmentations.",
-    ),
+CORRUPTION_RATIO = Metric(
+    "corruption_ratio",
+    title="accuracy on corrupted images, relative to clean ones",
+    unit="ratio",
+    range=POSITIVE,
+    worse="lower",
+    resolves="At least 100 holdout images.",
+    means="How much of its accuracy the model keeps for people whose images are noisy, blurred or foggy.",
+    remedy="Train with noise, blur and weather among the augmentations.",
 )
+METRICS = (CORRUPTION_RATIO,)
 
 FEWEST = 100
 """Rows below which the interval's resampling is worth nothing."""
@@ -51,7 +50,7 @@ def corruption_ratio(
     kept = weights @ right
     drawn = (weights @ left)[kept > 0] / kept[kept > 0]
     return measured(
-        "corruption_ratio",
+        CORRUPTION_RATIO,
         left.sum() / right.sum(),
         percentile(drawn, confidence),
         confidence,

@@ -7,27 +7,29 @@ from privacy_gate.metrics.accuracy import accuracy
 from privacy_gate.verdict.judgement import Measurement, not_measured
 from privacy_gate.verdict.metric import SHARE, Metric
 
+ROBUST_ACCURACY = Metric(
+    "robust_accuracy",
+    title="accuracy under the worst small change of the image",
+    unit="share",
+    range=SHARE,
+    worse="lower",
+    resolves="At least 20 holdout images; 36 for a limit of 0.9.",
+    means="How often the model is still right if somebody changes a person's image invisibly, to deceive it.",
+    remedy="Train adversarially, or filter inputs before they reach the model.",
+)
+UNIVERSAL_TRANSFER = Metric(
+    "universal_transfer",
+    title="answers changed by one universal change, crafted on the public backbone",
+    unit="share",
+    range=SHARE,
+    worse="higher",
+    resolves="At least 20 holdout images besides those that the change is crafted on.",
+    means="How often an attacker who never saw the model changes its answer with one pattern for all images.",
+    remedy="Fine-tune more of the backbone, or train with such patterns.",
+)
 METRICS = (
-    Metric(
-        "robust_accuracy",
-        title="accuracy under the worst small change of the image",
-        unit="share",
-        range=SHARE,
-        worse="lower",
-        resolves="At least 20 holdout images; 36 for a limit of 0.9.",
-        means="How often the model is still right if somebody changes a person's image invisibly, to deceive it.",
-        remedy="Train adversarially, or filter inputs before they reach the model.",
-    ),
-    Metric(
-        "universal_transfer",
-        title="answers changed by one universal change, crafted on the public backbone",
-        unit="share",
-        range=SHARE,
-        worse="higher",
-        resolves="At least 20 holdout images besides those that the change is crafted on.",
-        means="How often an attacker who never saw the model changes its answer with one pattern for all images.",
-        remedy="Fine-tune more of the backbone, or train with such patterns.",
-    ),
+    ROBUST_ACCURACY,
+    UNIVERSAL_TRANSFER,
 )
 
 MASKED = {"guessed": 0.02, "wide": 0.1, "flat": 0.1}
@@ -59,7 +61,7 @@ def robust_accuracy(
             if found / rows > MASKED[sign]:
                 reason = f"gradients are masked: {_SIGNS[sign].format(share=found / rows)}; no attack here tells robust"
                 return not_measured("robust_accuracy", reason)
-    return accuracy(standing & ~guessed, confidence, "robust_accuracy")
+    return accuracy(standing & ~guessed, confidence, ROBUST_ACCURACY)
 
 
 def universal_transfer(plain: Ints, shifted: Ints, crafted: float, confidence: float) -> Measurement:
@@ -70,4 +72,4 @@ def universal_transfer(plain: Ints, shifted: Ints, crafted: float, confidence: f
     if not crafted >= WEAK:
         reason = f"the change found changes {crafted:.0%} of its own probe's answers, expected {WEAK:.0%}: more steps"
         return not_measured("universal_transfer", reason)
-    return accuracy(np.asarray(plain != shifted), confidence, "universal_transfer")
+    return accuracy(np.asarray(plain != shifted), confidence, UNIVERSAL_TRANSFER)

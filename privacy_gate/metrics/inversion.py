@@ -47,12 +47,11 @@ def inversion_advantage(hits: Mapping[str, Bools], candidates: int, confidence: 
     low, high = ends.max(axis=0) - 1 / candidates
     targets = next(iter(hits.values()))
     return measured(
-        INVERSION_ADVANTAGE.name,
+        INVERSION_ADVANTAGE,
         rate[best] - 1 / candidates,
         (float(low), float(high)),
         confidence,
         "Clopper-Pearson, Bonferroni over attacks",
         f"{len(targets):,} updates, one of {candidates} rows each",
         subject=best,
-        within=INVERSION_ADVANTAGE.range,
     )

@@ -16,7 +16,7 @@ from privacy_gate.arrays import Floats
 from privacy_gate.errors import EvidenceError
 from privacy_gate.metrics.intervals.fewest import fewest
 from privacy_gate.metrics.intervals.ranks import checked, corners, members_above
-from privacy_gate.metrics.rates import ROUNDING, at, needed_holdout
+from privacy_gate.metrics.rates import ROUNDING, at_fpr, needed_holdout
 from privacy_gate.verdict.exhibits import Histogram, Roc
 from privacy_gate.verdict.judgement import Limit, Measurement, Status, judged_status, not_measured
 from privacy_gate.verdict.metric import SHARE, Metric, measured
@@ -55,11 +55,11 @@ def tpr_at_fpr(member: Floats, holdout: Floats, fpr: float, confidence: float, s
     middle of the two are mixed over K, and the mixture's quantiles are the ends.
     Not measured where the holdout cannot resolve fpr. Raises EvidenceError on scores not finite.
     """
-    metric = at("tpr", fpr)
+    metric = at_fpr(TPR, fpr)
     member, holdout = checked(member, holdout)
     m, n = len(member), len(holdout)
     if n < needed_holdout(fpr):
-        return not_measured(metric, f"needs n >= {needed_holdout(fpr):,} holdout rows, found {n:,}", subject)
+        return not_measured(metric.name, f"needs n >= {needed_holdout(fpr):,} holdout rows, found {n:,}", subject)
     above = members_above(member, holdout)
     value = float(above[math.floor(fpr * n + ROUNDING) + 1] / m)
     rank = np.arange(binom.ppf(NEGLIGIBLE, n, fpr), binom.isf(NEGLIGIBLE, n, fpr) + 1).astype(np.int64)
@@ -71,7 +71,7 @@ def tpr_at_fpr(member: Floats, holdout: Floats, fpr: float, confidence: float, s
     high = _mixture_quantile(middle + 1, m - middle, weight, 1 - tail)
     method = "Clopper-Pearson mixed over the threshold's rank"
     samples = _samples(member, holdout)
-    return measured(metric, value, (low, high), confidence, method, samples, subject=subject, within=SHARE)
+    return measured(metric, value, (low, high), confidence, method, samples, subject=subject)
 
 
 def _mixture_quantile(a: Floats, b: Floats, weight: Floats, level: float) -> float:
@@ -111,7 +111,7 @@ def auc(member: Floats, holdout: Floats, confidence: float, subject: str = "") -
     half = math.sqrt(z2 / trials * (value * (1 - value) + z2 / (4 * trials))) / (1 + z2 / trials)
     method = "Wilson with DeLong's effective sample"
     ends, samples = (centre - half, centre + half), _samples(member, holdout)
-    return measured("auc", value, ends, confidence, method, samples, subject=subject, within=SHARE)
+    return measured(AUC, value, ends, confidence, method, samples, subject=subject)
 
 
 def balanced_accuracy(member: Floats, holdout: Floats, confidence: float, subject: str = "") -> Measurement:
@@ -127,10 +127,7 @@ def balanced_accuracy(member: Floats, holdout: Floats, confidence: float, subjec
     accused, caught = corners(member, holdout)
     low, value, high = _balance(float(np.max(caught / m - accused / n)), m, n, confidence)
     method, samples = "Smirnov below, Wilson's principle above", _samples(member, holdout)
-    within = BALANCED_ACCURACY.range
-    return measured(
-        "balanced_accuracy", value, (low, high), confidence, method, samples, subject=subject, within=within
-    )
+    return measured(BALANCED_ACCURACY, value, (low, high), confidence, method, samples, subject=subject)
 
 
 def _balance(gap: float, m: float, n: float, confidence: float) -> tuple[float, float, float]:
@@ -155,7 +152,7 @@ def needed_for_balance(limit: Limit, confidence: float) -> int | None:
 
     def meets(rows: int) -> bool:
         low, value, high = _balance(gap, ENDLESS, rows, confidence)
-        best = measured("balanced_accuracy", value, (low, high), confidence, "", "", within=BALANCED_ACCURACY.range)
+        best = measured(BALANCED_ACCURACY, value, (low, high), confidence, "", "")
         return judged_status(best, limit) is Status.MET
 
     return fewest(meets)
@@ -167,12 +164,12 @@ def precision(member: Floats, holdout: Floats, prior: float, confidence: float, 
     A real attacker's candidates are seldom half members (arXiv 2603.07567). Precision rises with the true
     positive rate alone, so the interval is that of `tpr_at_fpr`, carried over.
     """
-    metric, caught = precision_name(prior), tpr_at_fpr(member, holdout, PRECISION_FPR, confidence)
+    metric, caught = precision_record(prior), tpr_at_fpr(member, holdout, PRECISION_FPR, confidence)
     if caught.low is None or caught.value is None or caught.high is None:
-        return not_measured(metric, caught.reason or "", subject)
+        return not_measured(metric.name, caught.reason or "", subject)
     low, value, high = (precision_at(PRECISION_FPR, tpr, prior) for tpr in (caught.low, caught.value, caught.high))
     ends, made, samples = (low, high), caught.method, caught.samples
-    return measured(metric, value, ends, confidence, made, samples, subject=subject, within=SHARE)
+    return measured(metric, value, ends, confidence, made, samples, subject=subject)
 
 
 def precision_name(prior: float) -> str:
@@ -241,18 +238,17 @@ def _samples(member: Floats, holdout: Floats) -> str:
     return f"{len(member):,} members, {len(holdout):,} holdout"
 
 
-FAMILIES = (
-    Metric(
-        "tpr",
-        title="members identified at a false positive rate of {fpr}",
-        unit="share",
-        range=SHARE,
-        worse="higher",
-        resolves="At least {rows} holdout examples.",
-        means="The share of people in the training data whom an attacker identifies, falsely accusing {fpr} of others.",
-        remedy="Train on more examples per class, for fewer epochs, with stronger regularisation, or with DP-SGD.",
-    ),
+TPR = Metric(
+    "tpr",
+    title="members identified at a false positive rate of {fpr}",
+    unit="share",
+    range=SHARE,
+    worse="higher",
+    resolves="At least {rows} holdout examples.",
+    means="The share of people in the training data whom an attacker identifies, falsely accusing {fpr} of others.",
+    remedy="Train on more examples per class, for fewer epochs, with stronger regularisation, or with DP-SGD.",
 )
+FAMILIES = (TPR,)
 """Metrics of one attack on this candidate, at a false positive rate."""
 
 BALANCED_ACCURACY = Metric(
@@ -285,18 +281,19 @@ def precision_record(prior: float) -> Metric:
     )
 
 
+AUC = Metric(
+    "auc",
+    title="area under the ROC curve",
+    unit="index",
+    range=SHARE,
+    worse="higher",
+    resolves="Members and holdout examples: with 400 of each the interval is about 0.08 wide.",
+    means="How often a person in the training data looks more like a member than one who is not; 0.5 is guessing.",
+    remedy="Train on more examples per class, for fewer epochs, with stronger regularisation, or with DP-SGD.",
+    chance=0.5,
+)
 METRICS = (
-    Metric(
-        "auc",
-        title="area under the ROC curve",
-        unit="index",
-        range=SHARE,
-        worse="higher",
-        resolves="Members and holdout examples: with 400 of each the interval is about 0.08 wide.",
-        means="How often a person in the training data looks more like a member than one who is not; 0.5 is guessing.",
-        remedy="Train on more examples per class, for fewer epochs, with stronger regularisation, or with DP-SGD.",
-        chance=0.5,
-    ),
+    AUC,
     BALANCED_ACCURACY,
     *map(precision_record, PRIORS),
 )

@@ -16,18 +16,17 @@ from privacy_gate.errors import EvidenceError
 from privacy_gate.verdict.judgement import Measurement, Remedy
 from privacy_gate.verdict.metric import ANY, Metric
 
-FAMILIES = (
-    Metric(
-        "slope",
-        title="slope of the power law at a false positive rate of {fpr}",
-        unit="slope",
-        range=ANY,
-        worse="higher",
-        resolves="A measurable leak at 3 sizes of the classes, each with at least {rows} audited examples.",
-        means="How fast the share of members identified falls as classes grow; the more negative, the faster.",
-        remedy="Do not rely on more data alone: use fewer epochs, stronger regularisation, or DP-SGD.",
-    ),
+SLOPE = Metric(
+    "slope",
+    title="slope of the power law at a false positive rate of {fpr}",
+    unit="slope",
+    range=ANY,
+    worse="higher",
+    resolves="A measurable leak at 3 sizes of the classes, each with at least {rows} audited examples.",
+    means="How fast the share of members identified falls as classes grow; the more negative, the faster.",
+    remedy="Do not rely on more data alone: use fewer epochs, stronger regularisation, or DP-SGD.",
 )
+FAMILIES = (SLOPE,)
 """Metrics of the fitted law, at a false positive rate."""
 
 SLOPES = {0.1: -0.509, 0.01: -0.554, 0.001: -0.628}

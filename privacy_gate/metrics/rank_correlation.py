@@ -12,27 +12,29 @@ from privacy_gate.metrics.vulnerability import gradient_norms, vulnerability
 from privacy_gate.verdict.judgement import Measurement, not_measured
 from privacy_gate.verdict.metric import DIFFERENCE, Metric, measured
 
+GRADIENT_CORRELATION = Metric(
+    "gradient_correlation",
+    title="rank correlation of the gradient norm with vulnerability",
+    unit="correlation",
+    range=DIFFERENCE,
+    worse="neither",
+    resolves="At least 16 references and 20 examples, and a linear head on frozen features.",
+    means="How well gradient norms alone show which people are most exposed.",
+    remedy="Do not use gradient norms to choose which examples to protect.",
+)
+TRACE_CORRELATION = Metric(
+    "trace_correlation",
+    title="rank correlation of the spread of the loss trace with vulnerability",
+    unit="correlation",
+    range=DIFFERENCE,
+    worse="neither",
+    resolves="At least 16 references, 20 members, and the losses of at least 4 epochs.",
+    means="How well the losses logged during training show which people are most exposed.",
+    remedy="Do not use loss traces to choose which examples to protect.",
+)
 METRICS = (
-    Metric(
-        "gradient_correlation",
-        title="rank correlation of the gradient norm with vulnerability",
-        unit="correlation",
-        range=DIFFERENCE,
-        worse="neither",
-        resolves="At least 16 references and 20 examples, and a linear head on frozen features.",
-        means="How well gradient norms alone show which people are most exposed.",
-        remedy="Do not use gradient norms to choose which examples to protect.",
-    ),
-    Metric(
-        "trace_correlation",
-        title="rank correlation of the spread of the loss trace with vulnerability",
-        unit="correlation",
-        range=DIFFERENCE,
-        worse="neither",
-        resolves="At least 16 references, 20 members, and the losses of at least 4 epochs.",
-        means="How well the losses logged during training show which people are most exposed.",
-        remedy="Do not use loss traces to choose which examples to protect.",
-    ),
+    GRADIENT_CORRELATION,
+    TRACE_CORRELATION,
 )
 
 PARTS = 20
@@ -57,7 +59,7 @@ def gradient_correlation(
     norm comes from one half of the models and the vulnerability from the other, both ways, averaged.
     Halves of few models show less than all rows' true values would: `samples` says how well they agree.
     """
-    metric = "gradient_correlation"
+    metric = GRADIENT_CORRELATION
     if (missing := _unmet(metric, phi)) is not None:
         return missing
     first = np.arange(len(phi)) % 2 == 0
@@ -80,25 +82,25 @@ def trace_correlation(phi: Floats, included: Bools, trace: Floats, confidence: f
     phi, included (M, N) and trace (N, E), nats, of the candidate's members. The trace is of the candidate's
     one training run, which no reference shares.
     """
-    metric = "trace_correlation"
+    metric = TRACE_CORRELATION
     if (missing := _unmet(metric, phi)) is not None:
         return missing
     if trace.shape[1] < 4:
-        return not_measured(metric, f"needs the losses of >= 4 epochs, found {trace.shape[1]}")
+        return not_measured(metric.name, f"needs the losses of >= 4 epochs, found {trace.shape[1]}")
     spread = np.subtract(*np.quantile(trace, (0.75, 0.25), axis=1))
     return _measured(metric, lambda kept: _spearman(spread, _vulnerability(phi, included, kept)), phi, confidence, "")
 
 
-def _unmet(metric: str, phi: Floats) -> Measurement | None:
+def _unmet(metric: Metric, phi: Floats) -> Measurement | None:
     models, rows = phi.shape
     if models < FEWEST_MODELS or rows < LEAST_ROWS:
         return not_measured(
-            metric, f"needs >= {FEWEST_MODELS} references and {LEAST_ROWS} rows, found {models} and {rows:,}"
+            metric.name, f"needs >= {FEWEST_MODELS} references and {LEAST_ROWS} rows, found {models} and {rows:,}"
         )
     return None
 
 
-def _measured(metric: str, of: Callable[[Bools], float], phi: Floats, confidence: float, detail: str) -> Measurement:
+def _measured(metric: Metric, of: Callable[[Bools], float], phi: Floats, confidence: float, detail: str) -> Measurement:
     """The correlation that `of` finds with the models kept (M,), and its interval.
 
     On the scale of Fisher's z the variance is Bonett & Wright's for rows, (1 + r^2/2) / (N - 3), and the
@@ -107,18 +109,18 @@ def _measured(metric: str, of: Callable[[Bools], float], phi: Floats, confidence
     models, rows = phi.shape
     value = of(np.ones(models, dtype=bool))
     if not math.isfinite(value):
-        return not_measured(metric, "one of the two is the same for all rows, or rows lack models on a side")
+        return not_measured(metric.name, "one of the two is the same for all rows, or rows lack models on a side")
     parts = min(PARTS, models // 2)
     part = np.arange(models) // 2 % parts
     left = np.array([of(part != out) for out in range(parts)])
     left = np.arctanh(np.clip(left[np.isfinite(left)], -0.9999, 0.9999))
     if len(left) < parts:
-        return not_measured(metric, "too few references to leave some out")
+        return not_measured(metric.name, "too few references to leave some out")
     z = math.atanh(min(max(value, -0.9999), 0.9999))
     variance = (1 + value**2 / 2) / (rows - 3) + (parts - 1) / parts * float(((left - left.mean()) ** 2).sum())
     reach = float(stdtrit(parts - 1, (1 + confidence) / 2)) * math.sqrt(variance)
     ends, samples = (math.tanh(z - reach), math.tanh(z + reach)), f"{models:,} models, {rows:,} rows{detail}"
-    return measured(metric, value, ends, confidence, METHOD, samples, within=DIFFERENCE)
+    return measured(metric, value, ends, confidence, METHOD, samples)
 
 
 def _vulnerability(phi: Floats, included: Bools, chosen: Bools) -> Floats:

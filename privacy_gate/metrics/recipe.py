@@ -15,44 +15,43 @@ from privacy_gate.attacks.leave_one_out import lira_every_model
 from privacy_gate.attacks.moments import Moments, block_moments, row_blocks
 from privacy_gate.errors import EvidenceError
 from privacy_gate.metrics.intervals.clustered import METHOD, clustered_ends
-from privacy_gate.metrics.rates import at, needed_holdout
+from privacy_gate.metrics.rates import at_fpr, needed_holdout
 from privacy_gate.verdict.judgement import Measurement, not_measured
 from privacy_gate.verdict.metric import SHARE, Metric, measured
 
 _REMEDY = "Change the recipe: more examples per class, fewer epochs, stronger regularisation, or DP-SGD."
 
-FAMILIES = (
-    Metric(
-        "recipe_tpr",
-        title="members identified at a false positive rate of {fpr}, over all models of the recipe",
-        unit="share",
-        range=SHARE,
-        worse="higher",
-        resolves="At least {rows} audited examples and 3 models.",
-        means="The share of members that an attacker identifies on average over models of this recipe.",
-        remedy=_REMEDY,
-    ),
-    Metric(
-        "median_tpr",
-        title="members identified at a false positive rate of {fpr}, in the median model of the recipe",
-        unit="share",
-        range=SHARE,
-        worse="higher",
-        resolves="At least {rows} audited examples outside each model's training set.",
-        means="The share of members that an attacker identifies in a typical model of this recipe.",
-        remedy=_REMEDY,
-    ),
-    Metric(
-        "calibrated_tpr",
-        title="members identified at a false positive rate of {fpr}, with a threshold for each example",
-        unit="share",
-        range=SHARE,
-        worse="higher",
-        resolves="Every example in at least 3 models and out of at least 3.",
-        means="The share of members identified by an attacker who sets the false positive rate for each person apart.",
-        remedy=_REMEDY,
-    ),
+RECIPE_TPR = Metric(
+    "recipe_tpr",
+    title="members identified at a false positive rate of {fpr}, over all models of the recipe",
+    unit="share",
+    range=SHARE,
+    worse="higher",
+    resolves="At least {rows} audited examples and 3 models.",
+    means="The share of members that an attacker identifies on average over models of this recipe.",
+    remedy=_REMEDY,
 )
+MEDIAN_TPR = Metric(
+    "median_tpr",
+    title="members identified at a false positive rate of {fpr}, in the median model of the recipe",
+    unit="share",
+    range=SHARE,
+    worse="higher",
+    resolves="At least {rows} audited examples outside each model's training set.",
+    means="The share of members that an attacker identifies in a typical model of this recipe.",
+    remedy=_REMEDY,
+)
+CALIBRATED_TPR = Metric(
+    "calibrated_tpr",
+    title="members identified at a false positive rate of {fpr}, with a threshold for each example",
+    unit="share",
+    range=SHARE,
+    worse="higher",
+    resolves="Every example in at least 3 models and out of at least 3.",
+    means="The share of members identified by an attacker who sets the false positive rate for each person apart.",
+    remedy=_REMEDY,
+)
+FAMILIES = (RECIPE_TPR, MEDIAN_TPR, CALIBRATED_TPR)
 """Metrics of the recipe, at a false positive rate."""
 
 NEIGHBOURHOOD = 0.5
@@ -68,24 +67,22 @@ def recipe_tpr(phi: Floats, included: Bools, fpr: float, confidence: float, subj
     Student's t with M - 1 degrees of freedom. Not measured where the scores of rows left out
     cannot resolve fpr.
     """
-    metric = at("recipe_tpr", fpr)
+    metric = at_fpr(RECIPE_TPR, fpr)
     try:
         scores = lira_every_model(phi, included)
     except EvidenceError as error:
-        return not_measured(metric, str(error), subject)
+        return not_measured(metric.name, str(error), subject)
     if not np.isfinite(scores).all():
-        return not_measured(metric, "some row is in or out of too few models to leave one out", subject)
-    return clustered_tpr(scores, included, fpr, confidence, metric, subject)
+        return not_measured(metric.name, "some row is in or out of too few models to leave one out", subject)
+    return clustered_tpr(scores, included, fpr, confidence, subject)
 
 
-def clustered_tpr(
-    scores: Floats, included: Bools, fpr: float, confidence: float, metric: str, subject: str
-) -> Measurement:
+def clustered_tpr(scores: Floats, included: Bools, fpr: float, confidence: float, subject: str) -> Measurement:
     """The pooled rate of scores (M, N), larger = more likely a member, with its two-way clustered interval."""
-    models, rows = scores.shape
+    metric, (models, rows) = at_fpr(RECIPE_TPR, fpr), scores.shape
     inside, outside = int(included.sum()), int((~included).sum())
     if rows < needed_holdout(fpr) or models < 3:
-        return not_measured(metric, f"needs n >= {needed_holdout(fpr):,} audited rows and 3 models", subject)
+        return not_measured(metric.name, f"needs n >= {needed_holdout(fpr):,} audited rows and 3 models", subject)
     threshold, below, above = (
         _threshold(scores[~included], rate) for rate in (fpr, fpr * (1 - NEIGHBOURHOOD), fpr * (1 + NEIGHBOURHOOD))
     )
@@ -96,7 +93,7 @@ def clustered_tpr(
     # What each score adds to the error of the estimate; a missed threshold moves it along the ROC.
     weight = np.where(included, (accused - value) / inside, -slope * (accused - fpr) / outside)
     ends, samples = clustered_ends(value, weight, confidence), _samples(scores)
-    return measured(metric, value, ends, confidence, METHOD, samples, subject=subject, within=SHARE)
+    return measured(metric, value, ends, confidence, METHOD, samples, subject=subject)
 
 
 def median_tpr(scores: Floats, included: Bools, fpr: float, confidence: float, subject: str) -> Measurement:
@@ -106,15 +103,15 @@ def median_tpr(scores: Floats, included: Bools, fpr: float, confidence: float, s
     repeated runs; here over models, whose smallest and largest rates are named too. Interval: order
     statistics, for models as a sample. Not measured where a model's own rows left out cannot resolve fpr.
     """
-    metric = at("median_tpr", fpr)
+    metric = at_fpr(MEDIAN_TPR, fpr)
     fewest = int((~included).sum(axis=1).min())
     if fewest < needed_holdout(fpr):
         reason = f"needs n >= {needed_holdout(fpr):,} rows outside each model's training set, found {fewest:,}"
-        return not_measured(metric, reason, subject)
+        return not_measured(metric.name, reason, subject)
     models = len(scores)
     rank = int(binom.ppf((1 - confidence) / 2, models, 0.5))
     if binom.cdf(rank - 1, models, 0.5) > (1 - confidence) / 2 or rank < 1:
-        return not_measured(metric, f"needs more than {models} models for an interval of the median", subject)
+        return not_measured(metric.name, f"needs more than {models} models for an interval of the median", subject)
     rates = np.sort(
         [
             float((own[chosen] > _threshold(own[~chosen], fpr)).mean())
@@ -126,7 +123,7 @@ def median_tpr(scores: Floats, included: Bools, fpr: float, confidence: float, s
         "order statistics of the models",
         f"{_samples(scores)}; models from {rates[0]:.3f} to {rates[-1]:.3f}",
     )
-    return measured(metric, value, ends, confidence, method, samples, subject=subject, within=SHARE)
+    return measured(metric, value, ends, confidence, method, samples, subject=subject)
 
 
 def calibrated_tpr(phi: Floats, included: Bools, fpr: float, confidence: float, subject: str = "lira") -> Measurement:
@@ -135,9 +132,9 @@ def calibrated_tpr(phi: Floats, included: Bools, fpr: float, confidence: float, 
     A row's rate is 1 - Phi((mean_out + sd_out z - mean_in) / sd_in), z = Phi^-1(1 - fpr). Interval: rows
     as a sample, and models by the jackknife, added; Student's t with M - 1 degrees of freedom.
     """
-    metric = at("calibrated_tpr", fpr)
+    metric = at_fpr(CALIBRATED_TPR, fpr)
     if min(np.count_nonzero(included, axis=0).min(), np.count_nonzero(~included, axis=0).min()) < 3:
-        return not_measured(metric, "needs every row in >= 3 and out of >= 3 models", subject)
+        return not_measured(metric.name, "needs every row in >= 3 and out of >= 3 models", subject)
     models = len(phi)
     rates = row_rates(phi, included, fpr)
     value = float(rates.mean())
@@ -146,7 +143,7 @@ def calibrated_tpr(phi: Floats, included: Bools, fpr: float, confidence: float, 
     error = math.sqrt(float(rates.var(ddof=1)) / len(rates) + jackknife)
     reach = float(stdtrit(models - 1, (1 + confidence) / 2)) * error
     ends, method = (value - reach, value + reach), "rows and jackknife over models"
-    return measured(metric, value, ends, confidence, method, _samples(phi), subject=subject, within=SHARE)
+    return measured(metric, value, ends, confidence, method, _samples(phi), subject=subject)
 
 
 def row_rates(phi: Floats, included: Bools, fpr: float) -> Floats:

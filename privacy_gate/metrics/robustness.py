@@ -49,13 +49,14 @@ FEDERATED_BACKDOOR = Metric(
     remedy="Use a robust aggregation rule and clipped updates, or vet who may join.",
     chance=0.0,
 )
+BYZANTINE_DROP = _loss_record(
+    "byzantine_drop",
+    "accuracy lost to hostile clients",
+    "How much worse the model gets for everybody if some clients send harmful updates.",
+    "Use a robust aggregation rule, set `tolerates` to the number of hostile clients, or vet who may join.",
+)
 METRICS = (
-    _loss_record(
-        "byzantine_drop",
-        "accuracy lost to hostile clients",
-        "How much worse the model gets for everybody if some clients send harmful updates.",
-        "Use a robust aggregation rule, set `tolerates` to the number of hostile clients, or vet who may join.",
-    ),
+    BYZANTINE_DROP,
     _loss_record(
         "robustness_tax",
         "accuracy that the robust rule costs",
@@ -105,7 +106,7 @@ def byzantine_drop(
     largest mean drop. Interval: see `_worst`.
     """
     return _worst(
-        accuracy_loss("byzantine_drop", clean, left, confidence, name, blind=blind) for name, left in attacked.items()
+        accuracy_loss(BYZANTINE_DROP, clean, left, confidence, name, blind=blind) for name, left in attacked.items()
     )
 
 
@@ -139,7 +140,7 @@ def federated_backdoor(planted: Mapping[str, Called], unattacked: Called, confid
     if fragile.mean() <= 0:
         fragile = np.zeros_like(fragile)
     return _worst(
-        accuracy_loss("federated_backdoor", shown - plain, fragile, confidence, name)
+        accuracy_loss(FEDERATED_BACKDOOR, shown - plain, fragile, confidence, name)
         for name, (shown, plain) in planted.items()
     )
 
@@ -164,7 +165,7 @@ def _worst(losses: Iterable[Measurement]) -> Measurement:
 
 
 def accuracy_loss(
-    metric: str,
+    metric: Metric,
     before: Floats,
     after: Floats,
     confidence: float,
@@ -188,13 +189,13 @@ def accuracy_loss(
     before, after = (np.asarray(hits, dtype=np.float64) for hits in (before, after))
     seeds, rows = before.shape
     if seeds < FEWEST_SEEDS:
-        return not_measured(metric, f"needs >= {FEWEST_SEEDS} seeds, found {seeds}", subject)
+        return not_measured(metric.name, f"needs >= {FEWEST_SEEDS} seeds, found {seeds}", subject)
     if blind and float(before.mean()) <= blind + float(ndtri(confidence)) * math.sqrt(blind * (1 - blind) / rows):
         reason = (
             f"the federation learns nothing that could be lost: {before.mean():.3f} right before, and {blind:.3f} by "
             "naming one class; train longer"
         )
-        return not_measured(metric, reason, subject)
+        return not_measured(metric.name, reason, subject)
     if same:
         samples = f"{seeds} seeds, {rows:,} rows"
         found = measured(metric, 0.0, (0.0, 0.0), confidence, "the same federations: 0 by definition", samples)
@@ -207,14 +208,14 @@ def accuracy_loss(
 
 
 def _loss(
-    metric: str, value: float, variances: tuple[float, float], shape: tuple[int, int], confidence: float
+    metric: Metric, value: float, variances: tuple[float, float], shape: tuple[int, int], confidence: float
 ) -> Measurement:
     """The mean loss of so many seeds and rows, and what seeds and rows each add to its variance, as a measurement."""
     (seeds, rows), (of_seeds, of_rows) = shape, variances
     by_seeds, by_rows = (float(stdtrit(n, (1 + confidence) / 2)) for n in (min(seeds - 1, FREEDOM), FREEDOM))
     reach = math.sqrt(by_seeds**2 * of_seeds + by_rows**2 * of_rows)
     ends, method = (value - reach, value + reach), "t over seeds, rows paired and a sample"
-    return measured(metric, value, ends, confidence, method, f"{seeds} seeds, {rows:,} rows", within=DIFFERENCE)
+    return measured(metric, value, ends, confidence, method, f"{seeds} seeds, {rows:,} rows")
 
 
 def needed_holdout(limits: Mapping[str, Limit], seeds: int, confidence: float) -> dict[str, int | None]:
@@ -227,16 +228,18 @@ def needed_holdout(limits: Mapping[str, Limit], seeds: int, confidence: float) -
     {'robustness_tax': 130}
     """
 
-    def least(metric: str, limit: Limit) -> int | None:
+    def least(limit: Limit) -> int | None:
         def meets(rows: int) -> bool:
             # All that is left of the variance: that of a row lost and a row won among so many alike.
             least = 2 / ((rows + 1) * (rows + 2))
-            return judged_status(_loss(metric, 0.0, (0.0, least), (seeds, rows), confidence), limit) is Status.MET
+            return (
+                judged_status(_loss(BYZANTINE_DROP, 0.0, (0.0, least), (seeds, rows), confidence), limit) is Status.MET
+            )
 
         return fewest(meets)
 
     bounded = {metric: limit for metric, limit in limits.items() if limit.max is not None and limit.max > 0}
-    return {metric: least(metric, limit) for metric, limit in bounded.items()}
+    return {metric: least(limit) for metric, limit in bounded.items()}
 
 
 def breakdown_point(drops: Mapping[int, Measurement], clients: int, limit: float, confidence: float) -> Measurement:
@@ -254,5 +257,5 @@ def breakdown_point(drops: Mapping[int, Measurement], clients: int, limit: float
         over = [f for f, drop in sorted(drops.items()) if getattr(drop, end) > limit]
         return over[0] / clients if over else 0.5
 
-    ends, method, within = (first("high"), first("low")), "ends of the drops' intervals", BREAKDOWN_POINT.range
-    return measured("breakdown_point", first("value"), ends, confidence, method, tried, within=within)
+    ends, method = (first("high"), first("low")), "ends of the drops' intervals"
+    return measured(BREAKDOWN_POINT, first("value"), ends, confidence, method, tried)

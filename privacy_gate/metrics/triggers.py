@@ -209,8 +209,8 @@ def backdoor_lift(families: Sequence[Family], confidence: float) -> Measurement:
     ends = max(family.low(tail / pairs) for family in families), max(family.high(tail) for family in families)
     method = "paired score, its lower end Bonferroni; beyond what controls do"
     samples = f"{first.rows[worst.target]:,} rows, {pairs} pairs, {len(first.lift) - 1} controls"
-    record, subject = BACKDOOR_LIFT, f"{worst.trigger} to class {worst.target}"
-    return measured(record.name, worst.excess, ends, confidence, method, samples, subject=subject, within=record.range)
+    subject = f"{worst.trigger} to class {worst.target}"
+    return measured(BACKDOOR_LIFT, worst.excess, ends, confidence, method, samples, subject=subject)
 
 
 def trigger_fragility(families: Sequence[Family], confidence: float) -> Measurement:
@@ -233,8 +233,8 @@ def trigger_fragility(families: Sequence[Family], confidence: float) -> Measurem
     high = paired_interval(*flat, confidence)[1].max()
     value, method = (won - lost)[place, best] / rows[place, best], "paired score, Bonferroni over patterns and classes"
     samples = f"{rows[place, best]:,} rows, {pairs} pairs"
-    record, subject = TRIGGER_FRAGILITY, f"like {name}, to class {target}"
-    return measured(record.name, value, (low, high), confidence, method, samples, subject=subject, within=record.range)
+    subject = f"like {name}, to class {target}"
+    return measured(TRIGGER_FRAGILITY, value, (low, high), confidence, method, samples, subject=subject)
 
 
 def _highest(values: Floats, score: float) -> float:

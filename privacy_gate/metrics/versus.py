@@ -7,12 +7,13 @@ from scipy.special import ndtri
 
 from privacy_gate.arrays import Bools, Floats, Ints
 from privacy_gate.errors import EvidenceError
+from privacy_gate.metrics.catalogue import METRICS
 from privacy_gate.metrics.intervals.binomial import clopper_pearson
 from privacy_gate.metrics.intervals.bootstrap import DRAWS, percentile
 from privacy_gate.metrics.intervals.fewest import MOST, fewest
 from privacy_gate.metrics.intervals.paired import paired_interval
 from privacy_gate.verdict.judgement import Limit, Measurement, Status, judged_status, not_measured
-from privacy_gate.verdict.metric import DIFFERENCE, SUFFIX, measured
+from privacy_gate.verdict.metric import SUFFIX, Metric, measured, versus_champion
 
 Answers = tuple[Bools, Mapping[str, Bools]]
 """Whether a model is right on each of R rows without corruption (R,), and with each by name (R,)."""
@@ -67,22 +68,21 @@ def share_versus(figures: tuple[Measurement, Measurement], rows: tuple[Bools, Bo
     if held.shape != other.shape:
         raise EvidenceError(f"{name}: the candidate has rows {held.shape}, the champion {other.shape}")
     won, lost = int((held & ~other).sum()), int((other & ~held).sum())
-    return _difference(name, won, lost, len(held), confidence, champion.value)
+    return _difference(METRICS[own.metric], won, lost, len(held), confidence, champion.value)
 
 
 def _difference(
-    name: str, won: int, lost: int, rows: int, confidence: float, champion: float | None = None
+    own: Metric, won: int, lost: int, rows: int, confidence: float, champion: float | None = None
 ) -> Measurement:
-    """Of shares of so many rows, of which `won` are the candidate's alone and `lost` the champion's alone."""
+    """Of shares `own` of so many rows, of which `won` are the candidate's alone and `lost` the champion's alone."""
     low, high = paired_interval(np.array([won]), np.array([lost]), np.array([rows]), confidence)
     return measured(
-        name,
+        versus_champion(own),
         (won - lost) / rows,
         (float(low[0]), float(high[0])),
         confidence,
         "Tango's interval of paired shares",
         f"{rows:,} rows, of which {won:,} are the candidate's alone and {lost:,} the champion's alone",
-        within=DIFFERENCE,
         champion=champion,
     )
 
@@ -99,7 +99,7 @@ def rows_to_agree(limit: Limit, confidence: float, most: int = MOST) -> int | No
     """
 
     def meets(rows: int) -> bool:
-        agreed = _difference("agreed", 0, 0, rows, confidence)
+        agreed = _difference(METRICS["holdout_accuracy"], 0, 0, rows, confidence)
         return _surely_learnt(rows, 1, rows, confidence) and judged_status(agreed, limit) is Status.MET
 
     return fewest(meets, most)
@@ -111,7 +111,7 @@ def rows_to_keep_ratio(limit: Limit, confidence: float, most: int) -> int | None
 
     def meets(rows: int) -> bool:
         right = np.ones(rows, dtype=bool)
-        one = measured("ratio", 1.0, (1.0, 1.0), confidence, "", "")
+        one = measured(METRICS["corruption_ratio"], 1.0, (1.0, 1.0), confidence, "", "")
         agreed = ratio_versus((one, one), ((right, {"any": right}),) * 2, confidence, np.random.default_rng(0))
         return _surely_learnt(rows, 1, rows, confidence) and judged_status(agreed, limit) is Status.MET
 
@@ -145,7 +145,7 @@ def ratio_versus(
     least = reach / (rows + reach) / min(float(right.mean()) for right, _ in answers)
     low, high = percentile(drawn[np.isfinite(drawn)], confidence)
     return measured(
-        name,
+        versus_champion(METRICS[own.metric]),
         value,
         (min(low, value - least), max(high, value + least)),
         confidence,

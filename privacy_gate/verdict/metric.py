@@ -102,7 +102,7 @@ def inherited(own: Metric) -> Metric:
 
 
 def measured(
-    metric: str,
+    metric: Metric,
     value: float,
     ends: tuple[float, float],
     confidence: float,
@@ -110,21 +110,21 @@ def measured(
     samples: str,
     *,
     subject: str = "",
-    within: Range = ANY,
     champion: float | None = None,
 ) -> Measurement:
     """A figure with its interval: the ends are kept within the metric's range, and always include the value.
 
-    >>> found = measured("auc", 0.5, (-0.1, 0.4), 0.95, "by hand", "2 rows", within=SHARE)
+    >>> auc = Metric("auc", "area under the ROC curve", "index", SHARE, "higher", "", "", "")
+    >>> found = measured(auc, 0.5, (-0.1, 0.4), 0.95, "by hand", "2 rows")
     >>> found.low, found.high
     (0.0, 0.5)
     """
     low, high = float(min(ends[0], value)), float(max(ends[1], value))
-    least, most = within
+    least, most = metric.range
     low = low if least is None else min(max(least, low), float(value))
     high = high if most is None else max(min(most, high), float(value))
     return Measurement(
-        metric=metric,
+        metric=metric.name,
         subject=subject,
         value=float(value),
         low=low,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from privacy_gate.metrics.accuracy import accuracy
+from privacy_gate.metrics.accuracy import HOLDOUT_ACCURACY, accuracy
 from privacy_gate.metrics.intervals.binomial import clopper_pearson
 
 
@@ -29,12 +29,12 @@ def test_failures_mirror_successes() -> None:
 
 
 def test_accuracy_is_the_share_that_is_right() -> None:
-    found = accuracy(np.array([True] * 180 + [False] * 20), 0.95, "holdout_accuracy", "all")
+    found = accuracy(np.array([True] * 180 + [False] * 20), 0.95, HOLDOUT_ACCURACY, "all")
     assert (found.metric, found.subject, found.value, found.samples) == ("holdout_accuracy", "all", 0.9, "200 rows")
     assert (found.low, found.high) == clopper_pearson(180, 200, 0.95)
 
 
 def test_no_row_is_not_a_perfect_score() -> None:
-    found = accuracy(np.zeros(0, dtype=bool), 0.95, "holdout_accuracy")
+    found = accuracy(np.zeros(0, dtype=bool), 0.95, HOLDOUT_ACCURACY)
     assert not found.measured
     assert found.reason == "needs n >= 1 rows, found 0"

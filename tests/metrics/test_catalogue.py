@@ -113,7 +113,7 @@ def test_ranges_are_reached_and_no_wider() -> None:
     rng, halves = np.random.default_rng(0), np.arange(100) % 2
     rows, none = np.zeros(100), np.zeros(60, dtype=bool)
     extremes: Mapping[str, tuple[Measurement, int]] = {
-        "holdout_accuracy": (accuracy(halves < 2, 0.95, "holdout_accuracy"), 1),
+        "holdout_accuracy": (accuracy(halves < 2, 0.95, METRICS["holdout_accuracy"]), 1),
         "group_gap": (group_gap(halves == 1, halves.astype(str), 0.95), 1),
         "client_std": (client_std(np.array([0, 50]), np.array([50, 50]), 0.95, rng), 1),
         "balanced_accuracy": (balanced_accuracy(rows, rows + 1, 0.95), 0),

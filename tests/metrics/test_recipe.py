@@ -59,7 +59,7 @@ def test_the_interval_covers_models_and_rows(effect: float, fpr: float) -> None:
     held = 0
     for _ in range(runs):
         scores, included = clustered_scores(rng, 40, 1000, effect)
-        found = clustered_tpr(scores, included, fpr, 0.95, "m", "")
+        found = clustered_tpr(scores, included, fpr, 0.95, "")
         assert found.low is not None
         assert found.high is not None
         held += found.low <= truth <= found.high

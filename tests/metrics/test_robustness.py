@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy.special import ndtri, stdtrit
 
+from privacy_gate.metrics.catalogue import METRICS
 from privacy_gate.metrics.robustness import (
     Called,
     accuracy_loss,
@@ -17,6 +18,8 @@ from privacy_gate.metrics.robustness import (
     needed_holdout,
 )
 from privacy_gate.verdict.judgement import Limit, Measurement, Status, judged_status
+
+ANY_LOSS = METRICS["stale_drop"]
 
 
 def hits(accuracy: np.ndarray, rows: int) -> np.ndarray:
@@ -121,7 +124,7 @@ def test_the_interval_covers_seeds_and_rows_and_is_narrower_where_models_agree(
     rng = np.random.default_rng([seeds, rows])
     for _ in range(runs):
         before, after = regime.drawn(seeds, rows, rng)
-        found = accuracy_loss("byzantine_drop", before, after, 0.95)
+        found = accuracy_loss(METRICS["byzantine_drop"], before, after, 0.95)
         low, _, high = ends(found)
         held += low <= regime.before - regime.after <= high
         if name in ALIKE:
@@ -137,7 +140,7 @@ def test_many_seeds_that_lose_the_same_few_rows_do_not_make_up_for_rows(seeds: i
     lost = np.random.default_rng(seeds).random((runs, rows)) < expected / rows
     before = np.ones((seeds, rows))
     covers = [
-        ends(accuracy_loss("m", before, before - np.broadcast_to(each, (seeds, rows)), 0.95))[2] >= expected / rows
+        ends(accuracy_loss(ANY_LOSS, before, before - np.broadcast_to(each, (seeds, rows)), 0.95))[2] >= expected / rows
         for each in lost
     ]
     assert np.mean(covers) >= 0.97
@@ -147,7 +150,7 @@ def test_two_rules_that_differ_on_one_row_in_a_hundred_meet_the_usual_limit_on_a
     plain = hits(np.full(5, 0.9), 1000)
     robust = plain.copy()
     robust[:, 895:905] = 1 - robust[:, 895:905]
-    found = accuracy_loss("robustness_tax", plain, robust, 0.95)
+    found = accuracy_loss(METRICS["robustness_tax"], plain, robust, 0.95)
     assert found.value == 0
     assert judged_status(found, Limit(max=0.01)) is Status.MET
     assert independent(plain, robust, 0.95) / 2 > 0.03
@@ -161,7 +164,7 @@ def test_the_interval_is_that_of_the_means_of_seeds_and_of_rows_with_one_row_los
     of_rows = sum((each - np.mean(by_row)) ** 2 for each in by_row) / 31 / 32
     reach = np.sqrt(stdtrit(3, 0.95) ** 2 * of_seeds + stdtrit(4, 0.95) ** 2 * of_rows)
     value = np.mean(by_seed)
-    assert ends(accuracy_loss("m", before, after, 0.9)) == pytest.approx([value - reach, value, value + reach])
+    assert ends(accuracy_loss(ANY_LOSS, before, after, 0.9)) == pytest.approx([value - reach, value, value + reach])
 
 
 def test_three_seeds_that_agree_are_held_against_no_loss_that_only_rows_leave_open() -> None:
@@ -169,7 +172,7 @@ def test_three_seeds_that_agree_are_held_against_no_loss_that_only_rows_leave_op
     plain = hits(np.full(5, 0.9), 1000)
     robust = plain.copy()
     robust[:, 895:905] = 1 - robust[:, 895:905]
-    three, five = (ends(accuracy_loss("m", plain[:seeds], robust[:seeds], 0.95)) for seeds in (3, 5))
+    three, five = (ends(accuracy_loss(ANY_LOSS, plain[:seeds], robust[:seeds], 0.95)) for seeds in (3, 5))
     assert three == pytest.approx(five)
 
 
@@ -214,12 +217,12 @@ def test_no_row_that_shows_a_backdoor_is_no_proof_that_there_is_none() -> None:
 
 def test_the_very_same_federations_lose_nothing_by_definition_and_equally_accurate_ones_perhaps_something() -> None:
     right = hits(np.full(5, 0.9), 1000)
-    same = accuracy_loss("robustness_tax", right, right, 0.95, same=True)
+    same = accuracy_loss(METRICS["robustness_tax"], right, right, 0.95, same=True)
     assert (same.low, same.value, same.high) == (0, 0, 0)
     assert same.method == "the same federations: 0 by definition"
-    high = accuracy_loss("robustness_tax", right, right, 0.95).high
+    high = accuracy_loss(METRICS["robustness_tax"], right, right, 0.95).high
     assert high == pytest.approx(0.0039, abs=0.0001)
-    idle = accuracy_loss("robustness_tax", right, right, 0.95, blind=0.9, same=True)
+    idle = accuracy_loss(METRICS["robustness_tax"], right, right, 0.95, blind=0.9, same=True)
     assert "learns nothing" in str(idle.reason)
 
 
@@ -231,14 +234,14 @@ def test_a_loss_needs_the_rows_with_which_none_at_all_is_seen_to_be_within_its_l
     rows = needed_holdout({"m": Limit(max=limit)}, 5, confidence)["m"]
     assert rows is not None
     for count, met in ((rows, True), (rows - 1, False)):
-        high = accuracy_loss("m", *np.ones((2, 5, count)), confidence).high
+        high = accuracy_loss(ANY_LOSS, *np.ones((2, 5, count)), confidence).high
         assert high is not None
         assert (high <= limit) is met
     assert needed_holdout({"m": Limit(max=0), "n": Limit(min=0.1)}, 5, confidence) == {}, "whoever gains may meet it"
 
 
 def test_two_seeds_are_no_evidence() -> None:
-    assert accuracy_loss("robustness_tax", *np.ones((2, 2, 100)), 0.95).reason == "needs >= 3 seeds, found 2"
+    assert accuracy_loss(METRICS["robustness_tax"], *np.ones((2, 2, 100)), 0.95).reason == "needs >= 3 seeds, found 2"
 
 
 def drop(low: float, value: float, high: float) -> Measurement:
@@ -261,7 +264,7 @@ def test_a_federation_that_learns_nothing_has_nothing_to_lose_and_so_shows_nothi
     assert byzantine_drop(hits(idle + 0.05, 1000), {"harsh": hits(idle, 1000)}, 0.95, blind=0.25).measured
     # Models that answer by chance pass as learned no more often than the confidence allows.
     passed = [
-        accuracy_loss("x", np.tile(rng.random(400) < 0.25, (3, 1)), np.zeros((3, 400)), 0.95, blind=0.25).measured
+        accuracy_loss(ANY_LOSS, np.tile(rng.random(400) < 0.25, (3, 1)), np.zeros((3, 400)), 0.95, blind=0.25).measured
         for _ in range(4000)
     ]
     assert np.mean(passed) < 0.06

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from privacy_gate.errors import EvidenceError
 from privacy_gate.metrics.accuracy import accuracy
+from privacy_gate.metrics.catalogue import METRICS
 from privacy_gate.metrics.intervals.paired import paired_interval
 from privacy_gate.metrics.versus import ratio_versus, share_versus, unlearnt, versus
 from privacy_gate.verdict.judgement import Limit, Measurement, Status, judged_status, not_measured
@@ -17,7 +18,7 @@ DROP = Limit(min=-0.05)
 
 
 def shares(own: Bools, champion: Bools) -> Measurement:
-    figures = accuracy(own, 0.95, "robust_accuracy"), accuracy(champion, 0.95, "robust_accuracy")
+    figures = accuracy(own, 0.95, METRICS["robust_accuracy"]), accuracy(champion, 0.95, METRICS["robust_accuracy"])
     return share_versus(figures, (own, champion), 0.95)
 
 
@@ -129,7 +130,10 @@ def test_a_ratio_that_no_row_tells_apart_is_no_certainty_and_swaps_with_its_sign
 
 def test_what_one_of_the_two_does_not_have_is_not_measured_and_says_whose_it_is() -> None:
     right = np.ones(100, dtype=bool)
-    sound, masked = accuracy(right, 0.95, "robust_accuracy"), not_measured("robust_accuracy", "gradients are masked")
+    sound, masked = (
+        accuracy(right, 0.95, METRICS["robust_accuracy"]),
+        not_measured("robust_accuracy", "gradients are masked"),
+    )
     for figures, reason in (((masked, sound), "gradients are masked"), ((sound, masked), "of the champion: gradients")):
         found = share_versus(figures, (right, right), 0.95)
         assert found.value is None
@@ -146,7 +150,7 @@ def test_other_rows_are_refused() -> None:
         shares(right, fewer)
     with pytest.raises(EvidenceError, match="the champion 99"):
         ratio_versus(
-            (accuracy(right, 0.95, "corruption_ratio"), accuracy(fewer, 0.95, "corruption_ratio")),
+            (accuracy(right, 0.95, METRICS["corruption_ratio"]), accuracy(fewer, 0.95, METRICS["corruption_ratio"])),
             ((right, {"fog": right}), (fewer, {"fog": fewer})),
             0.95,
             np.random.default_rng(0),

@@ -18,6 +18,7 @@ from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.errors import DatasetError
 from privacy_gate.jobs.kinds import Confirm, Federate, Job, Stress, TrainReference, federate
 from privacy_gate.jobs.subsets import training_sets
+from privacy_gate.metrics.catalogue import METRICS
 from privacy_gate.metrics.robustness import accuracy_loss
 from privacy_gate.verdict.judgement import Measurement
 
@@ -179,7 +180,7 @@ class Federations:
     ) -> Measurement:
         """Holdout accuracy lost from federations to others of the same seeds; none where they are the very same."""
         one, other = (self.hits(jobs, results) for jobs in (before, after))
-        return accuracy_loss(metric, one, other, confidence, blind=self.blind, same=before == after)
+        return accuracy_loss(METRICS[metric], one, other, confidence, blind=self.blind, same=before == after)
 
     def heterogeneity(self, jobs: list[Federate], results: Results) -> str:
         """How differently the clients are spread over the classes, in words."""

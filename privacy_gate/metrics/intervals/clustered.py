@@ -10,28 +10,30 @@ from privacy_gate.errors import EvidenceError
 from privacy_gate.verdict.judgement import Measurement
 from privacy_gate.verdict.metric import DIFFERENCE, SHARE, Metric, measured
 
+LEFT_OUT_ACCURACY = Metric(
+    "left_out_accuracy",
+    title="accuracy on examples left out of training",
+    unit="share",
+    range=SHARE,
+    worse="lower",
+    resolves="At least 2 references, and every example left out of at least one.",
+    means="How often models of a recipe are right about people they were not trained on.",
+    remedy="Choose a recipe that changes less.",
+)
+LEFT_OUT_ACCURACY_GAIN = Metric(
+    "left_out_accuracy_gain",
+    title="change of the accuracy on examples left out of training",
+    unit="difference",
+    range=DIFFERENCE,
+    worse="lower",
+    resolves="At least 2 references of both recipes, and every example left out of at least one.",
+    means="How much better or worse people are served if the recipe is changed.",
+    remedy="Choose a recipe that changes less.",
+    chance=0.0,
+)
 METRICS = (
-    Metric(
-        "left_out_accuracy",
-        title="accuracy on examples left out of training",
-        unit="share",
-        range=SHARE,
-        worse="lower",
-        resolves="At least 2 references, and every example left out of at least one.",
-        means="How often models of a recipe are right about people they were not trained on.",
-        remedy="Choose a recipe that changes less.",
-    ),
-    Metric(
-        "left_out_accuracy_gain",
-        title="change of the accuracy on examples left out of training",
-        unit="difference",
-        range=DIFFERENCE,
-        worse="lower",
-        resolves="At least 2 references of both recipes, and every example left out of at least one.",
-        means="How much better or worse people are served if the recipe is changed.",
-        remedy="Choose a recipe that changes less.",
-        chance=0.0,
-    ),
+    LEFT_OUT_ACCURACY,
+    LEFT_OUT_ACCURACY_GAIN,
 )
 
 METHOD = "two-way clustered by models and rows"
@@ -67,7 +69,7 @@ def left_out_accuracy(correct: Bools, included: Bools, confidence: float) -> Mea
     """
     value, parts = _linearised(correct, included)
     ends = clustered_ends(value, parts, confidence)
-    return measured("left_out_accuracy", value, ends, confidence, METHOD, _samples(parts), within=SHARE)
+    return measured(LEFT_OUT_ACCURACY, value, ends, confidence, METHOD, _samples(parts))
 
 
 def left_out_gain(correct: Bools, included: Bools, before: tuple[Bools, Bools], confidence: float) -> Measurement:
@@ -79,8 +81,8 @@ def left_out_gain(correct: Bools, included: Bools, before: tuple[Bools, Bools], 
     base, base_parts = _linearised(*before)
     parts, gain = parts - base_parts, value - base
     reach = float(stdtrit(len(parts) - 1, (1 + confidence) / 2)) * math.sqrt(clustered_variance(parts))
-    name, ends, samples = "left_out_accuracy_gain", (gain - reach, gain + reach), _samples(parts)
-    return measured(name, gain, ends, confidence, METHOD, samples, within=DIFFERENCE)
+    ends, samples = (gain - reach, gain + reach), _samples(parts)
+    return measured(LEFT_OUT_ACCURACY_GAIN, gain, ends, confidence, METHOD, samples)
 
 
 def _linearised(correct: Bools, included: Bools) -> tuple[float, Floats]:

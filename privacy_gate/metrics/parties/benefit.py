@@ -13,27 +13,29 @@ from privacy_gate.metrics.parties.disparity import holm
 from privacy_gate.verdict.judgement import Measurement, not_measured
 from privacy_gate.verdict.metric import DIFFERENCE, SHARE, Metric, measured
 
+CLIENT_BENEFIT = Metric(
+    "client_benefit",
+    title="clients served no worse than by training alone",
+    unit="share",
+    range=SHARE,
+    worse="lower",
+    resolves="Holdout examples of every client: about 400 of each if the models hardly differ.",
+    means="The share of clients that do not lose by taking part in the federation.",
+    remedy="Adapt the model for the clients that lose, or let them train alone.",
+)
+CONTRIBUTION_MATCH = Metric(
+    "contribution_match",
+    title="correlation of what clients contribute with the accuracy they get",
+    unit="correlation",
+    range=DIFFERENCE,
+    worse="neither",
+    resolves="At least 4 clients, with holdout examples of each.",
+    means="Whether clients that contribute more are served better.",
+    remedy="Discuss with the clients whether this is what they expect.",
+)
 METRICS = (
-    Metric(
-        "client_benefit",
-        title="clients served no worse than by training alone",
-        unit="share",
-        range=SHARE,
-        worse="lower",
-        resolves="Holdout examples of every client: about 400 of each if the models hardly differ.",
-        means="The share of clients that do not lose by taking part in the federation.",
-        remedy="Adapt the model for the clients that lose, or let them train alone.",
-    ),
-    Metric(
-        "contribution_match",
-        title="correlation of what clients contribute with the accuracy they get",
-        unit="correlation",
-        range=DIFFERENCE,
-        worse="neither",
-        resolves="At least 4 clients, with holdout examples of each.",
-        means="Whether clients that contribute more are served better.",
-        remedy="Discuss with the clients whether this is what they expect.",
-    ),
+    CLIENT_BENEFIT,
+    CONTRIBUTION_MATCH,
 )
 
 MARGIN = 0.01
@@ -66,7 +68,7 @@ def client_benefit(federated: Bools, alone: Bools, client: NDArray[Any], confide
     samples = f"{len(names):,} clients, {int(rows.sum()):,} rows"
     ends = (float(served.mean()), float(1 - worse.mean()))
     method = "paired score tests, Holm over clients"
-    return measured("client_benefit", value, ends, confidence, method, samples, within=SHARE)
+    return measured(CLIENT_BENEFIT, value, ends, confidence, method, samples)
 
 
 def contribution_match(brought: Floats, served: Floats, confidence: float) -> Measurement:
@@ -89,4 +91,4 @@ def contribution_match(brought: Floats, served: Floats, confidence: float) -> Me
     reach = ndtri((1 + confidence) / 2) / np.sqrt(max(clients - 3, 1))
     ends = (float(np.tanh(z - reach)), float(np.tanh(z + reach)))
     method, samples = "Fisher's z over clients", f"{clients:,} clients"
-    return measured("contribution_match", value, ends, confidence, method, samples, within=DIFFERENCE)
+    return measured(CONTRIBUTION_MATCH, value, ends, confidence, method, samples)

@@ -16,39 +16,42 @@ from privacy_gate.metrics.intervals.ranks import checked
 from privacy_gate.verdict.judgement import Measurement, not_measured
 from privacy_gate.verdict.metric import DIFFERENCE, SHARE, Metric, measured
 
+VULNERABILITY = Metric(
+    "vulnerability",
+    title="members identified, minus false accusations",
+    unit="difference",
+    range=DIFFERENCE,
+    worse="higher",
+    resolves="Members and holdout examples of every class, group or client.",
+    means="How much more often members of a group are accused than others of the same group.",
+    remedy="Collect more examples of the most exposed group, or train with DP-SGD.",
+    chance=0.0,
+)
+VULNERABILITY_GAP = Metric(
+    "vulnerability_gap",
+    title="how far the most exposed group exceeds everybody's vulnerability",
+    unit="difference",
+    range=DIFFERENCE,
+    worse="higher",
+    resolves="Members and holdout examples of every class, group or client; thousands for a limit of 0.02.",
+    means="How much more exposed the worst-off group is than people on average.",
+    remedy="Collect more examples of the most exposed group, or train with DP-SGD.",
+    chance=0.0,
+)
+DISPARITY_P_VALUE = Metric(
+    "disparity_p_value",
+    title="p-value of a group's vulnerability against everybody's",
+    unit="p-value",
+    range=SHARE,
+    worse="lower",
+    resolves="Members and holdout examples of every class, group or client.",
+    means="How often sampling noise alone sets a group this far apart; a small value means a real difference.",
+    remedy="Look at the group with the smallest value, and treat it as vulnerability_gap says.",
+)
 METRICS = (
-    Metric(
-        "vulnerability",
-        title="members identified, minus false accusations",
-        unit="difference",
-        range=DIFFERENCE,
-        worse="higher",
-        resolves="Members and holdout examples of every class, group or client.",
-        means="How much more often members of a group are accused than others of the same group.",
-        remedy="Collect more examples of the most exposed group, or train with DP-SGD.",
-        chance=0.0,
-    ),
-    Metric(
-        "vulnerability_gap",
-        title="how far the most exposed group exceeds everybody's vulnerability",
-        unit="difference",
-        range=DIFFERENCE,
-        worse="higher",
-        resolves="Members and holdout examples of every class, group or client; thousands for a limit of 0.02.",
-        means="How much more exposed the worst-off group is than people on average.",
-        remedy="Collect more examples of the most exposed group, or train with DP-SGD.",
-        chance=0.0,
-    ),
-    Metric(
-        "disparity_p_value",
-        title="p-value of a group's vulnerability against everybody's",
-        unit="p-value",
-        range=SHARE,
-        worse="lower",
-        resolves="Members and holdout examples of every class, group or client.",
-        means="How often sampling noise alone sets a group this far apart; a small value means a real difference.",
-        remedy="Look at the group with the smallest value, and treat it as vulnerability_gap says.",
-    ),
+    VULNERABILITY,
+    VULNERABILITY_GAP,
+    DISPARITY_P_VALUE,
 )
 
 Names = NDArray[np.str_]
@@ -103,14 +106,13 @@ def group_vulnerability(found: Accusations, confidence: float, subject: str = ""
         above = np.hypot(ends[0][1] - rates[0], rates[1] - ends[1][0])
         measurements.append(
             measured(
-                "vulnerability",
+                VULNERABILITY,
                 value,
                 (value - below, value + above),
                 confidence,
                 "Clopper-Pearson ends, squared and added",
                 f"{len(sides[0]):,} members, {len(sides[1]):,} holdout",
                 subject=label,
-                within=DIFFERENCE,
             )
         )
     return measurements
@@ -139,7 +141,7 @@ def vulnerability_gap(found: Accusations, confidence: float, subject: str = "") 
     each = [(_distance(found, name, joint)[0], *_distance(found, name, confidence)[1:]) for name in names]
     low, value, high = (max(ends) for ends in zip(*each, strict=True))
     method = "simultaneous from below, the highest upper end above"
-    return measured(metric, value, (low, high), confidence, method, samples, subject=subject, within=DIFFERENCE)
+    return measured(VULNERABILITY_GAP, value, (low, high), confidence, method, samples, subject=subject)
 
 
 def _distance(found: Accusations, name: str, confidence: float) -> tuple[float, float, float]:
@@ -175,14 +177,13 @@ def disparity_tests(
     p, low, high = (holm(each) for each in ((extreme + 1) / (permutations + 1), ends[:, 0], ends[:, 1]))
     tested = {
         name: measured(
-            "disparity_p_value",
+            DISPARITY_P_VALUE,
             p[at],
             (low[at], high[at]),
             confidence,
             "permutation test, Holm; interval of the shuffles drawn",
             f"{permutations:,} shuffles, {len(names):,} groups",
             subject=_label(subject, name),
-            within=SHARE,
         )
         for at, name in enumerate(names)
     }

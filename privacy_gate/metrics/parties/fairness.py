@@ -13,7 +13,7 @@ from privacy_gate.arrays import Floats, Ints
 from privacy_gate.errors import EvidenceError
 from privacy_gate.metrics.intervals.bootstrap import DRAWS, percentile
 from privacy_gate.verdict.judgement import Measurement, not_measured
-from privacy_gate.verdict.metric import DIFFERENCE, SHARE, Metric, Range, Worse, inherited, measured
+from privacy_gate.verdict.metric import DIFFERENCE, SHARE, Metric, Worse, inherited, measured
 
 CLIENT_STD = Metric(
     "client_std",
@@ -38,12 +38,12 @@ WORST_DECILE_GAP = Metric(
 )
 
 
-def _evenness_record(name: str, title: str, range: Range, worse: Worse, means: str) -> Metric:
+def _evenness_record(name: str, title: str, worse: Worse, means: str) -> Metric:
     return Metric(
         name,
         title=title,
         unit="index",
-        range=range,
+        range=SHARE,
         worse=worse,
         resolves="At least 2 clients with 2 holdout examples each.",
         means=means,
@@ -51,21 +51,14 @@ def _evenness_record(name: str, title: str, range: Range, worse: Worse, means: s
     )
 
 
-METRICS = (
-    CLIENT_STD,
-    WORST_DECILE_GAP,
-    inherited(CLIENT_STD),
-    inherited(WORST_DECILE_GAP),
+EVENNESS_METRICS = (
+    _evenness_record("jain", "Jain's index of clients' accuracies", "lower", "1 if all clients are served alike."),
+    _evenness_record("gini", "Gini's index of clients' accuracies", "higher", "0 if all clients are served alike."),
     _evenness_record(
-        "jain", "Jain's index of clients' accuracies", SHARE, "lower", "1 if all clients are served alike."
-    ),
-    _evenness_record(
-        "gini", "Gini's index of clients' accuracies", SHARE, "higher", "0 if all clients are served alike."
-    ),
-    _evenness_record(
-        "entropy", "relative entropy of clients' accuracies", SHARE, "lower", "1 if all clients are served alike."
+        "entropy", "relative entropy of clients' accuracies", "lower", "1 if all clients are served alike."
     ),
 )
+METRICS = (CLIENT_STD, WORST_DECILE_GAP, inherited(CLIENT_STD), inherited(WORST_DECILE_GAP), *EVENNESS_METRICS)
 
 GRID = 41
 """Spreads of true accuracies that are tried where an interval is inverted from tests."""
@@ -92,7 +85,7 @@ def client_std(correct: Ints, rows: Ints, confidence: float, rng: np.random.Gene
         return reason
     value = float(_debiased(a[None], n)[0])
     ends = _inverted(value, a, n, lambda observed: _debiased(observed, n), _spread, confidence, rng)
-    return measured("client_std", value, ends, confidence, METHOD, _samples(n), within=CLIENT_STD.range)
+    return measured(CLIENT_STD, value, ends, confidence, METHOD, _samples(n))
 
 
 def worst_decile_gap(correct: Ints, rows: Ints, confidence: float, rng: np.random.Generator) -> Measurement:
@@ -109,7 +102,7 @@ def worst_decile_gap(correct: Ints, rows: Ints, confidence: float, rng: np.rando
     floor = float(chance_gaps(_pooled(a, n), n, rng).mean())
     value = float(decile_gap(a[None])[0]) - floor
     ends = _inverted(value, a, n, lambda observed: decile_gap(observed) - floor, decile_gap, confidence, rng)
-    return measured("worst_decile_gap", value, ends, confidence, METHOD, _samples(n), within=DIFFERENCE)
+    return measured(WORST_DECILE_GAP, value, ends, confidence, METHOD, _samples(n))
 
 
 def decile_gap(accuracy: Floats) -> Floats:
@@ -137,13 +130,14 @@ def evenness(correct: Ints, rows: Ints, confidence: float, rng: np.random.Genera
     a, n = _accuracies(correct, rows)
     drawn = _drawn(np.broadcast_to(a, (DRAWS, len(n))), n, rng)
     measurements = []
-    for name, index in EVENNESS.items():
-        reason = _too_few(name, a, n, 2)
+    for metric in EVENNESS_METRICS:
+        index = EVENNESS[metric.name]
+        reason = _too_few(metric.name, a, n, 2)
         if reason or not a.any():
-            measurements.append(reason or not_measured(name, "no client has a right prediction"))
+            measurements.append(reason or not_measured(metric.name, "no client has a right prediction"))
             continue
         value, ends, method = float(index(a[None])[0]), percentile(index(drawn), confidence), "parametric bootstrap"
-        measurements.append(measured(name, value, ends, confidence, method, _samples(n), within=SHARE))
+        measurements.append(measured(metric, value, ends, confidence, method, _samples(n)))
     return measurements
 
 

@@ -47,32 +47,34 @@ GROUP_GAP_PART = Metric(
     remedy="Change the stage that adds most to the gap.",
     chance=0.0,
 )
+DISPARATE_MIA = Metric(
+    "disparate_mia",
+    title="largest gap between groups in members identified, at one threshold for all",
+    unit="difference",
+    range=SHARE,
+    worse="higher",
+    resolves="Thousands of members for a limit of 0.02, and members of at least 2 groups or clients.",
+    means="How much more often members of one group are identified than members of another.",
+    remedy="Collect more examples of the most exposed group, or train with DP-SGD.",
+)
+DISPARATE_MIA_P_VALUE = Metric(
+    "disparate_mia_p_value",
+    title="p-value of the gap between groups in members identified",
+    unit="p-value",
+    range=SHARE,
+    worse="lower",
+    resolves="Members of at least 2 groups or clients.",
+    means="How often sampling noise alone makes a gap this large between groups; a small value means a real gap.",
+    remedy="Look at the most exposed group, and treat it as disparate_mia says.",
+)
 METRICS = (
     GROUP_GAP,
     EQUALIZED_ODDS,
     GROUP_GAP_PART,
     inherited(GROUP_GAP),
     inherited(EQUALIZED_ODDS),
-    Metric(
-        "disparate_mia",
-        title="largest gap between groups in members identified, at one threshold for all",
-        unit="difference",
-        range=SHARE,
-        worse="higher",
-        resolves="Thousands of members for a limit of 0.02, and members of at least 2 groups or clients.",
-        means="How much more often members of one group are identified than members of another.",
-        remedy="Collect more examples of the most exposed group, or train with DP-SGD.",
-    ),
-    Metric(
-        "disparate_mia_p_value",
-        title="p-value of the gap between groups in members identified",
-        unit="p-value",
-        range=SHARE,
-        worse="lower",
-        resolves="Members of at least 2 groups or clients.",
-        means="How often sampling noise alone makes a gap this large between groups; a small value means a real gap.",
-        remedy="Look at the most exposed group, and treat it as disparate_mia says.",
-    ),
+    DISPARATE_MIA,
+    DISPARATE_MIA_P_VALUE,
 )
 
 BATCH = 100
@@ -85,7 +87,7 @@ def group_gap(correct: Bools, group: NDArray[Any], confidence: float) -> Measure
     Interval: for each pair the squared distances to the Clopper-Pearson ends are added (Newcombe 1998, method 10's
     principle), at a confidence that holds for all pairs at once (Bonferroni).
     """
-    return _largest_gap("group_gap", correct, group, confidence, "rows")
+    return _largest_gap(GROUP_GAP, correct, group, confidence, "rows")
 
 
 def needed_holdout(limit: Limit, confidence: float) -> int | None:
@@ -113,7 +115,7 @@ def disparate_mia(
     members may be for being of the group: `vulnerability_gap` takes its holdout away.
     """
     accused, group = found.accused[found.member], found.group[found.member]
-    gap = _largest_gap("disparate_mia", accused, group, confidence, "members")
+    gap = _largest_gap(DISPARATE_MIA, accused, group, confidence, "members")
     if not gap.measured:
         return [not_measured(metric, str(gap.reason), subject) for metric in ("disparate_mia", "disparate_mia_p_value")]
     _, code, size = np.unique(group, return_inverse=True, return_counts=True)
@@ -121,22 +123,21 @@ def disparate_mia(
     seen = np.ptp(np.bincount(code[accused], minlength=len(size)) / size)
     extreme = int((np.ptp(shuffled, axis=1) >= seen - 1e-12).sum())
     p = measured(
-        "disparate_mia_p_value",
+        DISPARATE_MIA_P_VALUE,
         (extreme + 1) / (permutations + 1),
         clopper_pearson(extreme, permutations, confidence),
         confidence,
         "permutation test; interval of the shuffles drawn",
         f"{permutations:,} shuffles, {len(size):,} groups",
-        within=SHARE,
     )
     return [one.model_copy(update={"subject": subject}) for one in (gap, p)]
 
 
-def _largest_gap(metric: str, hit: Bools, group: NDArray[Any], confidence: float, unit: str) -> Measurement:
+def _largest_gap(metric: Metric, hit: Bools, group: NDArray[Any], confidence: float, unit: str) -> Measurement:
     """Largest difference between two groups of the share of hits; hit and group (N,)."""
     names, code, size = np.unique(group, return_inverse=True, return_counts=True)
     if len(names) < 2:
-        return not_measured(metric, f"needs >= 2 groups, found {len(names)}")
+        return not_measured(metric.name, f"needs >= 2 groups, found {len(names)}")
     hits = np.bincount(code[hit], minlength=len(names))
     level = 1 - (1 - confidence) / (len(names) * (len(names) - 1) / 2)
     ends = np.array([clopper_pearson(int(count), int(rows), level) for count, rows in zip(hits, size, strict=True)])
@@ -148,7 +149,7 @@ def _largest_gap(metric: str, hit: Bools, group: NDArray[Any], confidence: float
         low = max(low, float((difference - np.hypot(below[one], above[others])).max(initial=0)))
         high = max(high, float((difference + np.hypot(above[one], below[others])).max(initial=0)))
     value, samples = float(np.ptp(rate)), f"{len(hit):,} {unit}, {len(names):,} groups"
-    return measured(metric, value, (low, high), confidence, "Newcombe, Bonferroni over pairs", samples, within=SHARE)
+    return measured(metric, value, (low, high), confidence, "Newcombe, Bonferroni over pairs", samples)
 
 
 def gap_parts(stages: Mapping[str, Bools], group: NDArray[Any], confidence: float) -> list[Measurement]:
@@ -180,14 +181,13 @@ def gap_parts(stages: Mapping[str, Bools], group: NDArray[Any], confidence: floa
         method = "Newcombe" if before is None else "Newcombe, of paired score intervals"
         parts.append(
             measured(
-                "group_gap_part",
+                GROUP_GAP_PART,
                 value - other,
                 interval,
                 confidence,
                 method,
                 samples,
                 subject=name,
-                within=GROUP_GAP_PART.range,
             )
         )
         before = right
@@ -231,7 +231,7 @@ def equalized_odds(
     if low and _share_as_large(value, predicted, label, code, shape, rng) >= tail:
         low = 0.0
     method, samples = "posterior of rates; permutation test against 0", f"{len(label):,} rows, {len(names)} groups"
-    return measured("equalized_odds", value, (low, float(high)), confidence, method, samples, within=SHARE)
+    return measured(EQUALIZED_ODDS, value, (low, float(high)), confidence, method, samples)
 
 
 def _odds_gap(predicted: Ints, label: Ints, code: Ints, shape: tuple[int, int]) -> Floats:
