@@ -20,6 +20,7 @@ from privacy_gate.metrics.parties.fairness import client_std, evenness, worst_de
 from privacy_gate.metrics.parties.groups import equalized_odds, gap_parts, group_gap, needed_holdout
 from privacy_gate.simulation.partitions import heterogeneity
 from privacy_gate.verdict.judgement import CheckResult, Limit, Measurement, not_measured
+from privacy_gate.verdict.metric import INHERITED
 
 FairnessMetric = Literal["client_std", "worst_decile_gap", "client_benefit", "group_gap", "equalized_odds"]
 
@@ -185,7 +186,7 @@ class _Audited:
     def _told(self, found: list[Measurement]) -> list[Measurement]:
         if self.name == CANDIDATE:
             return found
-        return [one.model_copy(update={"metric": f"inherited_{one.metric}", "subject": self.name}) for one in found]
+        return [one.model_copy(update={"metric": INHERITED + one.metric, "subject": self.name}) for one in found]
 
 
 def _classes_of_groups(data: AuditData) -> Names | None:

@@ -23,6 +23,9 @@ ANY: Range = (None, None)
 SUFFIX = "_vs_champion"
 """Ends the names of differences from the champion."""
 
+INHERITED = "inherited_"
+"""Begins the names of metrics of a model that the candidate builds on."""
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -94,7 +97,7 @@ def inherited(own: Metric) -> Metric:
     """The same metric, measured on a model that the candidate builds on, which explains and gates nothing."""
     return replace(
         own,
-        name=f"inherited_{own.name}",
+        name=INHERITED + own.name,
         title=f"{own.title}, in a model that the candidate builds on",
         means=f"How much of it was there before the candidate was trained. {own.means}",
         remedy="Start from another backbone if most of the difference is inherited.",
