@@ -33,7 +33,7 @@ class TrajectoryMia(WhereDeclared):
     Every client that holds members must be in FEWEST_ROUNDS rounds of FEWEST_CLIENTS clients at least: of the members
     of one seldom read nothing is known.
 
-    trajectory_tpr, at 1 % false alarms: members told from holdout rows by their own client's updates.
+    trajectory_tpr: members identified from their own client's updates, at a false positive rate of 1 %.
     source_inference_advantage: how much oftener a member's client is named than by naming the largest.
     client_mia_gap: how much more of one client's members are found than of another's, at one threshold.
 
@@ -48,7 +48,7 @@ class TrajectoryMia(WhereDeclared):
     limits: Mapping[TrajectoryMetric, Limit] = Field(default_factory=dict)
 
     def needed_holdout(self, confidence: float) -> Mapping[str, int | None]:
-        """What resolves 1 % false alarms; source inference asks members alone."""
+        """What resolves a false positive rate of 1 %; source inference needs members alone."""
         return {metric: needed_holdout(FPR) for metric in self.limits if metric != "source_inference_advantage"}
 
     def jobs(self, subject: Subject) -> list[Job]:
