@@ -1,5 +1,6 @@
 """The glossary of metrics and attacks, written from their records; a test keeps docs/glossary.md equal to it."""
 
+import textwrap
 from collections.abc import Iterable
 from typing import Any, get_args
 
@@ -22,6 +23,8 @@ the records beside the measuring functions, not this file.
 - A limit relative to the promoted version (`champion_drop`, `champion_rise`) is judged on the metric's name followed by
   `_vs_champion`: the candidate's figure minus the champion's.
 """
+
+WIDTH = 120
 
 ATTACK_HEAD = "| attack | source | assumes | needs | extra cost |\n|---|---|---|---|---|\n"
 
@@ -55,10 +58,15 @@ def _entry(record: Metric) -> str:
     facts = f"{record.unit}, {_range(record)}; {worse}{_at_x(record) if parts else _chance(record)}"
     advice = "What helps" if record.name in REPORT_ONLY else "If the limit is violated"
     return (
-        f"- **`{shown.name}`**: {shown.title} ({facts}). {shown.means}\n"
-        f"  - Needs: {shown.resolves}\n"
-        f"  - {advice}: {shown.remedy}\n"
+        _item(f"- **`{shown.name}`**: {shown.title} ({facts}). {shown.means}", "  ")
+        + _item(f"  - Needs: {shown.resolves}", "    ")
+        + _item(f"  - {advice}: {shown.remedy}", "    ")
     )
+
+
+def _item(text: str, indent: str) -> str:
+    """One item of a list, in lines of at most WIDTH letters."""
+    return textwrap.fill(text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False) + "\n"
 
 
 def _range(record: Metric) -> str:
