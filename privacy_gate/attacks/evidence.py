@@ -5,12 +5,14 @@ Axis letters, here and everywhere:
     C  classes                   K  clients                      G  groups
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from privacy_gate.arrays import Bools, Floats, Ints
+from privacy_gate.attacks.heads import Training
+from privacy_gate.attacks.release import Release
 from privacy_gate.dossier.dataset import Split
 from privacy_gate.errors import EvidenceError
 
@@ -55,6 +57,15 @@ class MembershipEvidence:
     trace        (N, E)  loss after each of E epochs of the candidate's training, nats; None where not logged
     ridge        L2 coefficient r of the training loss, mean over members + r/2 |(W, b)|^2; None where it has
                  another form
+    release      what the attacker sees; the arrays above are those of the models themselves until `view.view_of`
+    head         (C, D + 1) of the candidate, bias last, as the attacker knows it; None if only a network has one
+    residual_of_head  error of a recovered head's logits in units of their spread; 0 if the head is released
+    reference_heads   (M, C, D + 1) of the references; None where not kept
+    training     what the recipe says about how heads moved
+    span, reference_span  (N,) and (M, N): the gradient span of a network's weights; None where not kept
+    right, reference_right  (N,) and (M, N) bool: whether the predicted label is the true one
+    steady, reference_steady  (N,) and (M, N): share of a row's changed images whose label stays right; None if not asked
+    hidden       why the references' answers cannot be cut to what the release shows; None if they can
 
     Raises EvidenceError on a wrong shape, a value that is not finite, no member or no holdout
     row, a population row inside a training set, or an audited row that is in all or in none of
@@ -72,6 +83,20 @@ class MembershipEvidence:
     features: Floats | None = None
     trace: Floats | None = None
     ridge: float | None = None
+    release: Release = field(default_factory=Release)
+    head: Floats | None = None
+    residual_of_head: float = 0.0
+    reference_heads: Floats | None = None
+    training: Training = field(default_factory=Training)
+    span: Floats | None = None
+    reference_span: Floats | None = None
+    right: Bools | None = None
+    reference_right: Bools | None = None
+    steady: Floats | None = None
+    reference_steady: Floats | None = None
+    hidden: str | None = None
+    memo: dict[str, Floats] = field(default_factory=dict, compare=False, repr=False)
+    """Statistics that several attacks share, by name; made once."""
 
     def __post_init__(self) -> None:
         rows, models = len(self.target), len(self.reference)
@@ -86,6 +111,14 @@ class MembershipEvidence:
             "residual": (models, rows),
             "features": (rows, *(() if self.features is None else self.features.shape[1:2])),
             "trace": (rows, *(() if self.trace is None else self.trace.shape[1:2])),
+            "head": self._head_shape(),
+            "reference_heads": (models, *self._head_shape()),
+            "span": (rows,),
+            "reference_span": (models, rows),
+            "right": (rows,),
+            "reference_right": (models, rows),
+            "steady": (rows,),
+            "reference_steady": (models, rows),
         }
         for name, shape in expected.items():
             array = getattr(self, name)
@@ -97,6 +130,9 @@ class MembershipEvidence:
                 bad = int((~np.isfinite(array)).sum())
                 raise EvidenceError(f"{name} has {bad} values that are not finite numbers, expected none")
         self._refuse_empty_or_never()
+
+    def _head_shape(self) -> tuple[int, int]:
+        return self.logits.shape[-1], 0 if self.features is None else self.features.shape[1] + 1
 
     def _refuse_empty_or_never(self) -> None:
         for name, split in (("member", Split.MEMBER), ("holdout", Split.HOLDOUT)):

@@ -1,0 +1,131 @@
+"""A linear head recovered from its answers: log p_c - mean_c log p_c is linear in the features and a 1 for the bias."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import cho_factor, cho_solve
+
+from privacy_gate.arrays import Floats
+from privacy_gate.attacks.release import FLOAT32, Release, released
+
+MOST_STEPS, TOLERANCE = 200, 1e-6
+"""Conjugate gradients of the weighted fit: the most steps, and the residual relative to the right-hand side."""
+
+RIDGE = 1e-10
+"""Share of the mean eigenvalue added to the features' covariance: constant or repeated features leave it singular."""
+
+SOUND = 1e-2
+"""Relative error of the fitted logits up to which a recovered head is taken for the candidate's."""
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """A head as its answers tell it.
+
+    head      (C, D), bias last, less its mean over classes
+    residual  root mean square error of the fitted logits in units of their spread; of answers used, weighted as fitted
+    used      share of the answers that say something: not rounded to 0
+    """
+
+    head: Floats
+    residual: float
+    used: float
+
+    @property
+    def sound(self) -> bool:
+        """Whether the answers determine the head."""
+        return self.residual <= SOUND
+
+
+def recover(x: Floats, answers: Floats, unit: float = 0.0) -> Recovered:
+    """The head of a model that answers rows x (N, D), D counting a 1 for the bias, by probabilities (N, C).
+
+    unit  the last decimal's size of rounded probabilities; 0: float32. The error of log p is then unit / (p sqrt 12):
+    small probabilities say little and are weighted so. The constant that each row's logits lack is fitted too.
+    """
+    with np.errstate(divide="ignore"):
+        logs = np.log(answers)
+    seen = answers > max(unit / 2, np.finfo(np.float32).tiny)
+    logs = np.where(seen, logs, 0.0)
+    if unit == 0 and bool(seen.all()):
+        centred = logs - logs.mean(axis=1, keepdims=True)
+        head = np.linalg.lstsq(x, centred, rcond=None)[0].T
+        return _judged(x, logs, seen.astype(np.float64), head, seen)
+    error = FLOAT32**2 + (unit / np.sqrt(12) / np.where(seen, answers, 1.0)) ** 2
+    weight = np.where(seen, error.min() / error, 0.0)
+    return _judged(x, logs, weight, _weighted(x, logs, weight), seen)
+
+
+def _judged(x: Floats, logs: Floats, weight: Floats, head: Floats, seen: Floats) -> Recovered:
+    left, spread = (_without_constant(values, weight) for values in (logs - x @ head.T, logs))
+    size = float((weight * spread**2).sum())
+    residual = float(np.sqrt((weight * left**2).sum() / max(size, np.finfo(np.float64).tiny)))
+    return Recovered(np.asarray(head - head.mean(axis=0)), residual, float(np.mean(seen)))
+
+
+def _without_constant(values: Floats, weight: Floats) -> Floats:
+    """values (N, C) less each row's weighted mean."""
+    total = np.maximum(weight.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    return np.asarray(values - (weight * values).sum(axis=1, keepdims=True) / total)
+
+
+def _weighted(x: Floats, logs: Floats, weight: Floats) -> Floats:
+    """Weighted least squares of logs (N, C) on x (N, D) with a constant of its own for each row: heads (C, D).
+
+    By conjugate gradients on all classes together, preconditioned by each class's own weighted covariance.
+    """
+    factors = [_factor((x * weight[:, one, None]).T @ x) for one in range(logs.shape[1])]
+
+    def image(head: Floats) -> Floats:
+        return np.asarray((weight * _without_constant(x @ head.T, weight)).T @ x)
+
+    def scaled(towards: Floats) -> Floats:
+        return np.stack([cho_solve(factor, one) for factor, one in zip(factors, towards, strict=True)])
+
+    left = (weight * _without_constant(logs, weight)).T @ x
+    head = np.zeros_like(left)
+    step_on = scaled(left)
+    inner = float((left * step_on).sum())
+    goal = TOLERANCE**2 * inner
+    for _ in range(MOST_STEPS):
+        if inner <= goal:
+            break
+        moved = image(step_on)
+        length = inner / float((step_on * moved).sum())
+        head += length * step_on
+        left -= length * moved
+        eased = scaled(left)
+        before, inner = inner, float((left * eased).sum())
+        step_on = eased + inner / before * step_on
+    return head
+
+
+def _factor(gram: Floats) -> tuple[NDArray[Any], bool]:
+    gram[np.diag_indices(len(gram))] += RIDGE * max(float(np.trace(gram)) / len(gram), 1e-300)
+    return cho_factor(gram, lower=True, overwrite_a=True)
+
+
+def recover_rounded(x: Floats, heads: Floats, release: Release) -> Floats:
+    """Heads (K, C, D) as their rounded answers on x (N, D) tell them, the first the candidate's: (K, C, D).
+
+    The posterior mean of each class's weights, a priori normal about the references' mean head with covariance
+    proportional to X'X, as training noise is, given log probabilities whose error is that of the rounding. One linear
+    map for all models, so that what it blurs it blurs in references as in the candidate, and LiRA knows by how much.
+    """
+    mean = heads[1:].mean(axis=0)
+    factor = _factor(x.T @ x)
+    moved = heads[1:] - mean
+    spread = float(np.mean([np.sum(one * cho_solve(factor, one.T).T) for one in moved]) / mean.size)
+    prior = cho_solve(factor, np.eye(x.shape[1])) / max(spread, np.finfo(np.float64).tiny)
+    typical = np.mean([released(x @ one.T, Release()) for one in heads[1:]], axis=0)
+    error = FLOAT32**2 + (release.unit / np.sqrt(12) / np.maximum(typical, release.unit / 2)) ** 2
+    weight = np.where(typical > release.unit / 2, 1 / error, 0.0)
+    known = np.log(np.maximum(np.stack([released(x @ one.T, release) for one in heads]), release.unit / 4))
+    left = np.stack([_without_constant(one - x @ mean.T, weight) for one in known])
+    found = np.empty_like(heads)
+    for one in range(heads.shape[1]):
+        system = _factor((x * weight[:, one, None]).T @ x + prior)
+        found[:, one] = cho_solve(system, x.T @ (weight[:, one] * left[:, :, one]).T).T
+    return np.asarray(found + mean)
