@@ -13,8 +13,9 @@ from privacy_gate.attacks.bavaria import log_predictive
 from privacy_gate.attacks.evidence import MembershipEvidence, log_probability
 from privacy_gate.attacks.leave_one_out import all_models, lira_every_model
 from privacy_gate.attacks.moments import moments, row_blocks
-from privacy_gate.attacks.rmia import OFFLINE_SHARE, log_of
+from privacy_gate.attacks.rmia import OFFLINE_SHARE, log_expected_offline
 from privacy_gate.attacks.ties import share_below
+from privacy_gate.attacks.weights import span_statistic, statistic_of
 
 
 def bavaria_every_model(phi: Floats, included: Bools) -> Floats:
@@ -39,29 +40,37 @@ def rmia_every_model(phi: Floats, included: Bools, population: Floats, *, a: flo
     phi, included (M, N) of audited rows; population (M, Z): phi of rows no model was trained on.
     NaN where a row lacks a side once the target is left out.
     """
-    calibration = log_probability(population) - np.log(((1 + a) * _mean_of_others(population) + 1 - a) / 2)
+    calibration = log_probability(population) - log_expected_offline(_log_mean_of_others(population), a)
     scores = np.empty(phi.shape)
     for rows in row_blocks(*phi.shape):
         block, chosen = phi[:, rows], included[:, rows]
-        expected = (_mean_of_others(block, chosen) + _mean_of_others(block, ~chosen)) / 2
-        scores[:, rows] = log_probability(block) - log_of(expected)
+        inside, outside = _log_mean_of_others(block, chosen), _log_mean_of_others(block, ~chosen)
+        scores[:, rows] = log_probability(block) - np.logaddexp(inside, outside) + np.log(2)
     for target, ratio in enumerate(scores):
         known = np.isfinite(ratio)
         ratio[known] = share_below(ratio[known], calibration[target])
     return scores
 
 
-def _mean_of_others(phi: Floats, chosen: Bools | None = None) -> Floats:
-    """Mean of p_y over the chosen models but the row's own, (M, N); NaN where there is none."""
+def _log_mean_of_others(phi: Floats, chosen: Bools | None = None) -> Floats:
+    """log of the mean of p_y over the chosen models but the row's own, (M, N) nats; NaN if there is none.
+
+    Sums of the models before and of those after the target, in logarithms: nothing cancels and nothing underflows.
+    """
     chosen = np.ones(phi.shape, dtype=bool) if chosen is None else chosen
-    share = np.where(chosen, np.exp(log_probability(phi)), 0.0)
-    total = np.zeros(phi.shape)
-    total[1:] += np.cumsum(share[:-1], axis=0)
-    total[:-1] += np.cumsum(share[:0:-1], axis=0)[::-1]
+    share = np.where(chosen, log_probability(phi), -np.inf)
+    total = np.full(phi.shape, -np.inf)
+    total[1:] = np.logaddexp.accumulate(share[:-1], axis=0)
+    total[:-1] = np.logaddexp(total[:-1], np.logaddexp.accumulate(share[:0:-1], axis=0)[::-1])
     count = np.count_nonzero(chosen, axis=0) - chosen
-    mean = np.full(phi.shape, np.nan)
-    np.divide(total, count, out=mean, where=count > 0)
-    return mean
+    return np.where(count > 0, total - np.log(np.maximum(count, 1)), np.nan)
+
+
+def _of_span(evidence: MembershipEvidence) -> Floats:
+    """`span_lira` on every model: the statistic is made once, each model's references are all the others."""
+    made = statistic_of(span_statistic, evidence, references=True)
+    included, pool = np.concatenate([evidence.member[None], evidence.included]), evidence.pool
+    return bavaria_every_model(made[:, pool], included[:, pool])
 
 
 def _of_lira(evidence: MembershipEvidence) -> Floats:
@@ -82,5 +91,6 @@ EVERY_MODEL: dict[str, Callable[[MembershipEvidence], Floats]] = {
     "lira": _of_lira,
     "bavaria": _of_bavaria,
     "rmia": _of_rmia,
+    "span_lira": _of_span,
 }
 """Scores (M + 1, audited rows) of every model as target, the candidate first, by the attack's name in ATTACKS."""

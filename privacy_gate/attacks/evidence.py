@@ -64,7 +64,7 @@ class MembershipEvidence:
     training     what the recipe says about how heads moved
     span, reference_span  (N,) and (M, N): the gradient span of a network's weights; None where not kept
     right, reference_right  (N,) and (M, N) bool: whether the predicted label is the true one
-    steady, reference_steady  (N,) and (M, N): share of a row's changed images whose label stays right; None if not asked
+    steady, reference_steady  (N,) and (M, N): share of a row's changed images whose label is right; None if not asked
     hidden       why the references' answers cannot be cut to what the release shows; None if they can
 
     Raises EvidenceError on a wrong shape, a value that is not finite, no member or no holdout

@@ -28,7 +28,7 @@ TOLERANCE, MOST_STEPS = 1e-5, 400
 """Conjugate gradients: residual relative to the right-hand side, and the most steps."""
 
 FLAT = 1e-10
-"""Share of the mean eigenvalue added to a covariance so that it can be factorised: features may be constant or equal."""
+"""Share of the mean eigenvalue added to a covariance, which constant or equal features would leave singular."""
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,10 @@ def gradient_span(
         moved = moved * _gradient_size(x, a)
     root = _root(x, training.ridge) if whitened else None
     rows = x if root is None else solve_triangular(root, x.T.astype(np.float64), lower=True).T.astype(x.dtype)
-    sums = moved if root is None else solve_triangular(root, moved.reshape(-1, x.shape[1]).T, lower=True).T.reshape(
-        moved.shape
+    sums = (
+        moved
+        if root is None
+        else solve_triangular(root, moved.reshape(-1, x.shape[1]).T, lower=True).T.reshape(moved.shape)
     )
     a = a.astype(x.dtype)
     right = np.stack([np.einsum("nc,nc->n", a, rows @ head.T.astype(x.dtype)) for head in sums])
@@ -155,7 +157,7 @@ def _by_factor(rows: Floats, a: Floats, right: Floats, prior: float) -> Floats:
 
 
 def _by_steps(rows: Floats, a: Floats, right: Floats, prior: float) -> Floats:
-    """The same by conjugate gradients, head by head: the N x N matrix is never formed, (K v)_i = a_i' (A' diag(v) R) r_i.
+    """The same by conjugate gradients, head by head, since (K v)_i = a_i' (A' diag(v) R) r_i needs no N x N matrix.
 
     Preconditioned by the diagonal. Raises EvidenceError if it does not converge.
     """
@@ -177,7 +179,9 @@ def _by_steps(rows: Floats, a: Floats, right: Floats, prior: float) -> Floats:
                 break
             towards = scaled + inner / before * towards
         else:
-            raise EvidenceError(f"the gradient span did not converge in {MOST_STEPS} steps: features or heads are unsound")
+            raise EvidenceError(
+                f"the gradient span did not converge in {MOST_STEPS} steps: features or heads are unsound"
+            )
         scores[one] = solution
     return scores
 
@@ -202,4 +206,5 @@ def _root(x: Floats, ridge: float) -> NDArray[Any]:
 def _factor(gram: Floats, ridge: float) -> tuple[NDArray[Any], bool]:
     wide = gram.astype(np.float64)
     wide[np.diag_indices(len(wide))] += max(ridge, FLAT) * max(float(np.trace(wide)) / len(wide), 1e-300)
-    return cho_factor(wide, lower=True, overwrite_a=True)
+    factor: tuple[NDArray[Any], bool] = cho_factor(wide, lower=True, overwrite_a=True)
+    return factor

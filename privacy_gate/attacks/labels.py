@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from privacy_gate.arrays import Floats
+from privacy_gate.arrays import Bools, Floats
 from privacy_gate.attacks.evidence import MembershipEvidence
 from privacy_gate.errors import EvidenceError
 
@@ -52,7 +52,7 @@ def consistency(evidence: MembershipEvidence) -> Floats:
     return np.asarray((evidence.steady - mean) / np.maximum(deviation, 1e-9))
 
 
-def _right(evidence: MembershipEvidence) -> Floats:
+def _right(evidence: MembershipEvidence) -> Bools:
     if evidence.right is None:
         raise EvidenceError("the attack needs the candidate's labels, found none")
     return evidence.right

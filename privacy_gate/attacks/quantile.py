@@ -37,7 +37,8 @@ def quantile(evidence: MembershipEvidence) -> Floats:
     apart = hinge - expected
     spread = float(np.sqrt(np.mean(apart[population] ** 2))) or 1.0
     size = np.log(np.maximum(np.abs(apart), SMALLEST * spread))
-    scale = np.exp(ridge.predict(size))
+    # Far from the population a linear prediction has no bounds: no row is given a smaller scale than any row has shown.
+    scale = np.exp(np.clip(ridge.predict(size), size[population].min(), size[population].max()))
     return np.asarray(apart / scale)
 
 

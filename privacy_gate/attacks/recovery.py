@@ -104,7 +104,8 @@ def _weighted(x: Floats, logs: Floats, weight: Floats) -> Floats:
 
 def _factor(gram: Floats) -> tuple[NDArray[Any], bool]:
     gram[np.diag_indices(len(gram))] += RIDGE * max(float(np.trace(gram)) / len(gram), 1e-300)
-    return cho_factor(gram, lower=True, overwrite_a=True)
+    factor: tuple[NDArray[Any], bool] = cho_factor(gram, lower=True, overwrite_a=True)
+    return factor
 
 
 def recover_rounded(x: Floats, heads: Floats, release: Release) -> Floats:

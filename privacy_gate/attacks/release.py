@@ -108,7 +108,7 @@ def confidence_of(answers: Floats, label: Ints, release: Release) -> Floats:
 
 
 def rounded_confidence(confidence: Floats, release: Release) -> Floats:
-    """Logit-scaled confidence (..., N) as the release's decimals tell it, for models whose other classes are not known."""
+    """Logit-scaled confidence (..., N) as the release's decimals tell it, if the other classes are not known."""
     if release.digits is None:
         return confidence
     p = np.round(1 / (1 + np.exp(-np.asarray(confidence, dtype=np.float64))), release.digits)

@@ -42,8 +42,8 @@ def base(evidence: MembershipEvidence) -> Floats:
 
     NaN in population rows: their mean lacks the models trained on them.
     """
-    mean = _mean_probability(evidence.reference, np.ones(evidence.included.shape, dtype=bool))
-    return np.where(evidence.pool, log_probability(evidence.target) - log_of(mean), np.nan)
+    mean = _log_mean_probability(evidence.reference, np.ones(evidence.included.shape, dtype=bool))
+    return np.where(evidence.pool, log_probability(evidence.target) - mean, np.nan)
 
 
 def informia(evidence: MembershipEvidence, *, a: float = OFFLINE_SHARE) -> Floats:
@@ -60,26 +60,41 @@ def log_ratio_online(evidence: MembershipEvidence) -> Floats:
 
     Equal halves whatever share of the references was trained on x. NaN in population rows.
     """
-    inside, outside = (_mean_probability(evidence.reference, side) for side in (evidence.included, ~evidence.included))
-    return log_probability(evidence.target) - log_of((inside + outside) / 2)
+    inside, outside = (
+        _log_mean_probability(evidence.reference, side) for side in (evidence.included, ~evidence.included)
+    )
+    return np.asarray(log_probability(evidence.target) - np.logaddexp(inside, outside) + np.log(2))
 
 
 def log_ratio_offline(evidence: MembershipEvidence, a: float) -> Floats:
     """log p_t(x) - log p(x), (N,) nats; p(x) = ((1 + a) mean over models without x + 1 - a) / 2."""
-    outside = _mean_probability(evidence.reference, ~evidence.included)
-    return log_probability(evidence.target) - np.log(((1 + a) * outside + 1 - a) / 2)
+    outside = _log_mean_probability(evidence.reference, ~evidence.included)
+    return np.asarray(log_probability(evidence.target) - log_expected_offline(outside, a))
 
 
-def log_of(probability: Floats) -> Floats:
-    """Logarithm that stays finite where every model's probability underflows."""
-    return np.asarray(np.log(np.maximum(probability, np.finfo(np.float64).tiny)))
+def log_mean_exp(logs: Floats, chosen: Bools) -> Floats:
+    """log of the mean of exp(logs) over the chosen models, (M, N) -> (N,); NaN if none is chosen.
+
+    In logarithms throughout: a model that memorised its rows gives others probabilities of exp(-900), which no float
+    holds.
+    """
+    count = np.count_nonzero(chosen, axis=0)
+    kept = np.where(chosen, logs, -np.inf)
+    top = np.where(count > 0, kept.max(axis=0, initial=-np.inf), 0.0)
+    with np.errstate(divide="ignore"):
+        total = np.log(np.exp(kept - top).sum(axis=0))
+    return np.where(count > 0, top + total - np.log(np.maximum(count, 1)), np.nan)
 
 
-def _mean_probability(phi: Floats, chosen: Bools) -> Floats:
-    """Mean of p_y over the chosen models, (M, N) -> (N,); NaN where none is chosen."""
+def log_expected_offline(outside: Floats, a: float) -> Floats:
+    """log of ((1 + a) p + 1 - a) / 2, nats, for `outside` = log p of models without the row; 0 <= a <= 1."""
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.logaddexp(np.log1p(a) + outside, np.log(1 - a)) - np.log(2))
+
+
+def _log_mean_probability(phi: Floats, chosen: Bools) -> Floats:
+    """log of the mean of p_y over the chosen models, (M, N) -> (N,) nats; NaN if none is chosen."""
     mean = np.full(phi.shape[1], np.nan)
     for rows in row_blocks(*phi.shape):
-        count = np.count_nonzero(chosen[:, rows], axis=0)
-        total = np.where(chosen[:, rows], np.exp(log_probability(phi[:, rows])), 0.0).sum(axis=0)
-        np.divide(total, count, out=mean[rows], where=count > 0)
+        mean[rows] = log_mean_exp(log_probability(phi[:, rows]), chosen[:, rows])
     return mean

@@ -89,7 +89,7 @@ def _recovered(evidence: MembershipEvidence, release: Release) -> MembershipEvid
         return replace(evidence, head=found.head, residual_of_head=found.residual)
     heads = np.concatenate([evidence.head[None], evidence.reference_heads]).astype(np.float64)
     as_told = recover_rounded(x, heads, release)
-    error = float(np.linalg.norm(x @ (as_told[0] - evidence.head).T) / max(np.linalg.norm(own), 1e-300))
+    error = float(np.linalg.norm(x @ (as_told[0] - evidence.head).T)) / max(float(np.linalg.norm(own)), 1e-300)
     return replace(evidence, head=as_told[0], reference_heads=as_told[1:], residual_of_head=error)
 
 

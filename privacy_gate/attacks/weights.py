@@ -58,7 +58,7 @@ def alone(statistic: Statistic) -> Callable[[MembershipEvidence], Floats]:
     """The attack that accuses by the candidate's statistic itself: no reference is used, (N,)."""
 
     def score(evidence: MembershipEvidence) -> Floats:
-        return _made(statistic, evidence, references=False)[0]
+        return statistic_of(statistic, evidence, references=False)[0]
 
     return score
 
@@ -68,7 +68,7 @@ def over_references(statistic: Statistic) -> Callable[[MembershipEvidence], Floa
     variances, (N,) nats; NaN in population rows."""
 
     def score(evidence: MembershipEvidence) -> Floats:
-        made = _made(statistic, evidence, references=True)
+        made = statistic_of(statistic, evidence, references=True)
         return _log_ratio(made[0], made[1:], evidence)
 
     return score
@@ -82,7 +82,7 @@ def with_confidence(statistic: Statistic) -> Callable[[MembershipEvidence], Floa
     """
 
     def score(evidence: MembershipEvidence) -> Floats:
-        made = _made(statistic, evidence, references=True)
+        made = statistic_of(statistic, evidence, references=True)
         slope = _slope(made[1:], evidence)
         target = evidence.target - slope * made[0]
         reference = evidence.reference - slope * made[1:]
@@ -111,7 +111,7 @@ def _log_ratio(target: Floats, reference: Floats, evidence: MembershipEvidence) 
     return np.where(evidence.pool, ratio, np.nan)
 
 
-def _made(statistic: Statistic, evidence: MembershipEvidence, *, references: bool) -> Floats:
+def statistic_of(statistic: Statistic, evidence: MembershipEvidence, *, references: bool) -> Floats:
     """The statistic, made once for each evidence: attacks share it."""
     name = f"{getattr(statistic, '__name__', '')} {references}"
     if name not in evidence.memo:
