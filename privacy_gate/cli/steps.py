@@ -1,4 +1,4 @@
-"""The gate's pass, at once or step by step."""
+"""The commands of the gate: the whole pass at once, or step by step."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,7 +26,7 @@ from privacy_gate.cli.options import (
     now,
 )
 from privacy_gate.cli.reports import decide, summary
-from privacy_gate.cli.terminal import progress_bar, say
+from privacy_gate.cli.terminal import counted, progress_bar, say
 
 if TYPE_CHECKING:
     from privacy_gate.compute.cluster import Cluster
@@ -91,7 +91,7 @@ def prepare(
     ray_address: RayAddress = None,
     gpus_per_task: Gpus = 0,
 ) -> None:
-    """Compute what the policy needs (the slow, resumable step; needs no right to write to the registry)."""
+    """Compute what the policy needs: the slow, resumable step. It never writes to the registry."""
     from privacy_gate.auditing.audit import Shard
     from privacy_gate.gate.case import open_case
     from privacy_gate.gate.preparation import prepare
@@ -105,9 +105,14 @@ def prepare(
 
 
 def price(prepared: "Prepared", machine: "Machine", cluster: "Cluster | None") -> str:
-    """What was computed, and for how long; a cluster's workers are not counted, and may use their GPUs in part."""
+    """How many jobs were computed, and for how long.
+
+    GPU-seconds are only given without a cluster: its workers are not counted, and may share GPUs.
+    """
     unit = "GPU-seconds" if cluster is None and machine.gpus() else "s"
-    return f"{prepared.computed} jobs computed, {prepared.stored} were stored already; {prepared.seconds:.0f} {unit}"
+    computed = counted(prepared.computed, "job")
+    stored = f"{prepared.stored} {'was' if prepared.stored == 1 else 'were'} stored already"
+    return f"{computed} computed, {stored}; {prepared.seconds:.0f} {unit}"
 
 
 @app.command(epilog="Example: privacy-gate audit models:/digits/3 --policy policies/baseline.yaml")
@@ -119,7 +124,7 @@ def audit(
     tracking_uri: Tracking = None,
     thumbnails: Thumbnails = None,
 ) -> None:
-    """Judge what `prepare` stored and write the report (CPU, seconds)."""
+    """Judge the results that `prepare` stored and write the report (takes seconds, no GPU)."""
     from privacy_gate.gate import steps as gate
 
     with progress_bar() as progress:

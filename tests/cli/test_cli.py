@@ -112,12 +112,20 @@ def test_policy_lint_audit_and_report_do_not_import_torch() -> None:
         (["check", "models:/x/1", "-p", "p", "--engine", "ray", "--ray-address", "x"], 2, "write ray://host:port"),
         (["prepare", "models:/x/1", "--policy", "p", "--engine", "slurm"], 2, "'slurm' is not one of 'local', 'ray'"),
         (["store", "prune", "--older-than", "30"], 2, "--older-than 30: write a number of hours, days or weeks"),
-        (["store", "list", "--store", "absent"], 2, "store absent: nothing is there; name one that `prepare`"),
-        (["store", "verify", "--store", "absent"], 2, "store absent: nothing is there"),
-        (["store", "prune", "--store", "absent"], 2, "store absent: nothing is there"),
-        (["store", "merge", "absent", "--into", "all"], 2, "store absent: nothing is there"),
-        (["prepare", "models:/x/1", "-p", "p", "--gpus-per-task", "1"], 2, "tasks are Ray's; add --engine ray"),
-        (["check", "models:/x/1", "-p", "p", "--device", "gpu"], 2, "--device gpu: unknown; use auto, cpu, cuda or"),
+        (["store", "list", "--store", "absent"], 2, "store absent: no such store; name one that `prepare`"),
+        (["store", "verify", "--store", "absent"], 2, "store absent: no such store"),
+        (["store", "prune", "--store", "absent"], 2, "store absent: no such store"),
+        (["store", "merge", "absent", "--into", "all"], 2, "store absent: no such store"),
+        (
+            ["prepare", "models:/x/1", "-p", "p", "--gpus-per-task", "1"],
+            2,
+            "applies to Ray tasks only; add --engine ray",
+        ),
+        (
+            ["check", "models:/x/1", "-p", "p", "--device", "gpu"],
+            2,
+            "--device gpu: unknown device; use auto, cpu, cuda or",
+        ),
         (["dossier", "lint", "absent"], 2, "absent/recipe.yaml: No such file or directory"),
         (["nonsense"], 2, "No such command 'nonsense'"),
     ],
@@ -169,7 +177,7 @@ def test_an_interrupt_exits_with_130(number: signal.Signals, tmp_path: Path) -> 
     _, complaint = process.communicate(timeout=20)
     os.close(writer)
     assert process.returncode == 130
-    assert "run the same command to go on" in complaint
+    assert "run the same command to continue" in complaint
 
 
 def test_too_little_memory_exits_with_6(tmp_path: Path) -> None:
@@ -206,7 +214,7 @@ def test_gpus_that_stay_idle_are_named(monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     machine = chosen_machine("auto", None)
     assert machine.gpus() == 1
-    assert "3 more on this machine are idle: --engine ray --gpus-per-task 1" in capsys.readouterr().err
+    assert "3 more GPUs are idle: --engine ray --gpus-per-task 1" in capsys.readouterr().err
     for device, engine in (("auto", "ray"), ("cpu", "local"), ("cuda:1", "local")):
         chosen_machine(device, None, engine)
     assert capsys.readouterr().err == ""

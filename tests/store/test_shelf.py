@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from privacy_gate.dossier.recipe import Recipe
 from typer.testing import CliRunner
 
 from privacy_gate.cli import app
 from privacy_gate.documents import load
 from privacy_gate.dossier.backbone import Input
 from privacy_gate.dossier.federation import Aggregator
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.errors import ConfigurationError
 from privacy_gate.jobs.kinds import (
     FORMAT,
@@ -238,7 +238,7 @@ def test_verify_names_every_damaged_file_and_deletes_it_when_told_to(tmp_path: P
     assert "5 files read, 4 damaged" in text
     code, text = invoke("verify", "--store", str(tmp_path), "--delete-damaged")
     assert (code, text.splitlines()[-1]) == (0, "5 files read, 4 damaged and deleted")
-    assert invoke("verify", "--store", str(tmp_path))[1].strip() == "1 files read, 0 damaged"
+    assert invoke("verify", "--store", str(tmp_path))[1].strip() == "1 file read, 0 damaged"
     assert store.has(job(4))
 
 
