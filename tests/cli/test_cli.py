@@ -67,7 +67,7 @@ def test_policy_lint_says_what_the_holdout_cannot_resolve() -> None:
     code, text = invoke("policy", "lint", str(ROOT / "policies" / "strict.yaml"), "--holdout", "2000")
     assert code == 0
     assert (
-        "tpr_at_0.001_fpr needs at least 10,000 holdout rows to meet its limit: with your 2,000 no model does" in text
+        "tpr_at_0.001_fpr needs at least 10,000 holdout rows to meet its limit: with your 2,000 no model can" in text
     )
 
 

@@ -283,6 +283,6 @@ def test_a_cluster_s_workers_read_both_models(scene: Any, policy: Path, tracking
         with open_case(uri, policy, store=str(tmp_path / "far"), tracking_uri=tracking, now=NOW) as case:
             prepare(case, MACHINE, Shard(), silent, Cluster())
             assert (
-                "in the candidate's place, it failed: the candidate's head reads 3 features"
+                "it failed when it was run in place of the candidate: the candidate's head reads 3 features"
                 in case.audit(NOW, silent).reasons[0]
             )

@@ -298,12 +298,13 @@ checks:
 promotion: {alias: champion}
 """
     (tmp_path / "policy.yaml").write_text(text)
-    said = "  holdout_accuracy_vs_champion needs 73 holdout rows to let a candidate pass that agrees with the champion"
+    metric = "  holdout_accuracy_vs_champion: "
+    equal = f"{metric}a candidate that agrees with the champion on every row needs 73 holdout rows to pass"
     for holdout, warned in ((72, True), (73, False), (None, False)):
         lines = lint_policy(tmp_path / "policy.yaml", holdout)
-        (line,) = [one for one in lines if one.startswith(said)]
-        assert line.endswith(": warning: with your 72 none does") is warned
-        assert any(one.startswith("  corruption_ratio_vs_champion: on no number of holdout rows") for one in lines)
+        (line,) = [one for one in lines if one.startswith(equal)]
+        assert line.endswith(": warning: with your 72 it cannot") is warned
+        assert any("corruption_ratio_vs_champion" in one and "cannot meet this limit with any" in one for one in lines)
 
 
 POLICY = """
@@ -332,7 +333,7 @@ def test_no_rows_show_that_groups_do_not_differ_at_all_and_clients_need_what_is_
 def test_a_policy_is_told_what_each_of_its_limits_needs(tmp_path: Path) -> None:
     (tmp_path / "policy.yaml").write_text(POLICY)
     told = "\n".join(lint_policy(tmp_path / "policy.yaml", 99))
-    assert "vulnerability_gap needs at least 100 holdout rows to meet its limit: with your 99 no model does" in told
+    assert "vulnerability_gap needs at least 100 holdout rows to meet its limit: with your 99 no model can" in told
     assert "robust_accuracy: no number of holdout rows meets this limit" in told
     assert "corruption_ratio needs at least 100 holdout rows to meet its limit: with" in told
     assert "holdout_accuracy needs" not in told
@@ -429,7 +430,7 @@ promotion: {alias: champion}
     told = [line for line in lint_policy(tmp_path / "policy.yaml", None) if "warning" in line]
     places = [line.split(": ")[0].removeprefix(f"  {tmp_path}/policy.yaml") for line in told]
     assert places == [":7:47", ":10:47", ":12:25", ":16:14"]
-    assert "warning: every holdout_accuracy is >= 0: the limit asks for one to be measured, and no more" in told[0]
+    assert "warning: every holdout_accuracy is >= 0, so this limit only asks for the metric to be measured" in told[0]
 
 
 @pytest.mark.parametrize(
