@@ -106,7 +106,7 @@ def lint_data(data: AuditData) -> list[str]:
     if twins := duplicates(data):
         examples = ", ".join(f"{member} = {holdout}" for member, holdout in twins[:5])
         lines.append(
-            f"  warning: {len(twins)} images are in members and in holdout ({examples}): remove them from one of the two"
+            f"  warning: {len(twins)} images are in members and in holdout ({examples}): remove them from one split"
         )
     return lines
 

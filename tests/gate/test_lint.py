@@ -334,7 +334,7 @@ def test_a_policy_is_told_what_each_of_its_limits_needs(tmp_path: Path) -> None:
     (tmp_path / "policy.yaml").write_text(POLICY)
     told = "\n".join(lint_policy(tmp_path / "policy.yaml", 99))
     assert "vulnerability_gap needs at least 100 holdout rows to meet its limit: with your 99 no model can" in told
-    assert "robust_accuracy: no number of holdout rows meets this limit" in told
+    assert "robust_accuracy: no model can meet this limit with any number of holdout rows" in told
     assert "corruption_ratio needs at least 100 holdout rows to meet its limit: with" in told
     assert "holdout_accuracy needs" not in told
     assert "with your" not in "\n".join(lint_policy(tmp_path / "policy.yaml", 100))
@@ -346,7 +346,7 @@ def test_a_policy_that_lets_pass_what_is_not_declared_is_told_so(tmp_path: Path,
     check = f"  - check: inversion\n    {setting}\n    limits: {{inversion_advantage: {{max: 0.1}}}}\n"
     (tmp_path / "policy.yaml").write_text(POLICY + check)
     lines = lint_policy(tmp_path / "policy.yaml", None)
-    assert any("inversion: not required: a dossier that declares too little" in line for line in lines) is told
+    assert any("inversion: required: false: a dossier without what the check needs" in line for line in lines) is told
 
 
 def test_a_check_whose_need_is_not_known_says_nothing() -> None:
