@@ -114,7 +114,7 @@ def test_a_federation_is_evidence_without_a_client_column_and_a_round_log_only_w
     assert told(FEDERATED, BARE, (Fairness(), MEASURED))[0].startswith("evidence tier E2")
     unfit = told(FEDERATED, NAMED, (TrajectoryMia(), LACKING), rounds="b" * 64)
     assert unfit == [
-        "evidence tier E2, the federation's recipe; not E3, since the log lacks its last round",
+        "evidence tier E2, the federation's recipe; not E3: the log lacks its last round",
         "not measured by trajectory: trajectory_tpr: the log lacks its last round",
     ]
 
@@ -218,10 +218,10 @@ def test_what_was_not_tested_of_a_federation_is_listed_where_there_was_one_or_th
     of_federations = {
         "privacy of a federation's rounds",
         "the federation under hostile clients",
-        "the federation under absent, late and unlike clients",
+        "the federation with absent, late and very different clients",
         "reconstruction from clients' updates",
     }
     assert federated - plain == of_federations
-    assert plain == {"backdoors", "evasion", "accuracy on corrupted images", "whom the model serves worse"}
+    assert plain == {"backdoors", "evasion", "accuracy on corrupted images", "groups that the model serves worse"}
     asked = left_open(RECIPE, "robustness")
     assert asked - plain == of_federations - {"the federation under hostile clients"}

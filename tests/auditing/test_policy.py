@@ -97,7 +97,7 @@ def test_report_only_never_blocks_and_promotes_nothing() -> None:
          "key; did you mean 'tpr_at_0.01_fpr'?"),
         ("{max: 0.05}", "{max: '0.05'}", "policy.yaml:8:30: checks.0.limits.tpr_at_0.01_fpr.max: Input should be"),
         ("{max: 0.05}", "{max: .nan}", "policy.yaml:8:30: '.nan' is not a finite number"),
-        ("{max: 0.05}", "{max: 0.05, min: 0.01}", "policy.yaml:8:24: checks.0.limits.tpr_at_0.01_fpr: a limit has"),
+        ("{max: 0.05}", "{max: 0.05, min: 0.01}", "policy.yaml:8:24: checks.0.limits.tpr_at_0.01_fpr: a limit needs"),
         ("{max: 0.05}", "{maxx: 0.05}", "policy.yaml:8:25: checks.0.limits.tpr_at_0.01_fpr.maxx: unknown key; "
          "did you mean 'max'?"),
         ("attacks: [loss]", "attacks: [lyra]", "policy.yaml:6:14: checks.0.attacks: no attack is called 'lyra'; "
@@ -113,7 +113,7 @@ def test_report_only_never_blocks_and_promotes_nothing() -> None:
         ("release_context: api", "release_context: public", "policy.yaml:3:18: release_context: 'public' is unknown; "
          "known here: api, internal, open-weights"),
         ("metric: tpr", "metric: tqr", "no limit on 'tqr_at_0.01_fpr'; did you mean 'tpr_at_0.01_fpr'?"),
-        ('"2030-06-01"', '"2030-06-31"', "2030-06-31 is no date"),
+        ('"2030-06-01"', '"2030-06-31"', "2030-06-31 is not a date"),
         ("waivers:", "promotion: {alias: latest}\nwaivers:", "policy.yaml:9:20: promotion: alias 'latest' is reserved"),
     ],
 )  # fmt: skip

@@ -66,9 +66,7 @@ def test_help_imports_neither_torch_nor_mlflow_and_is_quick() -> None:
 def test_policy_lint_says_what_the_holdout_cannot_resolve() -> None:
     code, text = invoke("policy", "lint", str(ROOT / "policies" / "strict.yaml"), "--holdout", "2000")
     assert code == 0
-    assert (
-        "tpr_at_0.001_fpr needs at least 10,000 holdout rows to meet its limit: with your 2,000 no model can" in text
-    )
+    assert "tpr_at_0.001_fpr needs at least 10,000 holdout rows to meet its limit: with your 2,000 no model can" in text
 
 
 @pytest.mark.parametrize(
@@ -145,9 +143,9 @@ def test_a_report_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps({"verdict": "approved"}))
     code, text = invoke("report", str(path))
     assert code == 2
-    assert "not a sound report: created: Field required; name a report.json" in " ".join(text.split())
+    assert "not a valid report: created: Field required; name a report.json" in " ".join(text.split())
     path.write_text("House")
-    assert "not a sound report: Invalid JSON: expected value at line 1 column 1; name" in invoke("report", str(path))[1]
+    assert "not a valid report: Invalid JSON: expected value at line 1 column 1; name" in invoke("report", str(path))[1]
 
 
 def test_an_unknown_format_names_the_nearest(tmp_path: Path) -> None:

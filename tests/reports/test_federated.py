@@ -90,7 +90,7 @@ def test_the_json_report_holds_the_table_and_refuses_one_that_contradicts_itself
     assert load_report(FORMATS["json"].render(report), "test") == report
     document = table().model_dump(mode="json")
     document["rules"][0]["passes"] = True
-    with pytest.raises(ValidationError, match="mean: passes is True, the figures say otherwise"):
+    with pytest.raises(ValidationError, match="mean: passes is True, but its figures mean the opposite"):
         RuleTable.model_validate_json(json.dumps(document))
 
 
