@@ -37,7 +37,7 @@ def evidence_notes(subject: Subject, ran: Iterable[Ran]) -> list[str]:
 
     Empty if the policy has no check of TIERED. A round log only counts if a check could measure something with it.
     """
-    tiered = [(check, result) for check, result in ran if isinstance(check, TIERED)]
+    tiered: list[Ran] = [(check, result) for check, result in ran if isinstance(check, TIERED)]
     if not tiered:
         return []
     tier = _tier(subject, tiered)
