@@ -1,4 +1,4 @@
-"""A few lines for a terminal: the verdict, why, what would help, what was not tested."""
+"""A few lines for a terminal: the verdict, its reasons, the next step, and the topics that were not tested."""
 
 from collections import Counter
 
@@ -17,7 +17,7 @@ TALLIED = {
 
 
 def render(report: Report) -> str:
-    """The report in lines of plain text; the last one ends with a line break."""
+    """The report as lines of plain text; the last line ends with a line break."""
     candidate, policy = report.candidate, report.policy
     lines = [
         f"{report.verdict.upper()}: {plain(candidate.name)}, version {plain(candidate.version)}"

@@ -305,7 +305,7 @@ def test_progress_names_the_alternative_and_never_goes_back_within_one(done: Don
 
 def test_advice_without_a_limit_names_what_is_not_dominated(done: Done) -> None:
     free = done.advised.model_copy(update={"targets": (Target(fpr=0.1),), "choice": None})
-    assert advice_page.sentence(free).startswith("The policy limits no rate")
+    assert advice_page.sentence(free).startswith("The policy has no limit")
     assert "limit met" not in advice_page.render(free)
 
 

@@ -98,11 +98,11 @@ def test_every_view_says_what_the_champion_reaches_and_what_the_candidate_may_lo
     enthrone(name, 1, tracking)
     report = check(register(scene, name, tracking, seen=12), policy, tracking, tmp_path)
     reached = f"{100 * (compared(report).measurement.champion or 0):.1f}".removesuffix(".0")
-    limit, pinned = f"≥ champion's {reached} % − 5 %", str(report.champion and report.champion.digest)
+    limit, pinned = f"≥ champion's {reached} % − 5 points", str(report.champion and report.champion.digest)
     for form in ("text", "markdown", "html"):
         view = FORMATS[form].render(report).replace("\u00a0", " ").replace("&#39;", "'")
         assert limit in view, form
-        assert (form == "text") != ("version 1, at the alias champion then" in view and pinned in view), form
+        assert (form == "text") != ("version 1, at the alias champion when the candidate was pulled" in view and pinned in view), form
     assert load_report(FORMATS["json"].render(report), "report.json") == report
     assert ">= -0.05 from the champion's" in report.reasons[0]
 

@@ -81,7 +81,7 @@ def test_every_rule_is_listed_with_its_tax_its_drop_and_whether_it_passes(report
         for cell in cells(rules, one):
             assert cell in page
     assert cells(rules, rules.rules[0])[:3] == ("mean (the recipe's own)", "no", "ipm 10")
-    median = ("no", "label flip", "90.9 %", "3.5 % [2.0 %, 4.9 %]", "12.1 % [8.0 %, 15.5 %]")
+    median = ("no", "label flip", "90.9 %", "3.5 points [2.0, 4.9]", "12.1 points [8.0, 15.5]")
     assert cells(rules, rules.rules[1])[1:] == median
     assert cells(rules, rules.rules[2])[1] == "yes"
 
@@ -146,8 +146,8 @@ def test_how_a_federation_trained_is_told_in_full(samples: dict[str, Report]) ->
         recipe = samples["approved"].recipe.model_copy(update={"federation": federation, "epochs": 1})
         return dict(recipe_facts(samples["approved"].model_copy(update={"recipe": recipe})))
 
-    assert facts()["Training"] == "1 epoch a client and round, batches of 64, seed 7"
-    assert facts(steps=5)["Training"].startswith("5 steps a client and round")
+    assert facts()["Training"] == "1 epoch per client and round, batches of 64, seed 7"
+    assert facts(steps=5)["Training"].startswith("5 steps per client and round")
     some = facts(participation=0.25, prox=0.01)["Federation"]
-    assert "30 rounds of 25 % of them; mean, told of 0 byzantine; server avg, FedProx mu 0.01" in some
+    assert "30 rounds, 25 % of clients in each; mean, tolerates 0 byzantine; server avg, FedProx mu 0.01" in some
     assert dict(recipe_facts(samples["approved"]))["Training"] == "30 epochs, batches of 64, seed 7"
