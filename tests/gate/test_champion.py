@@ -102,7 +102,8 @@ def test_every_view_says_what_the_champion_reaches_and_what_the_candidate_may_lo
     for form in ("text", "markdown", "html"):
         view = FORMATS[form].render(report).replace("\u00a0", " ").replace("&#39;", "'")
         assert limit in view, form
-        assert (form == "text") != ("version 1, at the alias champion when the candidate was pulled" in view and pinned in view), form
+        named = "version 1, at the alias champion when the candidate was pulled" in view
+        assert (form == "text") != (named and pinned in view), form
     assert load_report(FORMATS["json"].render(report), "report.json") == report
     assert ">= -0.05 from the champion's" in report.reasons[0]
 
