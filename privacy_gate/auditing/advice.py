@@ -119,6 +119,7 @@ def targets(policy: Policy, rows: int) -> tuple[Target, ...]:
     strictest: dict[float, float | None] = {}
     for check in policy.checks:
         for metric, limit in check.bounds.items():
+            # For instance recipe_tpr_at_0.01_fpr: kind "recipe_", rate "0.01". Other metrics have no such rate.
             kind, at, rate = metric.removesuffix("_fpr").partition("tpr_at_")
             if not at:
                 continue
@@ -188,9 +189,10 @@ def measure(
     confidence: float,
 ) -> Row:
     """The row of the alternative, without `best`, which depends on all rows."""
+    # Dropped rows are not attacked: no reference was trained on them.
     leak = tuple(_leak(trained, trained.stays, goal.fpr, confidence) for goal in goals)
     dropped = np.flatnonzero(pool_of(subject))[~trained.stays]
-    names = hashed_ids(subject.data) if len(dropped) else []
+    names = hashed_ids(subject.data) if len(dropped) else []  # hashing a large table takes a while
     answers = (trained.correct, trained.included)
     changed = option.family != "as-is"
     return Row(
@@ -231,6 +233,7 @@ def advice(
 ) -> Advice:
     """The whole table with its best rows marked, and the choice among them."""
     data, table = subject.data, _marked(list(rows))
+    # max keeps the first of equals, so the unchanged recipe wins ties.
     meeting = [row for row in table if row.meets]
     choice = max(meeting, key=lambda row: row.accuracy.value or 0.0, default=None)
     return Advice(

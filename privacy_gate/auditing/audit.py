@@ -94,6 +94,7 @@ class Shard:
         """
         whole = list(jobs)
         turns = {job: turn for turn, batch in enumerate(batches(whole)) for job in batch}
+        # Batches are dealt out in turn, so that every part gets its share of each kind of job.
         return [job for job in whole if turns[job] % self.count == self.index - 1]
 
 
@@ -109,6 +110,7 @@ def subject_of(candidate: Candidate, data: AuditData, policy: Policy, champion: 
     Raises ConfigurationError if the recipe needs a trainer and the policy names none, and DatasetError if the
     federation of the dossier cannot have been trained on this data.
     """
+    # A federation that cannot exist on this data is refused now, not after hours of computing.
     refuse_untrainable(candidate.recipe, data)
     table = candidate.dossier.data.table.uri
     if policy.trainer is None and candidate.recipe.adaptation == "command":
@@ -157,6 +159,7 @@ def plan(policy: Policy, candidate: Candidate, data: AuditData, champion: Champi
     If some references of a check cannot be trained, none of its jobs are listed.
     """
     subject = subject_of(candidate, data, policy, champion)
+    # Checks share jobs, above all reference models: dict.fromkeys keeps the first of each, in order.
     jobs_of_checks = (check.jobs(subject) for check in checks_of(policy))
     return list(dict.fromkeys(job for jobs in jobs_of_checks if not untrainable_references(data, jobs) for job in jobs))
 
@@ -198,6 +201,7 @@ def audit(
         findings=tuple(findings),
         verdict=decided,
         exit_code=decided.exit_code,
+        # Without attacks by reference models there is no such attacker to describe.
         threat_model=THREAT_MODEL if any(isinstance(check, BY_REFERENCES) for check, _ in ran) else (),
         not_tested=(*NOT_TESTED, *_untested(candidate.recipe, [check for check, _ in ran])),
         notes=(
@@ -228,11 +232,13 @@ def _measured(policy: Policy, subject: Subject, results: Results, progress: Prog
 
 
 def _unmeasured(check: AnyCheck, reason: str) -> CheckResult:
+    # One entry per limit: each limit then becomes a finding, and the verdict is undecided.
     missing = tuple(not_measured(metric, reason) for metric in check.bounds)
     return CheckResult(measurements=missing, notes=(f"{check.name} measured nothing: {reason}",))
 
 
 def _record(check: AnyCheck, result: CheckResult) -> CheckRecord:
+    # Limits are in the findings already; the other settings explain how the figures were made.
     settings = check.model_dump(mode="json", exclude={"check", "limits"})
     return CheckRecord(check=check.name, settings=settings, result=result)
 

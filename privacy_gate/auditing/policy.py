@@ -54,6 +54,7 @@ class Promotion(Record):
 
     @model_validator(mode="after")
     def _not_reserved(self) -> Self:
+        # MLflow reserves `latest` and names such as v3: they stand for versions, not for aliases.
         if self.alias.lower() == "latest" or (self.alias[0] in "vV" and self.alias[1:].isdigit()):
             raise ValueError(f"alias '{self.alias}' is reserved by the registry: choose another alias")
         return self
@@ -114,6 +115,7 @@ class Policy(Record):
 
     def idle_waivers(self, model: str, findings: Iterable[Finding], today: datetime.date) -> list[str]:
         """One line for each waiver of this model that excused no violation, or has expired."""
+        # Waivers that do nothing any more are named, so that they do not stay in the policy for ever.
         used = {(finding.check, finding.measurement.metric) for finding in findings if finding.waiver}
         return [
             f"waiver of {waiver.check} {waiver.metric} by {waiver.owner} "
@@ -129,6 +131,7 @@ def load_policy(path: Path) -> tuple[Policy, str]:
     Raises ConfigurationError, with file:line:col for a fault in the text.
     """
     try:
+        # Bytes, not text: the sha256 must be the one that sha256sum prints for the file.
         payload = path.read_bytes()
         text = payload.decode("utf-8")
     except OSError as error:

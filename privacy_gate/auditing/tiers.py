@@ -45,6 +45,7 @@ def evidence_notes(subject: Subject, ran: Iterable[Ran]) -> list[str]:
 
 
 def _tier(subject: Subject, tiered: list[Ran]) -> int:
+    # A round log that no check could use is no evidence, so it does not raise the tier.
     if subject.recipe.federation is not None:
         return 3 if any(check.reads_rounds and _figures(result) for check, result in tiered) else 2
     return 0 if subject.data.client is None and subject.data.group is None else 1

@@ -68,7 +68,7 @@ OUTPUT = Path("privacy-gate-report")
 
 def chosen_machine(device: str, workers: int | None, engine: str = "local") -> "Machine":
     """The machine that the options describe. Prints a hint on stderr if GPUs would stay idle."""
-    from privacy_gate.compute.machine.device import Machine
+    from privacy_gate.compute.machine.device import Machine  # imports torch, which takes seconds
 
     if not re.fullmatch("auto|cpu|cuda(:[0-9]+)?", device):
         raise ConfigurationError(f"--device {device}: unknown device; use auto, cpu, cuda or cuda:N")

@@ -51,6 +51,7 @@ def promote(
     """Act on a report: move the alias if it approves, else record the reasons. Hashes the model's files again first."""
     judged = load(path)
     decide(judged, path.parent, tracking_uri, expect_current=expect_current, dry_run=dry_run)
+    # Recording that a model is blocked is no success: a pipeline must stop at the verdict's exit code.
     raise typer.Exit(judged.exit_code)
 
 

@@ -71,6 +71,7 @@ def check(
             cluster=cluster,
         )
     say(price(prepared, machine, cluster))
+    # The report is printed before the registry is touched: it is not lost if promotion fails.
     say(summary(report))
     say("\n".join(f"report: {path}" for path in files))
     if promote:

@@ -70,6 +70,7 @@ def store_verify(
     """Read and check every result and note. Exits with 6 if a file is damaged and not deleted."""
     from privacy_gate.store.shelf import verify
 
+    # All faults are printed before anything is deleted.
     place, read, faults = opened(store), 0, {}
     for path, fault in verify(place):
         read += 1

@@ -46,6 +46,7 @@ def say_table(headings: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
     """A rich progress bar on stderr; no bar if stderr is no terminal, or in CI."""
+    # A log file keeps every redrawn bar as a line of its own.
     if not sys.stderr.isatty() or os.environ.get("CI"):
         yield silent
         return

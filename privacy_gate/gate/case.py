@@ -53,6 +53,7 @@ class Case:
 
     def of_champion(self, job: Job) -> bool:
         """Whether the job reads the files of the champion instead of the candidate's."""
+        # A champion with the same files as the candidate needs no jobs of its own.
         artifact = None if self.champion is None else self.champion.artifact
         return artifact not in (None, self.candidate.digest) and getattr(job, "artifact", None) == artifact
 
@@ -62,6 +63,7 @@ class Case:
 
     @property
     def _refusal(self) -> str:
+        # A key in the store: another wording would forget refusals that were noted before.
         return f"champion {self.champion.artifact if self.champion else None} fails on {self.data.digest}"
 
     def missing(self, jobs: Iterable[Job]) -> list[Job]:

@@ -40,6 +40,7 @@ def lint_policy(path: Path, holdout: int | None) -> list[str]:
 
 
 def _idle(path: Path, place: int, metric: str, limit: Limit) -> str:
+    # The file has champion_drop or champion_rise at the plain metric; inside, it is a bound on the difference.
     sides = ("champion_drop", "champion_rise") if metric.endswith(SUFFIX) else ("min", "max")
     key = ("checks", place, "limits", metric.removesuffix(SUFFIX), sides[limit.max is not None])
     position = locate(_text(path), key, str(path))

@@ -85,6 +85,7 @@ def decide(
 
     Approval moves the policy's alias after hashing the artifact again. Any other verdict is only recorded.
     """
+    # The report's files are stored with the decision, as far as they are in the folder.
     paths = [folder / form.file_name for form in FORMATS.values() if form.file_name]
     files = {path.name: path.read_bytes() for path in paths if path.is_file()}
     if report.verdict is Verdict.APPROVED and report.policy.alias:
@@ -130,12 +131,13 @@ def advise(
         if option.reason:
             rows.append(advice.unmeasured(option, goals))
             continue
+        # Which rows to drop is only known once the unchanged recipe, the first option, has been measured.
         without = advice.dropped_rows(option, subject, as_is)
         jobs = advice.jobs(option, subject, references, without)
-        if lacking := untrainable_references(case.data, jobs):
-            if as_is is None:
-                raise UndecidedError(lacking)
-            rows.append(advice.unmeasured(replace(option, reason=lacking), goals))
+        if reason := untrainable_references(case.data, jobs):
+            if as_is is None:  # without the unchanged recipe there is nothing to compare with
+                raise UndecidedError(reason)
+            rows.append(advice.unmeasured(replace(option, reason=reason), goals))
             continue
         try:
             computed += compute(case, jobs, machine, _named(option.name, progress))[0]

@@ -89,6 +89,7 @@ def table(advice: Advice) -> str:
     """The table in plain text and a summary; the last line ends with a line break."""
     heads = ["recipe", "accuracy left out", "change", *(f"tpr at {words.percent(t.fpr)} fpr" for t in advice.targets)]
     limits = [words.percent(t.limit) if t.limit is not None else "none" for t in advice.targets]
+    # The last column holds remarks and reasons, and has no head.
     cells = [[*heads, ""], ["", "", "limit", *limits, ""]]
     cells += [_cells(_line(row, advice.targets), row.name == advice.choice) for row in advice.rows]
     wide = [max(len(row[column]) for row in cells) for column in range(len(heads))]
@@ -108,11 +109,13 @@ def _cells(line: Line, chosen: bool) -> list[str]:
 
 def sentence(advice: Advice) -> str:
     """A summary of the table in a few sentences."""
+    # The first row is the unchanged recipe.
     others = [row for row in advice.rows[1:] if row.accuracy.measured]
     if all(target.limit is None for target in advice.targets):
         best = ", ".join(row.name for row in advice.rows if row.best)
         return f"The policy has no limit on membership inference. Not dominated by any other line: {best}."
     chosen = next((row for row in advice.rows if row.name == advice.choice), None)
+    # No line meets the limits: name the one that leaks least, which may help in combination with others.
     if chosen is None:
         least = min(others, key=_lowest, default=None)
         least_leak = ""

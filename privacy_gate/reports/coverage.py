@@ -70,11 +70,13 @@ def coverage(report: Report) -> list[Coverage]:
         )
         for attacks in known
     ]
+    # Checks that no taxonomy knows, such as utility and fairness, get lines of their own.
     others = [check for check in report.checks if check.check not in mapped]
     lines += [_tested(check_title(check.check), [check], "", attacks=False) for check in others]
     for line in report.not_tested:
         named = [attacks for attacks in known if any(word in line.lower() for word in attacks.words)]
         lines.append(Coverage(capital(plain(line)), "not tested", False, _ids(named)))
+    # A class of attacks without any check in this report has no outcome; `not_tested` lists it instead.
     return [line for line in lines if line.outcome]
 
 
@@ -98,6 +100,7 @@ def _ran(check: CheckRecord, *, attacks: bool) -> str:
     # A check may report the worst of its attacks alone, so its settings say better than its figures which ones ran.
     listed = check.settings.get("attacks")
     tried = [str(name) for name in listed] if isinstance(listed, list | tuple) else subjects
+    # An attack without a figure of its own still ran; one whose figure is missing did not.
     named = _some([plain(name) for name in tried if name in measured or name not in subjects]) if attacks else ""
     missing = _some([plain(subject) for subject in subjects if subject not in measured])
     return plain(check.check) + (f" ({named})" if named else "") + (f", but not {missing}" if missing else "")

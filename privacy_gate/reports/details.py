@@ -39,6 +39,7 @@ def measured(check: CheckRecord) -> list[Measured]:
     by_metric: dict[str, list[Measurement]] = {}
     for measurement in check.result.measurements:
         by_metric.setdefault(measurement.metric, []).append(measurement)
+    # One method for all rows stands once at the metric; otherwise each row names its own.
     metrics = []
     for name, group in by_metric.items():
         methods = {how(m) for m in group if m.measured}
@@ -123,6 +124,7 @@ def _private(privacy: ClientPrivacy) -> str:
 
 
 def _settings(record: Record) -> str:
+    # JSON writes true, null and lists as they stand in the dossier's YAML.
     values = record.model_dump(mode="json")
     name = values.pop("name", "")
     rest = ", ".join(f"{key} {json.dumps(value)}" for key, value in values.items())
@@ -165,6 +167,7 @@ def champion_facts(report: Report) -> list[tuple[str, str]]:
 
 def rerun(report: Report) -> list[str]:
     """Shell commands that install the same version of the gate and repeat the audit of the same model version."""
+    # Names come from the registry: shlex quotes them, so that a copied line runs no foreign command.
     tool, _, version = plain(report.tool).partition(" ")
     uri = f"models:/{plain(report.candidate.name)}/{plain(report.candidate.version)}"
     install = f"{tool}=={version}" if version else tool

@@ -106,6 +106,7 @@ class Forest:
 def forests(check: CheckRecord) -> list[tuple[str, Forest]]:
     """A chart with its heading for each of classes, groups and clients, if the check measured at least two."""
     every = [m for m in check.result.measurements if m.metric == "vulnerability" and m.measured]
+    # Subjects are "all", or a kind and a name, for instance "class: 3".
     overall = next((m for m in every if m.subject == "all"), None)
     parts = (("Classes", "class: "), ("Groups", "group: "), ("Clients", "client: "))
     grouped = [(title, [m for m in every if m.subject.startswith(start)]) for title, start in parts]
@@ -114,6 +115,7 @@ def forests(check: CheckRecord) -> list[tuple[str, Forest]]:
 
 def forest(measurements: Sequence[Measurement], overall: Measurement | None) -> Forest:
     """Vulnerability of the DRAWN most exposed groups, with a line at 0 and one at the value of all examples."""
+    # Ties are sorted by name, so that the same report always gives the same chart.
     ordered = sorted(measurements, key=lambda m: (-(m.value or 0.0), m.subject))[:DRAWN]
     x = _share_axis([*ordered, *([overall] if overall else [])])
     strips = tuple(_strip(m, place, x) for place, m in enumerate(ordered))
@@ -129,6 +131,7 @@ def forest(measurements: Sequence[Measurement], overall: Measurement | None) -> 
 
 
 def _share_axis(measurements: Iterable[Measurement]) -> Axis:
+    # 0 is always on the axis: it is the value of a model that reveals nothing.
     ends = [0.0] + [end for m in measurements for end in (m.low, m.high) if end is not None]
     room = 0.04 * (max(ends) - min(ends)) or 0.05
     return Axis(max(min(ends) - room, -1.0), min(max(ends) + room, 1.0), 168, 504)

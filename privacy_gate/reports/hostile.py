@@ -37,6 +37,7 @@ def tried(check: CheckRecord) -> RuleTable | None:
 
 def cells(table: RuleTable, trial: RuleTrial) -> tuple[str, ...]:
     """The cells of one rule, in the order of HEADS."""
+    # With their limits, so that rounding does not contradict `passes`.
     drop = shown(trial.drop, Limit(max=table.drop_limit))
     tax = shown(trial.tax, None if table.tax_limit is None else Limit(max=table.tax_limit))
     return (

@@ -110,12 +110,14 @@ def page_environment() -> Environment:
 
 def _finalize(value: object) -> object:
     """Any value as the page shows it: text on one line, with no line break between a number and its percent sign."""
+    # Markup is HTML that the page made itself.
     if isinstance(value, Markup):
         return value
     return words.plain(value).replace(" %", "\u00a0%")
 
 
 def _group(findings: list[Finding]) -> Group:
+    # All findings of a group share metric, check and limit, so the first one speaks for them.
     first = findings[0]
     scale = pictures.shared_scale(findings)
     rows = tuple(
@@ -145,6 +147,7 @@ def _gallery(check: CheckRecord, report: Report) -> Gallery | None:
     exhibits, forests = check.result.exhibits, exposure.forests(check)
     if not exhibits and not forests:
         return None
+    # Curves and histograms know only their attack's name; its figures are looked up here.
     figures = {(m.metric, m.subject): m for m in check.result.measurements}
     # Attacks keep one order in all charts of the check: by their tpr at the lowest fpr that was measured.
     rate = _common_rate(check.result.measurements)
@@ -165,6 +168,7 @@ def _gallery(check: CheckRecord, report: Report) -> Gallery | None:
             Legend(line, _figure(figures.get((rate, name))), _figure(figures.get(("auc", name))))
             for line, name in zip(lines, names, strict=True)
         ),
+        # Only the strongest attack gets a large histogram.
         histograms=tuple(pictures.bars(e, *(LARGE if i == 0 else SMALL)) for i, e in enumerate(bars)),
         law=pictures.law_chart(laws) if laws else None,
         hostile=next((hostile.byzantine_chart(e) for e in exhibits if isinstance(e, ByzantinePlot)), None),
@@ -185,6 +189,7 @@ def _by_strength(
     exhibits: Iterable[Exhibit], figures: dict[tuple[str, str], Measurement], rate: str
 ) -> dict[str, tuple[float, int]]:
     """Sort keys of the attacks: the highest tpr at the common rate comes first."""
+    # The index keeps the policy's order among attacks with the same rate, or without one.
     names = dict.fromkeys(e.attack for e in exhibits if isinstance(e, Roc | Histogram))
     reached = [figures[rate, name].value if (rate, name) in figures else None for name in names]
     return {name: (-(value or 0.0), i) for i, (name, value) in enumerate(zip(names, reached, strict=True))}

@@ -29,6 +29,7 @@ STATUS_SIGNS = {Status.MET: "✅", Status.VIOLATED: "⛔", Status.NOT_MEASURED: 
 SHOWN_REASONS = 5
 """Most reasons above the table of findings, which has them all."""
 
+# Escaping everything would be correct but unreadable as text, so punctuation that cannot be markup is kept.
 _PUNCTUATION = re.compile(
     r"""(?P<harmless>
         (?<!^)[-+=] | [,;?%/()'"]           # bullets and underlines only count at the beginning
@@ -63,6 +64,7 @@ def code(text: object) -> str:
 
 
 def _literal(text: object) -> str:
+    # Shortened before it is escaped: half a character reference would be shown as garbage.
     line = words.plain(text)
     line = line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"
     return _PUNCTUATION.sub(lambda match: match["harmless"] or f"&#{ord(match[0])};", line)
@@ -84,6 +86,7 @@ def render(report: Report) -> str:
         _identity(report),
         _rerun(report),
     ]
+    # 200 bytes are reserved for the sentence that says that something is missing.
     text, room = "", LIMIT - 200
     for block in filter(None, blocks):
         if len((text + block).encode()) > room:
@@ -94,6 +97,7 @@ def render(report: Report) -> str:
 
 def _head(report: Report) -> str:
     candidate, policy = report.candidate, report.policy
+    # An approved model needs no help.
     label = "Next" if report.verdict is Verdict.APPROVED else "What would help most"
     return "\n".join(
         [
@@ -115,6 +119,7 @@ def _reasons(report: Report) -> str:
 
 
 def _findings(report: Report) -> str:
+    # A flat table: Markdown has no row groups.
     findings = [finding for group in story.grouped(report) for finding in group]
     if not findings:
         return "### Findings\n\nNo limit of the policy was judged.\n"

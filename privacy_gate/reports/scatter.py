@@ -104,6 +104,7 @@ def scatter(dots: Sequence[Dot], rate: float, limit: float | None) -> Scatter | 
     known = [dot for dot in dots if dot.x.measured and dot.y.measured]
     if not known:
         return None
+    # Heights and positions of all dots come first, because each label must avoid all of them.
     x = _linear(known)
     y = _log([end for dot in known for end in (dot.y.low, dot.y.value, dot.y.high) if end], rate, limit)
     places = [(x.at(dot.x.value or 0.0), y.at(dot.y.value or 0.0)) for dot in known]
@@ -191,6 +192,7 @@ def _labels(
     placed: list[Box] = []
     for label, place in zip(labels, places, strict=True):
         candidates = [_box(label, place, reach, way) for reach in REACH for way in DIRECTIONS]
+        # Labels stay inside the chart, if any position does.
         inside = [box for box in candidates if box.left >= LEFT + 2 and box.right <= RIGHT - 2] or candidates
         inside = [box for box in inside if box.top >= TOP + 2 and box.bottom <= BOTTOM - 2] or inside
         costs = [

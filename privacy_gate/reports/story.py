@@ -32,6 +32,7 @@ def unmet(report: Report) -> list[Finding]:
 
 def gravity(finding: Finding) -> tuple[int, float]:
     """Sort key, most serious first: violated, not measured, the same for warnings, then waivers and limits met."""
+    # Ranks 0 and 1 are blocking limits, 2 and 3 the same outcomes of warning limits.
     warning = 2 * (finding.limit.severity is Severity.WARN)
     rank = {Status.VIOLATED: warning, Status.NOT_MEASURED: 1 + warning, Status.WAIVED: 4, Status.MET: 5}
     return rank[finding.status], -excess(finding)
@@ -64,6 +65,7 @@ def sentence(finding: Finding) -> str:
 
 def reasons(report: Report) -> list[str]:
     """Why the verdict is not approval, most serious first; empty if approved."""
+    # Failed controls come first: they make every figure below them worthless.
     failed = [
         f"control failed: {plain(control.name)}: {plain(control.detail)}"
         for control in report.controls
@@ -92,12 +94,14 @@ def why(report: Report) -> str:
         return f"{violated} of {every} blocking findings {verb}; the most serious: {first}."
     if any(not control.held for control in report.controls):
         return f"A control of the audit itself failed, so no figure of the audit counts: {first.partition(': ')[2]}."
+    # Undecided without an unmet limit: the policy had nothing to judge, which is no approval.
     if not against:
         return f"There is no decision: {first}."
     return f"{len(against)} of {every} blocking findings could not be measured, so their limits are not met: {first}."
 
 
 def _why_approved(report: Report) -> str:
+    # A report-only policy has no blocking limit, so its approval needs another sentence.
     decisive = binding(report)
     warned = sum(finding.status in (Status.VIOLATED, Status.NOT_MEASURED) for finding in report.findings)
     waived = sum(finding.status is Status.WAIVED for finding in decisive)
@@ -132,6 +136,7 @@ def next_step(report: Report) -> str:
             "Find out why the control failed, attach a dossier that describes this model and its data correctly, then "
             "audit again."
         )
+    # A remedy for a leak does not help if the figure is missing: first the audit must be able to measure it.
     missing = [finding for finding in unmet(report) if finding.status is Status.NOT_MEASURED]
     if report.verdict is Verdict.UNDECIDED and missing:
         return f"Resolve the missing measurement ({plain(missing[0].measurement.reason)}), then audit again."

@@ -30,6 +30,7 @@ def render(report: Report) -> str:
         f"backbone: {provenance(report)}",
         *(f"note: {plain(note)}" for note in notes(report)),
     ]
+    # An approval says nothing about these, so they are never left out.
     if report.not_tested:
         lines.append(f"not tested: {'; '.join(plain(line) for line in report.not_tested)}")
     return "\n".join(lines) + "\n"

@@ -42,6 +42,7 @@ def thumbnails(report: Report, data: AuditData) -> str:
     rows = _rows(report)
     if data.image is None:
         raise ConfigurationError("--thumbnails: the audit table holds features, not images; omit --thumbnails")
+    # The report names examples only by hashes, so they are found by hashing the ids of the table again.
     places = {name: row for row, name in enumerate(hashed_ids(data))}
     if missing := [row.name for row in rows.rows if row.name not in places]:
         raise ConfigurationError(

@@ -252,7 +252,9 @@ def number(value: float | Decimal) -> str:
     >>> number(1280.0), number(-0.5)
     ('1,280', '−0.5')
     """
+    # repr is the shortest decimal that reads back as this float: .05 stays .05 and gets no 55 digits.
     exact = value if isinstance(value, Decimal) else Decimal(repr(value))
+    # Long rows of zeros are hard to count, so very small and very large numbers get an exponent.
     if exact and not -9 < exact.adjusted() < 15:
         return f"{exact:.3e}".replace("-", "−")
     text = f"{exact:,f}"
@@ -285,7 +287,9 @@ def shown(measurement: Measurement, limit: Limit | None = None) -> Shown | None:
     if measurement.value is None or measurement.low is None or measurement.high is None:
         return None
     in_percent = metric(measurement.metric).percent
+    # scaleb(2) multiplies by 100 without an error of rounding.
     ends = [Decimal(repr(end)).scaleb(2 * in_percent) for end in (measurement.low, measurement.value, measurement.high)]
+    # Figures this large only come from a fault, and would not fit a cell of a table in full.
     if max(abs(end) for end in ends) >= 10**9:
         low, value, high = (f"{float(end):.6e}".replace("-", "−") for end in ends)
     else:
@@ -317,6 +321,7 @@ def _same_side(ends: list[Decimal], rounded: list[Decimal], in_percent: bool, li
     """Whether the rounded interval meets the limit exactly if the interval itself does."""
     if limit is None:
         return True
+    # The same comparison as in `judged_status`, once with the rounded end and once with the exact one.
     if limit.max is not None:
         bound = Decimal(repr(limit.max)).scaleb(2 * in_percent)
         return (rounded[2] <= bound) == (ends[2] <= bound)
@@ -331,6 +336,7 @@ def bound(finding: Finding) -> str:
     if edge is None:
         return "none"
     sign = "≤" if limit.max is not None else "≥"
+    # A limit relative to the champion is stored as a bound on the difference: max is a rise, min is minus a drop.
     if not name.endswith(SUFFIX):
         return f"{sign} {amount(name, edge)}"
     champion = finding.measurement.champion

@@ -27,6 +27,7 @@ class Roc(Record):
     def _a_curve(self) -> Self:
         if len(self.fpr) != len(self.tpr):
             raise ValueError(f"roc of {self.attack}: {len(self.fpr)} fpr, {len(self.tpr)} tpr, expected equally many")
+        # A curve that goes back would be drawn as loops.
         if list(self.fpr) != sorted(self.fpr) or list(self.tpr) != sorted(self.tpr):
             raise ValueError(f"roc of {self.attack}: expected fpr and tpr to ascend")
         return self

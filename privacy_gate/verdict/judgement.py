@@ -49,6 +49,7 @@ class Measurement(Record):
 
     @model_validator(mode="after")
     def _figure_or_reason(self) -> Self:
+        # All or none: half a measurement could pass a limit by the end that it has.
         figures = (self.value, self.low, self.high, self.confidence)
         if all(figure is None for figure in figures):
             if self.champion is not None:
@@ -128,6 +129,7 @@ class Finding(Record):
 
     @model_validator(mode="after")
     def _status_follows(self) -> Self:
+        # Reports are read from files: a status that its figures deny must not load.
         judged = judged_status(self.measurement, self.limit)
         expected = Status.WAIVED if self.waiver and judged is Status.VIOLATED else judged
         if self.status is not expected:
@@ -280,6 +282,7 @@ class CheckResult(Record):
 
     def complete(self, metrics: Iterable[str]) -> Self:
         """The result with a "not measured" entry for each metric that is neither measured nor left out."""
+        # Without these entries a limit that a check forgot would silently disappear from the verdict.
         known = {*self.left_out, *(measurement.metric for measurement in self.measurements)}
         forgotten = [not_measured(metric, FORGOTTEN) for metric in metrics if metric not in known]
         return self.model_copy(update={"measurements": (*self.measurements, *forgotten)})

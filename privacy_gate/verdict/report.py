@@ -106,6 +106,7 @@ class Report(Record):
             raise ValueError(f"verdict is {self.verdict}, but its findings and controls mean {expected}")
         if self.exit_code != self.verdict.exit_code:
             raise ValueError(f"exit_code is {self.exit_code}, but {self.verdict} means {self.verdict.exit_code}")
+        # Compared as JSON text: a finding must repeat its measurement exactly, not only the metric's name.
         measured = {(check.check, m.model_dump_json()) for check in self.checks for m in check.result.measurements}
         for finding in self.findings:
             if (finding.check, finding.measurement.model_dump_json()) not in measured:
@@ -138,6 +139,7 @@ class Report(Record):
         """Why the verdict is not approved, most serious first, one line each; empty if it is approved."""
         failed = [f"control failed: {control.name}: {control.detail}" for control in self.controls if not control.held]
         binding = [finding for finding in self.findings if finding.limit.severity is Severity.BLOCK]
+        # Findings whose estimate is beyond the limit come before those where only the interval is.
         violated = sorted(
             (finding for finding in binding if finding.status is Status.VIOLATED), key=lambda finding: finding.uncertain
         )
@@ -164,6 +166,7 @@ def load_report(text: str, source: str) -> Report:
     try:
         return Report.model_validate_json(text)
     except ValidationError as error:
+        # One fault is enough to fix at a time; pydantic lists every alternative that did not match.
         first = error.errors()[0]
         field = ": ".join(filter(None, ("not a valid report", ".".join(str(part) for part in first["loc"]))))
         fault = first["msg"].removeprefix("Value error, ")

@@ -1,4 +1,4 @@
-"""The command: quick help, one clear error, the right exit code."""
+"""The command line: quick help, one clear error, the right exit code."""
 
 import json
 import os
@@ -63,7 +63,7 @@ def test_help_imports_neither_torch_nor_mlflow_and_is_quick() -> None:
     assert best < 0.5
 
 
-def test_policy_lint_says_what_the_holdout_cannot_resolve() -> None:
+def test_policy_lint_names_the_limits_that_the_holdout_cannot_resolve() -> None:
     code, text = invoke("policy", "lint", str(ROOT / "policies" / "strict.yaml"), "--holdout", "2000")
     assert code == 0
     assert "tpr_at_0.001_fpr needs at least 10,000 holdout rows to meet its limit: with your 2,000 no model can" in text
@@ -158,7 +158,7 @@ def test_an_unknown_format_names_the_nearest(tmp_path: Path) -> None:
 def test_an_interrupt_exits_with_130(number: signal.Signals, tmp_path: Path) -> None:
     policy = tmp_path / "policy.yaml"
     os.mkfifo(policy)  # reading it waits for a writer
-    # Where tests run in the background, interrupts are ignored, and children inherit that.
+    # If tests run in the background, interrupts are ignored, and child processes inherit that.
     heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     script = f"{heed}; import sys; from privacy_gate.cli import main; sys.argv[0] = 'privacy-gate'; main()"
     process = subprocess.Popen(
@@ -168,9 +168,9 @@ def test_an_interrupt_exits_with_130(number: signal.Signals, tmp_path: Path) -> 
         try:
             writer = os.open(policy, os.O_WRONLY | os.O_NONBLOCK)
             break
-        except OSError:  # nobody reads yet
+        except OSError:  # the process has not opened it yet
             time.sleep(0.05)
-    time.sleep(0.5)  # a signal between opening and reading would be noted, and seen when the read is over
+    time.sleep(0.5)  # a signal between opening and reading would only be handled after the read
     process.send_signal(number)
     _, complaint = process.communicate(timeout=20)
     os.close(writer)
@@ -218,7 +218,7 @@ def test_gpus_that_stay_idle_are_named(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert capsys.readouterr().err == ""
 
 
-def test_the_price_is_in_gpu_seconds_where_one_gpu_of_ours_did_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_price_is_in_gpu_seconds_if_a_local_gpu_was_used(monkeypatch: pytest.MonkeyPatch) -> None:
     done, machine = Prepared(30, 4, 12.4), Machine()
     assert price(done, Machine(device="cpu"), None) == "30 jobs computed, 4 were stored already; 12 s"
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
@@ -226,7 +226,7 @@ def test_the_price_is_in_gpu_seconds_where_one_gpu_of_ours_did_it(monkeypatch: p
     assert price(done, machine, Cluster(gpus_per_task=1)) == "30 jobs computed, 4 were stored already; 12 s"
 
 
-def test_check_and_prepare_say_what_was_computed_and_count_no_second_of_pulling(
+def test_check_and_prepare_print_the_computed_jobs_and_exclude_the_time_of_pulling(
     scene: Any, tracking: str, tmp_path: Path
 ) -> None:
     producer.register(scene.train(scene.member_rows), "priced", scene.recipe, scene.manifest, {}, tracking)
