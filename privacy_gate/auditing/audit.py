@@ -36,8 +36,8 @@ VERSIONED = ("numpy", "scipy", "torch", "timm", "mlflow", "pydantic")
 
 THREAT_MODEL = (
     "The attacker sees the model's confidences (black box) and knows its recipe and public backbone.",
-    "The attacker knows the pool of possible members: members and holdout. Against an attacker who can only draw fresh "
-    "examples from the population the figures are conservative, by about a factor sqrt(2) in the separation.",
+    "The attacker knows the pool of possible members: members and holdout. Against an attacker who draws fresh examples "
+    "from the population the figures are conservative, by about a factor sqrt(2) in the separation.",
     "The attacker trains reference models by the same recipe, as the audit does.",
 )
 
@@ -232,7 +232,7 @@ def _measured(policy: Policy, subject: Subject, results: Results, progress: Prog
 
 
 def _unmeasured(check: AnyCheck, reason: str) -> CheckResult:
-    # One entry per limit: each limit then becomes a finding, and the verdict is undecided.
+    # One entry per limit, so that each limit becomes a finding, which cannot be met.
     missing = tuple(not_measured(metric, reason) for metric in check.bounds)
     return CheckResult(measurements=missing, notes=(f"{check.name} measured nothing: {reason}",))
 

@@ -109,11 +109,11 @@ def page_environment() -> Environment:
 
 
 def _finalize(value: object) -> object:
-    """Any value as the page shows it: text on one line, with no line break between a number and its percent sign."""
+    """Any value as the page shows it: text on one line, with no line break between a number and its unit."""
     # Markup is HTML that the page made itself.
     if isinstance(value, Markup):
         return value
-    return words.plain(value).replace(" %", "\u00a0%")
+    return words.plain(value).replace(" %", "\u00a0%").replace(" points", "\u00a0points")
 
 
 def _group(findings: list[Finding]) -> Group:

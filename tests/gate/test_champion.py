@@ -117,7 +117,7 @@ def test_a_report_that_does_not_name_the_champion_it_compares_with_is_refused(
     report = check(register(scene, name, tracking, seen=999), policy, tracking, tmp_path)
     for champion, message in (
         (None, "compares with a champion that the report does not identify"),
-        (report.champion.model_copy(update={"alias": "other"}), "the policy's is champion"),  # type: ignore[union-attr]
+        (report.champion.model_copy(update={"alias": "other"}), "the policy's alias is champion"),  # type: ignore[union-attr]
     ):
         forged = report.model_copy(update={"champion": champion})
         with pytest.raises(ConfigurationError, match=message):
