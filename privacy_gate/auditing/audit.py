@@ -36,8 +36,8 @@ VERSIONED = ("numpy", "scipy", "torch", "timm", "mlflow", "pydantic")
 
 THREAT_MODEL = (
     "The attacker sees the model's confidences (black box) and knows its recipe and public backbone.",
-    "The attacker knows the pool of possible members: members and holdout. Against an attacker who draws fresh examples "
-    "from the population the figures are conservative, by about a factor sqrt(2) in the separation.",
+    "The attacker knows the pool of possible members: members and holdout. Against an attacker who draws fresh "
+    "examples from the population the figures are conservative, by about a factor sqrt(2) in the separation.",
     "The attacker trains reference models by the same recipe, as the audit does.",
 )
 
@@ -100,6 +100,7 @@ class Shard:
 
 def checks_of(policy: Policy) -> list[AnyCheck]:
     """The policy's checks; utility always runs, if only as a sanity check without limits."""
+    # A useless model leaks nothing, so every report shows the accuracy next to the leak.
     named: list[AnyCheck] = list(policy.checks)
     return named if any(isinstance(check, Utility) for check in named) else [*named, Utility()]
 
@@ -136,6 +137,7 @@ def _readable(champion: Champion | None, table: str, policy: Policy) -> Champion
     """
     if champion is None or champion.recipe is None:
         return champion
+    # Unlike for the candidate, this is no error: only the limits relative to the champion lose their figure.
     if policy.trainer is None and champion.recipe.adaptation == "command":
         return champion.refused("its recipe says adaptation 'command', and the policy names no trainer to read it with")
     return replace(champion, recipe=_with_trainer(champion.recipe, table, policy))

@@ -21,6 +21,7 @@ class _Gate(TyperGroup):
         try:
             return super().invoke(ctx)
         except GateError as error:
+            # Expected errors are one message; a traceback would hide what to do next.
             say(f"privacy-gate: {error}", error=True)
             raise typer.Exit(error.exit_code) from error
         except MemoryError as error:

@@ -36,7 +36,9 @@ def advise(
     epsilon: Annotated[
         list[float] | None, typer.Option(min=0.01, help="Also try DP-SGD at this epsilon; repeatable.")
     ] = None,
-    only: Annotated[list[str] | None, typer.Option(help=f"Try only {_FAMILIES}; repeatable.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help=f"Try only this kind of change ({_FAMILIES}); repeatable.")
+    ] = None,
     skip: Annotated[list[str] | None, typer.Option(help="Do not try this kind of change; repeatable.")] = None,
 ) -> None:
     """Measure how much other recipes (fewer epochs, weight decay, ...) would leak, and their accuracy. No verdict."""
@@ -46,6 +48,7 @@ def advise(
     from privacy_gate.gate.output import make_folder, write_advice
     from privacy_gate.reports.advice_page import table
 
+    # Checked before anything is pulled: a misspelt family is reported at once.
     tried = families(only or (), skip or ())
     opened = open_case(uri, policy, store=store, tracking_uri=tracking_uri, now=now())
     with progress_bar() as progress, opened as case:

@@ -19,7 +19,7 @@ def dossier_lint(
     table: Annotated[bool, typer.Option("--table", help="Also read the audit table and its images.")] = False,
 ) -> None:
     """Check a dossier before it is attached to a model."""
-    from privacy_gate.gate.lint import lint_dossier
+    from privacy_gate.gate.lint import lint_dossier  # imported here, so that `--help` stays quick
 
     say("\n".join(lint_dossier(path, read_table=table)))
 

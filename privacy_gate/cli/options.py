@@ -73,6 +73,7 @@ def chosen_machine(device: str, workers: int | None, engine: str = "local") -> "
     if not re.fullmatch("auto|cpu|cuda(:[0-9]+)?", device):
         raise ConfigurationError(f"--device {device}: unknown device; use auto, cpu, cuda or cuda:N")
     machine = Machine(device=device, workers=workers)
+    # One process uses one GPU. Ray, which uses all of them, needs no hint.
     if engine == "local" and (idle := machine.idle_gpus()):
         idle_gpus = f"{idle} more GPU{' is' if idle == 1 else 's are'} idle"
         say(f"one GPU is used and {idle_gpus}: --engine ray --gpus-per-task 1 runs a process on each", error=True)

@@ -97,6 +97,7 @@ def prepare(
     from privacy_gate.gate.case import open_case
     from privacy_gate.gate.preparation import prepare
 
+    # Options are checked before the model is pulled: a typo should not cost a download.
     part, cluster = Shard.parse(shard), chosen_cluster(engine, ray_address, gpus_per_task)
     opened = open_case(uri, policy, store=store, tracking_uri=tracking_uri, now=now())
     machine = chosen_machine(device, workers, engine)

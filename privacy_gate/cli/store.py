@@ -52,6 +52,7 @@ def store_prune(
     """
     from privacy_gate.store import inventory, shelf
 
+    # Without --yes this is a rehearsal: the same table, and nothing is deleted.
     limit, place = None if older_than is None else shelf.age(older_than), opened(store)
     waste = shelf.waste(place, now(), older_than=limit, keep=keep_recipe or (), other_formats=other_formats)
     if yes:

@@ -57,6 +57,7 @@ def prepare(
     progress: Progress = silent,
 ) -> Prepared:
     """Computes the results that the policy needs and the store does not have: the slow, resumable step."""
+    # Shard() is the whole work; a pipeline that splits it uses the command `prepare --shard`.
     with open_case(uri, Path(policy), store=store, tracking_uri=tracking_uri, now=_now()) as case:
         return prepare_case(case, _machine(device), Shard(), progress)
 

@@ -29,6 +29,7 @@ def lint_policy(path: Path, holdout: int | None) -> list[str]:
         lines += [f"  {check.name}: {metric} {limit} ({limit.severity})" for metric, limit in check.bounds.items()]
         if isinstance(check, WhereDeclared) and not check.required and check.bounds:
             lines.append(f"  {check.name}: required: false: a dossier without what the check needs passes it")
+        # Only these checks can be relative to the champion, and say what happens without one.
         if isinstance(check, Versus):
             lines += [f"  {check.name}: {metric}: {rule}" for metric, rule in check.vacancies.items()]
             lines += [_alike(*each, holdout) for each in check.rows_to_agree(policy.confidence).items()]
@@ -78,6 +79,7 @@ def lint_dossier(folder: Path, *, read_table: bool) -> list[str]:
         f"{folder}: valid; backbone {recipe.backbone.name}, adaptation {recipe.adaptation}, "
         f"{recipe.classes} classes, {recipe.epochs} epochs of {recipe.optimizer.name}"
     ]
+    # A claim of differential privacy is optional.
     if (folder / "claim.yaml").exists():
         claim = load(_text(folder / "claim.yaml"), Claim, str(folder / "claim.yaml"))
         lines.append(f"  claims epsilon {claim.epsilon:g} at delta {claim.delta:g}")

@@ -18,6 +18,7 @@ from privacy_gate.verdict.report import Report
 
 def refuse_thumbnails(file: Path, folder: Path, policy: Policy) -> None:
     """Raises ConfigurationError if the file lies in the report's folder, or if the policy lists no examples."""
+    # Resolved first: a symbolic link or `..` must not hide that the file ends up in the report's folder.
     if file.resolve().is_relative_to(folder.resolve()):
         raise ConfigurationError(
             f"--thumbnails {file}: lies in the report's folder {folder}, whose files are uploaded to the registry; "
@@ -53,6 +54,7 @@ def make_folder(folder: Path) -> None:
     """
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        # mkdir also succeeds for an existing folder that is read-only.
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 

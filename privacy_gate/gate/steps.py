@@ -142,6 +142,7 @@ def advise(
         try:
             computed += compute(case, jobs, machine, _named(option.name, progress))[0]
         except CandidateError as error:
+            # One alternative that fails must not end a run that measures ten others.
             if as_is is None:
                 raise
             rows.append(advice.unmeasured(replace(option, reason=str(error)), goals))

@@ -70,6 +70,7 @@ class Picture:
 def render(advice: Advice) -> str:
     """The page. Texts from the registry are escaped, on one line, and free of control characters."""
     environment = page_environment()
+    # As in the report, the security policy of the page allows this style sheet alone, by its hash.
     css = "".join(environment.get_template(name).render() for name in ("report.css", "advice.css"))
     digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
     return environment.get_template("advice.html.jinja").render(
@@ -87,11 +88,12 @@ def render(advice: Advice) -> str:
 
 def table(advice: Advice) -> str:
     """The table in plain text and a summary; the last line ends with a line break."""
-    heads = ["recipe", "accuracy left out", "change", *(f"tpr at {words.percent(t.fpr)} fpr" for t in advice.targets)]
+    heads = ["recipe", "unseen accuracy", "change", *(f"tpr at {words.percent(t.fpr)} fpr" for t in advice.targets)]
     limits = [words.percent(t.limit) if t.limit is not None else "none" for t in advice.targets]
     # The last column holds remarks and reasons, and has no head.
     cells = [[*heads, ""], ["", "", "limit", *limits, ""]]
     cells += [_cells(_line(row, advice.targets), row.name == advice.choice) for row in advice.rows]
+    # The remarks need no width: nothing comes after them.
     wide = [max(len(row[column]) for row in cells) for column in range(len(heads))]
     body = ["  ".join(text.ljust(w) for text, w in zip(row, [*wide, 0], strict=True)).rstrip() for row in cells]
     return "\n".join([*body, "", sentence(advice)]) + "\n"
@@ -99,6 +101,7 @@ def table(advice: Advice) -> str:
 
 def _cells(line: Line, chosen: bool) -> list[str]:
     gain = str(line.gain).replace(" points", "") if line.gain else ""
+    # A line without figures keeps empty cells, so that its reason is below the other remarks.
     if line.reason:
         return [line.row.name, "not measured", "", *("" for _ in line.leak), line.reason]
     remarks = ["meets the limits"] if line.row.meets else []
@@ -131,6 +134,7 @@ def sentence(advice: Advice) -> str:
             f"{count} with its whole interval.{least_leak} More examples per class help every recipe, and changes can "
             "be combined."
         )
+    # The unchanged recipe is the best choice: there is nothing to advise.
     if chosen.family == "as-is":
         return (
             f"The unchanged recipe would meet every limit shown: {_rates(chosen)}. No alternative that meets them is "

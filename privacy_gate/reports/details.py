@@ -101,6 +101,7 @@ def recipe_facts(report: Report) -> list[tuple[str, str]]:
 
 def _local_work(recipe: Recipe) -> str:
     """How long the model was trained; in a federation, how long each client trains in each round."""
+    # A federation trains for a number of steps or, without it, for the recipe's epochs in each round.
     steps = recipe.federation.steps if recipe.federation else None
     count, unit = (steps, "step") if steps else (recipe.epochs, "epoch")
     return f"{count:,} {unit}{'s' if count > 1 else ''}" + (" per client and round" if recipe.federation else "")
@@ -157,6 +158,7 @@ def champion_facts(report: Report) -> list[tuple[str, str]]:
     champion = report.champion
     if champion is None:
         return []
+    # The first candidate has no champion; the report says so, because limits relative to it could not be judged.
     if champion.version is None:
         return [("Champion", f"none: the alias {plain(champion.alias)} named no version")]
     version, alias = plain(champion.version), plain(champion.alias)

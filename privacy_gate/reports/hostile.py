@@ -17,6 +17,7 @@ def byzantine_chart(plot: ByzantinePlot) -> Chart:
     x, y = Axis(0, most, 64, 496), Axis(0, 1, 304, 16)
     lines, marks = [], []
     for index, line in enumerate(plot.lines):
+        # Marks show which numbers of hostile clients were simulated; the lines between them are only a guide.
         points = [(x.at(f), y.at(rate)) for f, rate in zip(line.byzantine, line.accuracy, strict=True)]
         lines.append(Line(plain(line.rule), polyline(points), *styled(index)))
         marks += [Mark(length(left), length(top), str(styled(index)[0])) for left, top in points]

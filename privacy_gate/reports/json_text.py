@@ -11,5 +11,6 @@ _NUMBERS = re.compile(r"\[\n\s*([-+0-9.eE,\s]*?)\n\s*\]")
 
 def render(report: Record) -> str:
     """JSON that reads back as an equal record, with each list of numbers on one line."""
+    # allow_nan=False: NaN is no JSON, and other programs could not read the report.
     text = json.dumps(report.model_dump(mode="json"), sort_keys=True, indent=2, allow_nan=False)
     return _NUMBERS.sub(lambda match: f"[{' '.join(match[1].split())}]", text) + "\n"

@@ -112,6 +112,7 @@ def scatter(dots: Sequence[Dot], rate: float, limit: float | None) -> Scatter | 
     # Labels avoid these horizontal lines, too: guessing and the limit.
     fixed = [y.at(rate)] + ([y.at(limit)] if limit is not None else [])
     beyond = [(dot.x.value or 0.0) < x.low for dot in known]
+    # A dot beyond the axis is not drawn at its value, so its label names the value.
     labels = [
         f"{dot.label}, {percent(round(dot.x.value or 0.0, 3))}" if far else dot.label
         for dot, far in zip(known, beyond, strict=True)
@@ -188,6 +189,7 @@ def _labels(
     Overlapping a dot or another label costs most, crossing a bar or a line less, and the distance to the dot least.
     """
     dots = [Box(x - RADIUS - 2, y - RADIUS - 2, x + RADIUS + 2, y + RADIUS + 2) for x, y in places]
+    # Bars and lines are thin, so they are taken as boxes 2 units wide.
     bars = [*itertools.chain(*spans), *(Box(LEFT, y - 1, RIGHT, y + 1) for y in fixed)]
     placed: list[Box] = []
     for label, place in zip(labels, places, strict=True):
@@ -195,6 +197,8 @@ def _labels(
         # Labels stay inside the chart, if any position does.
         inside = [box for box in candidates if box.left >= LEFT + 2 and box.right <= RIGHT - 2] or candidates
         inside = [box for box in inside if box.top >= TOP + 2 and box.bottom <= BOTTOM - 2] or inside
+        # 1e6 outweighs every other term, so two labels only overlap if no position is free. Each bar that is crossed
+        # costs 5 and its overlap, which weighs against moving the label a few units further away.
         costs = [
             1e6 * sum(box.shared(other) for other in (*dots, *placed))
             + sum(5 + box.shared(bar) for bar in bars if box.shared(bar))

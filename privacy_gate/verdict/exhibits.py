@@ -46,6 +46,7 @@ class Histogram(Record):
     def _bins(self) -> Self:
         if not len(self.edges) - 1 == len(self.member) == len(self.holdout):
             raise ValueError(f"histogram of {self.attack}: expected one more edge than counts of either group")
+        # A bin without width has no place to be drawn in.
         if any(left >= right for left, right in itertools.pairwise(self.edges)):
             raise ValueError(f"histogram of {self.attack}: expected edges to ascend")
         return self
@@ -60,6 +61,7 @@ class LawPlot(Record):
 
     kind: Literal["law"] = "law"
     fpr: Rate
+    # Both axes are logarithmic: 0 and negative values cannot be drawn.
     shots: Annotated[tuple[Above0, ...], Field(min_length=1)]
     excess: tuple[Above0, ...]
     slope: float
@@ -81,6 +83,7 @@ class VulnerableRow(Record):
     gradient       norm of its loss gradient at the end of training; None if not measured
     """
 
+    # Only a hash, never the id itself: a report must not contain a training record or its name.
     name: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
     label: Count
     split: Literal["member", "holdout"]

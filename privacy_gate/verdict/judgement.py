@@ -147,6 +147,7 @@ class Finding(Record):
         """Whether the estimate meets the limit but its interval does not."""
         if self.status is not Status.VIOLATED or self.measurement.value is None:
             return False
+        # More examples make the interval narrower, which can turn this violation into a limit met.
         value = self.measurement.value
         return value <= self.limit.max if self.limit.max is not None else value >= (self.limit.min or 0.0)
 
@@ -164,6 +165,7 @@ def judged_status(measurement: Measurement, limit: Limit) -> Status:
 def judge(check: str, measurement: Measurement, limit: Limit, waiver: WaiverNote | None = None) -> Finding:
     """The finding for one limit and one measurement. A waiver excuses a violation, never a missing measurement."""
     status = judged_status(measurement, limit)
+    # A waiver accepts a known risk. A missing figure is an unknown one, so it cannot be waived.
     if waiver and status is Status.VIOLATED:
         return Finding(check=check, measurement=measurement, limit=limit, status=Status.WAIVED, waiver=waiver)
     return Finding(check=check, measurement=measurement, limit=limit, status=status)
@@ -238,6 +240,7 @@ class RuleTable(Record):
 
     @model_validator(mode="after")
     def _passes_follow(self) -> Self:
+        # As in Finding: an outcome that the figures deny must not load from a file.
         for trial in self.rules:
             if trial.passes is not rule_passes(trial.drop, trial.tax, self.drop_limit, self.tax_limit):
                 raise ValueError(f"{trial.rule}: passes is {trial.passes}, but its figures mean the opposite")

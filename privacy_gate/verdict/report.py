@@ -101,6 +101,7 @@ class Report(Record):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        # Somebody could edit the verdict in the file: promotion acts only on one that the findings confirm.
         expected = verdict(self.findings, self.controls)
         if self.verdict is not expected:
             raise ValueError(f"verdict is {self.verdict}, but its findings and controls mean {expected}")
@@ -124,6 +125,7 @@ class Report(Record):
             raise ValueError(
                 f"the champion is at alias {self.champion.alias}, but the policy's alias is {self.policy.alias}"
             )
+        # The digest proves which files were compared; a version number alone could name others by now.
         pinned = self.champion is not None and self.champion.digest is not None
         for finding in self.findings:
             if finding.measurement.champion is not None and not pinned:
