@@ -238,7 +238,7 @@ def test_verify_names_every_damaged_file_and_deletes_it_when_told_to(tmp_path: P
     assert "5 files read, 4 damaged" in text
     code, text = invoke("verify", "--store", str(tmp_path), "--delete-damaged")
     assert (code, text.splitlines()[-1]) == (0, "5 files read, 4 damaged and deleted")
-    assert invoke("verify", "--store", str(tmp_path))[1].strip() == "1 files read, 0 damaged"
+    assert invoke("verify", "--store", str(tmp_path))[1].strip() == "1 file read, 0 damaged"
     assert store.has(job(4))
 
 

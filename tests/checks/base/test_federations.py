@@ -96,7 +96,7 @@ def test_references_that_miss_a_small_client_leave_the_check_unmeasured_and_the_
         found["auc"].measurement.reason
     )
     assert any(
-        note.startswith("membership: nothing was measured: the recipe's federation")
+        note.startswith("membership measured nothing: the recipe's federation")
         for note in report.checks[0].result.notes
     )
 
