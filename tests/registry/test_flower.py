@@ -116,8 +116,8 @@ def nobody(sent: Any) -> str:
 ZERO, LONG = np.zeros(2), np.zeros(3)
 SPOILT: dict[str, tuple[list[Any], dict[str, Any], str]] = {
     "two of one name": ([reply(arrays(w=ZERO), says="a"), reply(arrays(w=ZERO), says="a")], {}, "two replies of the"),
-    "NaN": ([reply(arrays(w=np.array([0.0, np.nan])))], {}, "w holds what are not finite numbers"),
-    "inf": ([reply(arrays(w=np.array([np.inf, 0.0])))], {}, "w holds what are not finite numbers"),
+    "NaN": ([reply(arrays(w=np.array([0.0, np.nan])))], {}, "w holds values that are not finite numbers"),
+    "inf": ([reply(arrays(w=np.array([np.inf, 0.0])))], {}, "w holds values that are not finite numbers"),
     "two records": ([reply(arrays(w=ZERO), more=arrays(w=ZERO))], {}, "client '1' sent 2 ArrayRecords"),
     "unknown tensor": ([reply(arrays(v=ZERO))], {}, "client '1' sent 'v', which the model has not"),
     "another shape": ([reply(arrays(w=np.zeros((3, 2))))], {}, "or of another shape"),
