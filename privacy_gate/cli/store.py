@@ -55,7 +55,7 @@ def store_prune(
     if yes:
         shelf.remove(place, found)
     say_table(inventory.HEADINGS, inventory.rows(found.results, now()))
-    say(inventory.told(found, deleted=yes))
+    say(inventory.pruned(found, deleted=yes))
 
 
 @app.command("verify", epilog="Example: privacy-gate store verify --delete-damaged")
