@@ -209,7 +209,7 @@ def test_rounds_logged_where_a_model_is_trained_come_with_the_candidate(
             np.testing.assert_allclose(found.updates[client]["fc.weight"], update["fc.weight"], atol=1e-6)
     registry.client_of(tracking).log_text(entry.run_id, "x", f"{registry.ROUNDS}/strange.txt")
     (tmp_path / "again").mkdir()
-    with pytest.raises(CandidateError, match="expected rounds alone"):
+    with pytest.raises(CandidateError, match="expected only rounds"):
         registry.pull(uri, tmp_path / "again", tracking, rounds=True)
 
 

@@ -376,16 +376,16 @@ def test_no_empty_registry_is_made_of_a_misspelt_one(
 @pytest.mark.slow
 def test_mlflow_says_nothing_of_its_own_and_leaves_the_environment_alone(tmp_path: Path) -> None:
     script = (
-        "import os, sys, torch; from pathlib import Path; from privacy_gate import producer, registry\n"
+        "import os, sys, torch; from pathlib import Path; from privacy_gate.registry import producer, pull\n"
         "from privacy_gate.dossier.recipe import Recipe; from privacy_gate.dossier.dataset import DataManifest\n"
         "from privacy_gate.documents import load; from privacy_gate.errors import GateError\n"
         "before = dict(os.environ)\n"
         "recipe = load(Path('privacy_gate/recipe.yaml').read_text(), Recipe, 'r')\n"
         "data = load(Path('privacy_gate/data.yaml').read_text(), DataManifest, 'd')\n"
         "uri = producer.register(torch.nn.Linear(2, 5), 'quiet', recipe, data, {'x': 1.0}, 'sqlite:///fresh.db')\n"
-        "registry.pull(uri, Path('.'), 'sqlite:///fresh.db')\n"
+        "pull.pull(uri, Path('.'), 'sqlite:///fresh.db')\n"
         "for missing, where in (('models:/absent/1', 'sqlite:///fresh.db'), (uri, 'http://127.0.0.1:9')):\n"
-        "    try: registry.pull(missing, Path('.'), where)\n"
+        "    try: pull.pull(missing, Path('.'), where)\n"
         "    except GateError as error: pass\n"
         "    else: raise SystemExit('found')\n"
         "assert dict(os.environ) == before, set(os.environ) ^ set(before)\n"
@@ -432,7 +432,7 @@ def test_a_run_with_no_model_or_several_does_not_say_which_is_meant(
         producer.log_dossier(run_id, RECIPE, DATA, tracking)
     models = sorted(log({}, run_id).model_id for _ in range(2))
     expected = ", ".join(f"models:/{model}" for model in models)
-    with pytest.raises(ConfigurationError, match=rf"logged 2 models \({expected}\); pass the one that is meant"):
+    with pytest.raises(ConfigurationError, match=rf"logged 2 models \({expected}\); pass one model instead"):
         producer.log_dossier(client.get_run(run_id), RECIPE, DATA, tracking)
 
 
@@ -513,7 +513,7 @@ def test_a_version_of_plain_run_artifacts_takes_a_dossier_and_is_pulled(
 
 def test_artifacts_outside_mlflow_take_no_dossier(client: MlflowClient, tracking: str, tmp_path: Path) -> None:
     uri = new_version(client, "outside", str(write(tmp_path / "outside", {"weights.txt": "w"})))
-    with pytest.raises(ConfigurationError, match="version 1 of outside: its artifacts lie outside MLflow"):
+    with pytest.raises(ConfigurationError, match="version 1 of outside: its artifacts are outside MLflow"):
         producer.log_dossier(uri, RECIPE, DATA, tracking)
 
 
@@ -565,7 +565,7 @@ def test_expect_current_lets_the_alias_move_only_from_where_it_was_expected(
         )
 
     name = candidate.name
-    with pytest.raises(ConflictError, match="alias champion is at none, expected 1: look who moved it") as caught:
+    with pytest.raises(ConflictError, match="alias champion is at none, expected 1: find out who moved it") as caught:
         promote("1")
     assert caught.value.exit_code == 7
     assert client.get_model_version(name, "2").tags == {}
@@ -610,7 +610,7 @@ def rival(tracking: str, candidate: Candidate) -> Iterator[None]:
 def test_an_alias_that_reads_back_another_version_is_a_conflict(
     client: MlflowClient, candidate: Candidate, tracking: str
 ) -> None:
-    with pytest.raises(ConflictError, match="alias champion reads back 1, expected 2: somebody else moved it"):
+    with pytest.raises(ConflictError, match="alias champion reads back 1, expected 2: another process moved it"):
         promotion.promote(report_on(candidate), alias="champion", artifacts={}, tracking_uri=tracking)
     assert aliases(client, candidate.name) == {"champion": "1"}
 
