@@ -117,6 +117,7 @@ def _compose(text: str, source: str) -> yaml.Node:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
                 raise _refuse(source, event.start_mark, "anchors and aliases are not accepted: write the value out")
+            # A tag such as !!python/object could name a Python object to build.
             if tag := getattr(event, "tag", None):
                 raise _refuse(source, event.start_mark, f"tag {tag} is not accepted: write a plain value")
             if isinstance(event, yaml.CollectionStartEvent):
@@ -170,6 +171,7 @@ def _scalar(node: yaml.ScalarNode, source: str) -> str | int | float | bool | No
         return text
     if text in ("", "~", "null"):
         return None
+    # Not yes, no, on or off: YAML 1.1 would make these booleans.
     if text in ("true", "false"):
         return text == "true"
     if _INTEGER.match(text):

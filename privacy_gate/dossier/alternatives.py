@@ -66,6 +66,7 @@ def alternatives(
         *_more_decay(recipe),
         *_smoother(recipe),
         *(Alternative("drop", f"drop {100 * share:g} %", recipe, share=share) for share in SHARES),
+        # Only if requested, because the search for the noise is slow.
         *(_private(recipe, epsilon, private) for epsilon in dict.fromkeys(epsilons) if "dp-sgd" in requested),
     ]
     kept = [option for option in options if option.family == "as-is" or option.family in requested]
@@ -79,6 +80,7 @@ def alternatives(
 
 def _fewer_epochs(recipe: Recipe) -> list[Alternative]:
     """Half the epochs, a quarter of them, and one epoch."""
+    # dict.fromkeys removes duplicates and keeps the order.
     counts = dict.fromkeys(max(1, count) for count in (recipe.epochs // 2, recipe.epochs // 4, 1))
     return [
         _changed("epochs", f"{count} epoch{'s' if count > 1 else ''}", recipe, epochs=count)
@@ -112,6 +114,7 @@ def _smoother(recipe: Recipe) -> list[Alternative]:
 
 
 def _private(recipe: Recipe, epsilon: float, private: Private) -> Alternative:
+    # An epsilon that cannot be reached is listed with its reason and does not stop the others.
     name = f"DP-SGD ε {epsilon:g}"
     try:
         return _changed("dp-sgd", name, recipe, privacy=dict(private(recipe, epsilon)))

@@ -11,7 +11,7 @@ from privacy_gate.dossier.recipe import Recipe
 
 @dataclass(frozen=True)
 class Champion:
-    """The version at the alias that approval moves, as it stood when the candidate was pulled.
+    """The version at the alias that approval moves, as it was when the candidate was pulled.
 
     version   as the registry states it (untrusted text); None if the alias did not exist
     artifact  digest of its files, which are in `folder`; None if they were not read
@@ -64,13 +64,15 @@ def difference(champion: Candidate, candidate: Candidate) -> str | None:
 
 
 def _visible(shape: Input | None) -> tuple[object, ...] | None:
-    """The settings that decide which part of an image a model sees, and how sharply. Without mean and std, which only
-    rescale the pixel values.
+    """The settings that decide which part of an image a model sees, and how sharply.
+
+    They do not include mean and std, which only rescale the pixel values.
     """
     return None if shape is None else (shape.size, shape.interpolation, shape.crop)
 
 
 def _remark(champion: Candidate, candidate: Candidate) -> str | None:
+    # Compared by bytes: the same table may have several URIs.
     if champion.dossier.data.table.sha256 == candidate.dossier.data.table.sha256:
         return None
     return "its dossier names another audit table, so it may have been trained on rows that the candidate never saw"

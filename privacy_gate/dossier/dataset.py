@@ -148,6 +148,7 @@ def read_data(manifest: DataManifest, classes: int) -> AuditData:
     """
     table, columns = manifest.table, manifest.columns
     file, sha256 = open_file(table.uri)
+    # Before parsing: bytes that differ from the pinned ones never reach a parser.
     if sha256 != table.sha256:
         raise DatasetError(
             f"{table.uri}: sha256 is {sha256}, the manifest says {table.sha256}: the table changed "
@@ -156,6 +157,7 @@ def read_data(manifest: DataManifest, classes: int) -> AuditData:
     raw = open_table(table.uri, table.format, file, columns.plain.values(), columns.image)
     _refuse_changed_files(table, raw.files)
     parts = {part: raw.columns[name] for part, name in columns.plain.items()}
+    # Ids, groups and clients are text, so that 7 and "7" are equal however the format stores them.
     text = {part: as_text(table.uri, name, parts[part]) for part, name in columns.plain.items() if part in _TEXT}
     rows = Rows(table.uri, text["id"])
     split = rows.words(parts["split"], _WORDS)
@@ -186,7 +188,7 @@ def duplicates(data: AuditData) -> list[tuple[str, str]]:
     for row in np.flatnonzero(data.split != Split.POPULATION):  # in the table's order: fastest to read
         key, name = content_hash(data, int(row)), str(data.ids[row])
         if data.split[row] == Split.MEMBER:
-            members.setdefault(key, name)
+            members.setdefault(key, name)  # the first of several equal members
         else:
             holdout.append((key, name))
     return [(members[key], name) for key, name in holdout if key in members]
@@ -206,6 +208,7 @@ def hashed_ids(data: AuditData) -> list[str]:
 
     Reports do not contain the key (unlike the data's digest), so only a holder of the table can map a name to its row.
     """
+    # An attacker who knows some ids must not be able to recompute the key: it needs every id, label and split.
     table = "\0".join(data.ids).encode() + data.label.tobytes() + data.split.tobytes()
     key = hashlib.sha256(table).digest()
     return [hmac.digest(key, name.encode(), "sha256").hex()[:16] for name in data.ids]

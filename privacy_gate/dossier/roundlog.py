@@ -39,6 +39,7 @@ MAX_ROUNDS = 100_000
 MAX_NAME = 200
 """Most characters in the name of a client or a tensor."""
 
+# \Z, because $ would also accept a line break at the end of the name.
 _FILE = re.compile(r"round-(\d{6})\.safetensors\Z")
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -106,6 +107,7 @@ class Round:
 
     def _refuse_not_numbers(self, tensors: Arrays) -> None:
         for name, tensor in tensors.items():
+            # Floats and integers. Other kinds, such as text or objects, have no finite values to test.
             if tensor.dtype.kind not in "fiu" or not np.isfinite(tensor).all():
                 raise ConfigurationError(f"round {self.index}: {name} holds values that are not finite numbers")
 
@@ -137,6 +139,7 @@ def write_round(folder: Path, entry: Round, only: Collection[str] | None = None)
         "examples": [int(entry.examples[client]) for client in clients] if entry.examples else None,
     }
     path = folder / f"round-{entry.index:06d}.safetensors"
+    # safetensors needs contiguous arrays, and a transposed tensor is a view.
     contiguous = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     save_file(contiguous, path, metadata={KEY: json.dumps(metadata)})
     return path
@@ -176,6 +179,7 @@ class RoundLog:
                 if index is None or not stat.S_ISREG(path.lstat().st_mode):
                     raise CandidateError(f"round log: {path.name[:80]!r} is no round; write logs only with log_round")
                 files[index] = path
+            # Before hashing, so that an oversized log is refused at once.
             if sum(path.stat().st_size for path in files.values()) > MAX_BYTES or len(files) > MAX_ROUNDS:
                 raise CandidateError(
                     f"round log: more than {MAX_BYTES:,} bytes or {MAX_ROUNDS:,} rounds; log fewer rounds, or pass "
@@ -230,13 +234,13 @@ def _load(path: Path, *, whole: bool) -> tuple[_Metadata, Arrays]:
     try:
         with safe_open(path, framework="numpy") as file:
             raw = file.metadata() or {}
-            names = list(file.keys()) if whole else []
+            names = list(file.keys()) if whole else []  # tensors are read only by name, so none are read here
             tensors = {name: np.asarray(file.get_tensor(name)) for name in names}
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigurationError(f"not a sound safetensors file: {' '.join(str(error).split())[:200]}") from error
     try:
         document = json.loads(raw.get(KEY, "null"))
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (json.JSONDecodeError, RecursionError) as error:  # RecursionError: hostile nesting
         raise ConfigurationError(f"its metadata {KEY} are not JSON; write it with privacy_gate.log_round") from error
     if not isinstance(document, dict):
         raise ConfigurationError(f"its metadata have no {KEY}; write it with privacy_gate.log_round")

@@ -66,7 +66,7 @@ def logged(
     global_model: dict[str, NDArray[Any]] = {}  # as sent to the clients in this round; empty if it cannot be read
 
     def configure_train(server_round: int, arrays: Any, *rest: Any, **named: Any) -> Any:
-        global_model.clear()
+        global_model.clear()  # a round must never be logged with the model of an earlier round
         with _FaultsAsWarnings(server_round):
             global_model.update(_arrays(arrays))
         return configure(server_round, arrays, *rest, **named)
@@ -106,7 +106,7 @@ class _FaultsAsWarnings:
         message = str(error) if isinstance(error, GateError) else f"{type(error).__name__}: {error}"
         reason = message.removeprefix(f"round {self.server_round}: ")
         warnings.warn(f"round {self.server_round} is not logged: {reason}", RuntimeWarning, stacklevel=3)
-        return True
+        return True  # the exception is suppressed
 
 
 def _received(

@@ -121,6 +121,7 @@ def _version_place(entry: ModelVersion, client: MlflowClient) -> tuple[str | Non
     if run := re.match(r"runs:/(?P<run>[^/]+)/(?P<path>.+)\Z", source):
         return None, run["run"], run["path"]
     if entry.run_id:
+        # The final slash keeps a folder with a longer name from matching.
         root = str(client.get_run(entry.run_id).info.artifact_uri).rstrip("/") + "/"
         if source.startswith(root):
             return None, entry.run_id, source.removeprefix(root)
@@ -199,7 +200,7 @@ def register(
     """
     before = os.environ.get("MLFLOW_TRACKING_URI")  # set_tracking_uri sets this variable too; None unsets both
     with conversation(f"register {name}"):
-        mlflow.set_tracking_uri(tracking_uri)
+        mlflow.set_tracking_uri(tracking_uri)  # start_run and log_model take no URI
         try:
             with mlflow.start_run(experiment_id=experiment):
                 mlflow.log_metrics(dict(metrics))

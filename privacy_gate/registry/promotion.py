@@ -57,11 +57,13 @@ def promote(
         client = client_of(tracking_uri)
         aliases = {key: str(value) for key, value in client.get_registered_model(name).aliases.items()}
         before = aliases.get(alias)
+        # Aliases first, because this check needs no download.
         _refuse_moved(report, aliases, alias, expect_current)
         entry = client.get_model_version(name, version)
         _refuse_changed(report, entry, tracking_uri)
         steps = [*_describe(report, artifacts, entry), f"alias {alias}: {before or NOT_SET} -> {version}"]
         if not dry_run:
+            # The alias moves last: if anything fails before, nothing is promoted.
             _write(client, report, entry, artifacts)
             client.set_registered_model_alias(name, alias, version)
             # MLflow has no compare-and-set for aliases. Reading back reveals a process that moved it at the same time.

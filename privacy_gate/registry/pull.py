@@ -65,6 +65,7 @@ def conversation(action: str) -> Iterator[None]:
     """
     loggers = [logging.getLogger(name) for name in ("mlflow", "alembic")]
     levels = [logger.level for logger in loggers]
+    # MLflow reads its settings from the environment at each call. The user's own settings stay.
     added = {name: value for name, value in _PATIENCE.items() if name not in os.environ}
     os.environ.update(added)
     for logger in loggers:
@@ -217,6 +218,7 @@ def _dossier(folder: Path, uri: str) -> Dossier:
     """The dossier among the downloaded files. Raises CandidateError if it is missing, repeated or invalid."""
     parts: dict[str, Any] = {}
     for part, kind in _PARTS.items():
+        # At any depth, so that a second dossier cannot hide in a subfolder.
         paths = sorted(path for path in folder.rglob(f"{FOLDER}/{part}.yaml") if path.is_file())
         if not paths and part == "claim":
             continue
@@ -261,6 +263,7 @@ def _round_log(entry: ModelVersion, target: Path, tracking_uri: str | None) -> P
     try:
         with conversation(f"read the round log of run {entry.run_id}"):
             client = client_of(tracking_uri)
+            # Sizes and names are checked before the download; RoundLog.open checks the files again.
             files = client.list_artifacts(entry.run_id, ROUNDS)
             total = sum(file.file_size or 0 for file in files)
             if not files:

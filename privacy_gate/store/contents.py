@@ -39,7 +39,7 @@ def pack(job: Job, arrays: Arrays, made: Mapping[str, str]) -> bytes:
     contiguous = {name: np.ascontiguousarray(array) for name, array in sorted(arrays.items())}
     facts = dict(sorted(made.items()))
     header = {"job": json.dumps(describe(job), sort_keys=True), "sha256": _checksum(contiguous, facts)}
-    if facts:
+    if facts:  # absent if empty, so that the bytes are the same as without the argument
         header["made"] = json.dumps(facts)
     return _in_order(save(contiguous, metadata=header))
 
@@ -69,6 +69,7 @@ def read_label(start: bytes, path: str) -> Label:
         if not (isinstance(job, dict) and isinstance(made, dict)):
             raise TypeError("its job is not a description")
         return Label(job, {str(name): str(fact) for name, fact in made.items()}, str(header["sha256"]))
+    # All that broken or hostile JSON can raise here; RecursionError comes from deep nesting.
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise damaged(path, f"its label cannot be read: {error}") from error
 

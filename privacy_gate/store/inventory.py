@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from privacy_gate.store.shelf import Entry, Waste, groups
 
-HEADINGS = ("kind", "recipe", "what", "data", "results", "size", "age", "made by")
+HEADINGS = ("kind", "recipe", "summary", "data", "results", "size", "age", "made by")
 
 
 def rows(listed: Sequence[Entry], now: datetime.datetime) -> list[tuple[str, ...]]:

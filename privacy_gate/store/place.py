@@ -121,6 +121,7 @@ class Place:
             self._put(full, payload, replace=replace)
             return
         self._files.makedirs(str(PurePosixPath(full).parent), exist_ok=True)
+        # A random name, because several processes may write the same file at once.
         draft = f"{full}.{uuid.uuid4().hex}{DRAFT}"
         if isinstance(self._files, LocalFileSystem):
             _create(Path(full), Path(draft), payload, replace=replace)
@@ -166,6 +167,7 @@ class Place:
             except OSError:  # it exists, or the service does not support the condition
                 if self._is_there(full):
                     return
+        # Unconditional: the race that `write` documents.
         self._files.pipe_file(full, payload)
 
     def _move(self, draft: str, full: str, payload: bytes, *, replace: bool) -> None:
@@ -223,7 +225,7 @@ def _create(path: Path, draft: Path, payload: bytes, *, replace: bool) -> None:
         with draft.open("xb") as file:
             file.write(payload)
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # else a crash could leave an empty file under the final name
         if replace:
             draft.replace(path)
             return

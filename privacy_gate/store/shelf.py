@@ -149,7 +149,7 @@ def groups(listed: Sequence[Entry]) -> list[Group]:
     alike: dict[tuple[str, ...], list[Entry]] = {}
     for entry in listed:
         job, made = ({}, {}) if entry.label is None else (entry.label.job, entry.label.made)
-        dataset = str(job.get("dataset", ""))[:12]
+        dataset = str(job.get("dataset", ""))[:12]  # shown in tables, where 64 digits would not fit
         key = (entry.kind, entry.recipe, entry.summary, dataset, made.get("torch", ""), made.get("device", ""))
         alike.setdefault(key, []).append(entry)
     return [_group(key, alike[key]) for key in sorted(alike)]
@@ -179,6 +179,7 @@ def waste(
             f"--keep-recipe {min(unknown)}: the store {place.root} has no such recipe; `privacy-gate store list` "
             "lists all recipes"
         )
+    # Features have the backbone as their recipe, so keeping a recipe keeps its backbone too.
     of_kept_recipes = [entry for entry in listed if entry.recipe in keep]
     kept, studied = (
         {*keep, *(entry.backbone for entry in of_kept_recipes)},

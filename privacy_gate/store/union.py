@@ -126,5 +126,5 @@ def _keep_earliest(path: str, places: Sequence[Place], into: Place) -> None:
     """Stores the earliest note in `into`. Times are notes in ISO 8601 and UTC, which sort as text."""
     notes = [(read_note(_there(place, path), f"{place.root}/{path}"), place) for place in places]
     earliest, _ = min(notes, key=itemgetter(0))
-    if (earliest, into) not in notes:
+    if (earliest, into) not in notes:  # else `into` already has the earliest
         into.replace(path, earliest.encode())

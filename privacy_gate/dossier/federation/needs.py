@@ -14,9 +14,9 @@ NEEDS: dict[str, tuple[int, int]] = {
     "capped_mean": (0, 1),
     "median": (2, 1),
     "trimmed_mean": (2, 1),
-    "krum": (2, 3),
+    "krum": (2, 3),  # Blanchard et al. 2017
     "multi_krum": (2, 3),
-    "bulyan": (4, 3),
+    "bulyan": (4, 3),  # El Mhamdi et al. 2018
     "geometric_median": (2, 1),
     "centered_clipping": (2, 1),
     "minimum_diameter": (2, 1),
@@ -59,6 +59,7 @@ def unmet(
         return f"{byzantine} of {attendance.clients} clients cannot attack: lower byzantine, so that one is honest"
     if not root and any(rule == "fltrust" for rule, _ in steps):
         return "fltrust needs rows of the server's own: add population rows to the table, or choose another aggregator"
+    # A stress that rounds to nothing would be reported as harmless.
     if reason := unmet_by_stress(attendance):
         return reason
     honest, bad = attendance.participants(byzantine)

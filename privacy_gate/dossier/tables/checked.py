@@ -71,10 +71,12 @@ class Rows:
 
     def _numbered(self, values: NDArray[np.str_], names: Sequence[str] | None) -> NDArray[np.int64]:
         """Text labels as numbers, (N,): by class name, or, if every label is an integer, by its value."""
+        # Distinct labels only: a table has millions of rows but few classes.
         distinct, inverse = np.unique(values, return_inverse=True)
         words = distinct.tolist()
         index_of = {name: index for index, name in enumerate(names or ())}
         unnamed = [word for word in words if word not in index_of]
+        # Names first, because class names may be numbers in another order, such as "10", "2".
         if not unnamed:
             return np.array([index_of[word] for word in words])[inverse]
         if all(_NUMBER.fullmatch(word) for word in words):

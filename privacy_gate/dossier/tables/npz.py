@@ -23,7 +23,7 @@ def read_npz(uri: str, file: IO[bytes], wanted: list[str], image: str | None) ->
     """
     names = [*wanted, *([image] if image else [])]
     try:
-        with NpzFile(file, allow_pickle=False) as archive:
+        with NpzFile(file, allow_pickle=False) as archive:  # a pickle could execute code
             refuse_missing(uri, names, list(archive.files))
             columns = {name: archive[name] for name in names}
         pixels = columns.pop(image) if image else None

@@ -62,6 +62,7 @@ def _leaf(source: Any, image: str) -> tuple[str, str]:
     kind = source.schema_arrow.field(image).type
     if not pa.types.is_struct(kind):
         return image, str(kind)
+    # One row is enough: Hugging Face fills the same field in every row.
     cells = next((batch.column(0) for batch in source.iter_batches(1, columns=[image])), None)
     filled = (cells[0].as_py() or {}) if cells is not None and len(cells) else {}
     fields = {field.name: str(field.type) for field in kind if filled.get(field.name) is not None}
@@ -113,6 +114,7 @@ class _Images:
                     del self._kept[first]
         except (pa.ArrowException, OSError) as error:
             raise DatasetError(f"{self._uri}: row {row:,} cannot be read: {error}; write the table again") from error
+        # Outside the lock, so that threads copy their images in parallel.
         return batch.cells[row - first].as_py() or b""
 
     def _find(self, row: int) -> tuple[int, "_Batch"]:

@@ -16,6 +16,7 @@ def read_csv(uri: str, file: IO[bytes], wanted: list[str], image: str | None) ->
     from pyarrow import csv  # noqa: PLC0415
 
     names = [*wanted, *([image] if image else [])]
+    # Without null_values=[""], pyarrow would also read "NA" and "nan" as missing.
     as_text = csv.ConvertOptions(
         column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True, null_values=[""]
     )
