@@ -1,4 +1,4 @@
-"""Audit tables: the same data however they are written, and one clear error for every way to be wrong."""
+"""Audit tables: every format gives the same data, and every fault gives one clear error."""
 
 import hashlib
 import io
@@ -313,7 +313,7 @@ def test_importing_the_module_imports_no_heavy_library() -> None:
 
 
 class Counting(io.FileIO):
-    """A file that counts what is read of it."""
+    """A file that counts the bytes read from it."""
 
     total = 0
 
@@ -464,7 +464,7 @@ def test_a_dossier_cannot_send_the_gate_to_foreign_places(uri: str) -> None:
 def test_the_same_image_among_members_and_holdout_is_found(tmp_path: Path) -> None:
     images = [png(image) for image in pixels()]
     images[3] = images[0]
-    images[5] = images[1]  # population: no harm
+    images[5] = images[1]  # a duplicate in the population does no harm
     assert duplicates(read(write(tmp_path, image=images))) == [("p0", "p3")]
     assert duplicates(read(write(tmp_path))) == []
 

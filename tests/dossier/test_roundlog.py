@@ -1,4 +1,4 @@
-"""Round logs: what is written is read; what strangers wrote is refused with one clear error."""
+"""Round logs: a written log is read back equal, and a hostile log is refused with one clear error."""
 
 import json
 from collections.abc import Callable, Iterator

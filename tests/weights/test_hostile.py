@@ -1,4 +1,4 @@
-"""Files made to run code, to crash, to hang or to fill the memory: none does, each is read or refused in one line."""
+"""Files that try to run code, to crash, to hang or to fill the memory. Each is read, or refused in one line."""
 
 import io
 import json
@@ -23,7 +23,7 @@ TENSOR = (
     b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\n"
     b"X\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x01tQ"
 )
-"""The opcodes of a tensor up to its storage: its offset, size and stride follow, and END."""
+"""The opcodes of a tensor up to its storage. Its offset, size, stride and END follow."""
 
 END = b"\x89}tR"
 
@@ -84,7 +84,7 @@ REASONS = {
     "storage of two types": "storage '0' has two types",
     "too many opcodes": "more than 2,000,000 opcodes",
 }
-"""What the error says, where another reason would be refused as well."""
+"""The expected reason, for files that would also be refused for other reasons."""
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -131,7 +131,7 @@ def test_no_tensor_reaches_out_of_its_storage(layout: bytes, expected: str, rewr
 
 
 def test_a_state_changed_after_it_was_set_is_read_as_python_reads_it(rewrite: Any, tmp_path: Path) -> None:
-    """BUILD copies: whoever reads the later dict would judge other weights than those that are served."""
+    """BUILD copies the state. A reader that followed later changes would judge other weights than the served ones."""
     path = tmp_path / "model.pth"
     torch.save({"w": torch.ones(1)}, path)
     tensor = TENSOR + b"K\x00K\x01\x85K\x01\x85" + END
@@ -142,7 +142,7 @@ def test_a_state_changed_after_it_was_set_is_read_as_python_reads_it(rewrite: An
 
 
 def hostile_files(net: Any, payloads: list[Any], pt2: Path, rewrite: Any, folder: Path) -> dict[str, bool]:
-    """One file for each payload and each place it can hide in; True where the weights beside it can be read."""
+    """One file per payload and hiding place. The value is True if the weights next to it can be read."""
     readable: dict[str, bool] = {}
     state = net.state_dict()
     for number, payload in enumerate(payloads):
@@ -183,11 +183,11 @@ def hostile_files(net: Any, payloads: list[Any], pt2: Path, rewrite: Any, folder
     return readable
 
 
-# Reads every file of a folder in an interpreter that records what running code would cause; then, to prove that
-# the record works and the files are dangerous, lets torch load one.
+# Reads every file in a folder in an interpreter that records the events that executed code would cause. Then lets torch
+# load one file, which proves that the record works and that the files are dangerous.
 WATCH = """
 import json, sys
-import encodings.cp437  # what zipfile reads names of records with
+import encodings.cp437  # zipfile needs it to read the names of records
 from pathlib import Path
 import torch
 from privacy_gate.errors import CandidateError
@@ -254,7 +254,7 @@ def test_broken_archives_are_refused(
 
 
 def patched(payload: bytes, name: bytes, offset: int, form: str, value: int) -> bytes:
-    """The zip with a field of the central directory's entry of a record changed."""
+    """The zip file with one field changed in a record's entry in the central directory."""
     place = payload.rindex(name) - 46
     assert payload[place : place + 4] == b"PK\x01\x02"
     changed = bytearray(payload)
@@ -332,7 +332,7 @@ SMALL = {"w": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1, 2])}
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory, exported: bytes) -> dict[str, bytes]:
-    """A sound file of each kind."""
+    """A valid file of each kind."""
     folder = tmp_path_factory.mktemp("fuzz")
     torch.save(SMALL, folder / "zip.pth")
     torch.save(SMALL, folder / "legacy.pth", _use_new_zipfile_serialization=False)

@@ -1,4 +1,4 @@
-"""Sound files are read bit for bit, whatever wrote them; what is sound but no weights is refused with its reason."""
+"""Valid files are read bit for bit, whatever wrote them. Valid files without weights are refused with a reason."""
 
 import io
 import json
@@ -71,7 +71,7 @@ def test_a_timm_model_is_read_bit_for_bit_from_both_of_mlflow_s_formats(name: st
 
 
 def test_a_module_whose_class_is_pickled_by_value_is_read_too(same: Any, tmp_path: Path) -> None:
-    """As cloudpickle, MLflow's pickle module, does for classes of a notebook."""
+    """Pickles a class by value, as cloudpickle (MLflow's pickle module) does for classes from a notebook."""
 
     class Local(torch.nn.Module):
         def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What is asked before anything is trained is answered as the training would answer it."""
+"""The checks before training agree with training itself on which federations are possible."""
 
 import itertools
 
@@ -24,7 +24,7 @@ CHAINS = [
 
 
 def works(how: Rule, n: int, f: int) -> bool:
-    """Whether the rule joins n updates, of whatever values."""
+    """Whether the rule can aggregate n updates with random values."""
     rng = np.random.default_rng(0)
     drawn, one = torch.from_numpy(rng.normal(size=(n, 2))), torch.ones(n, dtype=torch.float64)
     facts = Known(counts=one, losses=one, root=drawn[0], order=torch.from_numpy(rng.permutation(n)), lr=0.1)
