@@ -41,9 +41,9 @@ def as_json(entry: Entry) -> str:
     )
 
 
-def pruned(waste: Waste, *, deleted: bool) -> str:
+def pruned(unneeded: Waste, *, deleted: bool) -> str:
     """One line that says what pruning deleted, or would delete."""
-    files = f"{len(waste.results):,} results and {len(waste.drafts):,} abandoned drafts, {_size(waste.size)}"
+    files = f"{len(unneeded.results):,} results and {len(unneeded.drafts):,} abandoned drafts, {_size(unneeded.size)}"
     return f"deleted {files}" if deleted else f"would delete {files}; add --yes to delete them"
 
 

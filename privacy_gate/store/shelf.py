@@ -181,10 +181,8 @@ def waste(
         )
     # Features have the backbone as their recipe, so keeping a recipe keeps its backbone too.
     of_kept_recipes = [entry for entry in listed if entry.recipe in keep]
-    kept, studied = (
-        {*keep, *(entry.backbone for entry in of_kept_recipes)},
-        {entry.family for entry in of_kept_recipes} - {""},
-    )
+    kept = {*keep, *(entry.backbone for entry in of_kept_recipes)}
+    studied = {entry.family for entry in of_kept_recipes} - {""}
     results = tuple(
         entry
         for entry in listed
@@ -195,9 +193,9 @@ def waste(
     return Waste(results, drafts)
 
 
-def remove(place: Place, found: Waste) -> None:
+def remove(place: Place, unneeded: Waste) -> None:
     """Deletes the files that `waste` returned."""
-    for file in (*(entry.file for entry in found.results), *found.drafts):
+    for file in (*(entry.file for entry in unneeded.results), *unneeded.drafts):
         place.remove(file.path)
 
 
