@@ -58,7 +58,7 @@ def store_prune(
     if yes:
         shelf.remove(place, waste)
     say_table(inventory.HEADINGS, inventory.rows(waste.results, now()))
-    say(inventory.told(waste, deleted=yes))
+    say(inventory.pruned(waste, deleted=yes))
 
 
 @app.command("verify", epilog="Example: privacy-gate store verify --delete-damaged")

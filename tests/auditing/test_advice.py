@@ -247,7 +247,7 @@ def test_if_a_program_trains_only_changes_of_its_rows_are_tried() -> None:
     tried = {option.family for option in options if not option.reason}
     assert tried == {"as-is", "drop"}
     assert {option.reason for option in options[1:-3]} == {
-        "the policy's program trains it and is not told such settings"
+        "the policy's trainer trains it, and this setting is not passed to that program"
     }
 
 

@@ -171,8 +171,8 @@ def test_an_alias_that_moved_since_is_a_conflict_and_moves_no_further(
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"recipe": {"classes": 6}}, "it tells 6 classes and the candidate 5"),
-        ({"manifest": {"class_names": tuple("abcde")}}, "names other classes, or the same in another order"),
+        ({"recipe": {"classes": 6}}, "it has 6 classes and the candidate has 5"),
+        ({"manifest": {"class_names": tuple("abcde")}}, "class_names in its manifest are different"),
     ],
 )
 def test_a_champion_of_other_classes_is_not_compared_and_nothing_is_approved(

@@ -400,7 +400,7 @@ def test_a_dossier_whose_rule_too_few_clients_take_part_for_is_refused(
     if enough:
         assert lint_dossier(tmp_path, read_table=True)
         return
-    said = "krum told of 1 byzantine clients needs at least 5 updates a round, found 4: tell it of fewer"
+    said = "krum with tolerates: 1 needs at least 5 updates a round, found 4: lower tolerates"
     where = f"recipe.yaml:9:15: federation: aggregator: {said}" if counted else f"trained on this table: {said}"
     with pytest.raises(ConfigurationError if counted else DatasetError, match=re.escape(where)):
         lint_dossier(tmp_path, read_table=True)

@@ -120,7 +120,7 @@ def test_alie_uses_the_inverse_of_the_normal_distribution(n: int, f: int, z: flo
 
 
 def test_alie_of_a_majority_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="6 of the 10 clients of a round attack, no minority"):
+    with pytest.raises(ConfigurationError, match="6 of the 10 clients in a round attack, expected a minority"):
         alie_z(10, 6)
 
 

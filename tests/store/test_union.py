@@ -1,4 +1,4 @@
-"""Several stores make one: nothing is lost, nothing changed, and what contradicts is not taken."""
+"""Merging stores loses no result, changes no result, and refuses results that contradict each other."""
 
 from collections.abc import Callable
 from pathlib import Path

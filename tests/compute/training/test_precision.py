@@ -101,5 +101,5 @@ def test_precision_is_part_of_a_digest_only_where_it_changes_the_result(make: Ma
 def test_what_is_never_trained_in_bfloat16_does_not_say_so(
     make: Make, adaptation: str, changes: dict[str, Any]
 ) -> None:
-    with pytest.raises(ConfigurationError, match="precision bfloat16 is of networks trained without privacy"):
+    with pytest.raises(ConfigurationError, match="precision bfloat16 works only if a network is trained"):
         make(CNN, adaptation, **changes, **HALF)

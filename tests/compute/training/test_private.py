@@ -155,5 +155,5 @@ def test_the_accountant_undoes_its_own_search_for_noise() -> None:
 def test_what_is_not_simulated_is_refused() -> None:
     assert recipe().privacy == DpSgd(noise_multiplier=0.7, clip=0.8)
     federated = {"federation": {"rounds": 2}}
-    with pytest.raises((ConfigurationError, ValueError), match="privacy is not simulated in a federation"):
+    with pytest.raises((ConfigurationError, ValueError), match="privacy of single examples cannot be simulated"):
         recipe(**federated)
