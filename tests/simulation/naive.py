@@ -37,7 +37,7 @@ def train(cell: Cell, train: Samples, test: Samples, draws: Draws) -> tuple[floa
         if bad and cell.adversary != "label_flip":
             noise = draws.generator("noise", cell.seed, turn)
             received[-bad:] = attack(cell, received[:-bad], bad, counts, previous, noise)
-        previous = aggregate(str(cell.rule), received, cell.told, counts, previous)
+        previous = aggregate(str(cell.rule), received, cell.assumed, counts, previous)
         before, head = head, head + previous.reshape(head.shape)
         if turn >= training.rounds - training.last:
             right.append(np.mean((tests @ head.T).argmax(1) == test.label))
@@ -78,7 +78,7 @@ def attack(cell: Cell, honest: Floats, f: int, counts: Floats, previous: Floats,
 
             def moved(z: float) -> float:
                 sent = np.vstack([honest, np.tile(mu - z * s, (f, 1))])
-                return float(np.linalg.norm(aggregate(str(cell.rule), sent, cell.told, counts, previous) - mu))
+                return float(np.linalg.norm(aggregate(str(cell.rule), sent, cell.assumed, counts, previous) - mu))
 
             return mu - max(ALIE_SEARCH, key=moved) * s
         case "min_max":

@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
     ids=str,
 )
 def test_places_are_what_their_numbers_choose_and_set(places: list[int], axes: tuple[int, ...]) -> None:
-    some = Places.found(places, CPU, nested=True)
+    some = Places.from_numbers(places, CPU, nested=True)
     for values in (torch.randn(15, 4, 3), torch.randn(15, 7, 3)[:, 2:5], torch.randn(30, 2)[::2]):
         chosen = some.of(values)
         assert chosen.shape == (*axes, *values.shape[1:])
@@ -34,4 +34,4 @@ def test_places_are_what_their_numbers_choose_and_set(places: list[int], axes: t
 
 
 def test_runs_of_runs_are_one_axis_where_nobody_asked_for_two() -> None:
-    assert Places.found([1, 2, 7, 8], CPU).of(torch.arange(9)).tolist() == [1, 2, 7, 8]
+    assert Places.from_numbers([1, 2, 7, 8], CPU).of(torch.arange(9)).tolist() == [1, 2, 7, 8]

@@ -154,7 +154,7 @@ def cell_of(job: Federate, client: Names | None) -> Cell:
         plain = replace(plain, training=stressed)
     if job.adversary is None:
         return plain
-    return replace(plain, adversary=job.adversary, f=job.byzantine, tolerated=plain.told)
+    return replace(plain, adversary=job.adversary, f=job.byzantine, tolerated=plain.assumed)
 
 
 def cell(recipe: Recipe, client: Names | None, seed: int) -> Cell:

@@ -20,12 +20,12 @@ from privacy_gate.errors import DatasetError
 from privacy_gate.jobs.kinds import Invert
 from privacy_gate.simulation.cells import Cell, Draws
 from privacy_gate.simulation.leaks.inversion import (
-    Made,
-    Own,
+    AttackerRows,
+    BatchSchedule,
     leak,
     likeness,
     local_update,
-    noise_seen,
+    noise_scale,
     refine,
     with_bias,
 )
@@ -61,7 +61,7 @@ class Arena:
     eligible: Bools
     features: torch.Tensor
     decoys: Ints
-    own: Own
+    own: AttackerRows
     start: torch.Tensor
 
 
@@ -121,7 +121,7 @@ def arena(
     if not told.any() or not len(others.own):
         raise DatasetError(f"no class has {candidates - 1} holdout rows as decoys: ask for fewer candidates")
     table = torch.from_numpy(features).to(device, torch.float64)
-    own = Own(table[others.own], torch.from_numpy(data.label[others.own]).to(device), recipe.classes)
+    own = AttackerRows(table[others.own], torch.from_numpy(data.label[others.own]).to(device), recipe.classes)
     start = table.new_zeros(recipe.classes, table.shape[1] + 1)
     return Arena(made, [np.asarray(member[part]) for part in parts], data, told, table, others.decoys, own, start)
 
@@ -234,13 +234,13 @@ def _attack(scene: Arena, targets: Sequence[Target], optimised: bool) -> tuple[B
     share, draw, place = (tensor([getattr(each, name) for each in both]) for name in ("share", "draw", "place"))
     mine = tensor([label[each.row] for each in both])
     made, guess = (
-        Made(tensor([rows for rows, _ in each]), tensor([weight for _, weight in each]), share)
+        BatchSchedule(tensor([rows for rows, _ in each]), tensor([weight for _, weight in each]), share)
         for each in ([one.made for one in both], [one.guess for one in both])
     )
     with torch.no_grad():
         rows = with_bias(scene.features[tensor([each.rows for each in both])])
         seen = local_update(rows, tensor([label[each.rows] for each in both]), made, start, training)
-        seen += noise_seen(share, training)[:, None, None] * tensor([each.noise for each in both])
+        seen += noise_scale(share, training)[:, None, None] * tensor([each.noise for each in both])
         first = leak(seen, guess, start, training, own, draw)
     found = first.features.gather(1, mine[:, None, None].expand(-1, -1, first.features.shape[2]))
     if optimised:

@@ -9,17 +9,17 @@ import torch
 from privacy_gate.metrics.inversion import inversion_advantage
 from privacy_gate.simulation.cells import Draws, Privacy, Training
 from privacy_gate.simulation.leaks.inversion import (
+    AttackerRows,
+    BatchSchedule,
     Leak,
-    Made,
-    Own,
+    certain,
     counts,
     labels,
     leak,
     likeness,
     local_update,
-    noise_seen,
+    noise_scale,
     refine,
-    surely,
     trained,
     with_bias,
 )
@@ -33,16 +33,16 @@ def rows(seed: int, *shape: int) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape))
 
 
-def own(seed: int = 9, count: int = 300) -> Own:
+def own(seed: int = 9, count: int = 300) -> AttackerRows:
     label = torch.arange(count) % CLASSES
-    return Own(rows(seed, count, WIDTH) + rows(1, CLASSES, WIDTH)[label], label, CLASSES)
+    return AttackerRows(rows(seed, count, WIDTH) + rows(1, CLASSES, WIDTH)[label], label, CLASSES)
 
 
-def whole(count: int, steps: int = 1, updates: int = 1) -> Made:
+def whole(count: int, steps: int = 1, updates: int = 1) -> BatchSchedule:
     """Every step on all rows."""
     place = torch.arange(count).expand(updates, 1, steps, count).contiguous()
     weight = torch.full(place.shape, 1 / count, dtype=torch.float64)
-    return Made(place, weight, torch.ones(updates, 1, dtype=torch.float64))
+    return BatchSchedule(place, weight, torch.ones(updates, 1, dtype=torch.float64))
 
 
 def attacked(
@@ -111,7 +111,7 @@ def test_clients_train_as_they_do_in_a_federation(training: Training) -> None:
     start = rows(8, CLASSES, WIDTH + 1)
     expected, _ = local_updates(table, start[None, None], there, training, False)
     shares = torch.tensor([[0.25, 0.75]], dtype=torch.float64)
-    made = Made(torch.from_numpy(place), torch.from_numpy(weight), shares)
+    made = BatchSchedule(torch.from_numpy(place), torch.from_numpy(weight), shares)
     seen = local_update(table[None, :32], label[None, :32], made, start, training)
     whole = (shares[0, :, None] * expected[0, 0]).sum(0)
     assert torch.allclose(seen[0].flatten(), whole, atol=1e-12, rtol=0)
@@ -123,7 +123,7 @@ def test_clients_train_as_they_do_in_a_federation(training: Training) -> None:
 def test_clients_shorten_what_they_send_each_its_own() -> None:
     x, y = rows(7, 1, 40, WIDTH), (torch.arange(40) % CLASSES).unsqueeze(0)
     place, weight = torch.arange(40).view(1, 2, 1, 20), torch.full((1, 2, 1, 20), 1 / 20, dtype=torch.float64)
-    made = Made(place, weight, torch.tensor([[0.5, 0.5]], dtype=torch.float64))
+    made = BatchSchedule(place, weight, torch.tensor([[0.5, 0.5]], dtype=torch.float64))
     training, start = Training(lr=0.3), torch.zeros(CLASSES, WIDTH + 1, dtype=torch.float64)
     long, short = trained(with_bias(x), y, made, start, training)[0].flatten(1).norm(dim=1).sort(descending=True).values
     for reach in (2 * long, (long + short) / 2, short / 2):
@@ -146,17 +146,17 @@ def test_however_short_an_update_is_made_a_single_row_is_recovered(tau: float) -
 def test_the_noise_that_is_seen_is_that_of_the_clients_who_are_seen_and_none_of_the_server_s() -> None:
     training = Training(clients=9, privacy=Privacy(2.0, 0.3, by_clients=True))
     alone, summed = torch.ones(1, 1, dtype=torch.float64), torch.full((1, 9), 1 / 9, dtype=torch.float64)
-    assert float(noise_seen(alone, training)) == pytest.approx(2.0 * 0.3 / 3)
-    assert float(noise_seen(summed, training)) == pytest.approx(2.0 * 0.3 / 9)
+    assert float(noise_scale(alone, training)) == pytest.approx(2.0 * 0.3 / 3)
+    assert float(noise_scale(summed, training)) == pytest.approx(2.0 * 0.3 / 9)
     for other in (None, Privacy(2.0, 0.3), Privacy(2.0, 0.3, hidden=True)):
-        assert float(noise_seen(alone, replace(training, privacy=other))) == 0
+        assert float(noise_scale(alone, replace(training, privacy=other))) == 0
 
 
 def test_noise_makes_no_class_certain_and_never_more_classes_than_rows() -> None:
     bias = torch.tensor([[0.5, 0.2, -0.7], [0.5, 0.2, 0.1]], dtype=torch.float64)
     none, some = torch.zeros(2, 1, dtype=torch.float64), torch.full((2, 1), 0.1, dtype=torch.float64)
-    assert surely(bias, none, 2).tolist() == [[True, True, False], [True, True, False]]
-    assert surely(bias, some, 2).tolist() == [[True, False, False], [True, False, False]]
+    assert certain(bias, none, 2).tolist() == [[True, True, False], [True, True, False]]
+    assert certain(bias, some, 2).tolist() == [[True, False, False], [True, False, False]]
     lost = torch.full((1, 3), -1.0, dtype=torch.float64)
     assert counts(lost, 10, lost > 0).sum() == 10
 
@@ -215,7 +215,7 @@ def test_classes_that_surely_occur_are_counted_whatever_their_mass() -> None:
 def test_likeness_knows_neither_the_scale_nor_the_correlations_of_features() -> None:
     theirs, found, shown = own(count=600), rows(11, 30, 1, WIDTH), rows(12, 30, 4, WIDTH)
     mixing = rows(13, WIDTH, WIDTH) + 3 * torch.eye(WIDTH)
-    mixed = Own(theirs.features @ mixing, theirs.label, CLASSES)
+    mixed = AttackerRows(theirs.features @ mixing, theirs.label, CLASSES)
     plain = likeness(found, shown, theirs.mean[:1].expand(30, -1), theirs.metric)
     other = likeness(found @ mixing, shown @ mixing, mixed.mean[:1].expand(30, -1), mixed.metric)
     assert (plain - other).abs().mean() < 0.07
@@ -227,7 +227,7 @@ def test_own_rows_become_uncorrelated_and_all_stand_in_for_a_class_without() -> 
     theirs = own(count=3000)
     rest = (theirs.features - theirs.mean[theirs.label]) @ theirs.metric
     assert torch.allclose(rest.T @ rest / len(rest), torch.eye(WIDTH, dtype=torch.float64), atol=0.05)
-    some = Own(theirs.features[theirs.label != 4], theirs.label[theirs.label != 4], CLASSES)
+    some = AttackerRows(theirs.features[theirs.label != 4], theirs.label[theirs.label != 4], CLASSES)
     assert torch.allclose(some.mean[4], some.features.mean(0))
     drawn = some.of(torch.tensor([[0, 4, 5]]), torch.tensor([[0.0, 0.999, 0.5]], dtype=torch.float64))
     assert torch.isin(drawn, some.features).all()
@@ -235,5 +235,5 @@ def test_own_rows_become_uncorrelated_and_all_stand_in_for_a_class_without() -> 
 
 
 def test_features_that_are_all_alike_give_a_finite_metric() -> None:
-    alike = Own(torch.ones(6, WIDTH, dtype=torch.float64), torch.arange(6), CLASSES)
+    alike = AttackerRows(torch.ones(6, WIDTH, dtype=torch.float64), torch.arange(6), CLASSES)
     assert torch.equal(alike.metric, torch.eye(WIDTH, dtype=torch.float64))
