@@ -236,7 +236,7 @@ def test_memory_that_does_not_suffice_is_reported_as_such_whatever_is_computed(
     data = read_data(scene.manifest, scene.recipe.classes)
     jobs = [train_reference(scene.recipe, data.digest, 0)]
     with pytest.raises(
-        UnavailableError, match=r"out of memory: .+; what is stored stays: end what else uses"
+        UnavailableError, match=r"out of memory: .+; stored results are kept: stop other processes"
     ) as caught:
         run(jobs, Inputs(data, tmp_path), MACHINE, Starved(str(tmp_path / "store"), fault))
     assert caught.value.exit_code == 6

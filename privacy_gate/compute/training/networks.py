@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch.func import functional_call
 
 from privacy_gate.compute.images.backbone import Tensors
-from privacy_gate.compute.images.decoding import seen
+from privacy_gate.compute.images.decoding import apply_view
 from privacy_gate.compute.machine.course import Course
 from privacy_gate.compute.machine.device import Machine, threads_in_kernels
 from privacy_gate.compute.training.network_stack import NetworkStack, TrainedNetwork, alike, layout, stack_size
@@ -47,7 +47,7 @@ class Images:
         batch = self.pixels[rows.to(self.pixels.device)].to(device, dtype)
         for number in np.unique(view[view > 0]):
             chosen = torch.from_numpy(view == number).to(device)
-            batch[chosen] = seen(batch[chosen], self._views[number])
+            batch[chosen] = apply_view(batch[chosen], self._views[number])
         return batch
 
 

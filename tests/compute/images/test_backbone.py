@@ -19,7 +19,7 @@ from pyarrow import parquet
 from safetensors.torch import load_file, save_file
 
 from privacy_gate.compute.images import backbone as subject
-from privacy_gate.compute.images.decoding import decode, seen, transform_of
+from privacy_gate.compute.images.decoding import apply_view, decode, transform_of
 from privacy_gate.compute.images.embed import embed
 from privacy_gate.compute.machine.device import Machine
 from privacy_gate.compute.run import run
@@ -118,11 +118,11 @@ def test_features_are_those_of_the_bare_timm_model(recipe: Recipe, public: Path,
 
 def test_a_view_mirrors_then_moves_and_repeats_the_edge() -> None:
     pixels = torch.arange(12.0).view(1, 1, 3, 4)
-    assert torch.equal(seen(pixels, View()), pixels)
-    assert seen(pixels, View(flip=True))[0, 0, 0].tolist() == [3, 2, 1, 0]
-    assert seen(pixels, View(down=1))[0, 0].tolist() == [[0, 1, 2, 3], [0, 1, 2, 3], [4, 5, 6, 7]]
-    assert seen(pixels, View(right=-1))[0, 0, 0].tolist() == [1, 2, 3, 3]
-    assert seen(pixels, View(flip=True, right=2))[0, 0, 0].tolist() == [3, 3, 3, 2]
+    assert torch.equal(apply_view(pixels, View()), pixels)
+    assert apply_view(pixels, View(flip=True))[0, 0, 0].tolist() == [3, 2, 1, 0]
+    assert apply_view(pixels, View(down=1))[0, 0].tolist() == [[0, 1, 2, 3], [0, 1, 2, 3], [4, 5, 6, 7]]
+    assert apply_view(pixels, View(right=-1))[0, 0, 0].tolist() == [1, 2, 3, 3]
+    assert apply_view(pixels, View(flip=True, right=2))[0, 0, 0].tolist() == [3, 3, 3, 2]
 
 
 def test_views_are_each_once_and_the_plain_image_first() -> None:
@@ -280,7 +280,7 @@ def test_the_next_part_is_computed_while_one_is_stored(recipe: Recipe, tmp_path:
 def test_memory_that_does_not_hold_one_image_is_no_fault_of_the_candidate_s(recipe: Recipe, tmp_path: Path) -> None:
     data = audit_data(tmp_path, photographs())
     jobs = embed_jobs(Backbone(name="hungry_0"), recipe.input, data.digest, data.rows)
-    with pytest.raises(UnavailableError, match=r"out of memory: CUDA out of memory.*what is stored stays: end what"):
+    with pytest.raises(UnavailableError, match=r"out of memory: CUDA out of memory.*results are kept: stop other"):
         run(jobs, Inputs(data, tmp_path), Machine(threads=1), Store(str(tmp_path / "store")))
 
 

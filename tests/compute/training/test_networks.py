@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
-from privacy_gate.compute.images.decoding import seen
+from privacy_gate.compute.images.decoding import apply_view
 from privacy_gate.compute.machine.device import Machine
 from privacy_gate.compute.training import parts
 from privacy_gate.compute.training.network_stack import TrainedNetwork, alike, layout, stack_size
@@ -64,7 +64,10 @@ def plain(recipe: Recipe, images: Images, label: NDArray[np.int64], subset: Subs
         for first in range(0, len(order), recipe.batch_size):
             places = order[first : first + recipe.batch_size]
             x = torch.stack(
-                [seen(images.pixels[place % ROWS][None], recipe.views[place // ROWS])[0] for place in places.tolist()]
+                [
+                    apply_view(images.pixels[place % ROWS][None], recipe.views[place // ROWS])[0]
+                    for place in places.tolist()
+                ]
             )
             optimizer.zero_grad()
             loss = cross_entropy(
