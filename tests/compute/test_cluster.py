@@ -361,9 +361,9 @@ def test_errors_of_workers_keep_their_meaning(ray: Any, scene: Any, tmp_path: Pa
         with pytest.raises(CandidateError):
             run_on_cluster(score, scene.manifest, 5, tmp_path / "candidate", MACHINE, Store("far"), Cluster())
     control: list[Job] = [TrainControl(scene.recipe.backbone, None, data.digest)]
-    with pytest.raises(UnavailableError, match="1 results that workers computed are not in it as this machine sees it"):
+    with pytest.raises(UnavailableError, match="this machine does not see 1 results that workers computed"):
         run_on_cluster(control, scene.manifest, 5, tmp_path, MACHINE, Store(f"memory://{tmp_path}"), Cluster())
-    with pytest.raises(ConfigurationError, match="a task takes 9 CPUs and 0 GPUs, and this machine has 2 and 0"):
+    with pytest.raises(ConfigurationError, match="a task takes 9 CPUs and 0 GPUs, but this machine has 2 and 0"):
         run_on_cluster(
             control, scene.manifest, 5, tmp_path, Machine(threads=9), Store(str(tmp_path / "far")), Cluster()
         )
@@ -374,6 +374,6 @@ def test_a_task_whose_workers_die_again_and_again_is_reported(ray: Any, scene: A
     data = read_data(scene.manifest, scene.recipe.classes)
     recipe = by_program(scene, data, "os.kill(os.getppid(), signal.SIGKILL)", tmp_path)
     jobs: list[Job] = [train_reference(recipe, data.digest, 0)]
-    with pytest.raises(UnavailableError, match="what is stored stays: run the same command to go on"):
+    with pytest.raises(UnavailableError, match="stored results are kept: run the same command to go on"):
         run_on_cluster(jobs, scene.manifest, 5, tmp_path, MACHINE, Store(str(tmp_path / "far")), Cluster(), silent)
     assert (tmp_path / "calls").read_text().split() == ["0"] * 4

@@ -76,8 +76,8 @@ def test_the_candidate_is_scored_by_it_too(scene: Any, data: AuditData, tmp_path
 @pytest.mark.parametrize(
     ("how", "timeout", "said"),
     [
-        ("fail", 60.0, "failed on reference 0: it ended with 1; it said: .*out of luck"),
-        ("sleep", 2.0, "it ran longer than 2.0 s; it said: "),
+        ("fail", 60.0, "failed on reference 0: its exit code was 1; it printed: .*out of luck"),
+        ("sleep", 2.0, "it ran longer than trainer.timeout_s, 2.0 s; it printed: "),
         ("silent", 60.0, "it wrote no .npz file with logits"),
         ("empty", 60.0, "it wrote no .npz file with logits .BadZipFile"),
         ("plain", 60.0, "it wrote no .npz file with logits .BadZipFile"),

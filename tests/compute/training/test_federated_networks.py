@@ -145,7 +145,7 @@ def test_variances_that_noise_could_make_negative_are_refused(make: Make) -> Non
         "rounds": 3,
         "privacy": {"noise_multiplier": 1.0, "clip": 1.0},
     }
-    with pytest.raises(CandidateError, match=r"BatchNorm in .* remembers variances"):
+    with pytest.raises(CandidateError, match=r"BatchNorm in .* keeps running variances"):
         Scene(CNN).outcome(make(CNN, "full", federation=private))
     parts.network(make(CNN, "film", federation=private))
     parts.network(make(VIT, "full", federation=private))

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from privacy_gate.compute.images.decoding import apply_view
 from privacy_gate.compute.machine.device import Machine
 from privacy_gate.compute.training import parts
-from privacy_gate.compute.training.network_stack import TrainedNetwork, alike, layout, stack_size
+from privacy_gate.compute.training.network_stack import TrainedNetwork, layout, shared_copy, stack_size
 from privacy_gate.compute.training.networks import Images, network_logits, train_networks
 from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.jobs.subsets import Subset, shown
@@ -240,7 +240,7 @@ def test_channels_last_is_for_depthwise_convolutions_on_a_cpu_and_all_on_a_gpu(m
 
 def test_networks_that_are_alike_hold_their_weights_once(make: Make) -> None:
     model = parts.network(make(CNN, "full"))
-    other = alike(model)
+    other = shared_copy(model)
     pairs = zip(model.state_dict().values(), other.state_dict().values(), strict=True)
     assert all(one.data_ptr() == another.data_ptr() for one, another in pairs)
     assert not {id(module) for module in model.modules()} & {id(module) for module in other.modules()}
