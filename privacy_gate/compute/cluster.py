@@ -34,7 +34,7 @@ from privacy_gate.progress import Progress, silent
 from privacy_gate.store import Store
 
 RETRIES = 3
-"""Number of times that a task is repeated if its worker dies. The gate's own errors would recur, so they end the run."""
+"""How often a task is repeated if its worker dies. The gate's own errors are not retried, because they would recur."""
 
 WORKERS = 2
 """Threads that feed the GPU of one task, one per core, unless `workers` is set."""
@@ -95,7 +95,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Setting:
-    """Settings that all tasks share: where table and store are, and how to compute.
+    """Settings that all tasks share: the addresses of table and store, and how to compute.
 
     classes  number of classes in the recipe
     root     address of the store
@@ -237,8 +237,8 @@ def _slots(resources: Mapping[str, float], cpus: int, cluster: Cluster) -> int:
     if slots < 1 and cluster.address is None:
         raise ConfigurationError(
             f"--engine ray: a task takes {cpus} CPUs and {cluster.gpus_per_task:g} GPUs, but this machine has "
-            f"{resources.get('CPU', 0):g} and {resources.get('GPU', 0):g}; lower --threads, --workers or "
-            "--gpus-per-task, or name a --ray-address"
+            f"{resources.get('CPU', 0):g} and {resources.get('GPU', 0):g}; lower --workers or --gpus-per-task, or name "
+            "a --ray-address"
         )
     return max(1, int(slots))
 

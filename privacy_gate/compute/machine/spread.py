@@ -48,14 +48,14 @@ def spread(
     device = machine.torch_device()
     threads = machine.computing_threads()
     with single_threaded_kernels(device), ThreadPoolExecutor(threads) as pool:
-        made = {pool.submit(make, item): item for item in items}
+        futures = {pool.submit(make, item): item for item in items}
         try:
-            for done in as_completed(made):
-                yield made[done], done.result()
+            for done in as_completed(futures):
+                yield futures[done], done.result()
         finally:
-            for future in made:  # cancel before abandoning, so that a thread that stops does not begin another item
+            for future in futures:  # cancel before abandoning, so that a thread that stops does not begin another item
                 future.cancel()
-            if not all(future.done() for future in made):
+            if not all(future.done() for future in futures):
                 tally.abandon()
 
 

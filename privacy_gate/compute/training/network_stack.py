@@ -181,7 +181,7 @@ class NetworkStack:
             first += size
 
     def _statistics(self) -> Tensors:
-        """Running means and variances, without the integer count of batches, which BatchNorm with a momentum ignores."""
+        """Running means and variances, but not the integer count of batches: BatchNorm with a momentum ignores it."""
         return {name: value for name, value in self._buffers.items() if value.is_floating_point()}
 
     def loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

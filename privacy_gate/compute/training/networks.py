@@ -42,7 +42,7 @@ class Images:
         return len(self.pixels)
 
     def take(self, places: NDArray[np.int64], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-        """Images by place, where place v * N + row is the row in view v: (B,) -> (B, 3, S, S)."""
+        """Images by place, (B,) -> (B, 3, S, S); place v * N + row means this row in view v."""
         rows, view = torch.from_numpy(places % len(self)), places // len(self)
         batch = self.pixels[rows.to(self.pixels.device)].to(device, dtype)
         for number in np.unique(view[view > 0]):

@@ -121,13 +121,13 @@ def ordered(updates: torch.Tensor, ranks: range | None = None) -> list[torch.Ten
     values at a time. Exchanges that no requested rank depends on are left out.
     """
     n = updates.shape[-2]
-    wanted = ranks or range(n)
-    needed = exchanges(n, wanted)
+    requested = ranks or range(n)
+    needed = exchanges(n, requested)
     if compiles(updates):
         from privacy_gate.native import geometry as compiled  # noqa: PLC0415
 
-        return compiled.ordered(updates, needed, wanted)
-    return exchanged(updates, needed, wanted)
+        return compiled.ordered(updates, needed, requested)
+    return exchanged(updates, needed, requested)
 
 
 def exchanged(updates: torch.Tensor, needed: Iterable[Exchange], ranks: Iterable[int]) -> list[torch.Tensor]:

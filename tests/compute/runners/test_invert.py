@@ -161,13 +161,13 @@ def test_a_target_is_a_row_its_client_trained_on_and_decoys_are_rows_nobody_did(
     for index in range(50):
         found = target(there, Invert(how, digits.digest, "analytic", 10, 0, 0, 50), index)
         assert found.row in found.rows
-        assert found.shown[found.place] == found.row
-        assert set(found.shown) - {found.row} <= decoys
+        assert found.lineup[found.place] == found.row
+        assert set(found.lineup) - {found.row} <= decoys
         assert len(found.rows) == len(set(found.rows)) == 24
         assert (digits.split[found.rows] == Split.MEMBER).all()
-        assert len({*digits.client[found.rows], *digits.client[found.shown]}) == 1
-        assert found.guess[0].shape == found.made[0].shape == (1, 3, 8)
-        assert not np.array_equal(found.guess[0], found.made[0])
+        assert len({*digits.client[found.rows], *digits.client[found.lineup]}) == 1
+        assert found.guess[0].shape == found.trained[0].shape == (1, 3, 8)
+        assert not np.array_equal(found.guess[0], found.trained[0])
 
 
 def test_an_update_too_large_for_the_optimisation_is_attacked_in_closed_form_and_says_so(digits: AuditData) -> None:
@@ -178,7 +178,7 @@ def test_an_update_too_large_for_the_optimisation_is_attacked_in_closed_form_and
 
 
 def test_where_no_row_can_be_told_from_decoys_nothing_is_attacked(digits: AuditData) -> None:
-    with pytest.raises(DatasetError, match="ask for fewer candidates"):
+    with pytest.raises(DatasetError, match="lower candidates"):
         scene(recipe(), digits, 500)
 
 
