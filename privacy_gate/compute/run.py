@@ -65,6 +65,7 @@ def run(jobs: Sequence[Job], inputs: Inputs, machine: Machine, results: Results,
     Raises UnavailableError if memory runs out.
     """
     work = Work(inputs, machine, results, progress)
+    # Allocator and precision apply to the whole process, so they are set once, around all jobs.
     if machine.torch_device().type == "cpu":
         keep_freed_memory()
     with memory_needed(), whole_float32():

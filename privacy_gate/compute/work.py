@@ -63,6 +63,7 @@ class Work:
         if data.embedding is not None:
             return data.embedding
         parts = embed_jobs(backbone, shape, data.digest, data.rows, [view])
+        # Without a seed: every shard must have another order.
         run_embed([parts[turn] for turn in np.random.default_rng().permutation(len(parts))], self)
         return np.concatenate([self.result(part)["features"] for part in parts])
 
@@ -84,6 +85,7 @@ class Work:
         """The table's images in the form that the recipe's network takes; only the last form used stays in memory."""
         key = (recipe.input, recipe.views)
         if key not in self._images:
+            # Free the previous images first: two tables of images may not fit in memory.
             self._images.clear()
             self._images[key] = network_images(recipe, self.inputs.data, self.machine, self.progress)
         return self._images[key]

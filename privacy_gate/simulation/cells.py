@@ -171,6 +171,7 @@ class Draws:
         # Full attendance without stragglers needs no draws.
         if honest == loyal and bad == byzantine and not training.stale:
             return list(range(training.clients))
+        # Clients that are gone never return, so they are drawn without the round; absent and late ones per round.
         there = self._first(range(loyal), training.reachable(byzantine) - byzantine, "gone", seed)
         asked, others = training.asked(byzantine)
         if asked < len(there) or others < byzantine:
@@ -199,6 +200,7 @@ class Draws:
         The rows are shuffled anew for each pass and cut into batches. The last batch of a pass may be short; the
         weight of a row is 1 / (rows in its batch), and 0 for padding.
         """
+        # Everything that the draw depends on; check is fixed for the object.
         key = (size, seed, client, turn, training.batch, training.epochs, training.steps or 0)
         if (kept := self._batches.get(key)) is not None:
             return kept

@@ -51,6 +51,7 @@ class Heads:
         self, models: torch.Tensor, batches: Batches, training: Training, losses: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(A, G, K, C E) and (A, G, K): see local.local_updates."""
+        # (A, G, P) -> (A, G, C, E)
         heads = models.view(*models.shape[:2], self.classes, -1)
         return local_updates(self.features, heads, batches, training, losses)
 

@@ -101,6 +101,7 @@ def simulate(study: Study, cells: Sequence[Cell], every: int = 0, learner: Learn
     """
     draws = Draws(study.check)
     learner = learner or _heads(study)
+    # Updates per cell: one for each client, and one for a server that trains too.
     largest = max((cell.training.clients for cell in cells), default=1) + 1
     per_cell = largest * learner.width * learner.dtype.itemsize
     work = blocks(cells, max(1, study.memory // per_cell))
@@ -242,6 +243,7 @@ def _train(federation: Federation, learner: Learner, block: Block, every: int) -
             hits = learner.hits(federation.models)
             rounds.append(turn)
             curve.append(hits.mean(0).cpu().numpy())
+            # In place: hits of all test rows and cells can be large.
             total = hits.add_(total) if last else total
     backdoor = [
         _backdoor(learner, source.poison, federation.models[place :: len(block.sources)])

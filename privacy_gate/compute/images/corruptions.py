@@ -136,6 +136,7 @@ def elastic_transform(x: Pixels, c: Sequence[float], rng: np.random.Generator) -
     side = x.shape[0]
     moved = rng.uniform(-1, 1, (2, side, side))
     moved = np.stack([ndimage.gaussian_filter(axis, c[1] * side, mode="reflect") for axis in moved])
+    # Smoothing shrinks the random field; scale it back to the stated root mean square.
     moved *= c[0] * side / max(float(np.sqrt((moved**2).mean())), 1e-12)
     places = np.indices((side, side)) + moved
     channels = [ndimage.map_coordinates(x[..., channel], places, order=1, mode="reflect") for channel in range(3)]
@@ -296,6 +297,7 @@ def _enlarged(x: Pixels, factor: float) -> NDArray[np.float64]:
     """
     side = x.shape[0]
     middle = (side - 1) / 2
+    # For each output pixel, its place in the input, and the two neighbours to interpolate between.
     places = np.clip((np.arange(side) - middle) / factor + middle, 0, side - 1)
     below = np.minimum(places.astype(int), side - 2)
     above = (places - below)[:, None]

@@ -70,6 +70,7 @@ def embed(
     """
     device, alike = machine.torch_device(), _alike(jobs)
     threads = machine.decoders()
+    # On a CPU, threads decode and compute, and one batch waits; a GPU also needs decoded batches in stock.
     ahead = threads + (1 if device.type == "cpu" else PREFETCH)
     unreadable: dict[int, str] = {}
     done, total = 0, sum(job.last - job.first for job in jobs)
@@ -128,6 +129,7 @@ def _begun(
     begun: deque[tuple[Embed, list[Future[_Batch]] | None]] = deque()
 
     def fill() -> None:
+        # Begins further jobs while fewer batches are unfinished than threads need.
         flying[:] = [batch for batch in flying if not batch.done()]
         while waiting and len(flying) <= ahead:
             job = waiting.popleft()
@@ -211,6 +213,7 @@ class _Work:
         name, size = job.backbone.name, job.input.size
         model: Any = public_body(job.backbone)
         model = model.to(self._device, memory_format=torch.channels_last)
+        # A fixed random image: folding compares both networks' outputs on it, and its shape tests the recipe's input.
         trial = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(self._device)
         try:
             folded, features = fold(model, trial)

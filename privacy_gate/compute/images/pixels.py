@@ -29,6 +29,7 @@ def read_pixels(data: AuditData, shape: Input, threads: int, progress: Progress 
     unreadable: dict[int, str] = {}
 
     def read(row: int) -> None:
+        # Errors are collected, so that one run reports all unreadable images.
         try:
             pixels[row] = scaled([decode(image(row), transform)], shape)[0].numpy()
         except DatasetError as error:

@@ -68,6 +68,7 @@ def controls(trigger: str, size: int) -> list[Stamp]:
     A backdoored model reacts to its trigger far more than to most controls; a fragile model reacts to all of them. The
     controls are the same for every candidate.
     """
+    # Seeded by trigger and size alone: neither the candidate nor its data influences the controls.
     rng = np.random.default_rng([int.from_bytes(trigger.encode()), size])
     return [_DRAWN[trigger](rng, size, index) for index in range(CONTROLS)]
 
@@ -76,6 +77,7 @@ def _drawn_square(rng: np.random.Generator, size: int, index: int) -> Stamp:
     """The square elsewhere on the image border, not overlapping the trigger; the three other corners come first."""
     side = square_side(size)
     last = size - side
+    # After the corners, draw places along a random edge until the square does not overlap the trigger.
     top, left = ((0, 0), (0, last), (last, 0))[index] if index < 3 else (last, last)
     while max(last - top, last - left) < side:
         along = int(rng.integers(0, last + 1))
@@ -104,6 +106,7 @@ def _drawn_wave(rng: np.random.Generator, size: int, index: int) -> Stamp:
     """
     angle, phase = math.pi / 4 * (index % 4), rng.uniform(0, 2 * math.pi)
     cycles = OWN_CYCLES
+    # At least one cycle away from the trigger's own wave length.
     while abs(cycles - OWN_CYCLES) < 1:
         cycles = rng.uniform(OWN_CYCLES / 2, OWN_CYCLES * 1.5)
     return partial(_wave, across=cycles * math.cos(angle), down=cycles * math.sin(angle), phase=phase)

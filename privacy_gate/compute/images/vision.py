@@ -26,6 +26,7 @@ def declare_missing_operators() -> Any:
         except OSError:
             break
         return None
+    # Any hides attributes that torch does not annotate. "DEF" opens a new namespace of operators.
     make: Any = torch.library.Library
     operators = make("torchvision", "DEF")
     for name in ("nms", "qnms"):

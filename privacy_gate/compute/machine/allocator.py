@@ -23,6 +23,7 @@ def keep_freed_memory() -> None:
     """
     if sys.platform != "linux":
         return
+    # musl and other C libraries have no mallopt.
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         for setting, value in ((TRIM_THRESHOLD, KEPT), (MMAP_THRESHOLD, FROM_HEAP), (ARENA_MAX, 1)):

@@ -49,6 +49,7 @@ class Machine:
         """The device. Raises ConfigurationError if torch does not know it or this machine does not have it."""
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        # Creating a tensor finds out whether the device exists here; parsing its name does not.
         try:
             return torch.empty(0, device=self.device).device
         except (RuntimeError, AssertionError) as error:  # "not compiled with CUDA" is an AssertionError in torch

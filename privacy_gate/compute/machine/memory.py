@@ -13,6 +13,7 @@ _PHRASES = ("out of memory", "can't allocate memory", "not enough memory", "STAT
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether the error means that memory ran out."""
+    # torch.OutOfMemoryError is a RuntimeError, but not every lack of memory raises it: the phrases find the rest.
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in _PHRASES)

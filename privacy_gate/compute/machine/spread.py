@@ -28,6 +28,7 @@ class Tally:
     def add(self, units: int = 1) -> None:
         """Counts finished units and reports progress. Raises CancelledError after `abandon`."""
         self.go_on()
+        # The lock also keeps calls of `progress` from overlapping.
         with self._lock:
             self._done += units
             self._progress(self._task, self._done, self._total)

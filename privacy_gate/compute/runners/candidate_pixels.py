@@ -49,6 +49,7 @@ def _scaled(model: Any, shape: Input, machine: Machine) -> PixelModel:
     device = machine.torch_device()
     layout = _layout(device)
     model.to(device, memory_format=layout).eval().requires_grad_(False)
+    # Folding is kept only if both networks agree on this fixed random image.
     trial = torch.randn(1, 3, shape.size, shape.size, generator=torch.Generator().manual_seed(0))
     folded, _ = fold(model, trial.to(next(model.parameters())))
     mean, std = (torch.tensor(value, device=device).view(3, 1, 1) for value in (shape.mean, shape.std))

@@ -65,6 +65,7 @@ def train_control(features: NDArray[np.float32], split: NDArray[np.int8], machin
     x = features[rows].astype(np.float64)
     x -= x.mean(axis=0)
     x /= max(float(np.sqrt(np.mean(x**2))), float(np.finfo(np.float32).tiny))
+    # Streams [_ROWS, 0] and [_ROWS, 1] draw rows and labels; neither depends on the candidate.
     label = np.random.default_rng([_ROWS, 1]).integers(0, SIDES, len(rows))
     masks = np.stack([included(index, pool, size) for index in range(TWINS)])
     subsets = [(index, np.flatnonzero(mask)) for index, mask in enumerate(masks)]
@@ -76,6 +77,7 @@ def train_control(features: NDArray[np.float32], split: NDArray[np.int8], machin
         batch_size=size,
     )
     small = x.astype(np.float32)
+    # Heads arrive in the order of their blocks; arrays are stored by index.
     heads = sorted(train_heads(small, label, recipe, subsets, machine), key=lambda head: head.index)
     confidence, residual = confidences(small, label, heads, machine)
     return {

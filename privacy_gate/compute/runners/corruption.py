@@ -33,6 +33,7 @@ def predict_corrupted(model: PixelModel, images: torch.Tensor, job: Corrupt, mac
     device, size = machine.torch_device(), machine.images(images.shape[-1])
 
     def spoiled(place: int) -> torch.Tensor:
+        # Keyed by the row's number, not by its place in the batch.
         rng = np.random.default_rng([name, job.severity, job.rows[place]])
         image = images[place].permute(1, 2, 0).numpy()
         return torch.from_numpy(corrupted(image, job.corruption, job.severity, rng)).permute(2, 0, 1)

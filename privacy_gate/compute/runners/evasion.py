@@ -72,11 +72,13 @@ def evade(model: PixelModel, x: torch.Tensor, label: torch.Tensor, rows: Sequenc
     standing = alone
     for target in targets.unbind(1):
         standing = standing & ~_fooled(model, x, label, standing, target, radius, job.steps)
+    # Random sign changes at the full radius: a lower bound that needs no gradients.
     guessed = torch.zeros_like(right)
     with torch.inference_mode():
         for guess in range(GUESSES):
             noise = torch.stack([sign_noise(x.shape[-1], row, guess) for row in rows]).to(x)
             guessed |= right & (model((x + radius * noise).clamp(0, 1)).argmax(1) != label)
+    # Rows that withstand both attacks even within WIDE.
     wide = right.clone()
     for chosen in (None, targets[:, 0]):
         wide = wide & ~_fooled(model, x, label, wide, chosen, WIDE, job.steps)

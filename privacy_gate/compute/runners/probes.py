@@ -51,6 +51,7 @@ def _epochs(recipe: Recipe, rows: int) -> int:
     federation = recipe.federation
     if federation is None:
         return recipe.epochs
+    # Passes per round: whole epochs, or the rows of `steps` batches as a share of the client's rows.
     per_round = recipe.epochs if federation.steps is None else federation.steps * recipe.batch_size / rows
     return max(1, math.ceil(federation.rounds * federation.participation * per_round))
 

@@ -83,6 +83,7 @@ def _judge(head: TrainedHead, features: torch.Tensor, work: Work) -> dict[str, N
         "residual": answers[0][1][0],
         "correct": logits.argmax(axis=1) == label,
     }
+    # Full logits are stored only for reference 0: for all of them they would fill the store.
     return arrays if head.index else {**arrays, "logits": logits}
 
 

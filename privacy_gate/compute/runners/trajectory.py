@@ -36,6 +36,7 @@ def _read(job: Job, work: Work) -> Arrays:
     candidate = np.concatenate([head.weight.numpy(), head.bias.numpy()[:, None]], axis=1).astype(np.float64)
     names = log.clients()
     place = {client: index for index, client in enumerate(names)}
+    # The log's clients by their code in the table; -1 for clients that the table does not name.
     known = {str(client): index for index, client in enumerate(np.unique(_named(work.inputs.data)))}
     seen = Trajectory(with_ones(features.astype(np.float64)), work.inputs.data.label, len(names))
     rounds, last = 0, candidate

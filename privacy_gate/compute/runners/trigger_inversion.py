@@ -116,6 +116,7 @@ def invert(
     mask if none worked. Raises CandidateError if logits are not finite.
     """
     side = images.shape[-1]
+    # Mask (channel 0) and pattern (channels 1 to 3) before their sigmoids, so that Adam needs no bounds.
     hidden = torch.from_numpy(rng.normal(size=(4, side, side))).to(images).requires_grad_()
     adam = torch.optim.Adam([hidden], lr=RATE, betas=BETAS)
     best, smallest, weight = hidden.detach().clone(), float("inf"), WEIGHT
@@ -131,6 +132,7 @@ def invert(
         works, covered = hits >= SUCCESS * ROUND * BATCH, _share(before[0].sigmoid())
         if works and covered < smallest:
             best, smallest = before, covered
+        # Press for a smaller mask while it works, and give way quickly once it does not.
         weight = weight * UP if works else weight / DOWN
     final = best if smallest < float("inf") else hidden.detach()
     return final[0].sigmoid(), final[1:].sigmoid(), smallest < float("inf")

@@ -52,10 +52,12 @@ class NetworkLearner:
     ) -> None:
         self._recipe, self._images, self._truth, self._roll, self._machine = recipe, images, label, roll, machine
         self.device, self.dtype, self.classes = machine.torch_device(), dtype, recipe.classes
+        # Clients' rows come first, then the server's: `root` numbers the latter.
         self._places = np.concatenate([roll.train, roll.own])
         self.label = label[self._places].astype(np.int64)
         self.root = np.arange(len(roll.train), len(self._places))
         self._model = network(recipe).to(self.device, dtype)
+        # One network per thread: functional_call and BatchNorm change a module while it runs.
         self._own = threading.local()
         self._pool = ThreadPoolExecutor(machine.computing_threads())
         self.width = self._stack().state().shape[1]

@@ -43,6 +43,7 @@ class Images:
 
     def take(self, places: NDArray[np.int64], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
         """Images by place, (B,) -> (B, 3, S, S); place v * N + row means this row in view v."""
+        # Indexed on the images' device first, so that only the batch is transferred.
         rows, view = torch.from_numpy(places % len(self)), places // len(self)
         batch = self.pixels[rows.to(self.pixels.device)].to(device, dtype)
         for number in np.unique(view[view > 0]):
@@ -78,6 +79,7 @@ def train_networks(
     course = Course(len(subsets), recipe.epochs, progress)
     work = _Work(model, images, torch.as_tensor(label, device=device), recipe, block, course, keep)
     cores = machine.computing_threads()
+    # Cores beyond the number of blocks go to the kernels: cores // threads each.
     threads = max(1, min(cores, len(blocks)))
     with threads_in_kernels(device, cores // threads), ThreadPoolExecutor(threads) as workers:
         running: set[Future[list[Kept]]] = set()
@@ -167,6 +169,7 @@ class _Work(Generic[Kept]):
         except torch.OutOfMemoryError:
             if len(part) == 1:
                 raise
+            # Threads share `_most`: another one may have lowered it further meanwhile.
             self._most = min(self._most, len(part) // 2)
             return []
 

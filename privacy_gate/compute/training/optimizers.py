@@ -38,6 +38,7 @@ def _adaptive(
     update: Callable[..., None], parameters: torch.Tensor, gradient: torch.Tensor, settings: Adam | AdamW
 ) -> Callable[[float], None]:
     mean, square = torch.zeros_like(parameters), torch.zeros_like(parameters)
+    # The fused update counts its steps itself, in this tensor.
     steps = torch.zeros((), dtype=torch.float32, device=parameters.device)
 
     def step(lr: float) -> None:

@@ -61,6 +61,7 @@ def network(recipe: Recipe) -> nn.Module:
     if recipe.adaptation != "scratch":
         model.load_state_dict(public_tensors(recipe.backbone), strict=False)
     if recipe.lora is not None:
+        # Replace each target layer in its parent module.
         for name in lora_targets(model, recipe.lora):
             parent, _, last = name.rpartition(".")
             owner = model.get_submodule(parent)
@@ -125,6 +126,7 @@ def trained(model: nn.Module, recipe: Recipe) -> list[str]:
     every = [name for name, _ in model.named_parameters()]
     if trains_everything(recipe):
         return every
+    # Every adaptation short of full training trains the head.
     chosen = set(head_names(model))
     chosen.update(scales_and_shifts(model) if recipe.adaptation == "film" else ())
     if recipe.adaptation == "lora":
@@ -181,6 +183,7 @@ def start(model: nn.Module, recipe: Recipe, index: int) -> Tensors:
         at_random = recipe.head.initial == "uniform"  # otherwise the factor 0 makes the head start from zeros
         for name, value in zip((weight, bias), drawn, strict=True):
             tensors[name] = torch.from_numpy(value * at_random).to(tensors[name]).view_as(tensors[name])
+    # As in LoRA: `down` starts at random and `up` at zero, so the update starts at zero.
     for place, name in enumerate(name for name in names if name.endswith(".down") and recipe.lora):
         update = initial_update(index, place, *tensors[name].shape)
         tensors[name] = torch.from_numpy(update).to(tensors[name])

@@ -81,6 +81,7 @@ def q_fedavg(updates: torch.Tensor, f: int, known: Known = NOTHING, *, q: float 
         raise ConfigurationError("q_fedavg needs the clients' learning rate, found none: give `lr`")
     lipschitz = 1 / known.lr
     square = (lipschitz * norms(updates)) ** 2
+    # Both sums are over clients; norms(updates) is |w - w_k|, whose sign does not matter.
     below = (q * loss ** (q - 1) * square + lipschitz * loss**q).sum(-1, keepdim=True)
     return weighted_sum(updates, lipschitz * loss**q / below)
 
