@@ -1,4 +1,4 @@
-"""The same jobs on a Ray cluster: the same bytes, whoever dies; every error with its own exit code."""
+"""Jobs on a Ray cluster store the same bytes, whichever worker dies; every error keeps its exit code."""
 
 import hashlib
 import importlib.util
@@ -87,7 +87,7 @@ def candidate(recipe: Recipe, folder: Path) -> Path:
 
 
 def by_program(scene: Any, data: AuditData, script: str, folder: Path) -> CommandRecipe:
-    """A recipe whose references a short program trains; it notes the index of each in `calls`."""
+    """A recipe whose references a short program trains; it appends the index of each to `calls`."""
     (folder / "train.py").write_text(PROGRAM.format(folder=str(folder), rows=data.rows) + script)
     fields = {name: getattr(scene.recipe, name) for name in Recipe.model_fields} | {"adaptation": "command"}
     trainer = Trainer(command=(sys.executable, str(folder / "train.py")), timeout_s=60.0)
@@ -112,11 +112,11 @@ finish()
 
 
 def stored(folder: Path) -> dict[str, bytes]:
-    """The store's files; equal names and bytes are equal results."""
+    """The store's files and their bytes: equal files mean equal results."""
     return {path.name: path.read_bytes() for path in folder.rglob("*.safetensors")}
 
 
-def test_references_go_by_blocks_of_their_index_whatever_is_asked_for(scene: Any, tmp_path: Path) -> None:
+def test_references_are_batched_by_index_whichever_are_requested(scene: Any, tmp_path: Path) -> None:
     jobs: list[Job] = [train_reference(scene.recipe, "d" * 64, index) for index in range(100)]
     whole = batches(jobs)
     assert [len(batch) for batch in whole] == [REFERENCE_BLOCK] * 6 + [4]
@@ -127,7 +127,7 @@ def test_references_go_by_blocks_of_their_index_whatever_is_asked_for(scene: Any
     assert [job for batch in batches([Score("a" * 64, scene.recipe, "d" * 64), *jobs]) for job in batch][1:] == jobs
 
 
-def test_features_go_by_blocks_of_rows(tmp_path: Path) -> None:
+def test_features_are_batched_by_blocks_of_rows(tmp_path: Path) -> None:
     recipe = public_recipe(tmp_path)
     jobs: list[Job] = [*embed_jobs(recipe.backbone, recipe.input, "d" * 64, 5000)]
     assert [len(batch) for batch in batches(jobs)] == [8, 8, 4]
@@ -152,11 +152,11 @@ def test_features_are_divided_until_every_worker_has_some(
     ("device", "gpus", "found"),
     [("auto", 0, "cpu"), ("cpu", 0, "cpu"), ("auto", 0.5, "cuda"), ("cuda", 2, "cuda")],
 )
-def test_a_task_computes_on_what_ray_gives_it(device: str, gpus: float, found: str) -> None:
+def test_a_task_computes_on_the_device_that_ray_assigns(device: str, gpus: float, found: str) -> None:
     assert Cluster(gpus_per_task=gpus).machine(Machine(device=device)).device == found
 
 
-def test_a_task_takes_two_cores_beside_its_gpu_unless_a_number_is_asked_for() -> None:
+def test_a_gpu_task_takes_two_cores_unless_workers_is_set() -> None:
     assert Cluster(gpus_per_task=1).machine(Machine()).workers == 2
     assert Cluster(gpus_per_task=1).machine(Machine(workers=5)).workers == 5
 
@@ -174,7 +174,7 @@ def test_a_share_of_a_gpu_that_ray_cannot_give_is_refused(gpus: float) -> None:
 
 
 @pytest.mark.parametrize("address", ["nonsense", "local", "http://head:1", "head:", ":1", "head:port", ""])
-def test_what_is_no_address_of_a_cluster_is_refused(address: str) -> None:
+def test_an_invalid_cluster_address_is_refused(address: str) -> None:
     with pytest.raises(ConfigurationError, match=r"write ray://host:port"):
         Cluster(address)
 
@@ -204,7 +204,7 @@ def test_without_ray_the_message_names_the_extra(scene: Any, tmp_path: Path) -> 
 
 @pytest.fixture(scope="module")
 def ray() -> Iterator[Any]:
-    """A cluster of two workers on this machine, which nobody else can reach."""
+    """A cluster of two workers on this machine that no other machine can reach."""
     if not importlib.util.find_spec("ray"):
         pytest.skip("Ray is not installed")
     with connected(Cluster(), cpus=2) as ray:
@@ -236,7 +236,7 @@ def test_a_cluster_stores_the_same_files_as_this_machine(ray: Any, tmp_path: Pat
 
 
 def workers() -> list[int]:
-    """The processes that do a task for the cluster that this process started."""
+    """The processes that run a task for the cluster started by this process."""
     parent, title = {}, {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -283,7 +283,7 @@ def test_a_worker_killed_in_the_middle_of_a_block_changes_no_byte(
 
 
 @pytest.mark.slow
-def test_a_worker_killed_by_what_it_runs_costs_that_one_reference(ray: Any, scene: Any, tmp_path: Path) -> None:
+def test_a_worker_killed_by_its_program_repeats_only_that_reference(ray: Any, scene: Any, tmp_path: Path) -> None:
     data = read_data(scene.manifest, scene.recipe.classes)
     recipe = by_program(scene, data, DIES_ONCE, tmp_path)
     jobs: list[Job] = [train_reference(recipe, data.digest, index) for index in range(20)]
@@ -296,7 +296,7 @@ def test_a_worker_killed_by_what_it_runs_costs_that_one_reference(ray: Any, scen
 
 
 @pytest.mark.slow
-def test_what_an_interrupt_left_is_all_that_is_computed_next(ray: Any, scene: Any, tmp_path: Path) -> None:
+def test_after_an_interrupt_only_missing_results_are_computed(ray: Any, scene: Any, tmp_path: Path) -> None:
     data = read_data(scene.manifest, scene.recipe.classes)
     recipe = by_program(scene, data, "finish()", tmp_path)
     jobs: list[Job] = [train_reference(recipe, data.digest, index) for index in range(40)]
@@ -370,7 +370,7 @@ def test_errors_of_workers_keep_their_meaning(ray: Any, scene: Any, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_task_whose_workers_die_again_and_again_is_reported(ray: Any, scene: Any, tmp_path: Path) -> None:
+def test_a_task_whose_workers_die_repeatedly_is_reported(ray: Any, scene: Any, tmp_path: Path) -> None:
     data = read_data(scene.manifest, scene.recipe.classes)
     recipe = by_program(scene, data, "os.kill(os.getppid(), signal.SIGKILL)", tmp_path)
     jobs: list[Job] = [train_reference(recipe, data.digest, 0)]

@@ -1,4 +1,4 @@
-"""Networks trained stacked are those that a plain loop of torch trains alone, for every adaptation."""
+"""Networks trained stacked equal those that a plain torch loop trains alone, for every adaptation."""
 
 from collections.abc import Callable
 from threading import Event
@@ -48,7 +48,7 @@ SUBSETS: list[Subset] = [(0, np.arange(0, 10)), (1, np.arange(4, 14)), (5, np.ar
 
 
 def plain(recipe: Recipe, images: Images, label: NDArray[np.int64], subset: Subset) -> torch.nn.Module:
-    """The slow twin: one network, torch.optim, autograd, float64."""
+    """The slow reference implementation: one network, torch.optim, autograd, float64."""
     index, rows = subset
     model = parts.network(recipe)
     model.load_state_dict({**model.state_dict(), **parts.start(model, recipe, index)})
@@ -136,7 +136,7 @@ def test_threads_that_draw_random_networks_do_not_disturb_each_other(make: Make)
 
 
 @pytest.mark.parametrize(("references", "inside"), [(1, 4), (2, 2), (3, 1), (8, 1)])
-def test_kernels_share_the_threads_that_references_leave(make: Make, references: int, inside: int) -> None:
+def test_kernels_use_the_threads_that_references_do_not_need(make: Make, references: int, inside: int) -> None:
     recipe, before = quick(make), torch.get_num_threads()
     images, label = problem(recipe)
     machine = Machine(device="cpu", threads=4)
@@ -145,7 +145,7 @@ def test_kernels_share_the_threads_that_references_leave(make: Make, references:
     assert torch.get_num_threads() == before
 
 
-def test_training_waits_for_whoever_stores_what_is_trained(make: Make) -> None:
+def test_training_waits_until_trained_references_are_stored(make: Make) -> None:
     recipe, done = quick(make), []
     images, label = problem(recipe)
     machine = Machine(device="cpu", threads=2)
@@ -158,7 +158,7 @@ def test_training_waits_for_whoever_stores_what_is_trained(make: Make) -> None:
 
 
 class Stumbling(Images):
-    """Images whose first training set cannot be shown, but not before `others` are there."""
+    """Images that raise an error for the first training set, but only once `others` are stored."""
 
     def __init__(self, images: Images, recipe: Recipe, row: int, others: Event) -> None:
         super().__init__(images.pixels, recipe.views)
@@ -171,7 +171,7 @@ class Stumbling(Images):
         return super().take(places, device, dtype)
 
 
-def test_a_reference_that_fails_takes_none_with_it_that_is_trained(make: Make) -> None:
+def test_a_failing_reference_loses_no_trained_one(make: Make) -> None:
     recipe, others = quick(make), Event()
     images, label = problem(recipe)
     subsets: list[Subset] = [(0, np.arange(7, 14)), *((index, np.arange(7)) for index in range(1, 6))]
@@ -184,7 +184,7 @@ def test_a_reference_that_fails_takes_none_with_it_that_is_trained(make: Make) -
 
 
 class Narrow(Images):
-    """Images on a device that has no room for more than so many at once, and counts how often it was asked for more."""
+    """Images on a device with limited memory, which counts how often more images were requested than fit."""
 
     def __init__(self, images: Images, recipe: Recipe, room: int) -> None:
         super().__init__(images.pixels, recipe.views)
@@ -238,7 +238,7 @@ def test_channels_last_is_for_depthwise_convolutions_on_a_cpu_and_all_on_a_gpu(m
     assert layout(found[BIT], cpu) == layout(found[VIT], cpu) == torch.contiguous_format
 
 
-def test_networks_that_are_alike_hold_their_weights_once(make: Make) -> None:
+def test_copies_of_a_network_share_their_weights(make: Make) -> None:
     model = parts.network(make(CNN, "full"))
     other = shared_copy(model)
     pairs = zip(model.state_dict().values(), other.state_dict().values(), strict=True)
@@ -246,7 +246,7 @@ def test_networks_that_are_alike_hold_their_weights_once(make: Make) -> None:
     assert not {id(module) for module in model.modules()} & {id(module) for module in other.modules()}
 
 
-def test_a_network_that_is_asked_stays_in_the_mode_it_is_in(make: Make) -> None:
+def test_evaluating_a_network_does_not_change_its_mode(make: Make) -> None:
     recipe = make(CNN, "full")
     model, (images, _) = parts.network(recipe), problem(recipe)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -1,4 +1,4 @@
-"""DP-SGD for networks: what Opacus does with the same batches, for every adaptation, stacked or alone."""
+"""DP-SGD for networks equals Opacus on the same batches, for every adaptation, stacked or alone."""
 
 from collections.abc import Callable
 from functools import partial
@@ -96,7 +96,7 @@ def by_opacus(
 
 
 def twin(recipe: Recipe, subset: Subset, sums: Sums) -> dict[str, torch.Tensor]:
-    """torch.optim's steps on the gate's batches with the gate's noise, gradients cut and summed by others."""
+    """torch.optim's steps on the gate's batches and noise; another implementation clips and sums the gradients."""
     assert recipe.privacy is not None
     (index, rows), (images, label) = subset, problem(recipe)
     model = parts.network(recipe)
@@ -133,7 +133,7 @@ def twin(recipe: Recipe, subset: Subset, sums: Sums) -> dict[str, torch.Tensor]:
     + [(*kind, by_opacus) for kind in KINDS[2:3]],
     ids=lambda value: getattr(value, "__name__", str(value)[:20]),
 )
-def test_others_take_the_same_steps(
+def test_other_implementations_take_the_same_steps(
     make: Make, name: str, adaptation: str, changes: dict[str, Any], sums: Sums
 ) -> None:
     recipe = make(name, adaptation, **changes)

@@ -1,4 +1,4 @@
-"""What an update tells of its rows: exactly one row, exactly the classes, and less as rows are mixed."""
+"""An update reveals a single row exactly and the classes exactly, and less the more rows are mixed."""
 
 from dataclasses import replace
 
@@ -39,7 +39,7 @@ def own(seed: int = 9, count: int = 300) -> AttackerRows:
 
 
 def whole(count: int, steps: int = 1, updates: int = 1) -> BatchSchedule:
-    """Every step on all rows."""
+    """A schedule in which every step trains on all rows."""
     place = torch.arange(count).expand(updates, 1, steps, count).contiguous()
     weight = torch.full(place.shape, 1 / count, dtype=torch.float64)
     return BatchSchedule(place, weight, torch.ones(updates, 1, dtype=torch.float64))
@@ -48,7 +48,7 @@ def whole(count: int, steps: int = 1, updates: int = 1) -> BatchSchedule:
 def attacked(
     x: torch.Tensor, y: torch.Tensor, training: Training, start: torch.Tensor | None = None, steps: int = 1
 ) -> tuple[torch.Tensor, Leak]:
-    """The update of rows (T, V, D) of classes (T, V), and what the server makes of it."""
+    """The update trained on rows (T, V, D) with classes (T, V), and the server's reconstruction."""
     start = torch.zeros(CLASSES, WIDTH + 1, dtype=torch.float64) if start is None else start
     made = whole(x.shape[1], steps, len(x))
     seen = local_update(with_bias(x), y, made, start, training)
@@ -90,7 +90,7 @@ def test_rows_of_distinct_classes_are_recovered_and_of_one_class_their_mean() ->
     assert (mixed.features[0, 4] - x[0, 4]).abs().max() < 1e-12
 
 
-def test_where_every_class_occurs_only_the_mean_of_all_rows_is_missing() -> None:
+def test_if_every_class_occurs_only_the_mean_of_all_rows_is_unknown() -> None:
     x, y = rows(6, 1, CLASSES, WIDTH), torch.arange(CLASSES).unsqueeze(0)
     _, found = attacked(x, y, Training())
     missing = own().features.mean(0) - x[0].mean(0)
@@ -120,7 +120,7 @@ def test_clients_train_as_they_do_in_a_federation(training: Training) -> None:
     assert seen[0].sum(0) == pytest.approx((-training.decay * tau * start).sum(0), abs=1e-12)
 
 
-def test_clients_shorten_what_they_send_each_its_own() -> None:
+def test_each_client_clips_its_own_update() -> None:
     x, y = rows(7, 1, 40, WIDTH), (torch.arange(40) % CLASSES).unsqueeze(0)
     place, weight = torch.arange(40).view(1, 2, 1, 20), torch.full((1, 2, 1, 20), 1 / 20, dtype=torch.float64)
     made = BatchSchedule(place, weight, torch.tensor([[0.5, 0.5]], dtype=torch.float64))
@@ -134,7 +134,7 @@ def test_clients_shorten_what_they_send_each_its_own() -> None:
 
 
 @pytest.mark.parametrize("tau", [1e-4, 0.01, 10.0])
-def test_however_short_an_update_is_made_a_single_row_is_recovered(tau: float) -> None:
+def test_a_single_row_is_recovered_however_small_the_clip(tau: float) -> None:
     y = torch.arange(CLASSES).unsqueeze(1)
     x = rows(2, CLASSES, 1, WIDTH)
     _, found = attacked(x, y, Training(lr=0.1, privacy=Privacy(0.0, tau)))
@@ -143,7 +143,7 @@ def test_however_short_an_update_is_made_a_single_row_is_recovered(tau: float) -
     assert (found.label == y).all()
 
 
-def test_the_noise_that_is_seen_is_that_of_the_clients_who_are_seen_and_none_of_the_server_s() -> None:
+def test_visible_noise_comes_from_the_visible_clients_and_not_from_the_server() -> None:
     training = Training(clients=9, privacy=Privacy(2.0, 0.3, by_clients=True))
     alone, summed = torch.ones(1, 1, dtype=torch.float64), torch.full((1, 9), 1 / 9, dtype=torch.float64)
     assert float(noise_scale(alone, training)) == pytest.approx(2.0 * 0.3 / 3)
@@ -161,7 +161,7 @@ def test_noise_makes_no_class_certain_and_never_more_classes_than_rows() -> None
     assert counts(lost, 10, lost > 0).sum() == 10
 
 
-def test_optimising_finds_rows_of_one_class_apart_that_many_steps_tell_apart() -> None:
+def test_optimisation_separates_rows_of_one_class_after_many_steps() -> None:
     rng = np.random.default_rng(0)
     y = torch.from_numpy(np.sort(rng.integers(0, CLASSES, (40, 5)), axis=1))
     x = rows(1, CLASSES, WIDTH)[y] + torch.from_numpy(rng.standard_normal((40, 5, WIDTH)))
@@ -180,7 +180,7 @@ def test_optimising_finds_rows_of_one_class_apart_that_many_steps_tell_apart() -
     assert by_rows.mean() > by_mean.mean()
 
 
-def test_updates_that_tell_nothing_identify_as_often_as_chance() -> None:
+def test_uninformative_updates_identify_rows_at_chance_level() -> None:
     audits, targets, candidates = 60, 60, 5
     rng = np.random.default_rng(1)
     seen = torch.from_numpy(rng.standard_normal((audits * targets, CLASSES, WIDTH + 1)))
@@ -198,21 +198,21 @@ def test_updates_that_tell_nothing_identify_as_often_as_chance() -> None:
     assert np.mean(covered) >= 0.95
 
 
-def test_counts_add_up_by_largest_remainders_and_labels_have_so_many_of_each() -> None:
+def test_counts_add_up_by_largest_remainders_and_labels_match_the_counts() -> None:
     mass = torch.tensor([[0.46, 0.36, 0.18], [1.0, 0.0, -0.2], [1.0, 1.0, 1.0]], dtype=torch.float64)
     unsure = torch.zeros(3, 3, dtype=torch.bool)
     assert counts(mass, 5, unsure).tolist() == [[2, 2, 1], [5, 0, 0], [2, 2, 1]]
     assert labels(counts(mass, 5, unsure), 5).tolist() == [[0, 0, 1, 1, 2], [0] * 5, [0, 0, 1, 1, 2]]
 
 
-def test_classes_that_surely_occur_are_counted_whatever_their_mass() -> None:
+def test_classes_certain_to_occur_are_counted_whatever_their_mass() -> None:
     mass = torch.tensor([[0.8, 0.1, 0.1], [3.0, 1.0, 0.0]], dtype=torch.float64)
     sure = torch.tensor([[False, True, True], [True, False, False]])
     assert counts(mass, 2, sure).tolist() == [[0, 1, 1], [2, 0, 0]]
     assert counts(mass, 4, sure).tolist() == [[2, 1, 1], [3, 1, 0]]
 
 
-def test_likeness_knows_neither_the_scale_nor_the_correlations_of_features() -> None:
+def test_likeness_ignores_scale_and_correlations_of_features() -> None:
     theirs, found, shown = own(count=600), rows(11, 30, 1, WIDTH), rows(12, 30, 4, WIDTH)
     mixing = rows(13, WIDTH, WIDTH) + 3 * torch.eye(WIDTH)
     mixed = AttackerRows(theirs.features @ mixing, theirs.label, CLASSES)
@@ -223,7 +223,7 @@ def test_likeness_knows_neither_the_scale_nor_the_correlations_of_features() -> 
     assert (plain - raw).abs().mean() > 0.1
 
 
-def test_own_rows_become_uncorrelated_and_all_stand_in_for_a_class_without() -> None:
+def test_own_rows_become_uncorrelated_and_stand_in_for_an_empty_class() -> None:
     theirs = own(count=3000)
     rest = (theirs.features - theirs.mean[theirs.label]) @ theirs.metric
     assert torch.allclose(rest.T @ rest / len(rest), torch.eye(WIDTH, dtype=torch.float64), atol=0.05)
@@ -234,6 +234,6 @@ def test_own_rows_become_uncorrelated_and_all_stand_in_for_a_class_without() -> 
     assert (drawn[0, 0] == some.features[some.label == 0][0]).all()
 
 
-def test_features_that_are_all_alike_give_a_finite_metric() -> None:
+def test_identical_features_give_a_finite_metric() -> None:
     alike = AttackerRows(torch.ones(6, WIDTH, dtype=torch.float64), torch.arange(6), CLASSES)
     assert torch.equal(alike.metric, torch.eye(WIDTH, dtype=torch.float64))
