@@ -183,7 +183,7 @@ def test_an_invalid_cluster_address_is_refused(address: str) -> None:
 def test_a_cluster_that_does_not_answer_is_reported_at_once(form: str) -> None:
     if not importlib.util.find_spec("ray"):
         pytest.skip("Ray is not installed")
-    with socket.socket() as taken:  # bound, but nobody listens
+    with socket.socket() as taken:  # bound, but not listening
         taken.bind(("127.0.0.1", 0))
         address = form.format(f"127.0.0.1:{taken.getsockname()[1]}")
         with pytest.raises(UnavailableError, match=r"cannot reach .*refused"), connected(Cluster(address)):
@@ -192,7 +192,7 @@ def test_a_cluster_that_does_not_answer_is_reported_at_once(form: str) -> None:
 
 def test_without_ray_the_message_names_the_extra(scene: Any, tmp_path: Path) -> None:
     script = (
-        "import sys; sys.modules['ray'] = None\n"  # as where it is not installed
+        "import sys; sys.modules['ray'] = None\n"  # as if it were not installed
         "from pathlib import Path\n"
         "from privacy_gate.compute.cluster import *\n"
         "try: run_on_cluster([], None, 2, Path('.'), Machine(), Store('store'), Cluster())\n"
@@ -209,7 +209,7 @@ def ray() -> Iterator[Any]:
         pytest.skip("Ray is not installed")
     with connected(Cluster(), cpus=2) as ray:
         assert {node["NodeManagerAddress"] for node in ray.nodes()} == {"127.0.0.1"}
-        # No worker waits for whatever runs beside it.
+        # Workers run at normal priority, so they do not wait for other processes.
         assert ray.get(ray.remote(lambda: os.nice(0)).remote()) == os.nice(0)
         yield ray
 
@@ -242,7 +242,7 @@ def workers() -> list[int]:
         try:
             parent[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
             title[int(folder.name)] = (folder / "cmdline").read_text()
-        except OSError:  # ended meanwhile
+        except OSError:  # the process has ended meanwhile
             continue
 
     def is_ours(pid: int) -> bool:
@@ -265,7 +265,7 @@ def test_a_worker_killed_in_the_middle_of_a_block_changes_no_byte(
         return {path.name: path.stat().st_mtime_ns for path in (tmp_path / "far").rglob("*.safetensors")}
 
     def kill_one() -> None:
-        while len(ages()) < 3:  # of 32 that two workers have in hand
+        while len(ages()) < 3:  # out of 32 jobs that two workers are computing
             time.sleep(0.01)
         pid = workers()[0]
         os.kill(pid, signal.SIGKILL)
@@ -277,7 +277,7 @@ def test_a_worker_killed_in_the_middle_of_a_block_changes_no_byte(
     killer.join(10)
     ((_, before),) = killed
     assert 3 <= len(before) < len(jobs)
-    assert before.items() <= ages().items()  # what was stored is not written again
+    assert before.items() <= ages().items()  # stored results are not written again
     run(jobs, Inputs(data, tmp_path), one_by_one, Store(str(tmp_path / "here"), numerics(MACHINE)))
     assert stored(tmp_path / "far") == stored(tmp_path / "here")
 
@@ -357,7 +357,7 @@ def test_errors_of_workers_keep_their_meaning(ray: Any, scene: Any, tmp_path: Pa
         run_on_cluster(
             score, scene.manifest, 5, tmp_path / "candidate", MACHINE, Store(str(tmp_path / "far")), Cluster()
         )
-    for _ in range(50):  # a task that has ended is not cancelled: Ray would abort this process, now and then
+    for _ in range(50):  # finished tasks are not cancelled: Ray would sometimes abort this process
         with pytest.raises(CandidateError):
             run_on_cluster(score, scene.manifest, 5, tmp_path / "candidate", MACHINE, Store("far"), Cluster())
     control: list[Job] = [TrainControl(scene.recipe.backbone, None, data.digest)]

@@ -121,7 +121,7 @@ def test_a_gpu_multiplies_and_convolves_whole_float32_and_the_caller_s_settings_
 def test_precision_set_by_operation_is_restored() -> None:
     convolutions = torch.backends.cudnn.conv
     before = convolutions.fp32_precision
-    convolutions.fp32_precision = "ieee"  # from here on torch raises where it is asked by its older interface
+    convolutions.fp32_precision = "ieee"  # from here on torch raises an error if its older interface is read
     try:
         with whole_float32():
             assert shortened() == (False, False, "highest")
@@ -194,7 +194,7 @@ def test_features_that_another_shard_stores_meanwhile_are_not_computed_again(
     alone = Store(str(tmp_path / "alone"))
     run(jobs, Inputs(data, tmp_path), MACHINE, alone)
     shared, shown = Shared(str(tmp_path / "shared"), jobs[-1], alone.get(jobs[-1])), list[tuple[str, int, int]]()
-    # One image a batch: a job is begun when all batches of the one before it are nearly done.
+    # One image per batch: a job begins when nearly all batches of the previous job are done.
     how = Machine(threads=1, batch=1)
     run(jobs, Inputs(data, tmp_path), how, shared, lambda *progress: shown.append(progress))
     assert (shared.ours, shown[-1]) == (jobs[:-1], ("embed images", len(jobs) * ROWS, len(jobs) * ROWS))
@@ -210,8 +210,8 @@ def test_shards_compute_shared_features_in_different_orders(recipe: Recipe, tmp_
     store = Shared(str(tmp_path / "store"), Score("a" * 64, recipe, "d" * 64), {})
     found = Work(Inputs(data, tmp_path), Machine(threads=1), store).features(recipe.backbone, recipe.input)
     assert set(store.ours) == set(parts := embed_jobs(recipe.backbone, recipe.input, data.digest, rows))
-    assert store.ours != parts  # but by a chance of 1 in 8!
-    np.testing.assert_allclose(found[:256], found[1024:1280], rtol=1e-4, atol=1e-4)  # each in its place
+    assert store.ours != parts  # fails by chance once in 8! runs
+    np.testing.assert_allclose(found[:256], found[1024:1280], rtol=1e-4, atol=1e-4)  # each part in its place
     assert np.abs(found[:255] - found[1:256]).max() > 1e-2
 
 

@@ -34,8 +34,8 @@ ATTACKS = (
     "label_flip",
 )
 
-# The reference does not say how clients train. Rates of .5 and 1 both give its figures within the spread of seeds, 1
-# the IID ones more closely; .1, .3 and 2 do not. Batches of 16, 32 and 64 can hardly be told apart.
+# The reference does not state how clients train. Rates of .5 and 1 both match its figures within the seeds' spread, 1
+# more closely for IID; .1, .3 and 2 do not match. Batches of 16, 32 and 64 give nearly the same figures.
 TRAINING = Training(clients=10, rounds=150, steps=1, batch=32, lr=1.0)
 
 

@@ -91,7 +91,7 @@ def test_every_cell_is_attacked_as_if_alone(name: str) -> None:
         np.testing.assert_allclose(ADVERSARIES[name].craft(alone), batch[cell], rtol=1e-9, atol=1e-12)
 
 
-def test_attacks_agree_with_byzfl_which_adds_deviations_where_we_subtract(peers: dict[str, Any]) -> None:
+def test_attacks_agree_with_byzfl_up_to_the_sign_of_deviations(peers: dict[str, Any]) -> None:
     honest = torch.tensor(peers["X"], dtype=torch.float64)[:9]
     seen, theirs = Scene(honest, 2), peers["byzfl_attacks"]
     np.testing.assert_allclose(sign_flip(seen)[0], theirs["signflip"], atol=1e-6)

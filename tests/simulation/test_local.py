@@ -28,7 +28,7 @@ def scene(
     shape = groups, clients, steps, size
     rows, label = (torch.randint(0, top, shape, generator=draw) for top in (97, classes))
     weight = torch.rand(shape, generator=draw, dtype=dtype)
-    weight[-1, -1, -1] = 0  # its last step is over
+    weight[-1, -1, -1] = 0  # no rows in its last step
     return table, heads, Batches(rows, label, weight / weight.sum(-1, keepdim=True).clamp(min=1))
 
 

@@ -91,7 +91,7 @@ def test_hostile_clients_move_the_model_no_farther_unless_the_server_sees_only_s
         clean, attacked = simulate(STUDY, cells)
         return float(np.linalg.norm(attacked.model - clean.model))
 
-    reach = 2 * 2 * CLIP / 8  # two clients, each from one end of the ball to the other
+    reach = 2 * 2 * CLIP / 8  # two clients, each moving across the whole diameter of the ball
     assert moved(hidden=False) <= reach < moved(hidden=True)
 
 

@@ -13,8 +13,8 @@ from privacy_gate.simulation.simulator import Study, simulate
 MEAN = "uniform_mean"
 NNM = "nnm + trimmed_mean"
 
-# IID, without attack and under the worst of two byzantine; alpha .5, without attack and under the worst of one and of
-# two; alpha .1 the same. Means of three seeds.
+# Columns: IID, without attack and under the worst attack of two byzantine clients; alpha .5, without attack and under
+# the worst attack of one and of two; alpha .1, the same. Means of three seeds.
 KNOWN = {
     MEAN: (0.951, 0.098, 0.944, 0.107, 0.101, 0.938, 0.099, 0.100),
     "median": (0.946, 0.937, 0.909, 0.833, 0.787, 0.705, 0.520, 0.289),

@@ -63,7 +63,7 @@ def test_every_rule_under_every_attack_equals_a_plain_loop(
 ) -> None:
     train, test = matrix.digits(dtype=np.float64)
     cells = matrix.cells([UNEVEN], [0], (1, 2), training)
-    # min-max stands exactly as far as the farthest pair: mixing then breaks a tie by the last bit.
+    # min-max is exactly as far away as the farthest pair: mixing then breaks a tie by rounding.
     cells = [cell for cell in cells if (cell.adversary, str(cell.rule)) != ("min_max", "nnm + trimmed_mean")]
     draws = Draws("twin")
     for cell, found in zip(cells, simulate(Study(train, test, "twin", dtype=torch.float64), cells), strict=True):
@@ -139,7 +139,7 @@ def test_batches_that_do_not_fit_the_cache_are_redrawn_identically() -> None:
             for rows, weight in found[1:]:
                 np.testing.assert_array_equal(rows, found[0][0])
                 np.testing.assert_array_equal(weight, found[0][1])
-    # Each takes 16 rows of 16 bytes. What is asked for again is kept as far as there is room, the first rounds first.
+    # Each batch takes 16 rows of 16 bytes. Batches are cached in order of rounds while there is room.
     again = [
         [draws.batches(SHORT, 50, *key)[0] is draws.batches(SHORT, 50, *key)[0] for key in every]
         for draws in (kept, small, none)
@@ -233,9 +233,10 @@ def test_updates_are_differences_and_are_added() -> None:
 
 
 def test_attacks_replace_a_rounds_update_and_not_the_model() -> None:
-    """In round 1, weights equal their change; only round 2 shows the difference. At a small rate, full batches give the same
-    update u twice: one client out of eight that sends -u leaves .75 u per round, so 1.5 u. If it sent weights -(w + u), that would
-    leave .75 u + (7 u - u - 2 * .75 u) / 8, which is 1.3125 u.
+    """In round 1, weights equal their change; only round 2 shows the difference.
+
+    At a small rate, full batches give the same update u twice: one client out of eight that sends -u leaves .75 u per
+    round, so 1.5 u. If it sent weights -(w + u), that would leave .75 u + (7 u - u - 2 * .75 u) / 8, which is 1.3125 u.
     """
     whole = replace(SHORT, batch=400, lr=1e-3)
     cells = [
@@ -346,7 +347,7 @@ def test_client_accuracy_uses_own_rows_or_class_shares() -> None:
 
 def test_a_row_s_hit_is_its_mean_over_the_last_tenth_of_the_rounds_whatever_else_is_measured() -> None:
     data = study()
-    # A federation of fewer rounds is the beginning of one of more.
+    # A federation with fewer rounds equals the beginning of one with more.
     ended = [Cell(partition=UNEVEN, training=replace(SHORT, rounds=rounds)) for rounds in (28, 29, 30)]
     x = np.hstack([data.test.features, np.ones((300, 1))])
     right = np.mean([(x @ one.head.T).argmax(1) == data.test.label for one in simulate(data, ended)], axis=0)

@@ -231,7 +231,7 @@ def test_a_batch_that_does_not_fit_in_memory_is_halved_until_it_does(recipe: Rec
 def test_a_gpu_is_used_by_one_thread_at_a_time(recipe: Recipe, tmp_path: Path) -> None:
     data = audit_data(tmp_path, photographs())
     how = recipe.model_copy(update={"backbone": Backbone(name="counted")})
-    features(how, data, Machine(device="meta", workers=4, batch=1))  # torch's device that computes nothing
+    features(how, data, Machine(device="meta", workers=4, batch=1))  # torch's device without computation
     assert Counted.most == 1
 
 
@@ -247,7 +247,7 @@ def test_jobs_of_several_inputs_and_backbones_each_get_their_own_features(recipe
     data, machine, shape = audit_data(tmp_path, photographs()), Machine(threads=1), recipe.input
     assert shape is not None
     other = shape.model_copy(update={"size": 64})
-    bare = Backbone(name=NAME)  # without public weights: the same random ones every time
+    bare = Backbone(name=NAME)  # without public weights: random but always the same
     kinds = [(recipe.backbone, shape), (recipe.backbone, other), (bare, shape), (recipe.backbone, shape)]
     jobs = [Embed(*kind, View(), data.digest, 5 * place, 5 * place + 5) for place, kind in enumerate(kinds)]
     together = {job: part for job, part, _ in embed(jobs, data, machine)}

@@ -94,7 +94,7 @@ def test_contrast_brightness_and_jpeg_are_those_of_the_naive_twins(
         )
     brighter = corrupted(x, "brightness", 3, rng())
     np.testing.assert_allclose(brighter.max(2), np.minimum(x.max(2) + 0.3, 1), atol=1e-5)
-    seen = x.max(2) > 0.2  # hue and saturation: all channels by one factor
+    seen = x.max(2) > 0.2  # hue and saturation are kept if all channels change by one factor
     factor = brighter[seen] / x[seen]
     np.testing.assert_allclose(factor[:, :2][x[seen][:, :2] > 0.05], np.broadcast_to(
         factor.max(1, keepdims=True), (len(factor), 2))[x[seen][:, :2] > 0.05], rtol=1e-3)  # fmt: skip
@@ -156,4 +156,4 @@ def test_a_rows_corruption_depends_on_the_row_alone(photos: dict[int, list[NDArr
     whole = seen(range(16), 16, 1)
     assert torch.equal(whole, seen(range(16), 3, 2))
     assert torch.equal(whole[5:9], seen(range(5, 9), 16, 1))
-    assert not torch.equal(whole[0], whole[2])  # the same photo, another row
+    assert not torch.equal(whole[0], whole[2])  # the same photo in another row

@@ -31,7 +31,7 @@ def trial(size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         ("tf_efficientnet_lite0", 64, 0),
         ("mobilenetv3_small_050", 64, 0),
         ("regnetx_002", 64, 0),
-        ("densenet121", 64, 62),  # it normalises before it convolves: most norms read what others read too
+        ("densenet121", 64, 62),  # norms precede convolutions: most of their inputs have several readers
     ],
 )
 def test_a_folded_network_is_the_same_function(name: str, size: int, left: int) -> None:

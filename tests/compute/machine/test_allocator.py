@@ -15,7 +15,7 @@ x = torch.ones(1 << 24)
 for turn in range(12):
     if turn == 4:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    y = x + 1  # as in a network: a layer's output is freed when the next one's is there
+    y = x + 1  # as in a network: a layer's output is freed once the next one's exists
     y = y + 1
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """

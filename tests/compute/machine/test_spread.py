@@ -52,7 +52,7 @@ def test_a_failure_stops_running_items_and_cancels_the_rest() -> None:
     with pytest.raises(CandidateError, match="damaged"):
         list(spread(make, range(100), Machine(device="cpu", threads=2), tally))
     assert len(begun) < 100
-    assert sorted(ended) == sorted(item for item in begun if item)  # those under way end in any order
+    assert sorted(ended) == sorted(item for item in begun if item)  # running items end in any order
 
 
 def test_closing_the_results_early_waits_for_no_more_items() -> None:

@@ -54,7 +54,7 @@ def test_on_a_linear_model_the_attack_reaches_the_closed_form_optimum() -> None:
         margin = (logits.gather(1, chosen[:, None]) - logits.gather(1, label[rows][:, None]))[:, 0]
         best = margin + RADIUS * apart.abs().sum(1)
         reached = ahead(chosen)(model(moved), label[rows])
-        still = ~fooled  # who is fooled is given as it was then
+        still = ~fooled  # fooled rows keep the image that fooled the model
         torch.testing.assert_close(reached[still], best[still], atol=1e-9, rtol=0)
         assert bool(fooled[best > 1e-9].all())
 
@@ -206,7 +206,7 @@ def test_the_probe_learns_classes_that_lie_apart() -> None:
     logits = x[200:].float() @ weight.T + bias
     assert float((logits.argmax(1) == label[200:]).double().mean()) > 0.95
     assert float(logits.std()) == pytest.approx(5, rel=0.2)
-    same, _ = linear_probe(torch.ones(20, 3), label[:20], CLASSES)  # features that tell nothing
+    same, _ = linear_probe(torch.ones(20, 3), label[:20], CLASSES)  # uninformative features
     assert bool(torch.isfinite(same).all())
 
 

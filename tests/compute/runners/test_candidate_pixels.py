@@ -41,7 +41,7 @@ def test_logits_and_gradients_are_the_plain_network_s(name: str, dtype: torch.dt
     logits, gradient = asked(lambda shown: plain((shown - mean) / std), images)
     quick = _scaled(network(name, size).to(dtype), Input(size=size, mean=MEAN, std=STD), Machine(device="cpu"))
     found, slope = asked(quick, images)
-    # In float32 a ReLU6 near its kink may go either way, and single gradients with it.
+    # In float32, an input near ReLU6's kink may fall on either side, which changes single gradients.
     bounds = (1e-12, 1e-12) if dtype == torch.float64 else (2e-5, 1e-2)
     for one, other, bound in ((found, logits, bounds[0]), (slope, gradient, bounds[1])):
         assert float((one - other).norm() / other.norm()) < bound

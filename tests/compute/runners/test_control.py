@@ -42,7 +42,7 @@ def scores(evidence: MembershipEvidence) -> dict[str, Floats]:
 def caught(arrays: Arrays) -> bool:
     evidence = control_evidence(arrays)
     found = scores(evidence)
-    # No control has a loss trace, nor a head that converged on its own.
+    # The control has no loss traces, and no head trained to convergence.
     assert set(found) == set(ATTACKS) - {"loss_trace", "self_influence"}
     return positive_control(evidence, found).held
 
@@ -64,7 +64,7 @@ def test_every_attack_finds_the_leak_in_fifty_out_of_fifty_audits() -> None:
 def test_heads_that_learnt_other_rows_do_not_pass_as_the_planted_leak() -> None:
     arrays = dict(train_control(digits()[0], split_of(0), MACHINE))
     arrays["included"] = arrays["included"].copy()
-    arrays["included"][0] = arrays["included"][1]  # as if rows and training sets had lost each other
+    arrays["included"][0] = arrays["included"][1]  # as if rows and training sets were mismatched
     assert not caught(arrays)
 
 
@@ -145,10 +145,14 @@ def test_true_dossiers_are_plausible_and_false_ones_are_rejected() -> None:
         members, others = rng.permutation(np.flatnonzero(own)), rng.permutation(np.flatnonzero(pool & ~own))
         partly[members[:50]], partly[rows - 50 :] = False, True
         swapped[members[:10]], swapped[others[:10]] = False, True
-    assert doubted(behaviour_of(elsewhere, 2000), few, references, sets) == 1.0  # none of them was seen
-    assert doubted(behaviour_of(half, 2000), few, references, sets) == 1.0  # half of them was not
-    assert doubted(behaviour_of(both, 2000), few, references, sets) == 1.0  # the holdout was trained on too
-    assert doubted(behaviour_of(few, 2000), pool & ~few, references, sets) == 1.0  # all exchanged
-    assert doubted(behaviour_of(tenth, 2000), few, references, sets) >= 0.4  # a tenth exchanged
+    assert (
+        doubted(behaviour_of(elsewhere, 2000), few, references, sets) == 1.0
+    )  # none was trained on
+    assert (
+        doubted(behaviour_of(half, 2000), few, references, sets) == 1.0
+    )  # half were not trained on
+    assert doubted(behaviour_of(both, 2000), few, references, sets) == 1.0  # the holdout was also trained on
+    assert doubted(behaviour_of(few, 2000), pool & ~few, references, sets) == 1.0  # members and holdout swapped
+    assert doubted(behaviour_of(tenth, 2000), few, references, sets) >= 0.4  # a tenth swapped
     for changes in ({"epochs": 600}, {"weight_decay": 1e-2}, {"label_smoothing": 0.1}, {"batch_size": 32}):
         assert doubted(behaviour_of(few, 2000, **changes), few, references, sets) == 1.0, changes

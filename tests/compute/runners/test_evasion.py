@@ -88,7 +88,7 @@ def test_masked_gradients_do_not_count_as_robustness() -> None:
     assert found["flat"].all()
     assert figure(found).value is None
     assert "gradients are masked" in figure(found).reason
-    # A dead cross entropy alone hides nothing from the targeted attack.
+    # A vanishing cross-entropy gradient does not stop the targeted attack.
     seen = judged(saturated, *bars(60, contrast=0.04))
     assert not seen["standing"].any()
     assert figure(seen).value == 0.0
@@ -193,7 +193,7 @@ def test_a_real_candidate_is_attacked_alike_in_batches_of_any_size(
     assert whole["standing"].mean() < whole["right"].mean()
     assert not whole["wide"].any()
     for name, values in whole.items():
-        assert np.mean(values == parts[name]) >= 0.95, name  # sums of float32 differ by batch
+        assert np.mean(values == parts[name]) >= 0.95, name  # float32 sums differ between batch sizes
 
 
 def test_a_change_crafted_on_the_public_backbone_turns_the_candidate(

@@ -163,7 +163,7 @@ def test_federations_without_newer_settings_keep_their_digests() -> None:
         not in describe(federate(federated(privacy=private), "d" * 64, None, 0, 0))["recipe"]["federation"]["privacy"]
     )
     described = describe(job)
-    assert described.pop("revision") == 1  # which stands for what the results hold, and not for settings
+    assert described.pop("revision") == 1  # the revision describes the results' format, not settings
     assert digest_of(described) == "724be23f3fc46e30b7e27d1e9496c71de1a70a335230b849207d3aaa96051849"
     for changes in (
         {"aggregator": {**chain, "iterations": 1}},

@@ -152,7 +152,7 @@ def test_attacks_on_targets_do_not_depend_on_their_batch(digits: AuditData, name
     assert not np.allclose(whole["cosine"], other["cosine"])
 
 
-def test_a_target_is_a_training_row_of_its_client_and_decoys_are_nobody_s(digits: AuditData) -> None:
+def test_targets_are_training_rows_of_their_client_and_decoys_are_not_trained_on(digits: AuditData) -> None:
     how = recipe(batch=8, steps=3, participation=0.5, clients={"partition": "column"})
     there, decoys = scene(how, digits), set(bystanders(digits).decoys)
     assert digits.client is not None

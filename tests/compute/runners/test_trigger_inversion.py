@@ -90,7 +90,7 @@ def searched(model: nn.Module) -> tuple[list[dict[str, NDArray[Any]]], Measureme
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_a_trigger_that_nobody_listed_is_found_with_its_class_and_place(seed: int) -> None:
+def test_an_unlisted_trigger_is_found_with_its_class_and_position(seed: int) -> None:
     model = network(seed, TARGET)
     x, _ = images(150, 101)
     assert float((model(planted(x)).argmax(1) == TARGET).float().mean()) > 0.95
@@ -120,7 +120,7 @@ def test_triggers_are_found_even_if_half_of_the_classes_have_one() -> None:
 
 
 def test_a_patch_is_found_despite_a_smaller_change_too_faint_to_stamp() -> None:
-    """As in networks of real size, faint light over a bar turns this network with a smaller soft mask than its patch."""
+    """As in networks of real size, faint light over a bar turns this one with a smaller soft mask than its patch."""
     rng = np.random.default_rng(5)
     patch = torch.from_numpy(rng.integers(0, 2, (3, 3, 3)).astype(np.float32))
 
@@ -180,7 +180,7 @@ def test_a_model_that_ignores_its_input_has_no_trigger() -> None:
     assert (found["predicted"] == 0).all()
 
 
-def test_a_stamp_is_the_pattern_where_the_mask_is_and_the_image_elsewhere() -> None:
+def test_a_stamp_shows_the_pattern_under_the_mask_and_the_image_elsewhere() -> None:
     x, _ = images(3, 0)
     mask, pattern = torch.zeros(SIZE, SIZE), torch.rand(3, SIZE, SIZE)
     mask[:2] = 1

@@ -66,8 +66,8 @@ def test_controls_are_as_large_and_as_faint_as_their_trigger_and_none_of_them_is
     for other in shown:
         assert not torch.allclose(other, own, atol=1e-3)
         assert abs(float(other.abs().max() / own.abs().max()) - 1) < 0.1
-        assert abs(float((other**2).mean() / (own**2).mean()) - 1) < 0.45  # a wave of 16 pixels is coarse
-        # Like vectors of dice: a model that looks for the trigger does not find it in them.
+        assert abs(float((other**2).mean() / (own**2).mean()) - 1) < 0.45  # a wave on 16 pixels is coarsely sampled
+        # As uncorrelated as random vectors: a detector of the trigger does not react to controls.
         assert float((other * own).sum() / (own**2).sum()) < (0.3 if name != "blended" else 0.9)
     again = [stamp(grey) - grey for stamp in controls(name, side)]
     assert all(torch.equal(one, other) for one, other in zip(shown, again, strict=True))

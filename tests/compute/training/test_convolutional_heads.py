@@ -84,7 +84,7 @@ def test_a_round_log_may_store_the_head_in_its_convolutional_shape(recipe: Recip
     inputs = Inputs(data, tmp_path / "candidate", tmp_path / "rounds")
     if kernel == 1:
         run([job], inputs, MACHINE, store)
-        assert store.get(job)["distance"][0] < 1e-6  # the log ends at the candidate
+        assert store.get(job)["distance"][0] < 1e-6  # the log's last round gives the candidate
     else:
         with pytest.raises(CandidateError, match=r"round log: head.fc.weight has shape \(3, 512, 3, 3\)"):
             run([job], inputs, MACHINE, store)

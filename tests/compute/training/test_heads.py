@@ -214,7 +214,7 @@ def test_logits_of_thousands_overflow_nothing() -> None:
 def test_confidences_are_those_of_float64_logits(classes: int) -> None:
     features, label = problem(rows=70, classes=classes)
     heads = list(train_heads(features, label, recipe(classes=classes), halves(70, 4), CPU))
-    # Room for nine rows at a time: the seams must not show.
+    # Memory for nine rows at a time: the result must not depend on the parts.
     phi, residual = confidences(features, label, heads, CPU, memory=3 * 4 * classes * 8 * 9)
     assert phi.dtype == residual.dtype == np.float32
     for place, head in enumerate(heads):

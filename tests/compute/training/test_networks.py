@@ -114,7 +114,7 @@ def test_stacked_equals_alone(make: Make, name: str, adaptation: str, changes: d
         expected = plain(recipe, images, label, subset)
         assert furthest(found[subset[0]], expected) < 1e-8
     gaps = [(tensor - found[1].tensors[name]).abs().max().item() for name, tensor in found[0].tensors.items()]
-    assert max(gaps) > 1e-4  # they are references, not one model three times
+    assert max(gaps) > 1e-4  # the references differ from each other
 
 
 def quick(make: Make, **changes: Any) -> Recipe:
@@ -152,7 +152,7 @@ def test_training_waits_until_trained_references_are_stored(make: Make) -> None:
     found = train_networks(images, label, recipe, halves(12), machine, lambda network: done.append(network.index))
     for taken, _ in enumerate(found, 1):
         if taken == 1:
-            sleep(0.5)  # enough for all of them
+            sleep(0.5)  # long enough for all of them to train
             assert len(done) <= 4
     assert sorted(done) == list(range(12))
 
@@ -203,7 +203,7 @@ def test_a_block_that_does_not_fit_is_halved_and_no_later_one_is_larger(make: Ma
     narrow, machine = Narrow(images, recipe, room=3 * recipe.batch_size), Machine(device="cpu", threads=1, block=8)
     found = trained(recipe, narrow, label, machine, halves(24))
     assert sorted(found) == list(range(24))
-    assert narrow.refused == 2  # eight, four; and then two at a time
+    assert narrow.refused == 2  # refused with eight and four at a time, then two fit
     expected = trained(recipe, images, label, Machine(device="cpu", threads=1, block=2), halves(24))
     for index, one in expected.items():
         assert all(torch.equal(found[index].tensors[name], tensor) for name, tensor in one.tensors.items())
@@ -221,7 +221,7 @@ def test_a_gpu_stacks_until_it_is_busy_or_a_quarter_of_it_is_full(make: Make) ->
     recipe = make(CNN, "full", batch_size=30)
     model = parts.network(recipe)
     plenty = stack_size(model, recipe, 64, 1 << 40)
-    assert plenty == 60  # 0.01827 GFLOP an image, three times that with the backward pass, batches of 30
+    assert plenty == 60  # 0.01827 GFLOP per image, times 3 with the backward pass, batches of 30
     assert stack_size(model, recipe.model_copy(update={"batch_size": 1000}), 64, 1 << 40) == 1
     assert stack_size(model, recipe.model_copy(update={"batch_size": 10_000}), 64, 1 << 40) == 1
     each = 4 * sum(parameter.numel() for parameter in model.parameters()) * 4  # parameters, two gradients, momentum

@@ -86,10 +86,10 @@ def test_a_step_in_bfloat16_is_torch_s_own_autocast(make: Make) -> None:
     assert torch.equal(stack.gradient[0], torch.cat([part.flatten() for part in expected]))
 
 
-def test_precision_is_part_of_a_digest_only_where_it_changes_the_result(make: Make) -> None:
+def test_precision_is_part_of_a_digest_only_if_it_changes_the_result(make: Make) -> None:
     plain, half = (make(CNN, "full", **one) for one in ({}, HALF))
     jobs = [train_reference(one, "d" * 64, 0) for one in (plain, half)]
-    assert "precision" not in describe(jobs[0])["recipe"]  # stored before recipes had it, and still good
+    assert "precision" not in describe(jobs[0])["recipe"]  # older results, from recipes without it, remain valid
     assert digest(jobs[0]) != digest(jobs[1])
     assert screening(half) == screening(plain)
 

@@ -53,7 +53,7 @@ def trained(
 
 
 def one_by_one(data: tuple[np.ndarray, np.ndarray], how: Recipe, subset: Subset) -> torch.Tensor:
-    """The slow reference implementation: per-example gradients, clipped, summed, noised. Weights and bias (C, D + 1)."""
+    """The slow reference: per-example gradients, clipped, summed, noised. Weights and bias (C, D + 1)."""
     assert how.privacy is not None
     index, rows = subset
     x = torch.cat([torch.from_numpy(data[0]), torch.ones(ROWS, 1, dtype=torch.float64)], dim=1)
@@ -108,7 +108,7 @@ def test_opacus_takes_the_same_steps_on_the_same_batches(data: tuple[np.ndarray,
             cross_entropy(model(x[batch]), y[batch]).backward()
             optimizer.step()
     found = trained(data, how, [subset])[0]
-    # Opacus adds a millionth to every norm.
+    # Opacus adds 1e-6 to every norm.
     assert (found.weight - head.weight).abs().max() < 1e-6
     assert (found.bias - head.bias).abs().max() < 1e-6
 

@@ -129,7 +129,7 @@ def twin(recipe: Recipe, subset: Subset, sums: Sums) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     ("name", "adaptation", "changes", "sums"),
     [(*kind, one_by_one) for kind in KINDS]
-    # Opacus refuses layers with buffers, as frozen BatchNorm has, layers within layers, as LoRA's, and frozen ones.
+    # Opacus refuses layers with buffers (frozen BatchNorm), nested layers (LoRA), and frozen layers.
     + [(*kind, by_opacus) for kind in KINDS[2:3]],
     ids=lambda value: getattr(value, "__name__", str(value)[:20]),
 )
@@ -142,7 +142,7 @@ def test_other_implementations_take_the_same_steps(
         expected = twin(recipe, subset, sums)
         assert expected.keys() == found[subset[0]].tensors.keys()
         furthest = max((found[subset[0]].tensors[key] - value).abs().max().item() for key, value in expected.items())
-        assert furthest < 1e-6  # Opacus adds a millionth to every norm
+        assert furthest < 1e-6  # Opacus adds 1e-6 to every norm
 
 
 @pytest.mark.parametrize(("name", "adaptation", "changes"), KINDS[:2], ids=lambda value: str(value)[:20])
@@ -151,7 +151,7 @@ def test_neither_block_nor_memory_matters(
 ) -> None:
     recipe = make(name, adaptation, **changes)
     alone = trained(recipe, 1)
-    monkeypatch.setattr(network_stack, "CLIPPED_BYTES", 1)  # one example after the other
+    monkeypatch.setattr(network_stack, "CLIPPED_BYTES", 1)  # one example at a time
     together = trained(recipe, 2)
     for index, one in alone.items():
         assert max((together[index].tensors[key] - value).abs().max() for key, value in one.tensors.items()) < 1e-9

@@ -115,7 +115,7 @@ def test_clients_train_as_they_do_in_a_federation(training: Training) -> None:
     seen = local_update(table[None, :32], label[None, :32], made, start, training)
     whole = (shares[0, :, None] * expected[0, 0]).sum(0)
     assert torch.allclose(seen[0].flatten(), whole, atol=1e-12, rtol=0)
-    # The sum of all effects is what the head loses by decay, and each row counts for what the module says.
+    # The sum of all effects determines the decay of the head, and each row has the effect that the module states.
     tau = made.effect(training).sum()
     assert seen[0].sum(0) == pytest.approx((-training.decay * tau * start).sum(0), abs=1e-12)
 

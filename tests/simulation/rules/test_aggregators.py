@@ -45,7 +45,7 @@ ALL = sorted(AGGREGATORS)
 NOT_ROBUST = {"mean", "uniform_mean", "capped_mean", "q_fedavg"}
 ROBUST = sorted(set(ALL) - NOT_ROBUST)
 MIXED = [rule(first, name) for first in ("nnm", "clip", "arc") for name in ("trimmed_mean", "krum", "geometric_median")]
-# Six buckets of eleven updates: what f = 2 leaves enough of.
+# Eleven updates make six buckets, which are enough for f = 2.
 BUCKETS = [
     rule("bucketing", *names)
     for names in (
@@ -327,7 +327,7 @@ def test_fltrust_ignores_opposed_updates_and_limits_the_rest_to_the_servers_norm
 
 
 def test_centered_clipping_keeps_its_centre_across_rounds() -> None:
-    """Starting from the last aggregate, one far vector moves it by at most tau / n per round; else it would restart at 0."""
+    """From the last aggregate, one far vector moves it by at most tau / n per round; else it would restart at 0."""
     x = torch.full((N, D), 5.0, dtype=torch.float64)
     centre = torch.full((D,), 4.9, dtype=torch.float64)
     x[0] = 1e12
@@ -403,7 +403,7 @@ def test_compiled_distances_to_updates_that_are_not_finite_are_torchs() -> None:
 def test_compiled_rules_are_torchs(n: int, dtype: torch.dtype, rounding: float, broken: int) -> None:
     draw = torch.Generator().manual_seed(n)
     wide = torch.randn(4, 3, 2 * n, 70, generator=draw, dtype=dtype)
-    wide[..., n, :] *= 1e9  # one far away
+    wide[..., n, :] *= 1e9  # one update is far away
     wide[..., 2, :] = wide[..., n + 2, :] = 0.0
     wide[1:, :, n + 1 : n + 1 + broken, 5] = torch.tensor([torch.nan, torch.inf, -torch.inf])[: wide.shape[1], None]
     for x in (wide[1:, :, n:, 3:], wide[0, 1, ::2], wide[:, 1, n:], wide.unflatten(2, (n, 2))[1, :, :, 1]):
