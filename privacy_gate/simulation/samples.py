@@ -40,7 +40,7 @@ class Samples:
             raise EvidenceError(f"labels are {self.label.dtype} from {self.label.min()}, expected integers from 0")
         for name, array in (("features", self.features), ("triggered", self.triggered)):
             if array is not None and not np.isfinite(array).all():
-                raise EvidenceError(f"{name} contain NaN or infinity: every value must be finite, not NaN")
+                raise EvidenceError(f"{name} contain values that are not finite (NaN or infinity): check the backbone")
 
 
 def with_ones(features: Floats) -> NDArray[Any]:

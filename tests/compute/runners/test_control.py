@@ -145,12 +145,8 @@ def test_true_dossiers_are_plausible_and_false_ones_are_rejected() -> None:
         members, others = rng.permutation(np.flatnonzero(own)), rng.permutation(np.flatnonzero(pool & ~own))
         partly[members[:50]], partly[rows - 50 :] = False, True
         swapped[members[:10]], swapped[others[:10]] = False, True
-    assert (
-        doubted(behaviour_of(elsewhere, 2000), few, references, sets) == 1.0
-    )  # none was trained on
-    assert (
-        doubted(behaviour_of(half, 2000), few, references, sets) == 1.0
-    )  # half were not trained on
+    assert doubted(behaviour_of(elsewhere, 2000), few, references, sets) == 1.0  # none was trained on
+    assert doubted(behaviour_of(half, 2000), few, references, sets) == 1.0  # half were not trained on
     assert doubted(behaviour_of(both, 2000), few, references, sets) == 1.0  # the holdout was also trained on
     assert doubted(behaviour_of(few, 2000), pool & ~few, references, sets) == 1.0  # members and holdout swapped
     assert doubted(behaviour_of(tenth, 2000), few, references, sets) >= 0.4  # a tenth swapped
