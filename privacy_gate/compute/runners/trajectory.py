@@ -30,7 +30,7 @@ def _read(job: Job, work: Work) -> Arrays:
         raise UndecidedError("the candidate's round log is not here; run the step that pulls it")
     log = RoundLog.open(work.inputs.rounds)
     if log.digest != job.rounds:
-        raise CandidateError("the round log changed after its digest was pinned; run the gate again")
+        raise CandidateError("the round log changed since it was pinned; run the gate again")
     features = work.features(job.recipe.backbone, job.recipe.input)
     head = candidate_head(work.inputs.candidate, job.recipe)
     candidate = np.concatenate([head.weight.numpy(), head.bias.numpy()[:, None]], axis=1).astype(np.float64)
