@@ -1,5 +1,6 @@
 """Machine code is kept where there is room for it, and done without where Numba does not work."""
 
+import shutil
 import sys
 from collections import namedtuple
 from typing import Any
@@ -32,7 +33,7 @@ def doubled(out: Any) -> None:
 @pytest.mark.parametrize("free", [0, 1 << 40])
 def test_code_is_kept_on_disk_only_where_there_is_room(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
     pytest.importorskip("numba")
-    monkeypatch.setattr(native.shutil, "disk_usage", lambda place: Usage(1 << 40, 0, free))
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: Usage(1 << 40, 0, free))
     made: Any = native.compiled(doubled)
     out = np.arange(3.0)
     made(out)
