@@ -11,8 +11,13 @@ Function = TypeVar("Function", bound=Callable[..., object])
 REORDERED = {"reassoc", "contract", "nsz"}
 """Sums may be taken in another order, as every matrix library does; NaN and infinity stay what they are."""
 
-SETTINGS: dict[str, Any] = {"nogil": True, "fastmath": REORDERED, "error_model": "numpy"}
-"""A division by zero is what it is to NumPy: to look out for it, as Python does, keeps loops from being vectors."""
+SETTINGS: dict[str, Any] = {"nogil": True, "forceinline": True, "fastmath": REORDERED, "error_model": "numpy"}
+"""How every function is compiled.
+
+forceinline   a function is part of the code of those that call it. Otherwise a process that has just compiled runs the
+              callee's own code and one that loads from disk runs a copy, optimised separately: last bits differed
+error_model   a division by zero gives inf or NaN as in NumPy; checking for it would keep loops from being vectorised
+"""
 
 
 @cache

@@ -4,7 +4,6 @@ state stay in a core's own cache from the first step to the last. Imported only 
 The interpreter is asked once an epoch, and not for each of a step's parts: threads do not wait for its lock.
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +14,7 @@ from privacy_gate.dossier.optimizers import Sgd
 from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.native.compiler import compiled
 from privacy_gate.native.lanes import ACROSS, BACKWARD, DOWN, FETCHED, GATHERED, MEETING, lanes, softmax
+from privacy_gate.native.optimizers import adam, sgd
 from privacy_gate.native.products import dot
 
 SGD, ADAM, ADAMW = range(3)
@@ -98,9 +98,9 @@ def _epoch(
         _sum_up(x, rows, error, state[0], lane, following if len(following) == len(rows) else rows)
         before += 1
         if kind == SGD:
-            _sgd(head.ravel(), state[0].ravel(), state[1].ravel(), settings, before == 1)
+            sgd(head.ravel(), state[0].ravel(), state[1].ravel(), settings, before == 1)
         else:
-            _adam(head.ravel(), state[0].ravel(), state[1].ravel(), state[2].ravel(), settings, kind == ADAMW, before)
+            adam(head.ravel(), state[0].ravel(), state[1].ravel(), state[2].ravel(), settings, kind == ADAMW, before)
 
 
 @compiled
@@ -153,38 +153,3 @@ def _sum_up(x: Floats, rows: Ints, error: Floats, out: Floats, lane: int, ahead:
         while c < classes:
             S1(error, c, x, rows, v, out, ahead, v)
             c += 1
-
-
-@compiled
-def _sgd(head: Floats, gradient: Floats, momentum: Floats, settings: Floats, begin: bool) -> None:
-    """torch.optim.SGD's step, in place; its momentum begins with the first gradient."""
-    number = head.dtype.type
-    lr, decay, keep, nesterov = number(settings[0]), number(settings[1]), number(settings[2]), settings[3] > 0
-    if keep == 0:
-        for i in range(head.size):
-            head[i] -= lr * (gradient[i] + decay * head[i])
-        return
-    old = number(0) if begin else keep
-    for i in range(head.size):
-        slope = gradient[i] + decay * head[i]
-        momentum[i] = old * momentum[i] + slope
-        head[i] -= lr * (slope + keep * momentum[i] if nesterov else momentum[i])
-
-
-@compiled
-def _adam(
-    head: Floats, gradient: Floats, mean: Floats, square: Floats, settings: Floats, decoupled: bool, steps: int
-) -> None:
-    """torch.optim.Adam's step, or AdamW's, whose decay is `decoupled`, in place; steps counts this one."""
-    number = head.dtype.type
-    lr, decay, first, second, eps = settings
-    shrink = number(1 - lr * decay) if decoupled else number(1)
-    pull = number(0) if decoupled else number(decay)
-    rate = number(lr / (1 - first**steps))
-    scale, least = number(1 / math.sqrt(1 - second**steps)), number(eps)
-    old, new, kept, added = number(first), number(1 - first), number(second), number(1 - second)
-    for i in range(head.size):
-        slope = gradient[i] + pull * head[i]
-        average, spread = old * mean[i] + new * slope, kept * square[i] + added * slope * slope
-        mean[i], square[i] = average, spread
-        head[i] = shrink * head[i] - rate * average / (math.sqrt(spread) * scale + least)
