@@ -1,4 +1,4 @@
-"""Functions of arrays as machine code, by Numba, where it is installed."""
+"""Compiles functions of arrays to machine code with Numba, if it is installed."""
 
 import importlib
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 Function = TypeVar("Function", bound=Callable[..., object])
 
 REORDERED = {"reassoc", "contract", "nsz"}
-"""Sums may be taken in another order, as every matrix library does; NaN and infinity stay what they are."""
+"""Sums may be reordered and products fused with sums, as matrix libraries do; NaN and infinity keep their meaning."""
 
 SETTINGS: dict[str, Any] = {"nogil": True, "forceinline": True, "fastmath": REORDERED, "error_model": "numpy"}
 """How every function is compiled.
@@ -22,7 +22,7 @@ error_model   a division by zero gives inf or NaN as in NumPy; checking for it w
 
 @cache
 def has_numba() -> bool:
-    """Whether Numba is installed and works: it refuses a NumPy newer than it knows."""
+    """Whether Numba is installed and can be imported: it raises ImportError for a NumPy newer than it supports."""
     if find_spec("numba") is None:
         return False
     try:
@@ -33,9 +33,9 @@ def has_numba() -> bool:
 
 
 def compiled(function: Function) -> Function:
-    """The function for the processor at hand, compiled at its first call; runs without the interpreter's lock.
+    """The function, compiled for this processor at its first call. It runs without the interpreter's lock.
 
-    Kept on disk if there is a place for it, see `native.cache`. Modules that use this are imported only if `has_numba`.
+    The machine code is kept on disk if possible, see `native.cache`. Import modules that use this only if `has_numba`.
     """
     from numba import njit  # noqa: PLC0415 - an extra, and slow to import
 

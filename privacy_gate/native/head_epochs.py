@@ -1,7 +1,8 @@
-"""Epochs of a single head on a CPU as one pass of machine code: its parameters, their gradient and the optimiser's
-state stay in a core's own cache from the first step to the last. Imported only where Numba is.
+"""Epochs of a single head on a CPU, compiled: twin of compute.training.stack's training side by side.
 
-The interpreter is asked once an epoch, and not for each of a step's parts: threads do not wait for its lock.
+The head, its gradient and the optimiser's state stay in the core's cache from the first step to the last. Python runs
+once an epoch, not for each part of a step, so threads do not wait for its lock. Import this module only if Numba is
+installed.
 """
 
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from privacy_gate.native.products import dot
 
 SGD, ADAM, ADAMW = range(3)
 
+# Tiles by their number of classes: B and S for gradients, wide and one vector wide; MANY, TWO, ONE for logits.
 B5, B2, B1 = (GATHERED[classes, BACKWARD] for classes in (5, 2, 1))
 MANY, TWO, ONE = (MEETING[classes] for classes in (ACROSS, 2, 1))
 S5, S1 = (GATHERED[classes, 1] for classes in (5, 1))
@@ -26,16 +28,16 @@ S5, S1 = (GATHERED[classes, 1] for classes in (5, 1))
 
 @dataclass(frozen=True, eq=False)
 class Fused:
-    """Trains heads of a recipe without privacy on rows of x (N, W) of classes y (N,)."""
+    """Trains heads by a recipe without privacy on rows of x (N, W) of classes y (N,)."""
 
     x: torch.Tensor
     y: torch.Tensor
     recipe: Recipe
 
     def train(self, head: torch.Tensor, order: Ints, epoch: int, state: Floats) -> None:
-        """Trains a head (C, W) on the rows `order` in place, batch by batch; epoch counts from 0.
+        """Trains a head (C, W) in place on the rows `order`, batch by batch; epoch counts from 0.
 
-        state (3, C, W): see `state`; of the epochs before.
+        state (3, C, W): as the epochs before left it, see `state`.
         """
         recipe, optimizer = self.recipe, self.recipe.optimizer
         lr = optimizer.lr * recipe.schedule.factor(epoch, recipe.epochs)
@@ -59,8 +61,8 @@ class Fused:
         )
 
     def state(self) -> Floats:
-        """What training keeps beside a head: its gradient, and two averages of the optimiser's, (3, C, W)."""
-        # Torch's, since NumPy's arrays do not begin where a line of the cache does.
+        """Work space of a head before its first epoch, (3, C, W): gradient, and two averages of the optimiser."""
+        # Made by torch: its arrays begin at a cache line, NumPy's need not.
         state: Floats = self.x.new_zeros(3, self.recipe.classes, self.x.shape[1]).numpy()
         return state
 
@@ -79,7 +81,7 @@ def _epoch(
     settings: Floats,
     before: int,
 ) -> None:
-    """See `Fused.train`. settings: rate, weight decay and the optimiser's own; before: steps taken before the first."""
+    """See `Fused.train`. settings: rate, weight decay, the optimiser's own; before: steps taken in earlier epochs."""
     classes, padded = len(head), -(-min(batch, len(order)) // lane) * lane
     error, share = np.zeros((classes, padded), head.dtype), np.zeros(padded, head.dtype)
     for first in range(0, len(order), batch):
@@ -105,7 +107,7 @@ def _epoch(
 
 @compiled
 def _say(x: Floats, rows: Ints, head: Floats, out: Floats) -> None:
-    """Sets the first B columns of out (C, B') to what a head (C, W) says of rows (B,) of x (N, W)."""
+    """Sets the first B columns of out (C, B') to the logits of a head (C, W) on rows (B,) of x (N, W)."""
     classes, size = len(head), len(rows)
     tiled, c = size - size % DOWN, 0
     while c + ACROSS <= classes:
@@ -127,10 +129,10 @@ def _say(x: Floats, rows: Ints, head: Floats, out: Floats) -> None:
 
 @compiled
 def _sum_up(x: Floats, rows: Ints, error: Floats, out: Floats, lane: int, ahead: Ints) -> None:
-    """Sets out (C, W) to the sum over b of error (C, B'), of which B columns count, times rows (B,) of x (N, W).
+    """Sets out (C, W) to error (C, B'), its first B columns, times rows (B,) of x (N, W).
 
-    ahead (B,): rows of x that are read next. The first five classes bring half of their columns near, the next five the
-    rest.
+    ahead (B,): rows of x of the next batch, which are fetched into the cache meanwhile. The tile of the first five
+    classes fetches one half of its columns, that of the next five the other half.
     """
     classes, width = out.shape
     tiled = width - width % (BACKWARD * lane)

@@ -1,6 +1,7 @@
-"""The steps of torch.optim's optimisers for one head, compiled: twins of compute.training.optimizers.stepper.
+"""Steps of torch.optim's optimisers, compiled: twins of compute.training.optimizers.stepper.
 
-This is the only place in native with these formulas. Imported only where Numba is installed.
+No other machine code has these formulas; with torch, torch.optim's own are used. Import this module only if Numba is
+installed.
 """
 
 import math
@@ -11,7 +12,10 @@ from privacy_gate.native.compiler import compiled
 
 @compiled
 def sgd(head: Floats, gradient: Floats, momentum: Floats, settings: Floats, begin: bool) -> None:
-    """torch.optim.SGD's step, in place; its momentum begins with the first gradient."""
+    """torch.optim.SGD's step, in place. settings: rate, weight decay, momentum, 1 for Nesterov's.
+
+    begin: whether this is the first step, whose momentum is the gradient itself.
+    """
     number = head.dtype.type
     lr, decay, keep, nesterov = number(settings[0]), number(settings[1]), number(settings[2]), settings[3] > 0
     if keep == 0:
@@ -29,7 +33,10 @@ def sgd(head: Floats, gradient: Floats, momentum: Floats, settings: Floats, begi
 def adam(
     head: Floats, gradient: Floats, mean: Floats, square: Floats, settings: Floats, decoupled: bool, steps: int
 ) -> None:
-    """torch.optim.Adam's step, or AdamW's, whose decay is `decoupled`, in place; steps counts this one."""
+    """torch.optim.Adam's step in place, or AdamW's if the weight decay is `decoupled`; steps counts this one.
+
+    mean and square are the two averages; settings: rate, weight decay, both betas, eps.
+    """
     number = head.dtype.type
     lr, decay, first, second, eps = settings
     shrink = number(1 - lr * decay) if decoupled else number(1)
