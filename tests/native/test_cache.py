@@ -1,15 +1,21 @@
 """Machine code is loaded by later processes, and never once anything that it was made of has changed."""
 
+import importlib
 import os
+import pkgutil
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 pytest.importorskip("numba")
 
+from numba.core.dispatcher import Dispatcher
+
+from privacy_gate import native
 from privacy_gate.native import cache
 
 PACKAGE = Path(__file__).parents[2] / "privacy_gate"
@@ -153,3 +159,18 @@ def test_the_digest_covers_every_source_the_compilers_and_the_processor(
             assert digest() not in known
     finally:
         cache.digest.cache_clear()
+
+
+def test_compiled_functions_use_nothing_but_native_numpy_and_math() -> None:
+    """Whatever else they called would be compiled in without being part of the digest."""
+    for found in pkgutil.iter_modules(native.__path__):
+        module = importlib.import_module(f"{native.__name__}.{found.name}")
+        for function in vars(module).values():
+            if not isinstance(function, Dispatcher) or function.py_func.__module__ != module.__name__:
+                continue
+            code = function.py_func
+            for name in set(code.__code__.co_names) & set(code.__globals__):
+                used = code.__globals__[name]
+                home = used.__name__ if isinstance(used, ModuleType) else getattr(used, "__module__", None)
+                plain = isinstance(used, bool | int | float)
+                assert plain or home in {"numpy", "math"} or str(home).startswith(native.__name__), (code, name)
