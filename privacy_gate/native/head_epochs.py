@@ -5,20 +5,19 @@ once an epoch, not for each part of a step, so threads do not wait for its lock.
 installed.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from privacy_gate.arrays import Floats, Ints
-from privacy_gate.dossier.optimizers import Sgd
-from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.native.compiler import compiled
 from privacy_gate.native.lanes import ACROSS, BACKWARD, DOWN, FETCHED, GATHERED, MEETING, lanes, softmax
 from privacy_gate.native.optimizers import adam, sgd
 from privacy_gate.native.products import dot
 
 SGD, ADAM, ADAMW = range(3)
+KINDS = {"sgd": SGD, "adam": ADAM, "adamw": ADAMW}
 
 # Tiles by their number of classes: B and S for gradients, wide and one vector wide; MANY, TWO, ONE for logits.
 B5, B2, B1 = (GATHERED[classes, BACKWARD] for classes in (5, 2, 1))
@@ -26,45 +25,45 @@ MANY, TWO, ONE = (MEETING[classes] for classes in (ACROSS, 2, 1))
 S5, S1 = (GATHERED[classes, 1] for classes in (5, 1))
 
 
-@dataclass(frozen=True, eq=False)
-class Fused:
-    """Trains heads by a recipe without privacy on rows of x (N, W) of classes y (N,)."""
+def train_epoch(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    order: Ints,
+    head: torch.Tensor,
+    state: Floats,
+    *,
+    batch: int,
+    smoothing: float,
+    optimizer: str,
+    settings: Sequence[float],
+    before: int,
+) -> None:
+    """Trains a head (C, W) in place on the rows `order` of x (N, W) of classes y (N,), batch by batch.
 
-    x: torch.Tensor
-    y: torch.Tensor
-    recipe: Recipe
+    state (3, C, W): as the epochs before left it, see `first_state`. optimizer: a name in KINDS. settings: rate, weight
+    decay, and for sgd momentum and 1 for Nesterov's, for the others both betas and eps. before: steps taken in earlier
+    epochs.
+    """
+    _epoch(
+        x.numpy(),
+        order,
+        y.numpy(),
+        batch,
+        lanes(state.dtype),
+        head.numpy(),
+        state,
+        smoothing,
+        KINDS[optimizer],
+        np.array([*settings, 0.0][:5]),
+        before,
+    )
 
-    def train(self, head: torch.Tensor, order: Ints, epoch: int, state: Floats) -> None:
-        """Trains a head (C, W) in place on the rows `order`, batch by batch; epoch counts from 0.
 
-        state (3, C, W): as the epochs before left it, see `state`.
-        """
-        recipe, optimizer = self.recipe, self.recipe.optimizer
-        lr = optimizer.lr * recipe.schedule.factor(epoch, recipe.epochs)
-        if isinstance(optimizer, Sgd):
-            kind, settings = SGD, (optimizer.momentum, float(optimizer.nesterov), 0.0)
-        else:
-            kind, settings = (ADAMW if optimizer.name == "adamw" else ADAM), (*optimizer.betas, optimizer.eps)
-        steps = -(-len(order) // recipe.batch_size)
-        _epoch(
-            self.x.numpy(),
-            order,
-            self.y.numpy(),
-            recipe.batch_size,
-            lanes(state.dtype),
-            head.numpy(),
-            state,
-            recipe.label_smoothing,
-            kind,
-            np.array([lr, optimizer.weight_decay, *settings]),
-            epoch * steps,
-        )
-
-    def state(self) -> Floats:
-        """Work space of a head before its first epoch, (3, C, W): gradient, and two averages of the optimiser."""
-        # Made by torch: its arrays begin at a cache line, NumPy's need not.
-        state: Floats = self.x.new_zeros(3, self.recipe.classes, self.x.shape[1]).numpy()
-        return state
+def first_state(head: torch.Tensor) -> Floats:
+    """Work space of a head (C, W) before its first epoch, (3, C, W): gradient, and two averages of the optimiser."""
+    # Made by torch: its arrays begin at a cache line, NumPy's need not.
+    state: Floats = head.new_zeros(3, *head.shape).numpy()
+    return state
 
 
 @compiled
@@ -81,7 +80,7 @@ def _epoch(
     settings: Floats,
     before: int,
 ) -> None:
-    """See `Fused.train`. settings: rate, weight decay, the optimiser's own; before: steps taken in earlier epochs."""
+    """See `train_epoch`. settings: five numbers, 0 for those that the optimiser does not have."""
     classes, padded = len(head), -(-min(batch, len(order)) // lane) * lane
     error, share = np.zeros((classes, padded), head.dtype), np.zeros(padded, head.dtype)
     for first in range(0, len(order), batch):

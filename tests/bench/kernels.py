@@ -213,7 +213,7 @@ def jobs() -> list[Work]:
     study = Study(*matrix.digits(), "bench", device="cpu", threads=1)
     meamed = partial(simulate, study, others)
     return [
-        Work("head_epochs.Fused", f"whole job: {MODELS} heads by Adam", partial(train, adam)),
+        Work("head_epochs.train_epoch", f"whole job: {MODELS} heads by Adam", partial(train, adam)),
         Work("products", f"whole job: {MODELS} heads by DP-SGD", partial(train, dp)),
         Work("geometry.ordered", f"whole job: {len(others)} trainings by meamed", meamed, 1, without_ordered),
         Work("all of federations", f"whole job: {len(cells)} trainings, 10 rounds", partial(simulate, study, cells)),

@@ -35,6 +35,7 @@ Pairs = Iterator[tuple[Any, Any]]
 """What a kernel gives and what its twin gives, for one input after the other."""
 
 NO_KERNELS = {
+    "head_epochs.first_state": "zeros",
     "lanes.lanes": "how many numbers a vector holds",
     "geometry.rows_of": "where rows lie, as plain numbers",
 }
@@ -351,7 +352,7 @@ TWINS: dict[str, Callable[[torch.dtype], Pairs]] = {
     "geometry.right": right,
     "geometry.squared_distances": squared_distances,
     "geometry.start": start,
-    "head_epochs.Fused": heads,
+    "head_epochs.train_epoch": heads,
     "lanes.GATHERED": gathered,
     "lanes.MEETING": meeting,
     "lanes.TILES": tiles,
@@ -371,14 +372,14 @@ TWINS: dict[str, Callable[[torch.dtype], Pairs]] = {
 
 
 def public() -> Iterator[str]:
-    """Kernels of all modules: functions, compiled ones, LLVM code and tables of it, and classes that train."""
+    """Kernels of all modules: functions, compiled ones, LLVM code and tables of it."""
     for module in pkgutil.iter_modules(native.__path__):
         if module.name in {"cache", "compiler"}:
             continue
         whole = importlib.import_module(f"{native.__name__}.{module.name}")
         for name, value in vars(whole).items():
             code = next(iter(value.values())) if isinstance(value, dict) and value else value
-            kernel = isinstance(code, FunctionType | Dispatcher | type(lanes.dots)) or hasattr(code, "train")
+            kernel = isinstance(code, FunctionType | Dispatcher | type(lanes.dots))
             if kernel and not name.startswith("_") and code.__module__ == whole.__name__:
                 yield f"{module.name}.{name}"
 
