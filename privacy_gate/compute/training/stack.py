@@ -17,6 +17,7 @@ import torch
 from privacy_gate.compute.training.optimizers import STATE, stepper
 from privacy_gate.compute.training.private import private_batches
 from privacy_gate.compute.training.products import products
+from privacy_gate.dossier.optimizers import Sgd
 from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.jobs.subsets import Subset, initial_head, shown
 from privacy_gate.native.compiler import has_numba
@@ -85,13 +86,31 @@ def _one_by_one(
     advance: Callable[[int], None],
 ) -> None:
     """Trains heads (M, C, W) in place, each through all its epochs, so that its data stays in the core's cache."""
-    from privacy_gate.native.head_epochs import Fused  # noqa: PLC0415 - an extra, and slow to import
+    from privacy_gate.native import head_epochs  # noqa: PLC0415 - an extra, and slow to import
 
-    fused, views = Fused(x, y, recipe), len(recipe.views)
+    optimizer, batch, views = recipe.optimizer, recipe.batch_size, len(recipe.views)
     for head, (index, rows) in zip(heads, block, strict=True):
-        state = fused.state()
+        state = head_epochs.first_state(head)
         for epoch in range(recipe.epochs):
-            fused.train(head, shown(index, epoch, rows, views, len(y) // views), epoch, state)
+            order = shown(index, epoch, rows, views, len(y) // views)
+            lr = optimizer.lr * recipe.schedule.factor(epoch, recipe.epochs)
+            own = (
+                (optimizer.momentum, float(optimizer.nesterov))
+                if isinstance(optimizer, Sgd)
+                else (*optimizer.betas, optimizer.eps)
+            )
+            head_epochs.train_epoch(
+                x,
+                y,
+                order,
+                head,
+                state,
+                batch=batch,
+                smoothing=recipe.label_smoothing,
+                optimizer=optimizer.name,
+                settings=(lr, optimizer.weight_decay, *own),
+                before=epoch * -(-len(order) // batch),
+            )
             advance(1)
 
 
