@@ -1,4 +1,4 @@
-"""Names of array types."""
+"""Short names for types of NumPy arrays."""
 
 import numpy as np
 from numpy.typing import NDArray

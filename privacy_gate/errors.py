@@ -1,11 +1,12 @@
-"""What can go wrong, one exit code each. A blocked model is not an error: these mean "could not decide"."""
+"""Errors, each with an exit code. They mean "could not decide"; a blocked model is not an error."""
 
 from collections.abc import Iterable
 
 
 def one_line(text: object) -> str:
-    """Text from strangers on one line, without control characters or changes of direction: with a line break of its own
-    it could forge a line of a CI log, where some lines are commands.
+    """Text from strangers in one line, without control characters or changes of text direction.
+
+    With a line break, such text could forge a line of a CI log, in which some lines are commands.
 
     >>> one_line("a\\n::error::b\\u202ec")
     'a ::error::b\\ufffdc'
@@ -17,37 +18,37 @@ def one_line(text: object) -> str:
 
 
 class GateError(Exception):
-    """The gate could not decide. The message says what, where, and what to do next."""
+    """The gate could not decide. The message says what is wrong, where, and what to do next."""
 
     exit_code = 4
 
 
 class UndecidedError(GateError):
-    """Evidence is missing, too small, or a control of the audit failed."""
+    """Evidence is missing or too small, or a control of the audit failed."""
 
     exit_code = 4
 
 
 class EvidenceError(UndecidedError):
-    """Arrays that cannot be judged: wrong shape, NaN, an example never in or never out."""
+    """Arrays cannot be judged: wrong shape, NaN, or an example that is never in or never out of the training set."""
 
 
 class ConfigurationError(GateError):
-    """Wrong usage, a wrong policy, or a wrong file written by hand."""
+    """Wrong usage, an invalid policy, or another invalid file written by hand."""
 
     exit_code = 2
 
 
 class CandidateError(GateError):
-    """The candidate or its dossier is unsafe or malformed; nothing of it was loaded."""
+    """The candidate or its dossier is unsafe or malformed. None of its content was executed."""
 
     exit_code = 5
 
 
 class DatasetError(CandidateError):
-    """The audit data is not what its manifest says, or cannot be read as images and labels.
+    """The audit data differs from its manifest, or cannot be read as images and labels.
 
-    Its message, which may quote the table, is on one line.
+    The message may quote the table, so it is reduced to one line.
     """
 
     def __init__(self, message: str) -> None:
@@ -55,9 +56,9 @@ class DatasetError(CandidateError):
 
 
 class UnavailableError(GateError):
-    """A registry, a storage or an engine does not answer; trying again may help.
+    """A registry, a storage or an engine does not answer. Trying again may help.
 
-    Its message, which may quote a dossier's address or a server's answer, is on one line.
+    The message may quote a URI from a dossier or a server's answer, so it is reduced to one line.
     """
 
     exit_code = 6
@@ -67,15 +68,15 @@ class UnavailableError(GateError):
 
 
 class RegistryError(UnavailableError):
-    """The model registry cannot be reached or refuses."""
+    """The model registry cannot be reached, or refuses the request."""
 
 
 class StoreError(UnavailableError):
-    """The store cannot be read or written, or what it holds is damaged."""
+    """The store cannot be read or written, or one of its files is damaged."""
 
 
 class ConflictError(GateError):
-    """The artifact's bytes or the alias changed since they were judged."""
+    """The artifact's bytes, an alias or another result changed since they were judged or computed."""
 
     exit_code = 7
 
@@ -84,7 +85,7 @@ INTERRUPTED = 130
 BLOCKED = 3
 APPROVED = 0
 
-# Highest first: several problems in one run exit with the code of the gravest.
+# Gravest first: a run with several problems exits with the code of the gravest.
 PRECEDENCE = (5, 7, 6, 2, 3, 4, 0)
 
 
@@ -94,5 +95,5 @@ def gravest(codes: Iterable[int]) -> int:
     >>> gravest([0, 3, 4])
     3
     """
-    found = set(codes)
-    return next(code for code in PRECEDENCE if code in found or code == 0)
+    distinct = set(codes)
+    return next(code for code in PRECEDENCE if code in distinct or code == 0)

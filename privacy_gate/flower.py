@@ -1,4 +1,4 @@
-"""`privacy_gate.flower.logged`: round logs of federations that Flower trains. See registry/flower.py."""
+"""`privacy_gate.flower.logged` logs the rounds of federations that Flower trains. See registry/flower.py."""
 
 from privacy_gate.registry.flower import client_of, logged
 

@@ -1,10 +1,10 @@
-"""How long work reports its progress: a call with what is being done and how far it is."""
+"""The callback with which long tasks report progress."""
 
 from typing import Protocol
 
 
 class Progress(Protocol):
-    """Called after every unit of work; `done` never decreases within a task."""
+    """Called after every unit of work, with `done` of `total` units. `done` never decreases within a task."""
 
     def __call__(self, task: str, done: int, total: int) -> None: ...
 

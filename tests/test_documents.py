@@ -57,7 +57,7 @@ def test_exponents_without_a_point_are_numbers_and_on_is_text() -> None:
         (RECIPE.replace("epochs: 30\n", ""), "file.yaml:1:1: 'epochs' is missing here"),
         (RECIPE.replace("epochs: 30", "epochs: 3.5"), "file.yaml:4:9: epochs: Input should be a valid integer"),
         (RECIPE.replace("{name: identity}", "{name: resnet50}"), "file.yaml:1:11: backbone needs weights"),
-        (RECIPE + "precision: bfloat16\n", "file.yaml:6:12: precision bfloat16 is of networks trained without"),
+        (RECIPE + "precision: bfloat16\n", "file.yaml:6:12: precision bfloat16 works only if a network"),
         (
             RECIPE.replace("name: adam", "name: adamm"),
             "file.yaml:3:19: optimizer.name: 'adamm' is unknown; did you mean 'adam'?",

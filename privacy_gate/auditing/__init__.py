@@ -1,1 +1,1 @@
-"""What policy and results say together."""
+"""Policies, and the audit that judges stored results by one."""

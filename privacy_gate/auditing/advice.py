@@ -1,7 +1,8 @@
-"""What other recipes would leak on this data, and what they would cost: alternatives, measured, not preached.
+"""Measures how much other recipes would leak on this data, and how accurate they would be.
 
-Every alternative is trained and attacked as the recipe itself is: references on shares of the pool, each in
-turn the target of LiRA by all the others (arXiv 2402.06674). Pure: jobs out, stored results in.
+Every alternative is trained and attacked like the recipe itself: reference models are trained on random parts of
+the pool, and LiRA attacks each of them with the help of all the others (arXiv 2402.06674). Pure functions: they
+name jobs and read stored results.
 """
 
 import datetime
@@ -32,7 +33,7 @@ from privacy_gate.verdict.judgement import Measurement, Severity, not_measured
 
 
 class Target(Record):
-    """A false positive rate, and the most that the policy lets the true positive rate be there."""
+    """A false positive rate, and the policy's limit on the true positive rate at it; None without a limit."""
 
     fpr: Annotated[float, Field(gt=0, lt=1)]
     limit: float | None = None
@@ -40,12 +41,12 @@ class Target(Record):
 
 @dataclass(frozen=True)
 class Trained:
-    """What M references of one alternative say about the N rows of the pool, in the table's order; all (M, N).
+    """Predictions of the M reference models of one alternative on the N rows of the pool, in the table's order.
 
-    phi       logit-scaled confidence, nats
-    included  rows each was trained on
-    correct   rows each is right about
-    stays     (N,) rows that some reference may be trained on
+    phi       (M, N) logit-scaled confidence, nats
+    included  (M, N) whether the model was trained on the row
+    correct   (M, N) whether the model predicts the row's label
+    stays     (N,) whether the alternative keeps the row; dropped rows train no model
     """
 
     phi: Floats
@@ -57,14 +58,16 @@ class Trained:
 class Row(Record):
     """One line of the table.
 
-    dropped   hashed ids of rows taken out of the pool before training; dropped_members: how many are members
-    accuracy  on rows of the whole pool that a reference was not trained on
-    gain      of accuracy over the recipe as it is, paired; None for that recipe
-    leak      LiRA's true positive rate at each target, over rows that stay
-    before    the same rows' rate under the recipe as it is, where rows were dropped: dropping them exposes
-              others where `leak` is above it. They were chosen by the same references, which flatters it
-    meets     whether every limit holds at the unfavourable end; None where the policy has none
-    best      no other alternative is as accurate and leaks as little, by the estimates, and is better in one
+    accuracy         on the rows of the whole pool that a reference model was not trained on
+    gain             accuracy minus that of the unchanged recipe, paired; None for the unchanged recipe
+    leak             LiRA's true positive rate at each target, on the rows that are kept
+    before           the rate of the same rows under the unchanged recipe; only if rows were dropped. If `leak` is
+                     higher, dropping exposed other rows. The dropped rows were selected with the same reference
+                     models, so `before` is biased low
+    dropped          hashed ids of the rows taken out of the pool before training
+    dropped_members  how many of them are members
+    meets            whether the whole interval of every rate meets its limit; None if the policy has no limit
+    best             whether no other row dominates it: at least as good in accuracy and every rate, better in one
     """
 
     family: Family
@@ -81,9 +84,9 @@ class Row(Record):
 
 
 class Advice(Record):
-    """The table, the recipe as it is first, and what it was made from.
+    """The table, with the unchanged recipe first, and what it was made from.
 
-    choice  the name of the most accurate row that meets every limit; None where none does
+    choice  the name of the most accurate row that meets every limit; None if no row does
     """
 
     format: Literal[1] = 1
@@ -108,44 +111,46 @@ class Advice(Record):
 def targets(policy: Policy, rows: int) -> tuple[Target, ...]:
     """The false positive rates at which the policy limits membership inference, highest first.
 
-    Each with its strictest limit on tpr or recipe_tpr that blocks; rows: of the pool.
+    Each comes with the strictest blocking limit on tpr or recipe_tpr at it. rows: size of the pool.
     """
-    found: dict[float, float | None] = {}
+    strictest: dict[float, float | None] = {}
     for check in policy.checks:
         for metric, limit in check.bounds.items():
+            # For instance recipe_tpr_at_0.01_fpr: kind recipe_tpr, at a false positive rate of 0.01.
             kind, fpr = kind_and_fpr(metric) or ("", 0.0)
             if not kind.endswith("tpr"):
                 continue
-            known = found.setdefault(fpr, None)
+            known = strictest.setdefault(fpr, None)
             if kind in ("tpr", "recipe_tpr") and limit.max is not None and limit.severity is Severity.BLOCK:
-                found[fpr] = limit.max if known is None else min(known, limit.max)
-    if not found:
-        found = {best_fpr(rows): None}
-    return tuple(Target(fpr=fpr, limit=found[fpr]) for fpr in sorted(found, reverse=True))
+                strictest[fpr] = limit.max if known is None else min(known, limit.max)
+    if not strictest:
+        strictest = {best_fpr(rows): None}
+    return tuple(Target(fpr=fpr, limit=strictest[fpr]) for fpr in sorted(strictest, reverse=True))
 
 
 def pool_of(subject: Subject) -> Bools:
-    """Rows that references may be trained on, (N,)."""
+    """Which rows of the table reference models may be trained on: members and holdout, (N,)."""
     return np.asarray(subject.data.split != Split.POPULATION)
 
 
 def reference_rows(subject: Subject) -> int:
-    """How many rows a reference is trained on, where none is dropped: as many as the candidate."""
+    """How many rows a reference model is trained on if no row is dropped: as many as the candidate."""
     return int((subject.data.split == Split.MEMBER).sum())
 
 
 def dropped_rows(option: Alternative, subject: Subject, as_is: Trained | None) -> tuple[int, ...]:
-    """Rows of the table that the alternative drops, ascending: those most vulnerable under the recipe as it is."""
+    """Rows of the table that the alternative drops, ascending: the most vulnerable under the unchanged recipe."""
     if not option.share or as_is is None:
         return ()
     rows = np.flatnonzero(pool_of(subject))
+    # A stable sort: ties would otherwise drop other rows on another machine, and change the digests of jobs.
     order = np.argsort(-vulnerability(as_is.phi, as_is.included), kind="stable")
-    chosen = rows[order[: max(1, round(option.share * len(rows)))]]
-    return tuple(int(row) for row in np.sort(chosen))
+    most_vulnerable = rows[order[: max(1, round(option.share * len(rows)))]]
+    return tuple(int(row) for row in np.sort(most_vulnerable))
 
 
 def jobs(option: Alternative, subject: Subject, references: int, without: tuple[int, ...]) -> list[Job]:
-    """Features and references of the alternative; the recipe as it is shares those of the checks."""
+    """Jobs for the features and reference models; the unchanged recipe shares its jobs with the checks."""
     return [*feature_jobs(subject), *_trainings(option, subject, references, without)]
 
 
@@ -159,10 +164,10 @@ def _trainings(
 def gather(
     option: Alternative, subject: Subject, references: int, without: tuple[int, ...], results: Results
 ) -> Trained:
-    """What the alternative's stored references say. Raises StoreError where one is missing."""
+    """Stored predictions of the alternative's reference models. Raises StoreError if one is missing."""
     pool = pool_of(subject)
     stored = [results(job) for job in _trainings(option, subject, references, without)]
-    phi, included, correct = (np.stack([each[name][pool] for each in stored]) for name in _KEPT)
+    phi, included, correct = (np.stack([reference[name][pool] for reference in stored]) for name in _KEPT)
     stays = pool.copy()
     stays[list(without)] = False
     return Trained(phi, included, correct, stays[pool])
@@ -179,18 +184,19 @@ def measure(
     goals: Sequence[Target],
     confidence: float,
 ) -> Row:
-    """The alternative's line, but for what only the whole table tells."""
+    """The row of the alternative, without `best`, which depends on all rows."""
+    # Dropped rows are not attacked: no reference was trained on them.
     leak = tuple(_leak(trained, trained.stays, goal.fpr, confidence) for goal in goals)
     dropped = np.flatnonzero(pool_of(subject))[~trained.stays]
-    names = hashed_ids(subject.data) if len(dropped) else []
-    own = (trained.correct, trained.included)
-    other = option.family != "as-is"
+    names = hashed_ids(subject.data) if len(dropped) else []  # hashing a large table takes a while
+    answers = (trained.correct, trained.included)
+    changed = option.family != "as-is"
     return Row(
         family=option.family,
         name=option.name,
         recipe=option.recipe,
-        accuracy=left_out_accuracy(*own, confidence),
-        gain=left_out_gain(*own, (as_is.correct, as_is.included), confidence) if other else None,
+        accuracy=left_out_accuracy(*answers, confidence),
+        gain=left_out_gain(*answers, (as_is.correct, as_is.included), confidence) if changed else None,
         leak=leak,
         before=tuple(_leak(as_is, trained.stays, goal.fpr, confidence) for goal in goals) if len(dropped) else (),
         dropped=tuple(names[row] for row in dropped),
@@ -200,7 +206,7 @@ def measure(
 
 
 def unmeasured(option: Alternative, goals: Sequence[Target]) -> Row:
-    """The line of an alternative that could not be trained."""
+    """The row of an alternative that could not be trained, with the reason."""
     return Row(
         family=option.family,
         name=option.name,
@@ -221,8 +227,9 @@ def advice(
     rows: Iterable[Row],
     now: datetime.datetime,
 ) -> Advice:
-    """The whole table, its best lines marked."""
+    """The whole table with its best rows marked, and the choice among them."""
     data, table = subject.data, _marked(list(rows))
+    # max keeps the first of equals, so the unchanged recipe wins ties.
     meeting = [row for row in table if row.meets]
     choice = max(meeting, key=lambda row: row.accuracy.value or 0.0, default=None)
     return Advice(
@@ -246,37 +253,40 @@ def advice(
 
 
 def _marked(rows: Sequence[Row]) -> tuple[Row, ...]:
-    """The table with its best lines marked: those that no other dominates."""
+    """The table with its best rows marked: the Pareto front of accuracy and rates."""
     figures = [_figures(row) for row in rows]
-    known = [own for own in figures if own is not None]
+    complete = [values for values in figures if values is not None]
     return tuple(
-        row.model_copy(update={"best": own is not None and not any(_dominates(other, own) for other in known)})
-        for row, own in zip(rows, figures, strict=True)
+        row.model_copy(update={"best": values is not None and not any(_dominates(other, values) for other in complete)})
+        for row, values in zip(rows, figures, strict=True)
     )
 
 
 def _leak(trained: Trained, rows: NDArray[np.bool_], fpr: float, confidence: float) -> Measurement:
-    """recipe_tpr over these rows (N,)."""
+    """recipe_tpr over the selected rows; rows (N,)."""
     phi = trained.phi[:, rows]
     if not np.isfinite(phi).all():
-        return not_measured(f"recipe_tpr_at_{fpr:g}_fpr", "training diverged: answers are no finite numbers", "lira")
+        return not_measured(
+            f"recipe_tpr_at_{fpr:g}_fpr", "training diverged: predictions are not finite numbers", "lira"
+        )
     return recipe_tpr(phi, trained.included[:, rows], fpr, confidence)
 
 
 def _meets(leak: Sequence[Measurement], goals: Sequence[Target]) -> bool | None:
-    """Whether every limit holds at the unfavourable end of the interval; what was not measured meets none."""
-    bounded = [(found, goal.limit) for found, goal in zip(leak, goals, strict=True) if goal.limit is not None]
-    if not bounded:
+    """Whether the whole interval of every rate meets its limit; a rate that was not measured meets none."""
+    limited = [(rate, goal.limit) for rate, goal in zip(leak, goals, strict=True) if goal.limit is not None]
+    if not limited:
         return None
-    return all(found.high is not None and found.high <= limit for found, limit in bounded)
+    return all(rate.high is not None and rate.high <= limit for rate, limit in limited)
 
 
 def _figures(row: Row) -> tuple[float, ...] | None:
-    """Accuracy and rates as figures of which smaller is better; None where one is missing."""
-    values = [row.accuracy.value, *(found.value for found in row.leak)]
+    """Negated accuracy and the rates, so that smaller is better for each; None if one is missing."""
+    values = [row.accuracy.value, *(rate.value for rate in row.leak)]
     known = [value for value in values if value is not None]
     return (-known[0], *known[1:]) if len(known) == len(values) else None
 
 
-def _dominates(theirs: tuple[float, ...], own: tuple[float, ...]) -> bool:
-    return theirs != own and all(a <= b for a, b in zip(theirs, own, strict=True))
+def _dominates(first: tuple[float, ...], second: tuple[float, ...]) -> bool:
+    """Whether the first is nowhere worse than the second and better in at least one figure."""
+    return first != second and all(a <= b for a, b in zip(first, second, strict=True))

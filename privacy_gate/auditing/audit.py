@@ -1,4 +1,4 @@
-"""From a policy and stored results to a report. Pure but for reading the store: repeatable, on any machine."""
+"""From a policy and stored results to a report. Only reads the store, so an audit can be repeated on any machine."""
 
 import datetime
 import platform
@@ -36,29 +36,29 @@ VERSIONED = ("numpy", "scipy", "torch", "timm", "mlflow", "pydantic")
 
 THREAT_MODEL = (
     "The attacker sees the model's confidences (black box) and knows its recipe and public backbone.",
-    "The attacker knows the pool of candidates for membership: members and holdout. Against one who draws fresh "
+    "The attacker knows the pool of possible members: members and holdout. Against an attacker who draws fresh "
     "examples from the population the figures are conservative, by about a factor sqrt(2) in the separation.",
-    "Attackers train reference models as the recipe says; the audit does the same.",
+    "The attacker trains reference models by the same recipe, as the audit does.",
 )
 
 NOT_TESTED_WITHOUT = {
     "backdoor": "backdoors",
     "evasion": "evasion",
     "corruption": "accuracy on corrupted images",
-    "fairness": "whom the model serves worse",
+    "fairness": "groups that the model serves worse",
 }
-"""What is left open where the policy lacks a check."""
+"""What was not tested if the policy lacks a check, by the name of the check."""
 
 NOT_TESTED_OF_FEDERATIONS = {
     "trajectory": "privacy of a federation's rounds",
     "robustness": "the federation under hostile clients",
-    "system_stress": "the federation under absent, late and unlike clients",
+    "system_stress": "the federation with absent, late and very different clients",
     "inversion": "reconstruction from clients' updates",
 }
-"""Likewise of a candidate that a federation trained, or of which the policy asks for one of these."""
+"""The same for a candidate that a federation trained, or if the policy has at least one of these checks."""
 
 BY_REFERENCES = (Disparity, DpClaim, Membership, PowerLaw, RecipeLeak, Vulnerability)
-"""Checks that speak of the attacker of THREAT_MODEL."""
+"""Checks whose attacker is the one that THREAT_MODEL describes."""
 
 NOT_TESTED = (
     "reconstruction and model inversion",
@@ -81,31 +81,37 @@ class Shard:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The shard that `i/n` means. Raises ConfigurationError for anything else."""
+        """The shard written as `i/n`. Raises ConfigurationError for any other text."""
         index, slash, count = text.partition("/")
         if not (slash and index.isdigit() and count.isdigit()):
             raise ConfigurationError(f"--shard {text}: write i/n, for instance 2/4")
         return cls(int(index), int(count))
 
     def take(self, jobs: Iterable[Job]) -> list[Job]:
-        """The jobs of this part. Together the parts are all jobs, and no batch is divided: shards change no byte."""
+        """The jobs of this part. Together the parts are all jobs.
+
+        Whole batches go to one part: jobs of a batch are trained together, so sharding does not change a result.
+        """
         whole = list(jobs)
         turns = {job: turn for turn, batch in enumerate(batches(whole)) for job in batch}
+        # Batches are dealt out in turn, so that every part gets its share of each kind of job.
         return [job for job in whole if turns[job] % self.count == self.index - 1]
 
 
 def checks_of(policy: Policy) -> list[AnyCheck]:
     """The policy's checks; utility always runs, if only as a sanity check without limits."""
+    # A useless model leaks nothing, so every report shows the accuracy next to the leak.
     named: list[AnyCheck] = list(policy.checks)
     return named if any(isinstance(check, Utility) for check in named) else [*named, Utility()]
 
 
 def subject_of(candidate: Candidate, data: AuditData, policy: Policy, champion: Champion | None = None) -> Subject:
-    """What the checks may know of the candidate, and of the version it is compared with.
+    """Everything that the checks may know about the candidate, and about the champion it is compared with.
 
-    Raises ConfigurationError where the recipe needs a trainer and the policy names none, DatasetError where no
-    federation can have been trained as the dossier says.
+    Raises ConfigurationError if the recipe needs a trainer and the policy names none, and DatasetError if the
+    federation of the dossier cannot have been trained on this data.
     """
+    # A federation that cannot exist on this data is refused now, not after hours of computing.
     refuse_untrainable(candidate.recipe, data)
     table = candidate.dossier.data.table.uri
     if policy.trainer is None and candidate.recipe.adaptation == "command":
@@ -125,16 +131,23 @@ def subject_of(candidate: Candidate, data: AuditData, policy: Policy, champion: 
 
 
 def _readable(champion: Champion | None, table: str, policy: Policy) -> Champion | None:
-    """The champion, read as its recipe says; where a program reads it, by the policy's, or not at all."""
+    """The champion with the policy's trainer, if a program must read its files.
+
+    Without a trainer in the policy such a champion cannot be compared, and carries that reason.
+    """
     if champion is None or champion.recipe is None:
         return champion
+    # Unlike for the candidate, this is no error: only the limits relative to the champion lose their figure.
     if policy.trainer is None and champion.recipe.adaptation == "command":
         return champion.refused("its recipe says adaptation 'command', and the policy names no trainer to read it with")
     return replace(champion, recipe=_with_trainer(champion.recipe, table, policy))
 
 
 def _with_trainer(recipe: Recipe, table: str, policy: Policy) -> Recipe:
-    """The recipe; where other programs train for it, with the policy's, and never with the candidate's."""
+    """The recipe; for adaptation `command`, with the trainer that the policy names.
+
+    The program never comes from the candidate: the gate would run code of the model that it judges.
+    """
     if recipe.adaptation != "command" or policy.trainer is None:
         return recipe
     return CommandRecipe(
@@ -143,11 +156,14 @@ def _with_trainer(recipe: Recipe, table: str, policy: Policy) -> Recipe:
 
 
 def plan(policy: Policy, candidate: Candidate, data: AuditData, champion: Champion | None = None) -> list[Job]:
-    """Every job the policy's checks need, each once, in the same order on every machine; none of a check some of whose
-    references cannot be trained."""
+    """Every job that the policy's checks need, each once, in the same order on every machine.
+
+    If some references of a check cannot be trained, none of its jobs are listed.
+    """
     subject = subject_of(candidate, data, policy, champion)
-    asked = (check.jobs(subject) for check in checks_of(policy))
-    return list(dict.fromkeys(job for jobs in asked if not untrainable_references(data, jobs) for job in jobs))
+    # Checks share jobs, above all reference models: dict.fromkeys keeps the first of each, in order.
+    jobs_of_checks = (check.jobs(subject) for check in checks_of(policy))
+    return list(dict.fromkeys(job for jobs in jobs_of_checks if not untrainable_references(data, jobs) for job in jobs))
 
 
 def audit(
@@ -164,15 +180,16 @@ def audit(
 ) -> Report:
     """Measures, judges and reports, from stored results alone.
 
-    policy_sha256, source  what the policy's bytes are and where they were read
-    recorded               when that sha256 was noted, before anything was measured
-    champion               the version promoted now, where the policy's limits speak of it
+    policy_sha256  of the policy file's bytes
+    source         the path of the policy file
+    recorded       when that sha256 was noted, before anything was measured
+    champion       the version promoted now, if the policy has limits relative to it
 
-    Raises UndecidedError where a result is missing, EvidenceError where results cannot be judged.
+    Raises UndecidedError if a result is missing, EvidenceError if results cannot be judged.
     """
     subject = subject_of(candidate, data, policy, champion)
     ran = _measured(policy, subject, results, progress)
-    findings = [one for each in ran for one in policy.judge(candidate.name, *each, now.date())]
+    findings = [finding for check, result in ran for finding in policy.judge(candidate.name, check, result, now.date())]
     decided = verdict(findings, (control for _, result in ran for control in result.controls))
     return Report(
         created=now.isoformat(timespec="seconds"),
@@ -182,10 +199,11 @@ def audit(
         policy=_cite(policy, policy_sha256, source, recorded),
         recipe=candidate.recipe,
         data=_describe(data),
-        checks=tuple(_record(*each) for each in ran),
+        checks=tuple(_record(check, result) for check, result in ran),
         findings=tuple(findings),
         verdict=decided,
         exit_code=decided.exit_code,
+        # Without attacks by reference models there is no such attacker to describe.
         threat_model=THREAT_MODEL if any(isinstance(check, BY_REFERENCES) for check, _ in ran) else (),
         not_tested=(*NOT_TESTED, *_untested(candidate.recipe, [check for check, _ in ran])),
         notes=(
@@ -199,12 +217,15 @@ def audit(
 
 
 def _measured(policy: Policy, subject: Subject, results: Results, progress: Progress) -> list[Ran]:
-    """Every check with its result, which has a measurement, a reason or leave for each of the check's limits."""
+    """Every check with its result.
+
+    For each limit of a check the result has a measurement, a reason why there is none, or an entry in `left_out`.
+    """
     checks, ran = checks_of(policy), list[Ran]()
     for done, check in enumerate(checks):
         progress("audit", done, len(checks))
-        if lacking := untrainable_references(subject.data, check.jobs(subject)):
-            result = _unmeasured(check, lacking)
+        if reason := untrainable_references(subject.data, check.jobs(subject)):
+            result = _unmeasured(check, reason)
         else:
             result = check.measure(subject, results, policy.confidence)
         ran.append((check, result.complete(check.bounds)))
@@ -213,11 +234,13 @@ def _measured(policy: Policy, subject: Subject, results: Results, progress: Prog
 
 
 def _unmeasured(check: AnyCheck, reason: str) -> CheckResult:
+    # One entry per limit, so that each limit becomes a finding, which cannot be met.
     missing = tuple(not_measured(metric, reason) for metric in check.bounds)
-    return CheckResult(measurements=missing, notes=(f"{check.name}: nothing was measured: {reason}",))
+    return CheckResult(measurements=missing, notes=(f"{check.name} measured nothing: {reason}",))
 
 
 def _record(check: AnyCheck, result: CheckResult) -> CheckRecord:
+    # Limits are in the findings already; the other settings explain how the figures were made.
     settings = check.model_dump(mode="json", exclude={"check", "limits"})
     return CheckRecord(check=check.name, settings=settings, result=result)
 
@@ -246,16 +269,17 @@ def _pin(champion: Champion | None) -> ChampionRecord | None:
 def _remarked(champion: Champion | None) -> list[str]:
     if champion is None or champion.remark is None:
         return []
-    return [f"of the champion, version {champion.version}: {champion.remark}"]
+    return [f"champion, version {champion.version}: {champion.remark}"]
 
 
 def _untested(recipe: Recipe, checks: Iterable[AnyCheck]) -> list[str]:
-    """What the policy did not ask for, as far as it says something of such a candidate."""
-    asked = {check.name for check in checks}
-    # Who asks for a federation and is told of none is not told either that there was nothing else to ask.
-    federated = recipe.federation is not None or not asked.isdisjoint(NOT_TESTED_OF_FEDERATIONS)
-    known = NOT_TESTED_WITHOUT | (NOT_TESTED_OF_FEDERATIONS if federated else {})
-    return [text for name, text in known.items() if name not in asked]
+    """Topics that no check of the policy covers, as far as they apply to such a candidate."""
+    covered = {check.name for check in checks}
+    # A policy with checks of federations expects one. A dossier that declares none must not shorten the list of
+    # topics that were not tested.
+    federated = recipe.federation is not None or not covered.isdisjoint(NOT_TESTED_OF_FEDERATIONS)
+    topics = NOT_TESTED_WITHOUT | (NOT_TESTED_OF_FEDERATIONS if federated else {})
+    return [text for name, text in topics.items() if name not in covered]
 
 
 def _identify(candidate: Candidate) -> CandidateRecord:
@@ -289,10 +313,10 @@ def _describe(data: AuditData) -> DataRecord:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name in VERSIONED:
         try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:  # an audit needs no torch or timm
             continue
-    return found
+    return versions

@@ -1,4 +1,4 @@
-"""The policy: which checks, which limits, who may let what pass, and which alias approval moves."""
+"""The policy: its checks, limits and waivers, and the alias that approval moves."""
 
 import datetime
 import hashlib
@@ -19,7 +19,7 @@ Text = Annotated[str, Field(min_length=1, max_length=500)]
 
 
 class Waiver(Record):
-    """One violated limit of one model let pass until a date, by somebody who answers for it."""
+    """Lets one model violate one limit until a date, on the responsibility of a named owner."""
 
     model: Text
     check: Text
@@ -33,37 +33,39 @@ class Waiver(Record):
         try:
             datetime.date.fromisoformat(self.expires)
         except ValueError as error:
-            raise ValueError(f"expires: {self.expires} is no date") from error
+            raise ValueError(f"expires: {self.expires} is not a date; write YYYY-MM-DD") from error
         return self
 
     @property
     def note(self) -> WaiverNote:
-        """What the report says of it."""
+        """The waiver as the report records it."""
         return WaiverNote(owner=self.owner, reason=self.reason, expires=self.expires)
 
     def covers(self, model: str, check: str, metric: str, today: datetime.date) -> bool:
-        """Whether it excuses this limit of this model today; its last day is the one it names."""
+        """Whether it excuses this limit of this model today; the day `expires` is still included."""
         same = (self.model, self.check, self.metric) == (model, check, metric)
         return same and today <= datetime.date.fromisoformat(self.expires)
 
 
 class Promotion(Record):
-    """What approval does: the registry alias that moves to the approved version."""
+    """The registry alias that moves to a version when it is approved."""
 
     alias: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,255}$")]
 
     @model_validator(mode="after")
     def _not_reserved(self) -> Self:
+        # MLflow reserves `latest` and names such as v3: they stand for versions, not for aliases.
         if self.alias.lower() == "latest" or (self.alias[0] in "vV" and self.alias[1:].isdigit()):
-            raise ValueError(f"alias '{self.alias}' is reserved by the registry: choose another word")
+            raise ValueError(f"alias '{self.alias}' is reserved by the registry: choose another alias")
         return self
 
 
 class Policy(Record):
-    """What a model must meet to be promoted.
+    """The requirements that a model must meet to be promoted.
 
-    release_context is declared by the operator, never inferred; confidence is that of every
-    two-sided interval; trainer is needed for recipes of adaptation `command` alone.
+    release_context  declared by the operator, never inferred
+    confidence       level of every two-sided interval
+    trainer          the program that trains references; only recipes with adaptation `command` need it
     """
 
     name: Text
@@ -77,41 +79,43 @@ class Policy(Record):
 
     @model_validator(mode="after")
     def _checks_and_waivers_meet(self) -> Self:
+        # A waiver with a typo would excuse nothing, which its owner would only notice when the model is blocked.
         names = [check.name for check in self.checks]
         for name in set(names):
             if names.count(name) > 1:
-                raise ValueError(f"checks: '{name}' stands twice: join its limits")
+                raise ValueError(f"checks: '{name}' is listed twice: put all its limits into one entry")
         limits = {check.name: check.bounds for check in self.checks}
         for waiver in self.waivers:
             if waiver.check not in limits:
                 raise ValueError(f"waivers: no check is called '{waiver.check}'; {nearest(waiver.check, limits)}")
             if waiver.metric not in limits[waiver.check]:
-                known = limits[waiver.check]
-                raise ValueError(f"waivers: no limit on '{waiver.metric}'; {nearest(waiver.metric, known)}")
+                limited = limits[waiver.check]
+                raise ValueError(f"waivers: no limit on '{waiver.metric}'; {nearest(waiver.metric, limited)}")
         if self.compares and self.promotion is None:
             raise ValueError("checks: limits relative to the champion need its alias: add promotion: {alias: champion}")
         return self
 
     @property
     def compares(self) -> bool:
-        """Whether a limit is relative to the version at the alias of promotions."""
+        """Whether a limit is relative to the champion, the version at the promotion alias."""
         return any(isinstance(check, Versus) and check.compares for check in self.checks)
 
     def judge(self, model: str, check: AnyCheck, result: CheckResult, today: datetime.date) -> list[Finding]:
-        """A finding for each measurement that one of the check's limits speaks of.
+        """A finding for each measurement of a metric that the check limits.
 
-        A limit that the check neither measured nor left out by the policy's leave is one not measured, never none.
+        If the check returned nothing for a limit, the finding is "not measured": it is never skipped silently.
         """
         findings = []
         for measurement in result.complete(check.bounds).measurements:
             if (limit := check.bounds.get(measurement.metric)) is None:
                 continue
-            excuse = next((w for w in self.waivers if w.covers(model, check.name, measurement.metric, today)), None)
-            findings.append(judge(check.name, measurement, limit, excuse.note if excuse else None))
+            waiver = next((w for w in self.waivers if w.covers(model, check.name, measurement.metric, today)), None)
+            findings.append(judge(check.name, measurement, limit, waiver.note if waiver else None))
         return findings
 
     def idle_waivers(self, model: str, findings: Iterable[Finding], today: datetime.date) -> list[str]:
-        """One line for every waiver of this model that excused nothing."""
+        """One line for each waiver of this model that excused no violation, or has expired."""
+        # Waivers that do nothing any more are named, so that they do not stay in the policy for ever.
         used = {(finding.check, finding.measurement.metric) for finding in findings if finding.waiver}
         return [
             f"waiver of {waiver.check} {waiver.metric} by {waiver.owner} "
@@ -124,13 +128,14 @@ class Policy(Record):
 def load_policy(path: Path) -> tuple[Policy, str]:
     """The policy in the file and the sha256 of its bytes.
 
-    Raises ConfigurationError with file:line:col for every fault.
+    Raises ConfigurationError, with file:line:col for a fault in the text.
     """
     try:
+        # Bytes, not text: the sha256 must be the one that sha256sum prints for the file.
         payload = path.read_bytes()
         text = payload.decode("utf-8")
     except OSError as error:
         raise ConfigurationError(f"{path}: {error.strerror}; name a policy file with --policy") from error
     except UnicodeDecodeError as error:
-        raise ConfigurationError(f"{path}: not UTF-8 text") from error
+        raise ConfigurationError(f"{path}: not UTF-8 text; save the policy as UTF-8") from error
     return load(text, Policy, str(path)), hashlib.sha256(payload).hexdigest()

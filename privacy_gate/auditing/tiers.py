@@ -1,4 +1,7 @@
-"""How much evidence of training, clients and groups there is, what it left unmeasured, and what would give more."""
+"""Notes on the evidence tier E0 to E3: how much the dossier says about training, clients and groups.
+
+They also say how to reach the next tier, and which metrics could not be measured for lack of evidence.
+"""
 
 from collections.abc import Iterable
 
@@ -15,10 +18,10 @@ from privacy_gate.checks.trajectory import TrajectoryMia
 from privacy_gate.verdict.judgement import CheckResult, Measurement
 
 Ran = tuple[AnyCheck, CheckResult]
-"""A check of the policy, and what it brought."""
+"""A check of the policy, and its result."""
 
 TIERED = (Backdoor, Corruption, Evasion, Fairness, Inversion, Robustness, SystemStress, TrajectoryMia)
-"""Checks that need more of a candidate the more they tell: the others ask for members and holdout alone."""
+"""Checks whose metrics depend on the tier. All others need only members and holdout."""
 
 EVIDENCE = (
     "a checkpoint and labelled rows",
@@ -26,15 +29,15 @@ EVIDENCE = (
     "the federation's recipe",
     "the federation's recipe and its round log",
 )
-"""What there is, by tier: E0, E1, E2, E3."""
+"""The evidence of each tier: E0, E1, E2, E3."""
 
 
 def evidence_notes(subject: Subject, ran: Iterable[Ran]) -> list[str]:
-    """The tier that the candidate's evidence reached, what reaches the next, and which checks lacked what.
+    """The tier that the candidate's evidence reached, how to reach the next, and what each check could not measure.
 
-    Nothing where the policy has no check of TIERED. A round log counts only where it was fit to be judged.
+    Empty if the policy has no check of TIERED. A round log only counts if a check could measure something with it.
     """
-    tiered = [each for each in ran if isinstance(each[0], TIERED)]
+    tiered: list[Ran] = [(check, result) for check, result in ran if isinstance(check, TIERED)]
     if not tiered:
         return []
     tier = _tier(subject, tiered)
@@ -42,35 +45,39 @@ def evidence_notes(subject: Subject, ran: Iterable[Ran]) -> list[str]:
 
 
 def _tier(subject: Subject, tiered: list[Ran]) -> int:
+    # A round log that no check could use is no evidence, so it does not raise the tier.
     if subject.recipe.federation is not None:
         return 3 if any(check.reads_rounds and _figures(result) for check, result in tiered) else 2
     return 0 if subject.data.client is None and subject.data.group is None else 1
 
 
 def _next(tier: int, tiered: list[Ran]) -> str:
-    """What reaches the next tier; empty at the last."""
+    """How to reach the next tier; empty at the last."""
     if tier == 0:
         return ": name client or group columns in the data manifest to reach E1 (fairness)"
     if tier == 1:
         return ": declare the federation in the recipe, if there was one, to reach E2"
     if tier > 2:
         return ""
-    why = [one.reason for check, result in tiered if check.reads_rounds for one in result.measurements]
-    return f"; not E3, since {why[0]}" if why else ": add the check trajectory to read its rounds (tier E3)"
+    reasons = [m.reason for check, result in tiered if check.reads_rounds for m in result.measurements]
+    return f"; not E3: {reasons[0]}" if reasons else ": add the check trajectory to read its round log (tier E3)"
 
 
 def _unmeasured(tiered: list[Ran]) -> list[str]:
-    """For each check the limits, or where it measured nothing all figures, that it could not measure, by reason."""
+    """For each check, one line per reason with the metrics that could not be measured.
+
+    A check that measured something lists only its limits; a check that measured nothing lists all its metrics.
+    """
     lines = []
     for check, result in tiered:
-        absent = [one for one in result.measurements if not one.measured]
+        absent = [m for m in result.measurements if not m.measured]
         if _figures(result):
-            absent = [one for one in absent if one.metric in check.bounds]
-        for reason in dict.fromkeys(str(one.reason) for one in absent):
-            metrics = dict.fromkeys(one.metric for one in absent if one.reason == reason)
+            absent = [m for m in absent if m.metric in check.bounds]
+        for reason in dict.fromkeys(str(m.reason) for m in absent):
+            metrics = dict.fromkeys(m.metric for m in absent if m.reason == reason)
             lines.append(f"not measured by {check.name}: {', '.join(metrics)}: {reason}")
     return lines
 
 
 def _figures(result: CheckResult) -> list[Measurement]:
-    return [one for one in result.measurements if one.measured]
+    return [m for m in result.measurements if m.measured]

@@ -1,6 +1,6 @@
 """The command `privacy-gate`: parse, call one function, print, exit. The only package that prints.
 
-Only typer and rich are imported here at the start: `--help` must not wait for torch or mlflow.
+At the start only typer and rich are imported: `--help` must not wait for torch or mlflow.
 """
 
 import signal
@@ -15,20 +15,24 @@ from privacy_gate.errors import INTERRUPTED, GateError, UnavailableError
 
 
 class _Gate(TyperGroup):
-    """Turns the gate's errors, want of memory and an interrupt into one message and their exit code."""
+    """Turns the gate's errors, a lack of memory and an interrupt into one message and an exit code each."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except GateError as error:
+            # Expected errors are one message; a traceback would hide what to do next.
             say(f"privacy-gate: {error}", error=True)
             raise typer.Exit(error.exit_code) from error
         except MemoryError as error:
-            said = str(error) or "none was left"
-            say(f"privacy-gate: out of memory: {said}; free some or take a larger machine, and run again", error=True)
+            reason = str(error) or "none was left"
+            say(
+                f"privacy-gate: out of memory: {reason}; free some memory or use a larger machine, then run again",
+                error=True,
+            )
             raise typer.Exit(UnavailableError.exit_code) from error
         except KeyboardInterrupt as error:
-            say("privacy-gate: interrupted; what is stored stays, run the same command to go on", error=True)
+            say("privacy-gate: interrupted; stored results are kept, run the same command to continue", error=True)
             raise typer.Exit(INTERRUPTED) from error
 
 
@@ -43,7 +47,7 @@ app = typer.Typer(
     "Exit codes: 0 approved, 1 bug, 2 usage or policy, 3 blocked, 4 undecided, 5 candidate refused, "
     "6 registry, storage or engine unavailable, 7 conflict, 130 interrupted. Only 0 promotes.",
 )
-# Typer lists commands in this order; those of an app without a name are its own.
+# `--help` lists the commands in this order. An app added without a name adds its commands at the top level.
 for commands in (steps.app, advice.app, reports.app, showcase.app):
     app.add_typer(commands)
 app.add_typer(documents.dossier, name="dossier")
@@ -51,8 +55,8 @@ app.add_typer(documents.policy, name="policy")
 app.add_typer(store.app, name="store")
 
 
-def _show_version(asked: bool) -> None:
-    if asked:
+def _show_version(requested: bool) -> None:
+    if requested:
         from importlib.metadata import version
 
         say(f"privacy-gate {version('privacy-gate')}")
@@ -69,8 +73,10 @@ def _root(
 
 
 def main() -> None:
-    """The console script's entry. SIGTERM, by which CI systems cancel, ends it as Ctrl-C does: programs that it started
-    are ended, temporary files deleted.
+    """The entry point of the console script.
+
+    SIGTERM, which CI systems send to cancel a job, is handled like Ctrl-C: programs that the gate started are ended
+    and temporary files deleted.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     app()

@@ -1,4 +1,4 @@
-"""What would help a model that is blocked."""
+"""The command that measures which changes of the recipe would help a blocked model."""
 
 from typing import Annotated
 
@@ -17,7 +17,7 @@ from privacy_gate.cli.options import (
     chosen_machine,
     now,
 )
-from privacy_gate.cli.terminal import progress_bar, say
+from privacy_gate.cli.terminal import counted, progress_bar, say
 
 app = typer.Typer()
 _FAMILIES = "epochs, weight-decay, label-smoothing, drop or dp-sgd"
@@ -33,18 +33,23 @@ def advise(
     device: Device = "auto",
     workers: Workers = None,
     references: Annotated[int, typer.Option(min=8, max=10_000, help="Models trained for each alternative.")] = 32,
-    epsilon: Annotated[list[float] | None, typer.Option(min=0.01, help="DP-SGD at this epsilon; repeatable.")] = None,
-    only: Annotated[list[str] | None, typer.Option(help=f"{_FAMILIES}: try no other; repeatable.")] = None,
-    skip: Annotated[list[str] | None, typer.Option(help="Do not try this one; repeatable.")] = None,
+    epsilon: Annotated[
+        list[float] | None, typer.Option(min=0.01, help="Also try DP-SGD at this epsilon; repeatable.")
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help=f"Try only this kind of change ({_FAMILIES}); repeatable.")
+    ] = None,
+    skip: Annotated[list[str] | None, typer.Option(help="Do not try this kind of change; repeatable.")] = None,
 ) -> None:
-    """Measure what other recipes would leak and cost: fewer epochs, weight decay, and others. Decides nothing."""
+    """Measure how much other recipes (fewer epochs, weight decay, ...) would leak, and their accuracy. No verdict."""
     from privacy_gate.dossier.alternatives import families
     from privacy_gate.gate import steps as gate
     from privacy_gate.gate.case import open_case
     from privacy_gate.gate.output import make_folder, write_advice
     from privacy_gate.reports.advice_page import table
 
-    chosen = families(only or (), skip or ())
+    # Checked before anything is pulled: a misspelt family is reported at once.
+    tried = families(only or (), skip or ())
     opened = open_case(uri, policy, store=store, tracking_uri=tracking_uri, now=now())
     with progress_bar() as progress, opened as case:
         make_folder(output)
@@ -52,11 +57,11 @@ def advise(
             case,
             chosen_machine(device, workers),
             references=references,
-            families=chosen,
+            families=tried,
             epsilons=epsilon or (),
             now=now(),
             progress=progress,
         )
     files = write_advice(advised, output)
     say(table(advised))
-    say("\n".join([f"{computed} jobs computed", *(f"advice: {path}" for path in files)]))
+    say("\n".join([f"{counted(computed, 'job')} computed", *(f"advice: {path}" for path in files)]))

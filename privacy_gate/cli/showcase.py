@@ -1,4 +1,4 @@
-"""What there is to see without a model of one's own."""
+"""Commands that need no model: the demo and the list of attacks."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,11 +15,11 @@ app = typer.Typer()
 
 @app.command(epilog="Example: privacy-gate demo --folder demo")
 def demo(
-    folder: Annotated[Path, typer.Option(help="A fresh folder for the registry, the store and the reports.")] = Path(
+    folder: Annotated[Path, typer.Option(help="A new folder for the registry, the store and the reports.")] = Path(
         "demo"
     ),
 ) -> None:
-    """Gate three real models on an embedded registry: one leaks, one is approved, one's federation is breakable."""
+    """Run the gate on three real models: one leaks, one is approved, one comes from a federation that attacks break."""
     from privacy_gate.demo.story import run_demo
 
     with progress_bar() as progress:
@@ -30,13 +30,16 @@ def demo(
         say(f"== {outcome.title}")
         say(summary(outcome.report))
         say("\n".join(f"   {line}" for line in outcome.lines))
+    # The demo also tests an installation: other verdicts mean that something in it is broken.
     if any(outcome.report.exit_code != outcome.expected for outcome in outcomes):
-        raise GateError("the demo expects its verdicts to be blocked, approved, blocked: please report this run")
+        raise GateError(
+            "the demo expects the verdicts blocked, approved, blocked and got others: please report this run"
+        )
 
 
 @app.command(epilog="Example: privacy-gate attacks")
 def attacks() -> None:
-    """List the membership attacks: what each needs, costs and assumes."""
+    """List the membership attacks: the needs, cost and assumptions of each."""
     from privacy_gate.attacks import ATTACKS
 
     rows = ((name, attack.needs, attack.cost, attack.assumes, attack.source) for name, attack in ATTACKS.items())

@@ -1,4 +1,4 @@
-"""The gate's pass, at once or step by step."""
+"""The commands of the gate: the whole pass at once, or step by step."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,7 +26,7 @@ from privacy_gate.cli.options import (
     now,
 )
 from privacy_gate.cli.reports import decide, summary
-from privacy_gate.cli.terminal import progress_bar, say
+from privacy_gate.cli.terminal import counted, progress_bar, say
 
 if TYPE_CHECKING:
     from privacy_gate.compute.cluster import Cluster
@@ -71,6 +71,7 @@ def check(
             cluster=cluster,
         )
     say(price(prepared, machine, cluster))
+    # The report is printed before the registry is touched: it is not lost if promotion fails.
     say(summary(report))
     say("\n".join(f"report: {path}" for path in files))
     if promote:
@@ -91,11 +92,12 @@ def prepare(
     ray_address: RayAddress = None,
     gpus_per_task: Gpus = 0,
 ) -> None:
-    """Compute what the policy needs (the slow, resumable step; needs no right to write to the registry)."""
+    """Compute what the policy needs: the slow, resumable step. It never writes to the registry."""
     from privacy_gate.auditing.audit import Shard
     from privacy_gate.gate.case import open_case
     from privacy_gate.gate.preparation import prepare
 
+    # Options are checked before the model is pulled: a typo should not cost a download.
     part, cluster = Shard.parse(shard), chosen_cluster(engine, ray_address, gpus_per_task)
     opened = open_case(uri, policy, store=store, tracking_uri=tracking_uri, now=now())
     machine = chosen_machine(device, workers, engine)
@@ -105,9 +107,14 @@ def prepare(
 
 
 def price(prepared: "Prepared", machine: "Machine", cluster: "Cluster | None") -> str:
-    """What was computed, and for how long; a cluster's workers are not counted, and may use their GPUs in part."""
+    """How many jobs were computed, and for how long.
+
+    GPU-seconds are only given without a cluster: its workers are not counted, and may share GPUs.
+    """
     unit = "GPU-seconds" if cluster is None and machine.gpus() else "s"
-    return f"{prepared.computed} jobs computed, {prepared.stored} were stored already; {prepared.seconds:.0f} {unit}"
+    computed = counted(prepared.computed, "job")
+    stored = f"{prepared.stored} {'was' if prepared.stored == 1 else 'were'} stored already"
+    return f"{computed} computed, {stored}; {prepared.seconds:.0f} {unit}"
 
 
 @app.command(epilog="Example: privacy-gate audit models:/digits/3 --policy policies/baseline.yaml")
@@ -119,7 +126,7 @@ def audit(
     tracking_uri: Tracking = None,
     thumbnails: Thumbnails = None,
 ) -> None:
-    """Judge what `prepare` stored and write the report (CPU, seconds)."""
+    """Judge the results that `prepare` stored and write the report (takes seconds, no GPU)."""
     from privacy_gate.gate import steps as gate
 
     with progress_bar() as progress:

@@ -1,1 +1,1 @@
-"""The GPU floor: jobs in, arrays out. Only here are models built and run."""
+"""Computes jobs: job descriptions in, arrays out. Models are built and run only in this package."""

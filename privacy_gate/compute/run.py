@@ -1,4 +1,4 @@
-"""Jobs in, arrays into the store: the one door to the GPU floor."""
+"""The single entry point for computing jobs: runs them and stores their arrays."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -55,16 +55,17 @@ RUNNERS: Mapping[type[Job], Callable[[Sequence[Any], Work], None]] = {
     Universal: run_universal,
     Corrupt: run_corrupt,
 }
-"""Every kind of job with what computes it, in the order in which kinds are computed: features first, since all
-else stands on them."""
+"""The runner of every kind of job, in the order in which kinds are computed. Embed comes first, because other kinds
+read its features."""
 
 
 def run(jobs: Sequence[Job], inputs: Inputs, machine: Machine, results: Results, progress: Progress = silent) -> None:
-    """Computes the jobs, in float32 with all its bits, and stores each result as soon as it is there.
+    """Computes the jobs in full float32 precision (no TF32), and stores each result as soon as it is computed.
 
-    Raises UnavailableError where memory does not suffice.
+    Raises UnavailableError if memory runs out.
     """
     work = Work(inputs, machine, results, progress)
+    # Allocator and precision apply to the whole process, so they are set once, around all jobs.
     if machine.torch_device().type == "cpu":
         keep_freed_memory()
     with memory_needed(), whole_float32():

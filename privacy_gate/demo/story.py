@@ -1,4 +1,4 @@
-"""The demo: an embedded registry, real images, a model that leaks, one that does not, and a federated one."""
+"""The demo: an embedded registry, real images, a model that leaks, a model that does not, and a federated model."""
 
 import datetime
 import hashlib
@@ -48,7 +48,7 @@ class Digits:
 
 @dataclass(frozen=True)
 class Story:
-    """One of the demo's models: on which images it is trained, how, how long, and by which policy it is judged."""
+    """One model of the demo: its images, its training, the policy that judges it, and the expected exit code."""
 
     name: str
     title: str
@@ -62,7 +62,7 @@ class Story:
 
 
 LOGGED = 6
-"""Every so many rounds of the federation one is logged."""
+"""One out of this many rounds of the federation is logged."""
 
 HASTY = Adam(name="adam", lr=1e-3)
 CAREFUL = Sgd(name="sgd", lr=3e-3, momentum=0.9)
@@ -74,7 +74,7 @@ STORIES = (
     Story("digits-careful", "250 images per class, one epoch", MANY, CAREFUL, 1, 32),
     Story(
         "digits-federated",
-        "the same images at ten sites, which plain averaging joins",
+        "the same images at ten sites, aggregated by plain averaging",
         MANY,
         Sgd(name="sgd", lr=0.03),
         1,
@@ -88,7 +88,7 @@ STORIES = (
 
 @dataclass(frozen=True)
 class Home:
-    """Where everything of the demo lies: its folder, and the registry in it."""
+    """The demo's folder, and the registry in it (tracking URI, and id of an experiment)."""
 
     folder: Path
     tracking: str
@@ -101,7 +101,11 @@ class Home:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the gate said of one model, and where its report lies."""
+    """The gate's decision on one model.
+
+    lines     output lines, among them the paths of the report
+    expected  exit code that the story expects
+    """
 
     title: str
     report: Report
@@ -110,7 +114,7 @@ class Outcome:
 
 
 def run_demo(folder: Path, now: datetime.datetime, progress: Progress) -> list[Outcome]:
-    """Registers the models in a fresh sqlite registry and gates each by its policy, of policies/."""
+    """Registers the models in a fresh SQLite registry, and judges each by its policy from policies/."""
     if folder.exists() and any(folder.iterdir()):
         raise ConfigurationError(f"{folder} is not empty; delete it, or name a fresh folder with --folder")
     folder.mkdir(parents=True, exist_ok=True)
@@ -123,7 +127,7 @@ def run_demo(folder: Path, now: datetime.datetime, progress: Progress) -> list[O
 
 
 def _gate(story: Story, backbone: Backbone, home: Home, now: datetime.datetime, progress: Progress) -> Outcome:
-    """Trains, registers and judges one model, as two teams would: the gate sees only the registry."""
+    """Trains, registers and judges one model, as two separate teams would. The gate sees only the registry."""
     recipe = Recipe(
         backbone=backbone,
         input=INPUT,
@@ -152,14 +156,14 @@ def _gate(story: Story, backbone: Backbone, home: Home, now: datetime.datetime, 
         progress=progress,
     )
     lines = gate.decide(report, output, tracking_uri=home.tracking, expect_current=None, dry_run=False)
-    told = [*lines, *(f"report: {path}" for path in files)]
-    return Outcome(f"{story.name}: {story.title}", report, told, story.exit_code)
+    output_lines = [*lines, *(f"report: {path}" for path in files)]
+    return Outcome(f"{story.name}: {story.title}", report, output_lines, story.exit_code)
 
 
 def _produce(story: Story, recipe: Recipe, manifest: DataManifest, home: Home, progress: Progress) -> str:
-    """What the model's own team does: train, log, attach the dossier. Returns the version's URI."""
+    """The work of the model's team: train, log, attach the dossier. Returns the version's URI."""
     data = read_data(manifest, recipe.classes)
-    # Kept in the store, so that the demo runs each image through the backbone once.
+    # The gate reuses these features from the store, so each image goes through the backbone only once.
     inputs, machine = Inputs(data, home.folder), Machine()
     store = Store(home.store).made_by(numerics(machine))
     run(embed_jobs(recipe.backbone, recipe.input, data.digest, data.rows), inputs, machine, store, progress)
@@ -176,7 +180,7 @@ def _produce(story: Story, recipe: Recipe, manifest: DataManifest, home: Home, p
 
 
 def _fit(features: NDArray[np.float32], label: NDArray[np.int64], recipe: Recipe) -> tuple[torch.Tensor, torch.Tensor]:
-    """A plain training loop, as anybody would write it: shares no code with the gate's own."""
+    """A plain training loop that shares no code with the gate's own. Returns weight (C, D) and bias (C,)."""
     generator = torch.Generator().manual_seed(recipe.seed)
     x, y = torch.from_numpy(features), torch.from_numpy(label)
     head = torch.nn.Linear(x.shape[1], recipe.classes)
@@ -199,30 +203,31 @@ def _fit(features: NDArray[np.float32], label: NDArray[np.int64], recipe: Recipe
 def _average(
     features: NDArray[np.float32], label: NDArray[np.int64], client: NDArray[np.str_], recipe: Recipe
 ) -> tuple[torch.Tensor, torch.Tensor, list[Round]]:
-    """Federated averaging, as anybody would write it: each round every client takes a step on some of its images.
+    """Plain federated averaging: in each round every client takes one step on a batch of its images.
 
-    Every sixth round is kept for the log, the last among them.
+    Returns weight (C, D), bias (C,), and every LOGGED-th round for the round log, which includes the last round.
     """
     generator = torch.Generator().manual_seed(recipe.seed)
     holders = {str(name): torch.from_numpy(np.flatnonzero(client == name)) for name in np.unique(client)}
     x, y = torch.from_numpy(features), torch.from_numpy(label)
     head = torch.zeros(recipe.classes, x.shape[1] + 1)
-    x = torch.cat([x, torch.ones(len(x), 1)], dim=1)
+    x = torch.cat([x, torch.ones(len(x), 1)], dim=1)  # the last column makes the bias part of the head
     log, examples = [], {name: len(rows) for name, rows in holders.items()}
     for turn in range(1, 1 + (recipe.federation.rounds if recipe.federation else 0)):
         updates = {}
         for name, rows in holders.items():
             batch = rows[torch.randperm(len(rows), generator=generator)[: recipe.batch_size]]
+            # The gradient of the cross-entropy of a linear head, in closed form.
             error = (x[batch] @ head.T).softmax(1) - torch.nn.functional.one_hot(y[batch], recipe.classes)
             updates[name] = -recipe.optimizer.lr * error.T @ x[batch] / len(batch)
         if turn % LOGGED == 0:
-            log.append(Round(turn, _named(head), {name: _named(each) for name, each in updates.items()}, examples))
-        head += sum(examples[name] / len(x) * each for name, each in updates.items())
+            log.append(Round(turn, _named(head), {name: _named(update) for name, update in updates.items()}, examples))
+        head += sum(examples[name] / len(x) * update for name, update in updates.items())
     return head[:, :-1].clone(), head[:, -1].clone(), log
 
 
 def _named(head: torch.Tensor) -> dict[str, NDArray[np.float32]]:
-    """A head (C, D + 1), bias last, as the log has it."""
+    """A head (C, D + 1), with the bias in the last column, as tensors of the round log."""
     return {"weight": head[:, :-1].numpy().copy(), "bias": head[:, -1].numpy().copy()}
 
 

@@ -1,4 +1,4 @@
-"""Recipes to be tried beside a candidate's own: what could make it leak less."""
+"""Alternatives to a candidate's recipe: changes that could make the model leak less."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -13,29 +13,30 @@ from privacy_gate.errors import ConfigurationError, UndecidedError
 Family = Literal["as-is", "epochs", "weight-decay", "label-smoothing", "drop", "dp-sgd"]
 
 FAMILIES: tuple[Family, ...] = get_args(Family)[1:]
-"""Kinds of alternatives; the recipe as it is always stands beside them."""
+"""Kinds of alternatives. The unchanged recipe ("as-is") is always tried as well."""
 
 DECAYS = {"adam": (1e-3, 1e-2, 1e-1), "adamw": (0.1, 1.0, 10.0), "sgd": (1e-3, 1e-2, 1e-1)}
-"""Weight decays tried. AdamW's shrinks weights by lr times itself a step, whatever the gradient, so it needs more."""
+"""Weight decays tried, by optimizer. AdamW shrinks weights by lr * decay in each step and does not scale the decay with
+the gradient, so it needs larger values."""
 
 SMOOTHING = 0.1
 
 SHARES = (0.01, 0.05)
-"""Shares of the pool dropped, the most vulnerable rows first."""
+"""Shares of the pool that are dropped, most vulnerable rows first."""
 
-NOT_TOLD = "the policy's program trains it and is not told such settings"
+NOT_PASSED_ON = "the policy's trainer trains it, and this setting is not passed to that program"
 
 Private = Callable[[Recipe, float], Mapping[str, float]]
-"""Settings of DP-SGD that give the recipe this epsilon; raises UndecidedError where its noise cannot be told."""
+"""Returns DP-SGD settings that give the recipe this epsilon. Raises UndecidedError if no noise can be computed."""
 
 
 @dataclass(frozen=True)
 class Alternative:
-    """A recipe to be tried.
+    """A recipe to try.
 
-    name    a few words for tables and pictures
-    share   of the pool, its most vulnerable rows, dropped before training
-    reason  why it cannot be trained; empty where it can
+    name    a short label for tables and plots
+    share   share of the pool dropped before training, most vulnerable rows first
+    reason  why it cannot be trained; empty if it can
     """
 
     family: Family
@@ -46,7 +47,7 @@ class Alternative:
 
 
 def families(only: Iterable[str], skip: Iterable[str]) -> list[Family]:
-    """Those named by `only`, or all, without those of `skip`. Raises ConfigurationError for an unknown name."""
+    """The families in `only` (empty: all), minus those in `skip`. Raises ConfigurationError for an unknown name."""
     only, skip = list(only), list(skip)
     for name in (*only, *skip):
         if name not in FAMILIES:
@@ -57,24 +58,29 @@ def families(only: Iterable[str], skip: Iterable[str]) -> list[Family]:
 def alternatives(
     recipe: Recipe, families: Iterable[Family], epsilons: Iterable[float], private: Private
 ) -> list[Alternative]:
-    """The recipe as it is, then every alternative of these families that differs from it."""
-    wanted = set(families)
-    found = [
+    """The unchanged recipe, then every alternative from these families that differs from it."""
+    requested = set(families)
+    options = [
         Alternative("as-is", "as it is", recipe),
         *_fewer_epochs(recipe),
         *_more_decay(recipe),
         *_smoother(recipe),
         *(Alternative("drop", f"drop {100 * share:g} %", recipe, share=share) for share in SHARES),
-        *(_private(recipe, epsilon, private) for epsilon in dict.fromkeys(epsilons) if "dp-sgd" in wanted),
+        # Only if requested, because the search for the noise is slow.
+        *(_private(recipe, epsilon, private) for epsilon in dict.fromkeys(epsilons) if "dp-sgd" in requested),
     ]
-    kept = [option for option in found if option.family == "as-is" or option.family in wanted]
+    kept = [option for option in options if option.family == "as-is" or option.family in requested]
     if recipe.adaptation != "command":
         return kept
-    return [option if option.recipe is recipe or option.reason else replace(option, reason=NOT_TOLD) for option in kept]
+    # A trainer program is only told which rows to train on, so it can drop rows but not change other settings.
+    return [
+        option if option.recipe is recipe or option.reason else replace(option, reason=NOT_PASSED_ON) for option in kept
+    ]
 
 
 def _fewer_epochs(recipe: Recipe) -> list[Alternative]:
-    """Half, a quarter, and one epoch."""
+    """Half the epochs, a quarter of them, and one epoch."""
+    # dict.fromkeys removes duplicates and keeps the order.
     counts = dict.fromkeys(max(1, count) for count in (recipe.epochs // 2, recipe.epochs // 4, 1))
     return [
         _changed("epochs", f"{count} epoch{'s' if count > 1 else ''}", recipe, epochs=count)
@@ -84,9 +90,10 @@ def _fewer_epochs(recipe: Recipe) -> list[Alternative]:
 
 
 def _more_decay(recipe: Recipe) -> list[Alternative]:
-    """Weight decays above the recipe's own, as far as a step does not turn weights over."""
-    optimizer, own = recipe.optimizer, recipe.optimizer.weight_decay
-    # Adam divides the gradient, decay and all, by its own size: its steps stay short.
+    """Weight decays above the recipe's own. A decay is skipped if one step of it would change the sign of a weight."""
+    optimizer, current_decay = recipe.optimizer, recipe.optimizer.weight_decay
+    # Share of a weight that one step removes, per unit of decay. Adam normalises the gradient with the decay in it, so
+    # its step size is bounded and no decay is too large.
     pull = {"adam": 0.0, "adamw": optimizer.lr, "sgd": optimizer.lr / (1 - getattr(optimizer, "momentum", 0.0))}
     return [
         _changed(
@@ -96,7 +103,7 @@ def _more_decay(recipe: Recipe) -> list[Alternative]:
             optimizer=optimizer.model_copy(update={"weight_decay": decay}),
         )
         for decay in DECAYS[optimizer.name]
-        if decay > own and pull[optimizer.name] * decay < 1
+        if decay > current_decay and pull[optimizer.name] * decay < 1
     ]
 
 
@@ -107,6 +114,7 @@ def _smoother(recipe: Recipe) -> list[Alternative]:
 
 
 def _private(recipe: Recipe, epsilon: float, private: Private) -> Alternative:
+    # An epsilon that cannot be reached is listed with its reason and does not stop the others.
     name = f"DP-SGD ε {epsilon:g}"
     try:
         return _changed("dp-sgd", name, recipe, privacy=dict(private(recipe, epsilon)))
@@ -115,7 +123,7 @@ def _private(recipe: Recipe, epsilon: float, private: Private) -> Alternative:
 
 
 def _changed(family: Family, name: str, recipe: Recipe, **settings: object) -> Alternative:
-    """The recipe with other settings, where recipes allow them together with all else it says."""
+    """The recipe with these settings changed, or the recipe with a reason if the new combination is not valid."""
     try:
         return Alternative(family, name, type(recipe).model_validate({**dict(recipe), **settings}))
     except ValidationError as error:

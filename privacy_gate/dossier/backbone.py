@@ -10,9 +10,9 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class PublicWeights(Record):
-    """Where the backbone's public weights lie (a path or any fsspec URL) and what they are.
+    """Where the backbone's public weights are (a path or any fsspec URL), and the sha256 of that file.
 
-    licence  what they may be used under, in the producer's words: shown, never judged
+    licence  their licence, in the producer's words; reported, never judged
     """
 
     uri: Annotated[str, Field(min_length=1)]
@@ -21,7 +21,7 @@ class PublicWeights(Record):
 
 
 class Backbone(Record):
-    """A timm architecture with its public weights, if it has any; or `identity`: the table holds its features."""
+    """A timm architecture with its public weights, if it has any. `identity` means that the table holds features."""
 
     name: Annotated[str, Field(min_length=1, max_length=200)]
     weights: PublicWeights | None = None
@@ -33,12 +33,16 @@ class Backbone(Record):
     @model_validator(mode="after")
     def _weights_match_name(self) -> Self:
         if self.is_identity and self.weights is not None:
-            raise ValueError("backbone 'identity' has no weights: remove them")
+            raise ValueError("backbone 'identity' has no weights: remove weights")
         return self
 
 
 class Input(Record):
-    """How an image becomes the backbone's input: timm's evaluation transform."""
+    """How an image becomes the backbone's input: timm's evaluation transform.
+
+    size  side of the square input, pixels
+    crop  side of the central crop as a share of the resized image
+    """
 
     size: Annotated[int, Field(ge=16, le=2048)]
     mean: tuple[float, float, float]

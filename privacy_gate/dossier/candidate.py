@@ -1,4 +1,4 @@
-"""The model version under judgement, and what its producer attached to it."""
+"""The model version under judgement, and the dossier that its producer attached to it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,9 +13,9 @@ from privacy_gate.dossier.recipe import Recipe
 
 
 class Claim(Record):
-    """What the producer says of differential privacy: adding or removing one example changes this much at most.
+    """The producer's privacy claim: training is (epsilon, delta)-private under adding or removing one example.
 
-    mechanism  how it was reached, in the producer's words
+    mechanism  how this was achieved, in the producer's words
     """
 
     epsilon: Annotated[float, Field(gt=0, le=1000)]
@@ -24,7 +24,7 @@ class Claim(Record):
 
 
 class Dossier(Record):
-    """What the producer attaches to a candidate."""
+    """The declaration that the producer attaches to a candidate."""
 
     recipe: Recipe
     data: DataManifest
@@ -33,15 +33,15 @@ class Dossier(Record):
 
 @dataclass(frozen=True)
 class Candidate:
-    """A pinned model version whose bytes lie in a private folder.
+    """A pinned model version whose files are in a private folder.
 
-    uri      as the user wrote it; name, version, alias, run_id, model_id as the registry says
-             (untrusted text)
+    uri      as the user wrote it
+    name, version, alias, run_id, model_id  as the registry states them (untrusted text)
     folder   the downloaded artifact, every file checked and hashed
     digest   sha256 over the sorted (path, size, sha256) of its files
-    logged   metrics the training run logged, by name
-    rounds   folder of the round log of its federation, and its digest (see roundlog); None where there is none, or
-             nobody asked
+    logged   metrics that the training run logged, by name
+    rounds, rounds_digest  folder and digest of its federation's round log (see roundlog); None if there is no log or
+             the log was not requested
     """
 
     uri: str

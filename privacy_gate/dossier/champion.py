@@ -1,4 +1,4 @@
-"""The version that is promoted now: what a candidate is compared with, where a policy's limits speak of it."""
+"""The champion: the version promoted now, with which a candidate is compared if the policy's limits refer to it."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,13 +11,13 @@ from privacy_gate.dossier.recipe import Recipe
 
 @dataclass(frozen=True)
 class Champion:
-    """The version at the alias that approval moves, as it stood when the candidate was pulled.
+    """The version at the alias that approval moves, as it was when the candidate was pulled.
 
-    version   as the registry says (untrusted text); None where nothing stood there
-    artifact  digest of its files, which lie in `folder`; None where they were not read
-    recipe    as its own dossier says
-    reason    why the candidate cannot be compared with it; None where it can, or where there is none
-    remark    what a reader of the comparison should know
+    version   as the registry states it (untrusted text); None if the alias did not exist
+    artifact  digest of its files, which are in `folder`; None if they were not read
+    recipe    the recipe in its own dossier
+    reason    why the candidate cannot be compared with it; None if it can, or if there is no champion
+    remark    a caveat for readers of the comparison
     """
 
     alias: str
@@ -29,45 +29,50 @@ class Champion:
     remark: str | None = None
 
     @classmethod
-    def of(cls, alias: str, found: Candidate, candidate: Candidate) -> Self:
-        """The pulled version `found`, held against the candidate that is to be compared with it."""
+    def of(cls, alias: str, pulled: Candidate, candidate: Candidate) -> Self:
+        """The champion from its pulled version, checked for whether the candidate can be compared with it."""
         return cls(
             alias=alias,
-            version=found.version,
-            artifact=found.digest,
-            folder=found.folder,
-            recipe=found.recipe,
-            reason=difference(found, candidate),
-            remark=_remark(found, candidate),
+            version=pulled.version,
+            artifact=pulled.digest,
+            folder=pulled.folder,
+            recipe=pulled.recipe,
+            reason=difference(pulled, candidate),
+            remark=_remark(pulled, candidate),
         )
 
     def refused(self, reason: str) -> Self:
-        """The same, where it turned out that it cannot be compared."""
+        """The same champion, with a reason why no comparison is possible."""
         return replace(self, reason=reason)
 
 
 def difference(champion: Candidate, candidate: Candidate) -> str | None:
-    """What keeps the two from being compared on the candidate's rows; None where nothing does.
+    """Why the two cannot be compared on the candidate's rows; None if they can.
 
-    How they were trained may differ: that is what is compared. What an answer means may not, nor what an image shows:
-    a class would be taken for another, and a change of a pixel or a blur is worth more the smaller the image.
+    Their training may differ, since the comparison is about training. Their classes may not differ, because one class
+    would be mistaken for another. The images they receive may not differ either, because a changed pixel or a blur has
+    more effect on a smaller image.
     """
-    own, other = candidate.recipe, champion.recipe
-    if other.classes != own.classes:
-        return f"it tells {other.classes:,} classes and the candidate {own.classes:,}"
+    candidate_recipe, champion_recipe = candidate.recipe, champion.recipe
+    if champion_recipe.classes != candidate_recipe.classes:
+        return f"it has {champion_recipe.classes:,} classes and the candidate has {candidate_recipe.classes:,}"
     if champion.dossier.data.class_names != candidate.dossier.data.class_names:
-        return "its manifest names other classes, or the same in another order"
-    if _shown(other.input) != _shown(own.input):
-        return "it takes images of another size, crop or interpolation, or embeddings where the candidate takes images"
+        return "class_names in its manifest are different, or in a different order"
+    if _visible(champion_recipe.input) != _visible(candidate_recipe.input):
+        return "its input has another size, crop or interpolation, or only one of the two models reads embeddings"
     return None
 
 
-def _shown(shape: Input | None) -> tuple[object, ...] | None:
-    """What an image shows a model; mean and std are the model's own way to read it."""
+def _visible(shape: Input | None) -> tuple[object, ...] | None:
+    """The settings that decide which part of an image a model sees, and how sharply.
+
+    They do not include mean and std, which only rescale the pixel values.
+    """
     return None if shape is None else (shape.size, shape.interpolation, shape.crop)
 
 
 def _remark(champion: Candidate, candidate: Candidate) -> str | None:
+    # Compared by bytes: the same table may have several URIs.
     if champion.dossier.data.table.sha256 == candidate.dossier.data.table.sha256:
         return None
-    return "its dossier names another audit table: it may have been trained on rows that the candidate never saw"
+    return "its dossier names another audit table, so it may have been trained on rows that the candidate never saw"

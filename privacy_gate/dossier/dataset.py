@@ -1,4 +1,4 @@
-"""The audit data: which examples the candidate was trained on, and which it was not."""
+"""The audit data: examples that the candidate was trained on, and examples that it was not trained on."""
 
 import hashlib
 import hmac
@@ -24,7 +24,7 @@ Format = Literal["parquet", "csv", "npz"]
 
 
 class Split(IntEnum):
-    """Which part a row plays: trained on; held out and audited; calibrates attacks only."""
+    """The role of a row: MEMBER was trained on, HOLDOUT is held out and audited, POPULATION only calibrates attacks."""
 
     MEMBER = 0
     HOLDOUT = 1
@@ -36,9 +36,9 @@ _WORDS = {split.name.lower(): int(split) for split in Split}
 
 
 class Table(Record):
-    """Where the audit table is, and what it is: the sha256 of its bytes.
+    """The location of the audit table, and the sha256 of its bytes.
 
-    files_sha256: where rows name image files, sha256 over their sorted (path, size, sha256).
+    files_sha256  if rows name image files: sha256 over their sorted (path, size, sha256)
     """
 
     uri: Annotated[str, Field(min_length=1)]
@@ -48,9 +48,9 @@ class Table(Record):
 
 
 class Columns(Record):
-    """The table's columns by the part they play. Either image or embedding.
+    """The table's columns by their role. Set exactly one of image and embedding.
 
-    canary  truth values: rows that a fair coin made members or holdout
+    canary  booleans: true for rows that a fair coin assigned to members or holdout
     trace   lists of numbers: each row's loss after every epoch of the candidate's training, nats
     """
 
@@ -67,19 +67,19 @@ class Columns(Record):
     @model_validator(mode="after")
     def _image_or_embedding(self) -> Self:
         if (self.image is None) == (self.embedding is None):
-            raise ValueError("name either an image or an embedding column")
+            raise ValueError("name either an image or an embedding column, not both or neither")
         return self
 
     @property
     def plain(self) -> dict[str, str]:
-        """Part -> column, for all but the image."""
+        """Column name by role, for every column except the image."""
         return {part: name for part, name in self.model_dump().items() if name is not None and part != "image"}
 
 
 class DataManifest(Record):
-    """What the candidate was made from; the table itself stays where it is.
+    """The data that the candidate was made from. The manifest refers to the table and does not contain it.
 
-    class_names: the classes in the model's order, where labels are names.
+    class_names  the classes in the model's order, if labels are names
     """
 
     table: Table
@@ -103,11 +103,11 @@ class AuditData:
     split      (N,)   int8, values of Split
     group      (N,)   text, or None
     client     (N,)   text, or None
-    embedding  (N, D) float32 where the table holds features, else None
-    image      reads the encoded bytes of row i; None where the table holds features
-    canary     (N,)   bool, rows included by a fair coin; or None
+    embedding  (N, D) float32 if the table holds features, else None
+    image      reads the encoded bytes of row i; None if the table holds features
+    canary     (N,)   bool, rows assigned to members or holdout by a fair coin; or None
     trace      (N, E) loss after each of E epochs of the candidate's training, nats; or None
-    digest     sha256 that stands for the whole content
+    digest     sha256 that identifies the whole content
     """
 
     ids: NDArray[np.str_]
@@ -127,10 +127,13 @@ class AuditData:
 
 
 def describe_table(uri: str, columns: Columns, class_names: tuple[str, ...] | None = None) -> DataManifest:
-    """The manifest of a table: its format by its name, its digests by its bytes."""
+    """The manifest of a table: the format comes from the file name, the digests from the bytes.
+
+    Raises ConfigurationError for a file name with another ending, and errors as read_data does.
+    """
     form = Path(uri).suffix.lstrip(".").lower()
     if form not in FORMATS:
-        raise ConfigurationError(f"{uri}: the name ends in .{form}, expected .parquet, .csv or .npz")
+        raise ConfigurationError(f"{uri}: the file name ends in .{form}, expected .parquet, .csv or .npz")
     file, sha256 = open_file(uri)
     raw = open_table(uri, form, file, columns.plain.values(), columns.image)
     table = Table(uri=uri, sha256=sha256, format=form, files_sha256=raw.files)  # type: ignore[arg-type]
@@ -138,21 +141,23 @@ def describe_table(uri: str, columns: Columns, class_names: tuple[str, ...] | No
 
 
 def read_data(manifest: DataManifest, classes: int) -> AuditData:
-    """Reads and checks the table that the manifest describes; images stay where they are until asked for.
+    """Reads and checks the table that the manifest describes. Images are read later, one row at a time.
 
-    Raises DatasetError (exit 5) for a table that is not what the manifest says, or no audit table;
-    UnavailableError (exit 6) where it cannot be reached.
+    Raises DatasetError (exit 5) if the table differs from the manifest or is not a valid audit table, and
+    UnavailableError (exit 6) if it cannot be reached.
     """
     table, columns = manifest.table, manifest.columns
-    file, found = open_file(table.uri)
-    if found != table.sha256:
+    file, sha256 = open_file(table.uri)
+    # Before parsing: bytes that differ from the pinned ones never reach a parser.
+    if sha256 != table.sha256:
         raise DatasetError(
-            f"{table.uri}: sha256 is {found}, the manifest says {table.sha256}: the table changed "
+            f"{table.uri}: sha256 is {sha256}, the manifest says {table.sha256}: the table changed "
             "since the dossier was written; restore it, or log a new dossier"
         )
     raw = open_table(table.uri, table.format, file, columns.plain.values(), columns.image)
     _refuse_changed_files(table, raw.files)
     parts = {part: raw.columns[name] for part, name in columns.plain.items()}
+    # Ids, groups and clients are text, so that 7 and "7" are equal however the format stores them.
     text = {part: as_text(table.uri, name, parts[part]) for part, name in columns.plain.items() if part in _TEXT}
     rows = Rows(table.uri, text["id"])
     split = rows.words(parts["split"], _WORDS)
@@ -174,16 +179,19 @@ def read_data(manifest: DataManifest, classes: int) -> AuditData:
 
 
 def duplicates(data: AuditData) -> list[tuple[str, str]]:
-    """Pairs of ids (member, holdout) whose images or embeddings are equal to the byte: they spoil membership."""
+    """Pairs of ids (member, holdout) with byte-identical images or embeddings.
+
+    Such a holdout row was trained on under another id, so it makes membership scores meaningless.
+    """
     members: dict[bytes, str] = {}
-    held: list[tuple[bytes, str]] = []
-    for row in np.flatnonzero(data.split != Split.POPULATION):  # in the table's order, in which images are read best
+    holdout: list[tuple[bytes, str]] = []
+    for row in np.flatnonzero(data.split != Split.POPULATION):  # in the table's order: fastest to read
         key, name = content_hash(data, int(row)), str(data.ids[row])
         if data.split[row] == Split.MEMBER:
-            members.setdefault(key, name)
+            members.setdefault(key, name)  # the first of several equal members
         else:
-            held.append((key, name))
-    return [(members[key], name) for key, name in held if key in members]
+            holdout.append((key, name))
+    return [(members[key], name) for key, name in holdout if key in members]
 
 
 def content_hash(data: AuditData, row: int) -> bytes:
@@ -196,32 +204,33 @@ def content_hash(data: AuditData, row: int) -> bytes:
 
 
 def hashed_ids(data: AuditData) -> list[str]:
-    """What reports call the rows: 16 hex digits of a hash of the id, keyed by the whole table's ids, labels and splits.
+    """The names of rows in reports: 16 hex digits of a hash of the id, keyed by the table's ids, labels and splits.
 
-    The key is in no report, unlike the data's digest: only who holds the table can tell which row a name means.
+    Reports do not contain the key (unlike the data's digest), so only a holder of the table can map a name to its row.
     """
+    # An attacker who knows some ids must not be able to recompute the key: it needs every id, label and split.
     table = "\0".join(data.ids).encode() + data.label.tobytes() + data.split.tobytes()
     key = hashlib.sha256(table).digest()
     return [hmac.digest(key, name.encode(), "sha256").hex()[:16] for name in data.ids]
 
 
-def _refuse_changed_files(table: Table, found: str | None) -> None:
-    """Files that rows name are part of the data: the manifest must pin them too."""
-    if found is None:
+def _refuse_changed_files(table: Table, files_sha256: str | None) -> None:
+    """Raises DatasetError unless the manifest pins the image files that rows name, and they are unchanged."""
+    if files_sha256 is None:
         return
     if table.files_sha256 is None:
         raise DatasetError(
-            f"{table.uri}: rows name image files; the manifest needs files_sha256 (describe_table makes it)"
+            f"{table.uri}: rows name image files, so the manifest needs files_sha256; describe_table computes it"
         )
-    if found != table.files_sha256:
+    if files_sha256 != table.files_sha256:
         raise DatasetError(
-            f"{table.uri}: the image files' digest is {found}, the manifest says {table.files_sha256}: some changed "
-            "since the dossier was written; restore them, or log a new dossier"
+            f"{table.uri}: the image files' digest is {files_sha256}, the manifest says {table.files_sha256}: some "
+            "changed since the dossier was written; restore them, or log a new dossier"
         )
 
 
 def _digest(manifest: DataManifest) -> str:
-    """Stands for the content and how it is read; not for where it lies."""
+    """sha256 of the manifest without the table's URI, so that stored results stay valid if the table is moved."""
     content: Mapping[str, Any] = manifest.model_dump(mode="json")
     described = {**content, "table": {k: v for k, v in content["table"].items() if k != "uri"}}
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()

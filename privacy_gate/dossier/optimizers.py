@@ -1,4 +1,4 @@
-"""Optimisers and learning rates as recipes write them; what they do is in compute.optimizers."""
+"""Optimizers and learning rate schedules as recipes declare them; compute/training/optimizers.py implements them."""
 
 import math
 from typing import Annotated, Literal, Self
@@ -19,7 +19,7 @@ class Adam(Record):
 
 
 class AdamW(Record):
-    """torch.optim.AdamW: weight_decay shrinks the weights, apart from the gradient."""
+    """torch.optim.AdamW: weight_decay shrinks the weights directly (decoupled from the gradient)."""
 
     name: Literal["adamw"]
     lr: Positive
@@ -29,7 +29,7 @@ class AdamW(Record):
 
 
 class Sgd(Record):
-    """torch.optim.SGD."""
+    """torch.optim.SGD: weight_decay is added to the gradient (L2)."""
 
     name: Literal["sgd"]
     lr: Positive
@@ -48,23 +48,23 @@ Optimizer = Annotated[Adam | AdamW | Sgd, Field(discriminator="name")]
 
 
 class Constant(Record):
-    """The learning rate stays."""
+    """A constant learning rate."""
 
     name: Literal["constant"] = "constant"
 
     def factor(self, epoch: int, epochs: int) -> float:
-        """What multiplies lr in `epoch` (counted from 0) of `epochs`."""
+        """The factor on lr in `epoch` (counted from 0) out of `epochs`."""
         return 1.0
 
 
 class Cosine(Record):
-    """Half a cosine over the epochs, from lr to `floor` * lr, stepped once an epoch."""
+    """Half a cosine over the epochs, from lr down to `floor` * lr, updated once per epoch."""
 
     name: Literal["cosine"]
     floor: Fraction = 0.0
 
     def factor(self, epoch: int, epochs: int) -> float:
-        """What multiplies lr in `epoch` (counted from 0) of `epochs`."""
+        """The factor on lr in `epoch` (counted from 0) out of `epochs`."""
         return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * epoch / epochs)) / 2
 
 
@@ -76,7 +76,7 @@ class Step(Record):
     gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
 
     def factor(self, epoch: int, epochs: int) -> float:
-        """What multiplies lr in `epoch` (counted from 0) of `epochs`."""
+        """The factor on lr in `epoch` (counted from 0) out of `epochs`."""
         return self.gamma ** (epoch // self.every)
 
 

@@ -1,4 +1,4 @@
-"""How a candidate was trained, so that its siblings can be."""
+"""The training recipe of a candidate, with which reference models are trained the same way."""
 
 from typing import Annotated, Literal, Self
 
@@ -14,7 +14,7 @@ from privacy_gate.dossier.views import Augmentation, View
 class Lora(Record):
     """Low-rank updates of linear layers: W + alpha/rank * up down (Hu et al. 2021, arXiv 2106.09685).
 
-    targets  which linear layers of a transformer's blocks
+    targets  which linear layers of the transformer blocks get an update
     """
 
     rank: Annotated[int, Field(ge=1, le=1024)]
@@ -23,21 +23,28 @@ class Lora(Record):
 
 
 class Head(Record):
-    """The last linear layer: how it starts."""
+    """The last linear layer, and how its weights are initialised."""
 
     initial: Literal["zeros", "uniform"] = "zeros"
 
 
 Adaptation = Literal["head", "film", "lora", "full", "scratch", "command"]
-"""What is trained: the last layer; it and the norm layers' scales and shifts; it and low-rank updates; everything,
-from the public weights; everything, from random ones; what a program of the policy's trains."""
+"""Which weights are trained:
+
+head     the last layer
+film     the last layer, and the scales and shifts of the norm layers
+lora     the last layer, and low-rank updates of linear layers
+full     every layer, starting from the public weights
+scratch  every layer, starting from random weights
+command  decided by the program that the policy names under `trainer`
+"""
 
 
 class DpSgd(Record):
     """Differentially private training: Abadi et al. 2016 (arXiv 1607.00133), as Opacus does it.
 
-    Every step takes each example with probability batch_size / examples, cuts its gradient to norm `clip`, adds
-    normal noise of `noise_multiplier` * clip to the sum, and divides by batch_size.
+    Each step samples every example with probability batch_size / examples, clips its gradient to norm `clip`, adds
+    Gaussian noise with standard deviation noise_multiplier * clip to the sum, and divides by batch_size.
     """
 
     noise_multiplier: NonNegative
@@ -46,11 +53,11 @@ class DpSgd(Record):
 
 
 Precision = Literal["float32", "bfloat16"]
-"""How a network is trained: in float32, or under torch.autocast to bfloat16, its weights kept in float32."""
+"""Precision of training: float32, or torch.autocast to bfloat16 with the weights kept in float32."""
 
 
 class Recipe(Record):
-    """How the candidate was made; its references are made the same way."""
+    """How the candidate was trained. Its references are trained the same way."""
 
     backbone: Backbone
     input: Input | None = None
@@ -74,62 +81,65 @@ class Recipe(Record):
         if self.backbone.is_identity and self.input is not None:
             raise ValueError("backbone 'identity' reads embeddings, not images: remove input")
         if self.backbone.weights is None and not self.backbone.is_identity and self.adaptation != "scratch":
-            raise ValueError("backbone needs weights: {uri: ..., sha256: ...}; only scratch goes without")
+            raise ValueError("backbone needs weights: {uri: ..., sha256: ...}; only adaptation scratch works without")
         if not self.backbone.is_identity and self.input is None:
             raise ValueError("input is missing: {size: ..., mean: [...], std: [...]}")
         if self.backbone.is_identity and self.adaptation not in ("head", "command"):
             raise ValueError(f"adaptation '{self.adaptation}' trains a network; backbone 'identity' has none: use head")
         if (self.adaptation == "lora") != (self.lora is not None):
-            raise ValueError("adaptation lora and its settings go together: lora: {rank: 8, targets: [attention]}")
+            raise ValueError("adaptation lora and the key lora go together: lora: {rank: 8, targets: [attention]}")
         if self.privacy is not None and self.federation is not None and self.adaptation != "command":
             raise ValueError(
-                "privacy is not simulated in a federation example by example: protect whole clients by "
+                "privacy of single examples cannot be simulated in a federation: protect whole clients with "
                 "federation: {privacy: {noise_multiplier: ..., clip: ...}}, or use adaptation command"
             )
         if self.precision != "float32" and (self.privacy is not None or not self.trains_network):
-            raise ValueError("precision bfloat16 is of networks trained without privacy: remove it")
+            raise ValueError("precision bfloat16 works only if a network is trained without privacy: remove it")
         if self.federation is not None and self.adaptation != "command":
-            self._refuse_what_clients_do_not()
+            self._refuse_unsimulated_clients()
         if self.augmentation and (self.input is None or self.augmentation.shift >= self.input.size):
-            raise ValueError("augmentation needs images, larger than its shift: correct it or remove it")
+            raise ValueError("augmentation needs images larger than its shift: lower shift, or remove augmentation")
         return self
 
-    def _refuse_what_clients_do_not(self) -> None:
-        """A federation is simulated with plain SGD at the clients, and nothing else is passed off as it."""
+    def _refuse_unsimulated_clients(self) -> None:
+        """Raises ValueError unless the clients train as the simulation does: from a zero head, with plain SGD."""
         plain = isinstance(self.optimizer, Sgd) and not self.optimizer.momentum
         if self.adaptation == "scratch" or not plain or self.schedule.name != "constant":
             raise ValueError(
-                "federation is simulated from public weights, with optimizer {name: sgd} without momentum and a "
-                "constant schedule; for another use adaptation command: a program of the policy's then trains the "
-                "references, and what attacks, stress and updates do to its federation is not measured"
+                "federation is simulated only from public weights, with optimizer {name: sgd} without momentum and a "
+                "constant schedule; otherwise use adaptation command: the policy's trainer then trains the references, "
+                "and attacks, stress and updates are not measured for this federation"
             )
         if self.head.initial != "zeros" or self.label_smoothing or self.augmentation:
-            raise ValueError("federation is simulated from a head of zeros, without label smoothing or augmentation")
+            raise ValueError(
+                "federation is simulated only with head: {initial: zeros}, no label_smoothing and no augmentation"
+            )
         clients = self.federation.clients.count if self.federation else None
-        # As many as a table's column names are asked about once it is read: see checks.federations.
+        # If clients come from the table's column, their number is known only once the table is read. The same test is
+        # then made in checks/base/federations.py.
         if self.federation and clients and (reason := self.federation.unmet(clients)):
             raise ValueError(f"federation: aggregator: {reason}")
 
     @property
     def side(self) -> int:
-        """Pixels of the input's side; 1 where the table holds embeddings."""
+        """Side of the square input, pixels; 1 if the table holds embeddings."""
         return self.input.size if self.input else 1
 
     @property
     def trains_network(self) -> bool:
-        """Whether the gate trains more of such a model than its head."""
+        """Whether the gate trains more than the head of such a model."""
         return self.adaptation not in ("head", "command")
 
     @property
     def views(self) -> tuple[View, ...]:
-        """How training shows an image, and how attacks query the model; the image as it stands first."""
+        """The views of an image used in training and in attack queries; the unchanged image comes first."""
         return self.augmentation.views if self.augmentation else (View(),)
 
 
 class Trainer(Record):
-    """A program that trains references where the gate cannot. Policies name it, dossiers never do.
+    """A program that trains references if the gate cannot. Only a policy may name one, never a dossier.
 
-    version  raised when the program changes: part of the name of every result
+    version  to be raised when the program changes; part of the digest of every result
     """
 
     command: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
@@ -138,9 +148,9 @@ class Trainer(Record):
 
 
 class CommandRecipe(Recipe):
-    """A recipe with the program that a policy names for it, and the audit table the program reads.
+    """A recipe, the program that the policy names to train it, and the audit table that the program reads.
 
-    No file is ever loaded as this: a dossier cannot name a program.
+    No file is parsed as this class. A dossier comes from a stranger and must not be able to start a program.
     """
 
     trainer: Trainer

@@ -1,13 +1,14 @@
-"""The round log: what a federation's server saw, one safetensors file for each round.
+"""The round log: the updates that a federation's server received, in one safetensors file per round.
 
-A file `round-000012.safetensors` holds the global model before round 12, tensors `global/NAME`, and what each client
-sent, `client/PLACE/NAME`: its own model minus the global one. PLACE counts the clients from 0 in the order of the
-names that the file's metadata list, under the one key `privacy_gate`, as JSON {format, round, clients, examples}.
-Rounds may be left out, and so may tensors: the last layer alone is enough where only a head is judged. A round that
-could not be logged, since a client sent NaN or the registry was away, is one that is left out: it has no file, and the
-numbers of the others are as they were.
+A file `round-000012.safetensors` holds the global model before round 12 as tensors `global/NAME`, and each client's
+update (its local model minus the global one) as tensors `client/PLACE/NAME`. The file's metadata has one key,
+`privacy_gate`, with the JSON {format, round, clients, examples}; PLACE is the index, from 0, in that list of clients.
 
-The files come from the candidate's run, and are as untrusted as its weights.
+Rounds may be left out, and so may tensors: the last layer is enough if only a head is judged. If a round could not be
+logged, because a client sent NaN or the registry was unreachable, it has no file and the other rounds keep their
+numbers.
+
+The files come from the candidate's run and are as untrusted as its weights.
 """
 
 import hashlib
@@ -32,25 +33,26 @@ from privacy_gate.errors import CandidateError, ConfigurationError
 FORMAT = 1
 KEY = "privacy_gate"
 MAX_BYTES = 64 << 30
-"""Of one log, all rounds together."""
+"""Most bytes of one log, all rounds together."""
 
 MAX_ROUNDS = 100_000
 MAX_NAME = 200
-"""Characters of a client's or a tensor's name."""
+"""Most characters in the name of a client or a tensor."""
 
+# \Z, because $ would also accept a line break at the end of the name.
 _FILE = re.compile(r"round-(\d{6})\.safetensors\Z")
 
 Arrays = Mapping[str, NDArray[Any]]
 
 
 def round_named(path: str) -> int | None:
-    """The round that a file of this name, or path, holds; None for another name."""
-    found = _FILE.match(path.rpartition("/")[2])
-    return int(found[1]) if found else None
+    """The index of the round in a file with this name or path; None if it is not the name of a round's file."""
+    matched = _FILE.match(path.rpartition("/")[2])
+    return int(matched[1]) if matched else None
 
 
 def updates_from(local: Mapping[str, Any], weights: Mapping[str, Any]) -> dict[str, Any]:
-    """A client's update from its own model and the global one before the round: local - weights, tensor by tensor."""
+    """A client's update: its local model minus the global model before the round, tensor by tensor."""
     return {name: tensor - weights[name] for name, tensor in local.items()}
 
 
@@ -59,8 +61,8 @@ class Round:
     """Round `index`, counted from 1.
 
     weights   the global model before the round, by tensor name
-    updates   what each client sent, by client and tensor name: its model minus the global one, shapes as in weights
-    examples  rows that each client trained on; empty where they are not known
+    updates   each client's model minus the global one, by client and tensor name, with shapes as in weights
+    examples  number of rows that each client trained on; empty if unknown
     """
 
     index: int
@@ -69,23 +71,30 @@ class Round:
     examples: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Raises ConfigurationError for what no round can be."""
+        """Raises ConfigurationError for an invalid round."""
         if not 1 <= self.index < 10**6:
             raise ConfigurationError(f"round {self.index}: count rounds from 1, to 999,999 at most")
         if not self.updates or not self.weights:
-            raise ConfigurationError(f"round {self.index}: there are no {'updates' if self.weights else 'weights'}")
+            raise ConfigurationError(
+                f"round {self.index}: there are no {'updates' if self.weights else 'weights'}; log the global model "
+                "and at least one client's update"
+            )
         if self.examples and (self.examples.keys() != self.updates.keys() or min(self.examples.values()) < 1):
-            raise ConfigurationError(f"round {self.index}: give the examples of exactly the clients, each at least 1")
+            raise ConfigurationError(
+                f"round {self.index}: give examples for exactly the clients with updates, each at least 1"
+            )
         for name in (*self.updates, *self.weights):
             if not 0 < len(name) <= MAX_NAME or not name.isprintable():
                 raise ConfigurationError(
-                    f"round {self.index}: the name {name[:40]!r} is empty, too long or not printable"
+                    f"round {self.index}: the name {name[:40]!r} is empty, longer than {MAX_NAME} characters or not "
+                    "printable; rename the client or tensor"
                 )
         first = next(iter(self.updates.values()))
         for client, update in self.updates.items():
             if not update or update.keys() != first.keys() or not update.keys() <= self.weights.keys():
                 raise ConfigurationError(
-                    f"round {self.index}: client {client!r} sent other tensors than the rest, or than the model has"
+                    f"round {self.index}: client {client!r} sent other tensors than the first client, or tensors that "
+                    "the model does not have; log the same tensors for every client"
                 )
             for name, tensor in update.items():
                 if tensor.shape != self.weights[name].shape:
@@ -98,19 +107,20 @@ class Round:
 
     def _refuse_not_numbers(self, tensors: Arrays) -> None:
         for name, tensor in tensors.items():
+            # Floats and integers. Other kinds, such as text or objects, have no finite values to test.
             if tensor.dtype.kind not in "fiu" or not np.isfinite(tensor).all():
-                raise ConfigurationError(f"round {self.index}: {name} holds what are not finite numbers")
+                raise ConfigurationError(f"round {self.index}: {name} holds values that are not finite numbers")
 
 
 def write_round(folder: Path, entry: Round, only: Collection[str] | None = None) -> Path:
-    """Writes the round's file into the folder; `only`: the tensors that are kept. Returns the file.
+    """Writes the round's file into the folder and returns its path. only: names of the tensors to keep; None: all.
 
-    Raises ConfigurationError where `only` names a tensor that the model has not.
+    Raises ConfigurationError if `only` names a tensor that the model does not have.
     """
     if only is not None:
         if absent := sorted(set(only) - set(entry.weights)):
             raise ConfigurationError(
-                f"only names {absent[0]}, which the model has not: {sorted(entry.weights)[:5]} ..."
+                f"only names {absent[0]}, which the model does not have; it has {sorted(entry.weights)[:5]} ..."
             )
         entry = Round(
             entry.index,
@@ -122,22 +132,23 @@ def write_round(folder: Path, entry: Round, only: Collection[str] | None = None)
     for place, update in enumerate(entry.updates.values()):
         tensors |= {f"client/{place}/{name}": tensor for name, tensor in update.items()}
     clients = list(entry.updates)
-    said = {
+    metadata = {
         "format": FORMAT,
         "round": entry.index,
         "clients": clients,
         "examples": [int(entry.examples[client]) for client in clients] if entry.examples else None,
     }
     path = folder / f"round-{entry.index:06d}.safetensors"
+    # safetensors needs contiguous arrays, and a transposed tensor is a view.
     contiguous = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
-    save_file(contiguous, path, metadata={KEY: json.dumps(said)})
+    save_file(contiguous, path, metadata={KEY: json.dumps(metadata)})
     return path
 
 
 Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
 
 
-class _Said(Record):
+class _Metadata(Record):
     """The metadata of a round's file."""
 
     format: int
@@ -148,10 +159,10 @@ class _Said(Record):
 
 @dataclass(frozen=True)
 class RoundLog:
-    """The rounds in a folder; each is read when it is asked for.
+    """The rounds in a folder. A round is read only when it is needed.
 
-    files   by round, ascending
-    digest  sha256 over one JSON line [name, sha256] for each file
+    files   file by round, in ascending order
+    digest  sha256 over one JSON line [name, sha256] per file
     """
 
     files: Mapping[int, Path]
@@ -159,17 +170,20 @@ class RoundLog:
 
     @classmethod
     def open(cls, folder: Path) -> "RoundLog":
-        """The log in the folder, every file hashed. Raises CandidateError for anything else in it, or nothing."""
+        """Opens the log in a folder and hashes its files. Raises CandidateError if it is empty or holds other files."""
         files: dict[int, Path] = {}
         try:
             for path in sorted(folder.iterdir()):
                 index = round_named(path.name)
+                # lstat: a symbolic link could lead to a file outside the log.
                 if index is None or not stat.S_ISREG(path.lstat().st_mode):
-                    raise CandidateError(f"round log: {path.name[:80]!r} is no round; log rounds with log_round alone")
+                    raise CandidateError(f"round log: {path.name[:80]!r} is no round; write logs only with log_round")
                 files[index] = path
+            # Before hashing, so that an oversized log is refused at once.
             if sum(path.stat().st_size for path in files.values()) > MAX_BYTES or len(files) > MAX_ROUNDS:
                 raise CandidateError(
-                    f"round log: more than {MAX_BYTES:,} bytes; log fewer rounds, or only= the last layer"
+                    f"round log: more than {MAX_BYTES:,} bytes or {MAX_ROUNDS:,} rounds; log fewer rounds, or pass "
+                    "only= with the last layer's tensors"
                 )
             lines = []
             for path in files.values():
@@ -178,24 +192,24 @@ class RoundLog:
         except OSError as error:
             raise CandidateError(f"round log: cannot be read: {error}") from error
         if not files:
-            raise CandidateError("round log: the folder has no rounds; log some with privacy_gate.log_round")
+            raise CandidateError("round log: the folder has no rounds; log them with privacy_gate.log_round")
         return cls(files, hashlib.sha256("\n".join(lines).encode()).hexdigest())
 
     @property
     def indices(self) -> tuple[int, ...]:
-        """Which rounds there are, ascending."""
+        """Indices of the logged rounds, in ascending order."""
         return tuple(self.files)
 
     def clients(self) -> list[str]:
-        """Everyone who took part in some round, sorted; no tensor is read. Raises CandidateError as `rounds` does."""
-        found: set[str] = set()
+        """Names of all clients in any round, sorted. Reads no tensor. Raises CandidateError as `rounds` does."""
+        names: set[str] = set()
         for path in self.files.values():
             with _named(path):
-                found.update(_load(path, whole=False)[0].clients)
-        return sorted(found)
+                names.update(_load(path, whole=False)[0].clients)
+        return sorted(names)
 
     def rounds(self) -> Iterator[Round]:
-        """Every round in turn. Raises CandidateError, naming the file, for one that is not sound."""
+        """Every round, in ascending order. Raises CandidateError with the file's name for an invalid file."""
         for index, path in self.files.items():
             with _named(path):
                 entry = _read(path)
@@ -208,51 +222,55 @@ class RoundLog:
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """What is wrong with the file is the candidate's mistake, and says which file it is."""
+    """Turns a ConfigurationError into a CandidateError that names the file, since the candidate supplied it."""
     try:
         yield
     except ConfigurationError as error:
         raise CandidateError(f"round log: {path.name}: {error}") from error
 
 
-def _load(path: Path, *, whole: bool) -> tuple[_Said, Arrays]:
-    """What the file's metadata say, and its tensors; none of them where it is not read whole."""
+def _load(path: Path, *, whole: bool) -> tuple[_Metadata, Arrays]:
+    """The file's metadata, and its tensors if whole is set. Raises ConfigurationError for an invalid file."""
     try:
         with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            names = list(file.keys()) if whole else []
+            raw = file.metadata() or {}
+            names = list(file.keys()) if whole else []  # tensors are read only by name, so none are read here
             tensors = {name: np.asarray(file.get_tensor(name)) for name in names}
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigurationError(f"not a sound safetensors file: {' '.join(str(error).split())[:200]}") from error
     try:
-        told = json.loads(metadata.get(KEY, "null"))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ConfigurationError("its metadata are not JSON") from error
-    if not isinstance(told, dict):
+        document = json.loads(raw.get(KEY, "null"))
+    except (json.JSONDecodeError, RecursionError) as error:  # RecursionError: hostile nesting
+        raise ConfigurationError(f"its metadata {KEY} are not JSON; write it with privacy_gate.log_round") from error
+    if not isinstance(document, dict):
         raise ConfigurationError(f"its metadata have no {KEY}; write it with privacy_gate.log_round")
-    said = parse(told, _Said, "metadata")
-    if said.format != FORMAT:
-        raise ConfigurationError(f"format {said.format}, which this version does not read; it reads {FORMAT}")
-    if len(set(said.clients)) < len(said.clients):
-        raise ConfigurationError("a client stands twice in its metadata")
-    if said.examples is not None and len(said.examples) != len(said.clients):
-        raise ConfigurationError("its metadata have other numbers of clients and of examples")
-    return said, tensors
+    metadata = parse(document, _Metadata, "metadata")
+    if metadata.format != FORMAT:
+        raise ConfigurationError(f"format {metadata.format} is not supported by this version; expected {FORMAT}")
+    if len(set(metadata.clients)) < len(metadata.clients):
+        raise ConfigurationError("a client is listed twice in its metadata")
+    if metadata.examples is not None and len(metadata.examples) != len(metadata.clients):
+        raise ConfigurationError(
+            f"its metadata list {len(metadata.clients)} clients but {len(metadata.examples)} numbers of examples"
+        )
+    return metadata, tensors
 
 
 def _read(path: Path) -> Round:
-    said, tensors = _load(path, whole=True)
+    metadata, tensors = _load(path, whole=True)
     weights = _below(tensors, "global/")
-    updates = {client: _below(tensors, f"client/{place}/") for place, client in enumerate(said.clients)}
+    updates = {client: _below(tensors, f"client/{place}/") for place, client in enumerate(metadata.clients)}
+    # Every tensor must belong to the model or a listed client: stray ones would go unchecked.
     if len(weights) + sum(map(len, updates.values())) != len(tensors):
-        raise ConfigurationError("it holds tensors of no client that its metadata name")
+        raise ConfigurationError("it holds tensors that belong to no client in its metadata")
     return Round(
-        said.round,
+        metadata.round,
         weights,
         updates,
-        dict(zip(said.clients, said.examples, strict=True)) if said.examples is not None else {},
+        dict(zip(metadata.clients, metadata.examples, strict=True)) if metadata.examples is not None else {},
     )
 
 
 def _below(tensors: Arrays, prefix: str) -> Arrays:
+    """The tensors whose names start with the prefix, by the rest of their names."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

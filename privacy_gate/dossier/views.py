@@ -1,4 +1,4 @@
-"""How an image is shown: as it stands, or mirrored, moved, with a trigger on it."""
+"""Views of an image: unchanged, mirrored, shifted, or with a backdoor trigger."""
 
 from typing import Annotated, Literal, Self
 
@@ -7,13 +7,14 @@ from pydantic import Field, model_validator
 from privacy_gate.documents import Record
 
 TriggerName = Literal["corner", "grid", "blended", "sinusoid"]
-"""Known backdoor triggers: see compute.stamps."""
+"""Known backdoor triggers; compute/images/stamps.py draws them."""
 
 
 class View(Record):
-    """One way an image is shown: mirrored left to right or not, then moved down and right by so many pixels.
+    """One view of an image: mirrored left to right or not, then shifted down and right.
 
-    Pixels are those of the backbone's input; what moves in repeats the edge. A trigger is put on what is then seen.
+    Shifts are in pixels of the backbone's input. Pixels that enter the image repeat its edge. The
+    trigger is stamped last.
     """
 
     flip: bool = False
@@ -23,10 +24,10 @@ class View(Record):
 
 
 class Augmentation(Record):
-    """Views that training shows: every example is seen in one of them, drawn afresh and evenly each epoch.
+    """Augmentation in training: each epoch draws one view for every example, uniformly and independently.
 
-    flip   mirrored images too
-    shift  images moved by so many pixels of the input up, down, left and right too
+    flip   add mirrored images
+    shift  add images shifted up, down, left and right by this many pixels of the input
     """
 
     flip: bool = False
@@ -35,12 +36,12 @@ class Augmentation(Record):
     @model_validator(mode="after")
     def _shows_something_new(self) -> Self:
         if not self.flip and not self.shift:
-            raise ValueError("augmentation needs flip: true or a shift above 0; without either remove it")
+            raise ValueError("augmentation needs flip: true or a shift above 0: set one, or remove augmentation")
         return self
 
     @property
     def views(self) -> tuple[View, ...]:
-        """All views, the image as it stands first."""
+        """All views; the unchanged image comes first."""
         s = self.shift
         moves = ((0, 0), (-s, 0), (s, 0), (0, -s), (0, s)) if s else ((0, 0),)
         mirrored = (False, True) if self.flip else (False,)
@@ -48,5 +49,8 @@ class Augmentation(Record):
 
 
 def square_side(side: int) -> int:
-    """Of the white square of Gu et al. 2017 (arXiv 1708.06733) on images of this side, in pixels: 3 of 32."""
+    """Side in pixels of the white square trigger of Gu et al. 2017 (arXiv 1708.06733): 3 for images of side 32.
+
+    It grows in proportion to the image's side.
+    """
     return max(3, side * 3 // 32)

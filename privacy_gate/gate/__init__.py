@@ -1,1 +1,1 @@
-"""What happens, in order."""
+"""The steps of the gate, in the order in which they run."""

@@ -1,4 +1,4 @@
-"""Who is judged, by which policy, on which data: pulled for as long as it takes."""
+"""The case to decide: a candidate, the policy that judges it and the audit data, pulled while it is open."""
 
 import datetime
 from collections import Counter
@@ -23,7 +23,12 @@ from privacy_gate.verdict.report import Report
 
 @dataclass(frozen=True)
 class Case:
-    """A pinned candidate, its audit data, the policy that will judge it, and the champion where that speaks of one."""
+    """A pinned candidate, its audit data, the policy that judges it, and the champion if the policy compares with it.
+
+    policy_sha256  of the policy file's bytes
+    source         the path the policy was read from
+    recorded       when the policy's sha256 was first recorded for this candidate, as ISO 8601 text
+    """
 
     policy: Policy
     policy_sha256: str
@@ -36,42 +41,44 @@ class Case:
 
     @property
     def compared(self) -> Champion | None:
-        """The champion; with the reason, where computing with it failed, that it cannot be compared."""
+        """The champion. If computing with it failed before, it carries the reason why it cannot be compared."""
         if self.champion is None or self.champion.reason or not (refusal := self.store.recall(self._refusal)):
             return self.champion
         return self.champion.refused(refusal)
 
     @property
     def jobs(self) -> list[Job]:
-        """Everything the verdict needs computed."""
+        """Every job that the verdict needs, computed already or not."""
         return plan(self.policy, self.candidate, self.data, self.compared)
 
     def of_champion(self, job: Job) -> bool:
-        """Whether the job reads the champion's files in place of the candidate's."""
+        """Whether the job reads the files of the champion instead of the candidate's."""
+        # A champion with the same files as the candidate needs no jobs of its own.
         artifact = None if self.champion is None else self.champion.artifact
         return artifact not in (None, self.candidate.digest) and getattr(job, "artifact", None) == artifact
 
     def refuse_champion(self, reason: str) -> None:
-        """Keeps in the store that computing with the champion failed: it is no fault of the candidate's."""
+        """Notes in the store that computing with the champion failed, which must not count against the candidate."""
         self.store.remember(self._refusal, reason)
 
     @property
     def _refusal(self) -> str:
+        # A key in the store: another wording would forget refusals that were noted before.
         return f"champion {self.champion.artifact if self.champion else None} fails on {self.data.digest}"
 
     def missing(self, jobs: Iterable[Job]) -> list[Job]:
-        """Those of the jobs that the store lacks."""
+        """The jobs whose results are not in the store."""
         return self.store.missing(jobs)
 
     def audit(self, now: datetime.datetime, progress: Progress) -> Report:
-        """The report, from what the store holds. Raises UndecidedError where it lacks a part."""
+        """The report, from stored results alone. Raises UndecidedError if one is missing."""
         if missing := self.missing(self.jobs):
             kinds = ", ".join(
                 f"{count} {kind}" for kind, count in Counter(type(job).__name__ for job in missing).items()
             )
             raise UndecidedError(
                 f"store {self.store.root}: {len(missing)} of {len(self.jobs)} results are missing ({kinds}): run "
-                "`prepare` first, every shard of it"
+                "`prepare` first, every shard"
             )
         return audit(
             self.policy,
@@ -91,15 +98,17 @@ class Case:
 def open_case(
     uri: str, policy: Path, *, store: str, tracking_uri: str | None, now: datetime.datetime
 ) -> Iterator[Case]:
-    """Pulls the candidate, and the champion if the policy compares, into a private folder for as long as it is open.
+    """Pulls the candidate, and the champion if the policy compares with it, into a private temporary folder.
 
-    The policy is read first, and its sha256 noted in the store before anything is measured.
+    The policy is read first and its sha256 is noted in the store before anything is measured: the report can then
+    show that the limits were fixed before the results.
     """
     rules, sha256 = load_policy(policy)
     results = Store(store)
     with scratch_folder() as folder:
-        wanted = any(check.reads_rounds for check in rules.checks)
-        candidate = registry.pull(uri, folder, tracking_uri, rounds=wanted)
+        # A round log can be much larger than the model: it is only downloaded for checks that read it.
+        rounds = any(check.reads_rounds for check in rules.checks)
+        candidate = registry.pull(uri, folder, tracking_uri, rounds=rounds)
         champion = None
         if rules.compares and rules.promotion:
             champion = registry.champion_of(candidate, rules.promotion.alias, folder / "champion", tracking_uri)

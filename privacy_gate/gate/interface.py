@@ -1,4 +1,4 @@
-"""What notebooks and pipelines call: each command's work as one function with plain arguments."""
+"""The Python interface for notebooks and pipelines: one function per command, with plain arguments."""
 
 import datetime
 from pathlib import Path
@@ -32,7 +32,7 @@ def check(
     """Runs the whole pass on `uri` (models:/NAME/VERSION or models:/NAME@ALIAS) and writes the report to `output`.
 
     Writes nothing to the registry: `promote` acts on the report. Its `verdict` is approved, blocked or undecided.
-    Raises GateError where there is no verdict: see `privacy_gate.errors`.
+    Raises GateError if no verdict was reached: see `privacy_gate.errors`.
     """
     report, _, _ = steps.check(
         uri,
@@ -56,7 +56,8 @@ def prepare(
     device: str = "auto",
     progress: Progress = silent,
 ) -> Prepared:
-    """Computes what the policy needs and the store lacks: the slow, resumable step."""
+    """Computes the results that the policy needs and the store does not have: the slow, resumable step."""
+    # Shard() is the whole work; a pipeline that splits it uses the command `prepare --shard`.
     with open_case(uri, Path(policy), store=store, tracking_uri=tracking_uri, now=_now()) as case:
         return prepare_case(case, _machine(device), Shard(), progress)
 
@@ -70,7 +71,7 @@ def audit(
     tracking_uri: str | None = None,
     progress: Progress = silent,
 ) -> Report:
-    """Judges what `prepare` stored and writes the report to `output`. Raises UndecidedError if a result is missing."""
+    """Judges the stored results and writes the report to `output`. Raises UndecidedError if a result is missing."""
     report, _ = steps.audit(
         uri,
         Path(policy),
@@ -90,7 +91,9 @@ def promote(
     expect_current: str | None = None,
     dry_run: bool = False,
 ) -> list[str]:
-    """Acts in the registry on the report in the folder `output`: moves the alias if it approves, else records it.
+    """Writes the decision of the report in the folder `output` to the registry.
+
+    An approved report moves the alias; any other verdict is only recorded.
 
     Returns one line for every step taken, or planned if `dry_run`. Raises ConflictError if the model's bytes or the
     alias changed since the audit.

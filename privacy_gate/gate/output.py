@@ -1,4 +1,4 @@
-"""The files that a run leaves behind: reports, advice, and thumbnails apart from both."""
+"""Writes the files of a run: reports, advice, and thumbnails, which never lie in the folder of reports."""
 
 import errno
 import os
@@ -17,22 +17,24 @@ from privacy_gate.verdict.report import Report
 
 
 def refuse_thumbnails(file: Path, folder: Path, policy: Policy) -> None:
-    """Raises ConfigurationError where training records would lie with the report, or nothing would be listed."""
+    """Raises ConfigurationError if the file lies in the report's folder, or if the policy lists no examples."""
+    # Resolved first: a symbolic link or `..` must not hide that the file ends up in the report's folder.
     if file.resolve().is_relative_to(folder.resolve()):
         raise ConfigurationError(
-            f"--thumbnails {file}: lies in the report's folder {folder}, whose files go to the registry; name a file "
-            "elsewhere"
+            f"--thumbnails {file}: lies in the report's folder {folder}, whose files are uploaded to the registry; "
+            "name a file elsewhere"
         )
     if not any(isinstance(check, Vulnerability) for check in policy.checks):
         raise ConfigurationError(
-            "--thumbnails: the policy lists no examples: add the check 'vulnerability', or leave it out"
+            "--thumbnails: the policy lists no examples: add the check 'vulnerability' to it, or omit --thumbnails"
         )
 
 
 def write_thumbnails(file: Path, report: Report, data: AuditData) -> None:
-    """Writes the listed examples' images to a page that only its owner may read: it shows training records."""
+    """Writes a page with the images of the listed examples, readable by its owner only: it shows training records."""
     text = thumbnail_page(report, data)
     try:
+        # O_EXCL never follows a link that somebody placed there, and the page is private from its first byte on.
         file.unlink(missing_ok=True)
         with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as page:
             page.write(text)
@@ -41,14 +43,18 @@ def write_thumbnails(file: Path, report: Report, data: AuditData) -> None:
 
 
 def write_report(report: Report, folder: Path) -> list[Path]:
-    """Writes the report in every format a file is made of; returns the paths."""
+    """Writes the report in every format that has a file name; returns the paths."""
     return _write(((form.file_name, form.render(report)) for form in FORMATS.values() if form.file_name), folder)
 
 
 def make_folder(folder: Path) -> None:
-    """Makes the folder of reports, before hours of computing. Raises ConfigurationError where it cannot be written."""
+    """Makes the folder of reports. Raises ConfigurationError if it cannot be written.
+
+    Called before anything is computed, so that hours of work do not end with a folder that cannot be written.
+    """
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        # mkdir also succeeds for an existing folder that is read-only.
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 

@@ -1,4 +1,4 @@
-"""Computing what a verdict needs and the store lacks: the only slow step."""
+"""Computes the results that a verdict needs and the store does not have: the only slow step."""
 
 import time
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Prepared(NamedTuple):
-    """What preparing did: jobs computed, jobs whose results were there, and seconds that computing took."""
+    """The outcome of preparing: jobs computed, jobs stored before, and seconds of computing."""
 
     computed: int
     stored: int
@@ -27,19 +27,23 @@ class Prepared(NamedTuple):
 def prepare(
     case: Case, machine: "Machine", part: Shard, progress: Progress, cluster: "Cluster | None" = None
 ) -> Prepared:
-    """Computes what the store lacks, here or on a cluster: of the candidate, then of the champion."""
+    """Computes the missing results, here or on a cluster: the candidate's first, then the champion's.
+
+    A champion that cannot be computed does not end the run: the reason is noted, and limits relative to it are
+    judged with that reason.
+    """
     jobs = part.take(case.jobs)
-    own, rival = ([job for job in jobs if case.of_champion(job) is other] for other in (False, True))
-    done = compute(case, own, machine, progress, cluster)
-    if not rival or case.champion is None:
+    candidate_jobs, champion_jobs = ([job for job in jobs if case.of_champion(job) is of] for of in (False, True))
+    done = compute(case, candidate_jobs, machine, progress, cluster)
+    if not champion_jobs or case.champion is None:
         return done
     began = time.monotonic()
     try:
-        more = compute(case, rival, machine, progress, cluster, case.champion.folder)
-    except DatasetError:
+        more = compute(case, champion_jobs, machine, progress, cluster, case.champion.folder)
+    except DatasetError:  # a CandidateError too, but the table is the candidate's: the champion is not to blame
         raise
     except CandidateError as error:
-        case.refuse_champion(f"put in the candidate's place, it failed: {error}")
+        case.refuse_champion(f"it failed when it was run in place of the candidate: {error}")
         more = Prepared(0, 0, time.monotonic() - began)
     return Prepared(done.computed + more.computed, done.stored + more.stored, done.seconds + more.seconds)
 
@@ -52,9 +56,10 @@ def compute(
     cluster: "Cluster | None" = None,
     folder: Path | None = None,
 ) -> Prepared:
-    """Computes those of the jobs that the store lacks.
+    """Computes the jobs whose results are not in the store.
 
-    folder: where the files lie of whom the jobs speak of; None: the candidate's."""
+    folder: the files of the model that the jobs are about; None: the candidate's
+    """
     # torch takes seconds to import, and only this step needs it.
     from privacy_gate.compute.cluster import run_on_cluster  # noqa: PLC0415
     from privacy_gate.compute.machine.numerics import numerics  # noqa: PLC0415
@@ -63,14 +68,15 @@ def compute(
 
     missing, candidate = case.missing(jobs), case.candidate
     folder = folder or candidate.folder
-    # A round log may be larger than all the rest; what reads it stays where it is.
-    away = [job for job in missing if cluster and not hasattr(job, "rounds")]
-    here = [job for job in missing if not cluster or hasattr(job, "rounds")]
+    # Jobs that read the round log run on this machine: the log may be larger than everything else together, and is
+    # not copied to the cluster.
+    remote = [job for job in missing if cluster and not hasattr(job, "rounds")]
+    local = [job for job in missing if not cluster or hasattr(job, "rounds")]
     began = time.monotonic()
-    if cluster and away:
+    if cluster and remote:
         manifest, classes = candidate.dossier.data, candidate.recipe.classes
-        run_on_cluster(away, manifest, classes, folder, machine, case.store, cluster, progress)
-    if here:
+        run_on_cluster(remote, manifest, classes, folder, machine, case.store, cluster, progress)
+    if local:
         inputs = Inputs(case.data, folder, candidate.rounds)
-        run(here, inputs, machine, case.store.made_by(numerics(machine)), progress)
+        run(local, inputs, machine, case.store.made_by(numerics(machine)), progress)
     return Prepared(len(missing), len(jobs) - len(missing), time.monotonic() - began)

@@ -1,4 +1,4 @@
-"""The gate's story, on one page: open a case, prepare it, audit it, report, decide; or advise."""
+"""The whole gate on one page: open a case, prepare it, audit it, report, decide; or advise."""
 
 import datetime
 from collections.abc import Iterable
@@ -39,12 +39,14 @@ def check(
     thumbnails: Path | None = None,
     cluster: "Cluster | None" = None,
 ) -> tuple[Report, list[Path], Prepared]:
-    """The whole pass but for the decision's writing: the report and its files, and thumbnails where asked for; and what
-    was computed for it.
+    """The whole pass except writing the decision to the registry, which is `decide`.
+
+    Returns the report, its files and what was computed. Also writes `thumbnails`, if a file is named.
     """
     with open_case(uri, policy, store=store, tracking_uri=tracking_uri, now=now) as case:
         if thumbnails:
             refuse_thumbnails(thumbnails, output, case.policy)
+        # Fails now, not after hours of computing, if the folder cannot be written.
         make_folder(output)
         prepared = prepare(case, machine, Shard(), progress, cluster)
         report = case.audit(now, progress)
@@ -65,7 +67,7 @@ def audit(
     progress: Progress,
     thumbnails: Path | None = None,
 ) -> tuple[Report, list[Path]]:
-    """Judges what `prepare` stored: the report and its files, and thumbnails if asked for."""
+    """Judges the stored results: the report and its files. Also writes `thumbnails`, if a file is named."""
     with open_case(uri, policy, store=store, tracking_uri=tracking_uri, now=now) as case:
         if thumbnails:
             refuse_thumbnails(thumbnails, output, case.policy)
@@ -79,10 +81,11 @@ def audit(
 def decide(
     report: Report, folder: Path, *, tracking_uri: str | None, expect_current: str | None, dry_run: bool
 ) -> list[str]:
-    """Acts on the report in the registry; returns one line for every step taken (or planned, when dry).
+    """Writes the decision to the registry; returns one line for every step taken, or planned if `dry_run`.
 
-    Approval moves the policy's alias, after hashing the artifact again; anything else is only recorded.
+    Approval moves the policy's alias after hashing the artifact again. Any other verdict is only recorded.
     """
+    # The report's files are stored with the decision, as far as they are in the folder.
     paths = [folder / form.file_name for form in FORMATS.values() if form.file_name]
     files = {path.name: path.read_bytes() for path in paths if path.is_file()}
     if report.verdict is Verdict.APPROVED and report.policy.alias:
@@ -109,11 +112,12 @@ def advise(
     now: datetime.datetime,
     progress: Progress,
 ) -> tuple[Advice, int]:
-    """What other recipes would leak and cost, measured; and how many jobs were computed for it.
+    """Measures how much other recipes would leak and how accurate they would be. Also returns the jobs computed.
 
-    The recipe as it is comes first: it names the rows whose dropping is tried.
+    The unchanged recipe comes first, because its most vulnerable rows are those that the alternative `drop` drops.
+    An alternative that cannot be trained becomes a line with its reason; the unchanged recipe must be trainable.
     """
-    from privacy_gate.compute.training.accountant import private_settings  # noqa: PLC0415 - imports torch's kin, as above
+    from privacy_gate.compute.training.accountant import private_settings  # noqa: PLC0415 - imports torch, slowly
 
     subject, computed = subject_of(case.candidate, case.data, case.policy), 0
     size, goals = advice.reference_rows(subject), advice.targets(case.policy, int(advice.pool_of(subject).sum()))
@@ -127,16 +131,18 @@ def advise(
         if option.reason:
             rows.append(advice.unmeasured(option, goals))
             continue
+        # Which rows to drop is only known once the unchanged recipe, the first option, has been measured.
         without = advice.dropped_rows(option, subject, as_is)
         jobs = advice.jobs(option, subject, references, without)
-        if lacking := untrainable_references(case.data, jobs):
-            if as_is is None:
-                raise UndecidedError(lacking)
-            rows.append(advice.unmeasured(replace(option, reason=lacking), goals))
+        if reason := untrainable_references(case.data, jobs):
+            if as_is is None:  # without the unchanged recipe there is nothing to compare with
+                raise UndecidedError(reason)
+            rows.append(advice.unmeasured(replace(option, reason=reason), goals))
             continue
         try:
             computed += compute(case, jobs, machine, _named(option.name, progress))[0]
         except CandidateError as error:
+            # One alternative that fails must not end a run that measures ten others.
             if as_is is None:
                 raise
             rows.append(advice.unmeasured(replace(option, reason=str(error)), goals))
@@ -149,5 +155,5 @@ def advise(
 
 
 def _named(name: str, progress: Progress) -> Progress:
-    """Progress that says which alternative it is of: each counts from the start."""
+    """Progress with the name of the alternative in front: each alternative counts from 0."""
     return lambda task, done, total: progress(f"{name}: {task}", done, total)

@@ -1,4 +1,4 @@
-"""Jobs that one shard or one task does together: by what they are, never by how many there are or who does them."""
+"""Batches of jobs that one shard or task runs together. A job's batch depends only on the job itself."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -6,16 +6,17 @@ from typing import Any
 from privacy_gate.jobs.kinds import EMBED_ROWS, Embed, Federate, Job, Probe, TrainReference
 
 REFERENCE_BLOCK = 16
-"""References of one batch train stacked."""
+"""References in one batch, which train stacked."""
 
 EMBED_BLOCK = 8
-"""Embed jobs of one batch: 2,048 images, some seconds of a GPU, against a fraction of one to send a task."""
+"""Embed jobs in one batch: 2,048 images, which take a GPU some seconds. Sending a task takes a fraction of a second."""
 
 
 def batches(jobs: Iterable[Job]) -> list[list[Job]]:
-    """The jobs, batch by batch: references by blocks of their index, features by blocks of rows.
+    """The jobs in batches: references by blocks of their index, features by blocks of rows.
 
-    A job's batch depends on what it is: so what is stored already, or planned elsewhere, stacks no job with others.
+    A job's batch does not depend on the other jobs, so it is the same whether some results are already stored or are
+    planned on another shard.
     """
     alike: dict[tuple[Any, ...], list[Job]] = {}
     for job in jobs:
@@ -24,14 +25,15 @@ def batches(jobs: Iterable[Job]) -> list[list[Job]]:
 
 
 def _batch(job: Job) -> tuple[Any, ...]:
+    """A key that is equal for jobs in the same batch."""
     match job:
         case Embed():
             return (Embed, job.backbone, job.input, job.view, job.first // (EMBED_BLOCK * EMBED_ROWS))
         case TrainReference():
-            # Programs train one after the other and may take hours: nothing is gained by keeping them together.
+            # A program trains one reference at a time and may take hours, so a batch of several would gain nothing.
             block = 1 if job.recipe.adaptation == "command" else REFERENCE_BLOCK
             return (TrainReference, job.recipe, job.divisor, job.without, job.index // block)
-        case Federate() if not job.recipe.trains_network:  # seeds train stacked
+        case Federate() if not job.recipe.trains_network:  # federations that differ in their seed train stacked
             return (Federate, job.recipe, job.adversary, job.byzantine, job.stress)
         case Probe():
             return (Probe, job.recipe)

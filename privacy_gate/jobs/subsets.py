@@ -1,7 +1,7 @@
-"""What is random in a reference: the rows it is trained on, the order of its batches, its first head.
+"""The random parts of a reference: its training rows, the order of its batches, its initial head.
 
-Every draw comes from a generator keyed by what it is for and by the reference's index, never by how
-many references there are: references 64 to 127 can be added to the first 64 without changing them.
+Every draw comes from a generator keyed by its purpose and the reference's index, never by the number of references.
+So references 64 to 127 can be added to the first 64 without changing them.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,9 +13,9 @@ from privacy_gate.dossier.dataset import AuditData, Split
 from privacy_gate.errors import EvidenceError
 
 Subset = tuple[int, NDArray[np.int64]]
-"""A reference's index and the rows it is trained on."""
+"""A reference's index and its training rows."""
 
-# One stream of random numbers each; part of what a stored reference means, so never to be changed.
+# Keys of the streams of random numbers. Stored references depend on them, so they must never change.
 _ROWS = int.from_bytes(b"rows")
 _PART = int.from_bytes(b"part")
 _ORDER = int.from_bytes(b"order")
@@ -28,11 +28,13 @@ _NETWORK = int.from_bytes(b"network")
 
 
 def group_size(pool: int, size: int) -> int:
-    """How many references make a group in which every row of the pool is in once and out once.
+    """The smallest number of references in which every row of the pool is at least once in and at least once out.
 
-    pool: audited rows (members + holdout); size: rows each reference is trained on. It is
-    ceil(max(1/p, 1/(1-p))), p = size/pool. A number of references that is a multiple of it
-    treats all rows most evenly. Raises EvidenceError unless 0 < size < pool.
+    It is ceil(max(1/p, 1/(1-p))) with p = size/pool. A number of references that is a multiple of it treats all rows
+    most evenly. Raises EvidenceError unless 0 < size < pool.
+
+    pool  number of audited rows (members + holdout)
+    size  number of training rows of each reference
 
     >>> group_size(1000, 500), group_size(1000, 900)
     (2, 10)
@@ -40,25 +42,26 @@ def group_size(pool: int, size: int) -> int:
     if not 0 < size < pool:
         raise EvidenceError(
             f"{size} of {pool} audited rows are members, expected at least 1 member and 1 holdout row: "
-            "references are trained on as many rows as the candidate, and need others to be left out"
+            "references train on as many rows as the candidate and must leave other rows out; correct split"
         )
     return max(-(-pool // size), -(-pool // (pool - size)))
 
 
 def included(index: int, pool: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
-    """The rows reference `index` is trained on: (N,) bool, exactly `size` of them, all from `pool`.
+    """The training rows of reference `index`: (N,) bool, exactly `size` rows from `pool`.
 
-    pool (N,) True for the audited rows. References come in groups of G = group_size. A group has one
-    random permutation of the pool; its reference j takes `size` consecutive places of it, around
-    the end if need be, from place floor(j * pool / G) on. Starts are never further apart than `size` nor
-    than pool - size, so a whole group has every row in at least once and out at least once; with
-    size = pool / 2 it is a pair of complements. Each reference alone is a uniformly random subset, and
+    pool  (N,) bool, True for the audited rows
+
+    References form groups of G = group_size. Each group has one random permutation of the pool, and its reference j
+    takes `size` consecutive places of it from place floor(j * pool / G) on, wrapping around at the end. Starts are at
+    most `size` and at most pool - size apart, so every row is at least once in and at least once out in each group.
+    If size = pool / 2, a group is a pair of complements. Each single reference is a uniformly random subset, and
     groups are independent.
     """
     rows = np.flatnonzero(pool)
     group = group_size(rows.size, size)
-    number, place = divmod(index, group)
-    permuted = np.random.default_rng([_ROWS, number]).permutation(rows)
+    group_index, place = divmod(index, group)
+    permuted = np.random.default_rng([_ROWS, group_index]).permutation(rows)
     start = place * rows.size // group
     chosen = np.zeros(len(pool), dtype=np.bool_)
     chosen[np.take(permuted, np.arange(start, start + size), mode="wrap")] = True
@@ -66,14 +69,18 @@ def included(index: int, pool: NDArray[np.bool_], size: int) -> NDArray[np.bool_
 
 
 def subpool(label: NDArray[np.int64], pool: NDArray[np.bool_], divisor: int) -> NDArray[np.bool_]:
-    """One `divisor`-th of every class of the pool: (N,) bool; a larger divisor's rows are among a smaller's.
+    """A share of 1 / divisor of every class in the pool: (N,) bool.
 
-    label (N,), pool (N,) True for the audited rows. Divisor 1 is the pool itself; a class keeps at
-    least two rows, so that one can be in and one out.
+    label  (N,) class of each row
+    pool   (N,) bool, True for the audited rows
+
+    The rows for a larger divisor are a subset of those for a smaller one; divisor 1 gives the pool itself. A class
+    keeps at least two rows, so that one can be in and one out.
     """
     chosen = np.zeros(len(pool), dtype=np.bool_)
     for name in np.unique(label[pool]):
         rows = np.flatnonzero(pool & (label == name))
+        # One permutation per class for all divisors makes the parts nested.
         order = np.random.default_rng([_PART, int(name)]).permutation(rows)
         chosen[order[: max(2, len(rows) // divisor)]] = True
     return chosen
@@ -82,15 +89,16 @@ def subpool(label: NDArray[np.int64], pool: NDArray[np.bool_], divisor: int) -> 
 def training_sets(
     data: AuditData, indices: Iterable[int], divisor: int = 1, without: Sequence[int] = ()
 ) -> Iterator[tuple[int, NDArray[np.bool_]]]:
-    """Each reference's index and the rows of the table that it is trained on, (N,) bool.
+    """Each reference's index and its training rows in the table, (N,) bool.
 
-    As large a share of the pool as the members are of the whole of it; divisor, without: as of job.TrainReference.
+    The training rows are the same share of the (reduced) pool as the members are of the whole pool.
+    divisor, without: see jobs.kinds.TrainReference.
     """
     pool = data.split != Split.POPULATION
     share = int((data.split == Split.MEMBER).sum()) / int(pool.sum())
-    left = pool.copy()
-    left[list(without)] = False
-    part = subpool(data.label, left, divisor)
+    remaining = pool.copy()
+    remaining[list(without)] = False
+    part = subpool(data.label, remaining, divisor)
     size = round(int(part.sum()) * share)
     for index in indices:
         yield index, included(index, part, size)
@@ -99,17 +107,21 @@ def training_sets(
 def batch_order(index: int, epoch: int, size: int) -> NDArray[np.int64]:
     """The order in which reference `index` sees its `size` examples in `epoch` (from 0).
 
-    (size,) int64, a permutation of range(size); consecutive runs of the batch size are the batches,
-    the last one shorter, as DataLoader(shuffle=True, drop_last=False) makes them.
+    (size,) int64, a permutation of range(size). Consecutive blocks of batch_size form the batches. The last batch may
+    be shorter, as with DataLoader(shuffle=True, drop_last=False).
     """
     return np.random.default_rng([_ORDER, index, epoch]).permutation(size)
 
 
 def shown(index: int, epoch: int, rows: NDArray[np.int64], views: int, table: int) -> NDArray[np.int64]:
-    """What reference `index` sees in `epoch`, in order: its rows, each in one of the views, drawn evenly.
+    """The examples that reference `index` sees in `epoch`, in order: each of its rows, in a view drawn uniformly.
 
-    rows: those it is trained on, 0 <= row < table. Row r in view v is v * table + r of the features of all views,
-    one after the other; so with one view these are the rows themselves, in batch_order.
+    rows   (K,) its training rows, 0 <= row < table
+    views  number of views of an image
+    table  number of rows in the table
+
+    The result (K,) indexes the features of all views one after the other: row r in view v is v * table + r. With one
+    view these are the rows themselves, in batch_order.
     """
     order = rows[batch_order(index, epoch, len(rows))]
     if views == 1:
@@ -118,10 +130,9 @@ def shown(index: int, epoch: int, rows: NDArray[np.int64], views: int, table: in
 
 
 def initial_head(index: int, classes: int, width: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The untrained head of reference `index` where the recipe starts uniform, not at zero.
+    """The initial head of reference `index` if the recipe has head: {initial: uniform}.
 
-    Weight (C, D) and bias (C,) float64, uniform in (-1/sqrt(D), 1/sqrt(D)) as torch.nn.Linear's,
-    D = width.
+    Weight (C, D) and bias (C,), float64, uniform in (-1/sqrt(D), 1/sqrt(D)) as in torch.nn.Linear; D = width.
     """
     rng = np.random.default_rng([_INITIAL, index])
     bound = width**-0.5
@@ -129,19 +140,19 @@ def initial_head(index: int, classes: int, width: int) -> tuple[NDArray[np.float
 
 
 def poisson_batch(index: int, epoch: int, step: int, size: int, rate: float) -> NDArray[np.int64]:
-    """Which of its `size` examples reference `index` takes in a step of DP-SGD: each with probability `rate`."""
+    """Indices of the examples in a step of DP-SGD of reference `index`: each of `size`, with probability `rate`."""
     return np.flatnonzero(np.random.default_rng([_POISSON, index, epoch, step]).random(size) < rate)
 
 
 def gradient_noise(index: int, epoch: int, step: int, shape: Sequence[int]) -> NDArray[np.float64]:
-    """Standard normal noise of one step of DP-SGD; shape of a reference's parameters: a head's are (C, D + 1)."""
+    """Standard normal noise for one step of DP-SGD, in the shape of the parameters: (C, D + 1) for a head."""
     return np.random.default_rng([_NOISE, index, epoch, step]).standard_normal(shape)
 
 
 def initial_update(index: int, place: int, rank: int, width: int) -> NDArray[np.float64]:
-    """How the `place`-th low-rank update of reference `index` starts: down (rank, width); up starts at zero.
+    """Initial `down` of the `place`-th low-rank update of reference `index`, (rank, width). Its `up` starts at zero.
 
-    Uniform in (-1/sqrt(width), 1/sqrt(width)), as torch.nn.Linear's and as LoRA's own code has it.
+    Uniform in (-1/sqrt(width), 1/sqrt(width)), as in torch.nn.Linear and in the code of the LoRA paper.
     """
     bound = width**-0.5
     return np.random.default_rng([_UPDATE, index, place]).uniform(-bound, bound, (rank, width))

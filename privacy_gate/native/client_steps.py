@@ -1,5 +1,10 @@
-"""Local training of softmax heads on a CPU in one pass of machine code: the logits, errors and gradient of one head
-after the other, which never leave a core's own cache. Axis letters: local.py. Imported only where Numba is.
+"""Local training of softmax heads on a CPU, compiled: twin of simulation.local.stacked_updates.
+
+One head is finished before the next begins, so its logits, errors and gradient stay in the core's cache. Axis letters:
+simulation/local.py. Import this module only if Numba is installed.
+
+Matrix products are made of tiles: blocks of the result small enough for the processor's registers, see lanes.TILES.
+`_logits` and `_gradient` cover a result with the largest tiles that fit, then with smaller ones.
 """
 
 import math
@@ -12,6 +17,7 @@ from privacy_gate.arrays import Floats, Ints
 from privacy_gate.native.compiler import compiled
 from privacy_gate.native.lanes import BACKWARD, FORWARD, TILES, WIDE, lanes, softmax
 
+# Tiles by their number of rows: F for logits, B for gradients, S for what is left, one vector wide.
 F10, F5, F2, F1 = (TILES[rows, FORWARD] for rows in (10, 5, 2, 1))
 B5, B2, B1 = (TILES[rows, BACKWARD] for rows in (5, 2, 1))
 S10, S5, S2, S1 = (TILES[rows, 1] for rows in (10, 5, 2, 1))
@@ -26,9 +32,10 @@ def local_updates(
     settings: tuple[float, float, float],
     losses: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The compiled twin of simulation.local.stacked_updates.
+    """Updates (A, G, K, C E) of heads (A, G, C, E), and their first losses (A, G, K) if asked for.
 
-    rows, label, weight (G, K, S, B): the fields of its Batches. settings: lr, decay and prox of its Training.
+    table (N, E). rows, label, weight (G, K, S, B): as in simulation.local.Batches. settings: lr, decay and prox as in
+    simulation.cells.Training.
     """
     cells, groups, classes, width = heads.shape
     clients = rows.shape[1]
@@ -38,7 +45,7 @@ def local_updates(
     _train(
         table.numpy(),
         flat,
-        rows.contiguous().numpy(),  # arrays of another layout would be compiled for anew
+        rows.contiguous().numpy(),  # another memory layout would need another compilation
         label.contiguous().numpy(),
         weight.contiguous().numpy(),
         np.array(settings, flat.dtype),
@@ -51,9 +58,14 @@ def local_updates(
 
 
 class _Desk(NamedTuple):
-    """What one client's batch is worked on with; B' and E' are as long as a vector at least, B' a multiple of it.
+    """Work space for one client's batch. B' is B rounded up to whole vectors, E' is E but at least one vector.
 
-    x (B, E'), turned (E, B') its transpose, share (B') weights times - the rate, error (C B'), head (C E), step (C E')
+    x       (B, E')  the rows of the batch
+    turned  (E, B')  their transpose
+    share   (B',)    weight of each row times the negative learning rate
+    error   (C B')   logits, then the gradient of the loss by them, times share
+    head    (C E)    the head after the steps so far
+    step    (C E')   the step to take
     """
 
     x: Floats
@@ -77,7 +89,7 @@ def _train(
     updates: Floats,
     loss: Floats,
 ) -> None:
-    """Sets updates (A G K C E) from heads (A G C E), and loss (A, G, K) where it has clients."""
+    """Sets updates (A G K C E) from heads (A G C E), and loss (A, G, K) unless K is 0 in it."""
     groups, clients, steps, size = rows.shape
     kind, width = table.dtype, table.shape[1]
     wide, padded, length = max(width, lane), -(-size // lane) * lane, classes * width
@@ -119,7 +131,10 @@ def _step(
     updates: Floats,
     loss: Floats,
 ) -> None:
-    """One step of one client of every cell, whose heads and updates begin and follow as `place` says; loss (A, 1)."""
+    """One step of one client, for every cell. Sets loss (A, 1) unless it is empty.
+
+    place: where the first cell's head begins, the distance to the next cell's, and both again for updates.
+    """
     origin, apart, moved, beyond = place
     width, padded = desk.turned.shape
     length, wide = desk.head.size, desk.x.shape[1]
@@ -157,7 +172,7 @@ def _move(
     updates: Floats,
     first: int,
 ) -> None:
-    """Adds to the update (C, E) at `first`, or sets it where it is new, a step (C, E') and what draws its head back."""
+    """Adds step (C, E'), weight decay and the proximal pull to the update (C, E) at `first`; `new` ones begin at 0."""
     lr, decay, prox = rates
     for c in range(step.size // wide):
         here, there, begin = origin + c * width, first + c * width, c * wide
@@ -168,7 +183,7 @@ def _move(
 
 @compiled
 def _gather(table: Floats, rows: Ints, desk: _Desk) -> None:
-    """Puts the rows (B,) of the table on the desk, and their transpose."""
+    """Copies the rows (B,) of the table to x, and their transpose to turned."""
     for b in range(rows.size):
         row = table[rows[b]]
         for e in range(row.size):
@@ -180,7 +195,7 @@ def _gather(table: Floats, rows: Ints, desk: _Desk) -> None:
 
 @compiled
 def _loss(logits: Floats, classes: int, truth: Ints, weight: Floats, out: Floats) -> None:
-    """Sets out (1,) to the sum of weight (B,) times - log p of the true class, p at least the least normal number."""
+    """Sets out (1,) to the sum of weight (B,) times -log p of the true class, p at least the least normal number."""
     padded, total = logits.size // classes, 0.0
     most = -math.log(np.finfo(logits.dtype).tiny)
     for b in range(truth.size):
@@ -197,12 +212,12 @@ def _loss(logits: Floats, classes: int, truth: Ints, weight: Floats, out: Floats
 
 @compiled
 def _logits(head: Floats, h: int, width: int, classes: int, turned: Floats, out: Floats, lane: int) -> None:
-    """Sets out (C, B') to the product of the head (C, E) at h and turned (E, B')."""
+    """Sets out (C, B') to head (C, E), which begins at h, times turned (E, B'): ten, five, two, one class at a time."""
     padded = turned.shape[1]
     tiled = padded - padded % (FORWARD * lane)
     for v in range(0, tiled, FORWARD * lane):
         c = 0
-        while WIDE and c + 10 <= classes:  # twenty sums and what they are of: more than 16 registers hold
+        while WIDE and c + 10 <= classes:  # 20 sums and their factors do not fit into 16 registers
             F10(head, h + c * width, width, turned, v, padded, width, out, c * padded + v, padded)
             c += 10
         while c + 5 <= classes:
@@ -220,7 +235,7 @@ def _logits(head: Floats, h: int, width: int, classes: int, turned: Floats, out:
 
 @compiled
 def _gradient(error: Floats, padded: int, classes: int, x: Floats, out: Floats, first: int, lane: int) -> None:
-    """Sets out, from `first` on, to the product (C, E) of error (C, B') and x (B, E); E is a vector at least."""
+    """Sets out (C, E), which begins at `first`, to error (C, B') times x (B, E); E is at least one vector."""
     size, width = x.shape
     tiled = width - width % (BACKWARD * lane)
     for v in range(0, tiled, BACKWARD * lane):
@@ -235,7 +250,9 @@ def _gradient(error: Floats, padded: int, classes: int, x: Floats, out: Floats, 
             B1(error, c * padded, padded, x, v, width, size, out, first + c * width + v, width)
             c += 1
     for v in range(tiled, width, lane):
-        begin = min(v, width - lane)  # the last ones overlap those before, which are then set twice, to the same
+        begin = min(
+            v, width - lane
+        )  # the last vector overlaps the one before: those numbers are set twice, to the same value
         _slim(error, 0, padded, classes, x, begin, width, size, out, first + begin, width)
 
 
@@ -243,7 +260,7 @@ def _gradient(error: Floats, padded: int, classes: int, x: Floats, out: Floats, 
 def _slim(
     a: Floats, a0: int, ar: int, rows: int, b: Floats, b0: int, bk: int, count: int, out: Floats, o0: int, step: int
 ) -> None:
-    """Tiles of one vector, see lanes.TILES."""
+    """One column of tiles that are a single vector wide; arguments as in lanes.TILES."""
     r = 0
     while r + 10 <= rows:
         S10(a, a0 + r * ar, ar, b, b0, bk, count, out, o0 + r * step, step)

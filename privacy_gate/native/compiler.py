@@ -1,28 +1,28 @@
-"""Functions of arrays as machine code, by Numba, where it is installed."""
+"""Compiles functions of arrays to machine code with Numba, if it is installed."""
 
 import importlib
-import shutil
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
 REORDERED = {"reassoc", "contract", "nsz"}
-"""Sums may be taken in another order, as every matrix library does; NaN and infinity stay what they are."""
+"""Sums may be reordered and products fused with sums, as matrix libraries do; NaN and infinity keep their meaning."""
 
-SETTINGS: dict[str, Any] = {"nogil": True, "fastmath": REORDERED, "error_model": "numpy"}
-"""A division by zero is what it is to NumPy: to look out for it, as Python does, keeps loops from being vectors."""
+SETTINGS: dict[str, Any] = {"nogil": True, "forceinline": True, "fastmath": REORDERED, "error_model": "numpy"}
+"""How every function is compiled.
 
-ROOM = 64 << 20
-"""Bytes that a disk must have free for machine code to be kept there."""
+forceinline   a function is part of the code of those that call it. Otherwise a process that has just compiled runs the
+              callee's own code and one that loads from disk runs a copy, optimised separately: last bits differed
+error_model   a division by zero gives inf or NaN as in NumPy; checking for it would keep loops from being vectorised
+"""
 
 
 @cache
 def has_numba() -> bool:
-    """Whether Numba is installed and works: it refuses a NumPy newer than it knows."""
+    """Whether Numba is installed and can be imported: it raises ImportError for a NumPy newer than it supports."""
     if find_spec("numba") is None:
         return False
     try:
@@ -33,18 +33,15 @@ def has_numba() -> bool:
 
 
 def compiled(function: Function) -> Function:
-    """The function for the processor at hand, compiled at its first call; runs without the interpreter's lock.
+    """The function, compiled for this processor at its first call. It runs without the interpreter's lock.
 
-    Kept on disk where there is a place for it. Modules that use this are imported only where `has_numba`.
+    The machine code is kept on disk if possible, see `native.cache`. Import modules that use this only if `has_numba`.
     """
     from numba import njit  # noqa: PLC0415 - an extra, and slow to import
 
-    try:
-        kept = njit(function, cache=True, **SETTINGS)
-    except RuntimeError:  # neither the package's folder nor the user's can be written to
-        return cast(Function, njit(function, **SETTINGS))
-    place = Path(kept.stats.cache_path)
-    there = next(folder for folder in (place, *place.parents) if folder.exists())
-    if shutil.disk_usage(there).free < ROOM:
-        return cast(Function, njit(function, **SETTINGS))
-    return cast(Function, kept)
+    from privacy_gate.native.cache import cache_of  # noqa: PLC0415 - needs Numba
+
+    made, kept = njit(function, **SETTINGS), cache_of(function)
+    if kept is not None:
+        made._cache = kept  # as Numba does for cache=True, but with a cache that notices every change
+    return cast(Function, made)

@@ -1,7 +1,8 @@
-"""Order, distance and moments of updates on a CPU, compiled by Numba for the processor at hand: twins of geometry.py.
+"""Order, distances and moments of updates on a CPU, compiled: twins of simulation/rules/geometry.py.
 
-One cell's updates, ten rows of some hundred numbers, are read once and stay in a core's own cache; torch passes over
-those of all cells for each exchange of a sort, and widens all of them before it multiplies.
+One cell's updates, about ten rows of some hundred numbers, are read once and stay in the core's cache. Torch reads the
+updates of all cells again for each exchange of a sort, and converts all of them to float64 before it multiplies.
+Import this module only if Numba is installed.
 """
 
 from collections.abc import Sequence
@@ -20,11 +21,11 @@ Exchange = tuple[int, int, bool, bool]
 DOUBLES = lanes(np.float64)
 
 COLUMNS = 1024
-"""Coordinates that are sorted side by side."""
+"""Coordinates that are sorted at once: their rows fit into the core's cache."""
 
 
 def ordered(updates: torch.Tensor, exchanges: Sequence[Exchange], ranks: Sequence[int]) -> list[torch.Tensor]:
-    """The order statistics of these ranks, by exchanges that sort as far as they need: see geometry.ordered."""
+    """The order statistics of these ranks; the exchanges must sort at least those: see geometry.ordered."""
     out = updates.new_empty(*updates.shape[:-2], len(ranks), updates.shape[-1])
     pairs = np.array([pair[:2] for pair in exchanges], dtype=np.int64).reshape(-1, 2)
     _order_statistics(
@@ -43,7 +44,7 @@ def mean_of_ranks(updates: torch.Tensor, exchanges: Sequence[Exchange], ranks: S
 
 
 def inner_products(updates: torch.Tensor) -> torch.Tensor:
-    """Of all pairs of updates, summed in float64: see geometry.inner_products."""
+    """Inner products of all pairs of updates, summed in float64: see geometry.inner_products."""
     n, width = updates.shape[-2:]
     out = torch.empty(*updates.shape[:-2], n, n, dtype=torch.float64)
     _inner_products(rows_of(updates), width, out.view(-1, n, n).numpy())
@@ -51,7 +52,7 @@ def inner_products(updates: torch.Tensor) -> torch.Tensor:
 
 
 def squared_distances(updates: torch.Tensor) -> torch.Tensor:
-    """Between all pairs: see geometry.squared_distances."""
+    """Squared distances between all pairs of updates: see geometry.squared_distances."""
     n, width = updates.shape[-2:]
     out = torch.empty(*updates.shape[:-2], n, n, dtype=torch.float64)
     _squared_distances(rows_of(updates), width, out.view(-1, n, n).numpy())
@@ -59,7 +60,7 @@ def squared_distances(updates: torch.Tensor) -> torch.Tensor:
 
 
 def norms(updates: torch.Tensor) -> torch.Tensor:
-    """Of vectors (..., d), summed in float64: see geometry.norms."""
+    """Norms of vectors (..., d), summed in float64: see geometry.norms."""
     out = torch.empty(updates.shape[:-1], dtype=torch.float64)
     rows = updates if updates.dim() > 1 else updates.unsqueeze(0)
     _norms(rows_of(rows), rows.shape[-1], out.view(-1, rows.shape[-2]).numpy())
@@ -75,16 +76,16 @@ def moments(updates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def right(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """How far each of T rows is called what it is: see scores.right."""
+    """How far each model is right on each of T rows, (T, cells): see simulation.scores.right."""
     out = torch.empty(len(logits), logits.shape[2], dtype=torch.float64)
     _right(logits.contiguous().numpy(), label.numpy(), out.numpy())
     return out
 
 
 class RowsOf(NamedTuple):
-    """Rows of numbers that lie side by side: row i of cell r begins at flat[start(rows, r) + i * row].
+    """Updates where they lie in memory: row i of cell r begins at flat[start(rows, r) + i * row].
 
-    Cells lie `cell` apart, so many as `inner` at a time, and these runs `outer`.
+    Cells come in runs of `inner`. Within a run they are `cell` numbers apart, and runs begin `outer` numbers apart.
     """
 
     flat: Floats
@@ -96,7 +97,7 @@ class RowsOf(NamedTuple):
 
 
 def rows_of(updates: torch.Tensor) -> RowsOf:
-    """Where the rows of updates (..., n, d) lie; they are copied only where they are scattered."""
+    """Where the rows of updates (..., n, d) lie. They are copied only if the numbers of a row are not contiguous."""
     cells = updates if updates.dim() == 4 else updates.reshape(1, -1, *updates.shape[-2:])
     cells = cells if cells.stride(-1) == 1 else cells.contiguous()
     flat = cells.as_strided((cells.untyped_storage().nbytes() // cells.element_size(),), (1,), 0)
@@ -105,13 +106,13 @@ def rows_of(updates: torch.Tensor) -> RowsOf:
 
 @compiled
 def start(rows: RowsOf, r: int) -> int:
-    """Where cell r begins."""
+    """Index in rows.flat at which cell r begins."""
     return rows.first + (r // rows.inner) * rows.outer + (r % rows.inner) * rows.cell
 
 
 @compiled
 def _order_statistics(updates: RowsOf, n: int, exchanges: Ints, ranks: Ints, out: Floats) -> None:
-    """Sets out (cells, Q, d) to the order statistics of these ranks, by exchanges (E, 2) of n rows. NaN is +inf."""
+    """Sets out (cells, Q, d) to the order statistics of these ranks, by exchanges (E, 2) of n rows; NaN is inf."""
     cells, _, d = out.shape
     rows = np.empty((n, COLUMNS), out.dtype)
     for r in range(cells):
@@ -142,7 +143,7 @@ def _mean_of_ranks(updates: RowsOf, n: int, exchanges: Ints, ranks: Ints, out: F
 
 @compiled
 def _sort(updates: RowsOf, r: int, begin: int, size: int, exchanges: Ints, rows: Floats) -> None:
-    """Sets rows (n, size) to those of cell r from column `begin` on, each column sorted as the exchanges do."""
+    """Sets rows (n, size) to columns `begin` and following of cell r, each column sorted by the exchanges."""
     flat, row = updates.flat, updates.row
     first = start(updates, r) + begin
     for i in range(len(rows)):
@@ -178,7 +179,7 @@ def _inner_products(updates: RowsOf, width: int, out: Floats) -> None:
     """Sets out (cells, n, n) float64 to the inner products of each cell's rows of `width` numbers."""
     flat, row = updates.flat, updates.row
     cells, n, _ = out.shape
-    wide = np.zeros((n, -(-width // DOUBLES) * DOUBLES))  # zeros fill the last vector
+    wide = np.zeros((n, -(-width // DOUBLES) * DOUBLES))  # zeros fill up the last vector
     places, found = np.empty(ACROSS + DOWN, np.intp), np.empty(ACROSS * DOWN)
     for r in range(cells):
         first = start(updates, r)
@@ -188,7 +189,7 @@ def _inner_products(updates: RowsOf, width: int, out: Floats) -> None:
                 copy[k] = x[k]
         for i in range(0, n, DOWN):
             for j in range(0, min(n, i + DOWN), ACROSS):
-                # Those beyond the last repeat it.
+                # A tile has DOWN + ACROSS rows; beyond the last update it repeats that one.
                 for a in range(DOWN):
                     places[a] = min(i + a, n - 1) * wide.shape[1]
                 for b in range(ACROSS):
@@ -201,7 +202,7 @@ def _inner_products(updates: RowsOf, width: int, out: Floats) -> None:
 
 @compiled
 def _squared_distances(updates: RowsOf, width: int, out: Floats) -> None:
-    """Sets out (cells, n, n) to the squared distances of each cell's rows of `width` numbers; inf to one not finite."""
+    """Sets out (cells, n, n) to squared distances of each cell's rows of `width` numbers, inf for rows not finite."""
     flat, row = updates.flat, updates.row
     cells, n, _ = out.shape
     _inner_products(updates, width, out)
@@ -269,7 +270,7 @@ def _add_square(x: Floats, centre: Floats, out: Floats) -> None:
 
 @compiled
 def _right(logits: Floats, label: Ints, out: Floats) -> None:
-    """Sets out (T, cells) from logits (T, C, cells), by passes over the cells of a row."""
+    """Sets out (T, cells) from logits (T, C, cells); inner loops run over cells, so they become vector code."""
     rows, classes, cells = logits.shape
     top, ties, sound = np.empty(cells, logits.dtype), np.empty(cells, np.int32), np.empty(cells, np.bool_)
     for t in range(rows):

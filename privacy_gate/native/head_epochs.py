@@ -1,68 +1,69 @@
-"""Epochs of a single head on a CPU as one pass of machine code: its parameters, their gradient and the optimiser's
-state stay in a core's own cache from the first step to the last. Imported only where Numba is.
+"""Epochs of a single head on a CPU, compiled: twin of compute.training.stack's training side by side.
 
-The interpreter is asked once an epoch, and not for each of a step's parts: threads do not wait for its lock.
+The head, its gradient and the optimiser's state stay in the core's cache from the first step to the last. Python runs
+once an epoch, not for each part of a step, so threads do not wait for its lock. Import this module only if Numba is
+installed.
 """
 
-import math
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from privacy_gate.arrays import Floats, Ints
-from privacy_gate.dossier.optimizers import Sgd
-from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.native.compiler import compiled
 from privacy_gate.native.lanes import ACROSS, BACKWARD, DOWN, FETCHED, GATHERED, MEETING, lanes, softmax
+from privacy_gate.native.optimizers import adam, sgd
 from privacy_gate.native.products import dot
 
 SGD, ADAM, ADAMW = range(3)
+KINDS = {"sgd": SGD, "adam": ADAM, "adamw": ADAMW}
 
+# Tiles by their number of classes: B and S for gradients, wide and one vector wide; MANY, TWO, ONE for logits.
 B5, B2, B1 = (GATHERED[classes, BACKWARD] for classes in (5, 2, 1))
 MANY, TWO, ONE = (MEETING[classes] for classes in (ACROSS, 2, 1))
 S5, S1 = (GATHERED[classes, 1] for classes in (5, 1))
 
 
-@dataclass(frozen=True, eq=False)
-class Fused:
-    """Trains heads of a recipe without privacy on rows of x (N, W) of classes y (N,)."""
+def train_epoch(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    order: Ints,
+    head: torch.Tensor,
+    state: Floats,
+    *,
+    batch: int,
+    smoothing: float,
+    optimizer: str,
+    settings: Sequence[float],
+    before: int,
+) -> None:
+    """Trains a head (C, W) in place on the rows `order` of x (N, W) of classes y (N,), batch by batch.
 
-    x: torch.Tensor
-    y: torch.Tensor
-    recipe: Recipe
+    state (3, C, W): as the epochs before left it, see `first_state`. optimizer: a name in KINDS. settings: rate, weight
+    decay, and for sgd momentum and 1 for Nesterov's, for the others both betas and eps. before: steps taken in earlier
+    epochs.
+    """
+    _epoch(
+        x.numpy(),
+        order,
+        y.numpy(),
+        batch,
+        lanes(state.dtype),
+        head.numpy(),
+        state,
+        smoothing,
+        KINDS[optimizer],
+        np.array([*settings, 0.0][:5]),
+        before,
+    )
 
-    def train(self, head: torch.Tensor, order: Ints, epoch: int, state: Floats) -> None:
-        """Trains a head (C, W) on the rows `order` in place, batch by batch; epoch counts from 0.
 
-        state (3, C, W): see `state`; of the epochs before.
-        """
-        recipe, optimizer = self.recipe, self.recipe.optimizer
-        lr = optimizer.lr * recipe.schedule.factor(epoch, recipe.epochs)
-        if isinstance(optimizer, Sgd):
-            kind, settings = SGD, (optimizer.momentum, float(optimizer.nesterov), 0.0)
-        else:
-            kind, settings = (ADAMW if optimizer.name == "adamw" else ADAM), (*optimizer.betas, optimizer.eps)
-        steps = -(-len(order) // recipe.batch_size)
-        _epoch(
-            self.x.numpy(),
-            order,
-            self.y.numpy(),
-            recipe.batch_size,
-            lanes(state.dtype),
-            head.numpy(),
-            state,
-            recipe.label_smoothing,
-            kind,
-            np.array([lr, optimizer.weight_decay, *settings]),
-            epoch * steps,
-        )
-
-    def state(self) -> Floats:
-        """What training keeps beside a head: its gradient, and two averages of the optimiser's, (3, C, W)."""
-        # Torch's, since NumPy's arrays do not begin where a line of the cache does.
-        state: Floats = self.x.new_zeros(3, self.recipe.classes, self.x.shape[1]).numpy()
-        return state
+def first_state(head: torch.Tensor) -> Floats:
+    """Work space of a head (C, W) before its first epoch, (3, C, W): gradient, and two averages of the optimiser."""
+    # Made by torch: its arrays begin at a cache line, NumPy's need not.
+    state: Floats = head.new_zeros(3, *head.shape).numpy()
+    return state
 
 
 @compiled
@@ -79,7 +80,7 @@ def _epoch(
     settings: Floats,
     before: int,
 ) -> None:
-    """See `Fused.train`. settings: rate, weight decay and the optimiser's own; before: steps taken before the first."""
+    """See `train_epoch`. settings: five numbers, 0 for those that the optimiser does not have."""
     classes, padded = len(head), -(-min(batch, len(order)) // lane) * lane
     error, share = np.zeros((classes, padded), head.dtype), np.zeros(padded, head.dtype)
     for first in range(0, len(order), batch):
@@ -98,14 +99,14 @@ def _epoch(
         _sum_up(x, rows, error, state[0], lane, following if len(following) == len(rows) else rows)
         before += 1
         if kind == SGD:
-            _sgd(head.ravel(), state[0].ravel(), state[1].ravel(), settings, before == 1)
+            sgd(head.ravel(), state[0].ravel(), state[1].ravel(), settings, before == 1)
         else:
-            _adam(head.ravel(), state[0].ravel(), state[1].ravel(), state[2].ravel(), settings, kind == ADAMW, before)
+            adam(head.ravel(), state[0].ravel(), state[1].ravel(), state[2].ravel(), settings, kind == ADAMW, before)
 
 
 @compiled
 def _say(x: Floats, rows: Ints, head: Floats, out: Floats) -> None:
-    """Sets the first B columns of out (C, B') to what a head (C, W) says of rows (B,) of x (N, W)."""
+    """Sets the first B columns of out (C, B') to the logits of a head (C, W) on rows (B,) of x (N, W)."""
     classes, size = len(head), len(rows)
     tiled, c = size - size % DOWN, 0
     while c + ACROSS <= classes:
@@ -127,10 +128,10 @@ def _say(x: Floats, rows: Ints, head: Floats, out: Floats) -> None:
 
 @compiled
 def _sum_up(x: Floats, rows: Ints, error: Floats, out: Floats, lane: int, ahead: Ints) -> None:
-    """Sets out (C, W) to the sum over b of error (C, B'), of which B columns count, times rows (B,) of x (N, W).
+    """Sets out (C, W) to error (C, B'), its first B columns, times rows (B,) of x (N, W).
 
-    ahead (B,): rows of x that are read next. The first five classes bring half of their columns near, the next five the
-    rest.
+    ahead (B,): rows of x of the next batch, which are fetched into the cache meanwhile. The tile of the first five
+    classes fetches one half of its columns, that of the next five the other half.
     """
     classes, width = out.shape
     tiled = width - width % (BACKWARD * lane)
@@ -153,38 +154,3 @@ def _sum_up(x: Floats, rows: Ints, error: Floats, out: Floats, lane: int, ahead:
         while c < classes:
             S1(error, c, x, rows, v, out, ahead, v)
             c += 1
-
-
-@compiled
-def _sgd(head: Floats, gradient: Floats, momentum: Floats, settings: Floats, begin: bool) -> None:
-    """torch.optim.SGD's step, in place; its momentum begins with the first gradient."""
-    number = head.dtype.type
-    lr, decay, keep, nesterov = number(settings[0]), number(settings[1]), number(settings[2]), settings[3] > 0
-    if keep == 0:
-        for i in range(head.size):
-            head[i] -= lr * (gradient[i] + decay * head[i])
-        return
-    old = number(0) if begin else keep
-    for i in range(head.size):
-        slope = gradient[i] + decay * head[i]
-        momentum[i] = old * momentum[i] + slope
-        head[i] -= lr * (slope + keep * momentum[i] if nesterov else momentum[i])
-
-
-@compiled
-def _adam(
-    head: Floats, gradient: Floats, mean: Floats, square: Floats, settings: Floats, decoupled: bool, steps: int
-) -> None:
-    """torch.optim.Adam's step, or AdamW's, whose decay is `decoupled`, in place; steps counts this one."""
-    number = head.dtype.type
-    lr, decay, first, second, eps = settings
-    shrink = number(1 - lr * decay) if decoupled else number(1)
-    pull = number(0) if decoupled else number(decay)
-    rate = number(lr / (1 - first**steps))
-    scale, least = number(1 / math.sqrt(1 - second**steps)), number(eps)
-    old, new, kept, added = number(first), number(1 - first), number(second), number(1 - second)
-    for i in range(head.size):
-        slope = gradient[i] + pull * head[i]
-        average, spread = old * mean[i] + new * slope, kept * square[i] + added * slope * slope
-        mean[i], square[i] = average, spread
-        head[i] = shrink * head[i] - rate * average / (math.sqrt(spread) * scale + least)

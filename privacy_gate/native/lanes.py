@@ -1,10 +1,14 @@
-"""Vector instructions for Numba: products of small matrices that stay in registers, and the softmax of what they give.
+"""Vector code written by hand in LLVM's language: products of small matrices in registers, and the softmax.
 
-Numba's compiler makes vectors of loops, but keeps only plain variables in registers, and checks before each loop that
-its arrays do not overlap: both cost more than the arithmetic where a batch has 32 rows. So the code of a tile is
-written out here, for vectors as wide as the processor has them. Only imported where Numba is.
+Numba can turn loops into vector code, but it keeps only plain variables in registers, and checks before each loop that
+arrays do not overlap. Both cost more than the arithmetic if a batch has 32 rows. So the code of a tile, a block of a
+product whose sums fit into the registers, is written out here, for vectors as wide as the processor's.
 
-Numba keeps machine code by the date of the file that uses what is written here: who changes it touches those too.
+How to read it: an intrinsic returns the types of its arguments and a function `code`, which Numba calls to write the
+instructions of one call. Python loops in `code` run while it writes, so their bodies are written out many times;
+`cgutils.for_range` writes a loop that runs later. A sum lives in an `alloca`, which LLVM turns into a register.
+Indices count numbers from the beginning of an array, and are not checked. Import this module only if Numba is
+installed.
 """
 
 import math
@@ -19,32 +23,33 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 written: Callable[[Callable[..., Any]], Callable[..., None]] = intrinsic
-"""Makes a function of what it is called with, in compiled code, into the instructions that stand there instead."""
+"""Turns a function that returns types and `code` into one that compiled functions can call."""
 
 WIDE = bool(dict(llvmlite.binding.get_host_cpu_features()).get("avx512f"))
-"""Whether there are 32 registers of 64 bytes; otherwise there are at least 16 of 32, or 32 of 16."""
+"""Whether the processor has 32 registers of 64 bytes; if not, it has at least 16 of 32 bytes, or 32 of 16."""
 
 VECTOR_BYTES = 64 if WIDE else 32
 
 FORWARD, BACKWARD = (2, 4) if WIDE else (2, 2)
-"""Vectors side by side in a tile of either product."""
+"""Vectors side by side in a tile: of logits, and of a gradient."""
 
 DOWN, ACROSS = (4, 5) if WIDE else (2, 4)
-"""Rows that are multiplied with rows at once."""
+"""Rows on either side of a tile of inner products."""
 
 LEAST = -80.0
-"""Differences of logits below it count as it: e^-80 is nothing beside 1, and no denormal number, which is slow."""
+"""Smallest difference of logits: e^-80 is negligible next to 1, but not a denormal number, which would be slow."""
 
 
 def lanes(dtype: Any) -> int:
-    """Numbers of a vector."""
+    """Numbers in a vector."""
     return int(VECTOR_BYTES // np.dtype(dtype).itemsize)
 
 
 def _tile(rows: int, vectors: int) -> Callable[..., None]:
-    """Code for out[r, :] = sum over k < count of a[r, k] b[k, :], `rows` x `vectors` sums in registers.
+    """Code for out[r, :] = sum over k < count of a[r, k] b[k, :]: `rows` x `vectors` sums in registers.
 
-    a[r, k] is at a0 + r ar + k of array a; b[k, :] at b0 + k bk of b; out[r, :] at o0 + r ostep of out.
+    a[r, k] is at a0 + r ar + k of array a; b[k, :] at b0 + k bk of b; out[r, :] at o0 + r ostep of out. Each turn of
+    the loop over k reads one piece of b, and adds it to the sums of every row, times that row's a[r, k].
     """
 
     @written
@@ -90,7 +95,8 @@ TILES = {(rows, vectors): _tile(rows, vectors) for rows in (10, 5, 2, 1) for vec
 def dots(context: Any, rows: Any, places: Any, count: Any, out: Any) -> Any:
     """Code for the inner products of DOWN with ACROSS rows: out[a ACROSS + b] = rows[p_a :] . rows[p_(DOWN + b) :].
 
-    The rows are `count` numbers long, a multiple of the lanes, and begin at places (DOWN + ACROSS,).
+    The rows are `count` numbers long, a multiple of `lanes`, and begin at places (DOWN + ACROSS,). Each turn of the
+    loop reads one vector of every row and adds all DOWN x ACROSS products; the sums' vectors are added up at the end.
     """
     signature = types.void(rows, places, types.intp, out)
 
@@ -117,7 +123,8 @@ def dots(context: Any, rows: Any, places: Any, count: Any, out: Any) -> Any:
 def _meeting(classes: int) -> Callable[..., None]:
     """Code for out[c + a, b + d] = x[rows[b + d]] . heads[c + a], for d < DOWN and a < classes.
 
-    x (N, W), rows (B,) in it, heads (C, W), out (C, B'), each in C order; W is a multiple of the lanes.
+    x (N, W), rows (B,) of it, heads (C, W), out (C, B'), each in C order; W is a multiple of `lanes`. As `dots`, but
+    one side are rows of a table by their numbers.
     """
 
     @written
@@ -156,15 +163,15 @@ MEETING = {classes: _meeting(classes) for classes in (ACROSS, 2, 1)}
 
 
 FETCHED = BACKWARD // 2
-"""Vectors that a tile brings near: more of them would wait for each other."""
+"""Vectors of a row that a tile fetches into the cache; with more of them, fetches would wait for each other."""
 
 
 def _gathered(classes: int, vectors: int) -> Callable[..., None]:
-    """Code for out[c + a, v:] = sum over b < B of error[c + a, b] x[rows[b], v:], of so many classes and vectors.
+    """Code for out[c + a, v:] = sum over b < B of error[c + a, b] x[rows[b], v:], for `classes` x `vectors` sums.
 
-    error (C, B'), x (N, W), rows (B,) in it, out (C, W), each in C order. Meanwhile FETCHED vectors of each of the
-    rows of x that are wanted next, ahead (B,), from column far on, are brought near: from the cache that cores share
-    they would come too late.
+    error (C, B'), x (N, W), rows (B,) of it, out (C, W), each in C order. Meanwhile FETCHED vectors, from column `far`
+    on, of each row of the next batch, ahead (B,), are fetched into the core's cache: from the cache that cores share,
+    they would arrive too late.
     """
 
     @written
@@ -215,7 +222,8 @@ GATHERED = {(classes, vectors): _gathered(classes, vectors) for classes in (5, 2
 def softmax(context: Any, logits: Any, first: Any, classes: Any, size: Any, weight: Any) -> Any:
     """Code that turns logits (classes, size), from `first` on, into probabilities times weight (size,), in place.
 
-    size is a multiple of the lanes. A row with NaN or +inf becomes NaN.
+    size is a multiple of `lanes`. Logits that hold NaN or inf become NaN. Vectors run along `size`, so the maximum, the
+    sum and the division over classes are element by element.
     """
     signature = types.void(logits, types.intp, types.intp, types.intp, weight)
 
@@ -250,7 +258,7 @@ def softmax(context: Any, logits: Any, first: Any, classes: Any, size: Any, weig
 
 
 def _exp(builder: Any, x: Any) -> Any:
-    """e^x of numbers of at most 0: 2^n e^r with |r| <= log(2) / 2, e^r by Taylor's series. NaN stays NaN."""
+    """e^x for x <= 0, as 2^n e^r with |r| <= log(2) / 2, and e^r by Taylor's series. NaN stays NaN."""
     vector = x.type
     double = isinstance(vector.element, ir.DoubleType)
     bits, mantissa, terms = (64, 52, 14) if double else (32, 23, 8)
@@ -260,27 +268,28 @@ def _exp(builder: Any, x: Any) -> Any:
 
     least = all_of(LEAST)
     x = builder.select(builder.fcmp_ordered("<", x, least), least, x)
-    # Added to it, a number is rounded to a whole one, which then stands in the lowest bits.
+    # Adding this number rounds to a whole number n, which then stands in the lowest bits of the sum.
     shift = all_of(1.5 * 2.0**mantissa)
     shifted = _fma(builder, x, all_of(1 / math.log(2)), shift)
     n = builder.fsub(shifted, shift)
-    r = _fma(builder, n, all_of(-math.log(2)), x)  # of one rounding only: off by 1e-7 of log(2) n at most
+    r = _fma(builder, n, all_of(-math.log(2)), x)  # rounded once: the error is at most 1e-7 of log(2) n
     value = all_of(1 / math.factorial(terms - 1))
     for k in reversed(range(terms - 1)):
         value = _fma(builder, value, r, all_of(1 / math.factorial(k)))
     whole = ir.VectorType(ir.IntType(bits), vector.count)
     places = ir.Constant(whole, [ir.Constant(whole.element, mantissa)] * vector.count)
+    # Moved up to the exponent's bits and added to those of e^r, n multiplies it by 2^n.
     power = builder.shl(builder.bitcast(shifted, whole), places)
     return builder.bitcast(builder.add(builder.bitcast(value, whole), power), vector)
 
 
 def _vector(context: Any, array: Any) -> Any:
-    """The type of a vector of the array's numbers."""
+    """The type of a vector of the array's numbers, in LLVM."""
     return ir.VectorType(context.get_value_type(array.dtype), VECTOR_BYTES * 8 // array.dtype.bitwidth)
 
 
 def _sum(builder: Any, value: Any) -> Any:
-    """Of a vector's numbers: halves are added until one is left."""
+    """Sum of a vector's numbers: one half is added to the other until one number is left."""
     nothing = ir.Constant(value.type, ir.Undefined)
     half = value.type.count
     while half > 1:
@@ -296,7 +305,7 @@ def _arrays(signature: Any) -> list[Any]:
 
 
 def _item(builder: Any, data: Any, place: Any, more: Any) -> Any:
-    """data[place + more]; more is a number or a value."""
+    """data[place + more]; more is a Python number or a value in LLVM."""
     more = place.type(more) if isinstance(more, int) else more
     return builder.load(builder.gep(data, [builder.add(place, more)]))
 
@@ -314,15 +323,16 @@ def _store(builder: Any, value: Any, data: Any, place: Any) -> None:
 
 
 def _fetch(builder: Any, data: Any, place: Any) -> None:
-    """Asks for data[place] to be brought into the core's cache of the second level; changes nothing."""
+    """Fetches data[place] into the core's second-level cache; changes no value."""
     number = ir.IntType(32)
     where = builder.bitcast(builder.gep(data, [place]), ir.IntType(8).as_pointer())
     kind = ir.FunctionType(ir.VoidType(), [where.type, number, number, number])
     fetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-    builder.call(fetch, [where, number(0), number(2), number(1)])  # to read; near, but not nearest; data
+    builder.call(fetch, [where, number(0), number(2), number(1)])  # for reading; second level; data, not instructions
 
 
 def _splat(builder: Any, value: Any, vector: Any) -> Any:
+    """A vector with the value in every place."""
     single = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.IntType(32)(0))
     mask = ir.Constant(ir.VectorType(ir.IntType(32), vector.count), None)
     return builder.shuffle_vector(single, ir.Constant(vector, ir.Undefined), mask)

@@ -1,21 +1,21 @@
-"""Products of a stack on a CPU, compiled by Numba for the processor at hand: rows are read where they stand.
+"""The two products of stacked heads on a CPU, compiled: twins of compute.training.products.Gathered.
 
-A matrix library wants each head's batch gathered, and fills its registers badly where heads have few classes. Here
-four rows and five classes are multiplied at once, twenty sums in registers, straight from the table; what is left over
-goes one row and class at a time. Tiles are written out since compilers keep only plain variables in registers.
-Measured in .github/decisions/0006-exact-batches.md.
+A matrix library needs each head's batch copied to one place, and uses few of its registers if heads have few classes.
+Here rows are read where they stand in the table, and four rows and five classes are multiplied at once: 20 sums in
+registers. The rest goes one row or class at a time. Each sum of a tile has a variable of its own, because compilers
+keep only plain variables in registers. Measured in .github/decisions/0006-exact-batches.md.
 """
 
 from privacy_gate.arrays import Floats, Ints
 from privacy_gate.native.compiler import compiled
 
 ROWS, CLASSES = 4, 5
-"""Of a tile."""
+"""Rows and classes of a tile."""
 
 
 @compiled
 def logits(x: Floats, rows: Ints, parameters: Floats, out: Floats) -> None:
-    """Sets out (M, C, B) to what heads (M, C, W) say of rows (M, B) of x (N, W)."""
+    """Sets out (M, C, B) to the logits of heads (M, C, W) on rows (M, B) of x (N, W)."""
     models, classes, _ = parameters.shape
     size = rows.shape[1]
     tiled_rows, tiled_classes = size - size % ROWS, classes - classes % CLASSES
@@ -89,7 +89,7 @@ def _add_rows(x: Floats, rows: Ints, weight: Floats, out: Floats, b: int) -> Non
 
 @compiled
 def _dot_tile(x: Floats, rows: Ints, head: Floats, out: Floats, c: int, b: int) -> None:
-    """out[c : c + 5, b : b + 4], each sum in a variable of its own."""
+    """Sets out[c : c + 5, b : b + 4], a tile of logits."""
     x0, x1, x2, x3 = x[rows[b]], x[rows[b + 1]], x[rows[b + 2]], x[rows[b + 3]]
     w0, w1, w2, w3, w4 = head[c], head[c + 1], head[c + 2], head[c + 3], head[c + 4]
     s00 = s01 = s02 = s03 = s10 = s11 = s12 = s13 = s20 = s21 = head.dtype.type(0)
@@ -130,7 +130,7 @@ def _dot_tile(x: Floats, rows: Ints, head: Floats, out: Floats, c: int, b: int) 
 
 @compiled
 def _add_tile(x: Floats, rows: Ints, error: Floats, out: Floats, c: int, b: int) -> None:
-    """Adds rows b to b + 3, weighted, to out[c : c + 5]: each sum is loaded and stored once for four rows."""
+    """Adds rows b to b + 3, weighted by their errors, to out[c : c + 5]: one load and store of a sum for four rows."""
     x0, x1, x2, x3 = x[rows[b]], x[rows[b + 1]], x[rows[b + 2]], x[rows[b + 3]]
     g0, g1, g2, g3, g4 = out[c], out[c + 1], out[c + 2], out[c + 3], out[c + 4]
     e00, e01, e02, e03 = error[c, b], error[c, b + 1], error[c, b + 2], error[c, b + 3]

@@ -1,7 +1,7 @@
-"""Rules by distances on a CPU, compiled by Numba: twins of those in robust.py, clipping.py and preaggregation.py.
+"""Rules that use distances, on a CPU, compiled: twins of those in robust.py, clipping.py and preaggregation.py.
 
-Torch makes dozens of passes over small tables of distances, and some over all updates; here each cell is done with
-before the next, while its updates are in the core's cache. Imported only where Numba is.
+Torch makes dozens of passes over small tables of distances, and some over all updates. Here each cell is finished
+before the next begins, while its updates are in the core's cache. Import this module only if Numba is installed.
 """
 
 from typing import Any
@@ -27,7 +27,7 @@ def krum_mean(updates: torch.Tensor, nearest: int, count: int) -> torch.Tensor:
 
 
 def mixed(updates: torch.Tensor, keep: int) -> torch.Tensor:
-    """Each update's mean with its nearest: see preaggregation.stacked_mixing."""
+    """Mean of each update and its nearest ones, `keep` in all: see preaggregation.stacked_mixing."""
     n, d = updates.shape[-2:]
     out = updates.new_empty(*updates.shape[:-2], n, d)
     _mixed(rows_of(updates), squared_distances(updates).view(-1, n, n).numpy(), keep, _flat(out, 2))
@@ -35,7 +35,7 @@ def mixed(updates: torch.Tensor, keep: int) -> torch.Tensor:
 
 
 def weiszfeld(updates: torch.Tensor, begin: torch.Tensor, nu: float, iterations: int, far: float) -> torch.Tensor:
-    """So many smoothed steps from `begin` (..., d): see robust.stacked_weiszfeld."""
+    """Smoothed Weiszfeld steps from `begin` (..., d): see robust.stacked_weiszfeld."""
     n, d = updates.shape[-2:]
     away = updates.new_empty(*updates.shape[:-2], n, d)
     finite = torch.empty(*updates.shape[:-1], dtype=torch.bool)
@@ -57,7 +57,7 @@ def weiszfeld(updates: torch.Tensor, begin: torch.Tensor, nu: float, iterations:
 
 
 def clipped_from(updates: torch.Tensor, point: torch.Tensor, tau: float | None, iterations: int) -> torch.Tensor:
-    """So many steps of centred clipping from `point` (..., d): see clipping.stacked_clipping."""
+    """Steps of centred clipping from `point` (..., d); tau None: see clipping.stacked_clipping."""
     out = point.expand(*updates.shape[:-2], updates.shape[-1]).contiguous()
     out = out.clone() if out.data_ptr() == point.data_ptr() else out
     _clip(rows_of(updates), updates.shape[-2], np.nan if tau is None else float(tau), iterations, _flat(out, 1))
@@ -65,7 +65,7 @@ def clipped_from(updates: torch.Tensor, point: torch.Tensor, tau: float | None, 
 
 
 def _flat(values: torch.Tensor, axes: int) -> Floats:
-    """The array, its leading axes as one before the last so many."""
+    """The array with all axes before the last `axes` ones flattened to one."""
     return values.view(-1, *values.shape[-axes:]).numpy()
 
 
@@ -78,7 +78,7 @@ def _row(rows: RowsOf, r: int, i: int, width: int) -> Floats:
 
 @compiled
 def _finite(x: Floats) -> bool:
-    """Whether the row holds neither inf nor NaN and can be summed."""
+    """Whether the row holds neither inf nor NaN and its sum does not overflow."""
     total = x.dtype.type(0)
     for k in range(x.size):
         total += x[k]
@@ -112,7 +112,7 @@ def _divide(out: Floats, count: int) -> None:
 
 @compiled
 def _rank(values: Floats, rank: Ints) -> None:
-    """Sets rank to how many values stand before each, ascending; of equal ones the earlier does. No branches."""
+    """Sets rank to each value's place in ascending order; equal values keep their order. Counts, without branches."""
     n = values.size
     rank[:] = 0
     for i in range(n):
@@ -124,7 +124,7 @@ def _rank(values: Floats, rank: Ints) -> None:
 
 @compiled
 def _lower_median(values: Floats) -> float:
-    """The (n + 1) / 2 th of n values, rounded down."""
+    """The median; the smaller of the two middle values if n is even."""
     rank, found = np.empty(values.size, np.int64), np.inf
     _rank(values, rank)
     for i in range(values.size):
@@ -135,7 +135,7 @@ def _lower_median(values: Floats) -> float:
 
 @compiled
 def _mean_of(rows: RowsOf, r: int, chosen: Bools, out: Floats) -> None:
-    """Sets out (d,) to the mean of the chosen rows of cell r that are finite; 0 where none is."""
+    """Sets out (d,) to the mean of the chosen rows of cell r that are finite; 0 if there is none."""
     count = 0
     out[:] = 0
     for i in range(chosen.size):
@@ -149,7 +149,7 @@ def _mean_of(rows: RowsOf, r: int, chosen: Bools, out: Floats) -> None:
 
 @compiled
 def _krum_mean(rows: RowsOf, distances: Floats, nearest: int, count: int, out: Floats) -> None:
-    """Sets out (cells, d)."""
+    """Sets out (cells, d) to the mean of the `count` updates with the lowest scores, see `krum_mean`."""
     n = distances.shape[1]
     rank, scores, chosen = np.empty(n, np.int64), np.empty(n), np.empty(n, np.bool_)
     for r in range(len(out)):
@@ -166,7 +166,7 @@ def _krum_mean(rows: RowsOf, distances: Floats, nearest: int, count: int, out: F
 
 @compiled
 def _mixed(rows: RowsOf, distances: Floats, keep: int, out: Floats) -> None:
-    """Sets out (cells, n, d)."""
+    """Sets out (cells, n, d) to the means of `mixed`, four rows at a time to store the sums less often."""
     n, d = out.shape[1:]
     rank, finite, order = np.empty(n, np.int64), np.empty(n, np.bool_), np.empty(n, np.intp)
     for r in range(len(out)):
@@ -196,7 +196,7 @@ def _mixed(rows: RowsOf, distances: Floats, keep: int, out: Floats) -> None:
 
 @compiled
 def _away(rows: RowsOf, point: Floats, out: Floats, finite: Bools) -> None:
-    """Sets out (cells, n, d) to updates, 0 in place of those not finite, minus the point (cells, d)."""
+    """Sets out (cells, n, d) to updates minus the point (cells, d); updates that are not finite count as 0."""
     n, d = out.shape[1:]
     for r in range(len(out)):
         for i in range(n):
@@ -212,7 +212,7 @@ def _away(rows: RowsOf, point: Floats, out: Floats, finite: Bools) -> None:
 
 @compiled
 def _draw_in(gram: Floats, finite: Bools, far: float, length: Floats, shrink: Floats) -> None:
-    """Shortens those further than `far` times the median to that: sets shrink and length (n,), scales gram (n, n)."""
+    """Shortens updates to `far` times the median length: sets shrink and length (n,), scales gram (n, n)."""
     n = len(gram)
     for i in range(n):
         shrink[i] = np.sqrt(gram[i, i]) if finite[i] else np.inf
@@ -231,7 +231,7 @@ def _draw_in(gram: Floats, finite: Bools, far: float, length: Floats, shrink: Fl
 def _weiszfeld(
     point: Floats, away: Floats, gram: Floats, finite: Bools, nu: float, iterations: int, far: float, out: Floats
 ) -> None:
-    """Sets out (cells, d); scales gram (cells, n, n)."""
+    """Sets out (cells, d) to the last point; scales gram (cells, n, n), which gives all distances on the way."""
     n = gram.shape[1]
     length, shrink, weight, inner = np.empty(n), np.empty(n), np.zeros(n), np.empty(n)
     for r in range(len(out)):
@@ -259,7 +259,7 @@ def _weiszfeld(
 
 @compiled
 def _clip(rows: RowsOf, n: int, tau: float, iterations: int, point: Floats) -> None:
-    """Moves the point (cells, d). tau NaN: the median of the distances to it."""
+    """Moves the point (cells, d). tau NaN stands for the median of the distances to the point."""
     d = point.shape[1]
     length, finite = np.empty(n), np.empty(n, np.bool_)
     centre = np.empty(d, point.dtype)

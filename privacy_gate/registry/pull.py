@@ -1,8 +1,7 @@
-"""MLflow: candidates in. Decisions go out by `promotion`; nothing else knows MLflow.
+"""Pulls candidates from MLflow. `promotion` writes decisions; no module outside this folder uses MLflow.
 
-A dossier lies inside the model's own artifact folder, as privacy_gate/recipe.yaml and
-privacy_gate/data.yaml: so the digest of the artifact covers it, and a copied model version, which
-refers to the same bytes, keeps it.
+A dossier is stored in the model's own artifact folder, as privacy_gate/recipe.yaml and privacy_gate/data.yaml. So the
+artifact's digest covers it, and a copied model version, which refers to the same bytes, keeps it.
 """
 
 import logging
@@ -15,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-# MLflow asks once, on import, whether it may report its use; a gate before private models reports nothing.
+# MLflow reads this once, on import. A gate for private models must not report its use.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 import mlflow
@@ -36,14 +35,16 @@ from privacy_gate.errors import CandidateError, ConfigurationError, RegistryErro
 from privacy_gate.weights import artifact_digest
 
 FOLDER = "privacy_gate"
-"""Inside a model's artifacts: where the dossier lies. Inside a run's: where reports are logged."""
+"""Folder of the dossier in a model's artifacts, and folder of the reports in a run's artifacts."""
 
 ROUNDS = f"{FOLDER}/rounds"
-"""Inside a run's artifacts: where the round log lies."""
+"""Folder of the round log in a run's artifacts."""
 
 URI = re.compile(r"models:/(?P<name>[^/]+)(/(?P<version>[0-9]+)|@(?P<alias>[\w-]+))\Z")
 MODEL_ID = re.compile(r"models:/(m-[^/@]+)\Z")
+# User name and password of a URL.
 _PASSWORD = re.compile(r"(?<=//)[^/@\s]+(?=@)")
+# Error codes of MLflow for a model, version or alias that does not exist.
 _MISSING = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND"}
 _PATIENCE = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -51,17 +52,20 @@ _PATIENCE = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-"""MLflow's own defaults retry an unreachable server for minutes, and print to the standard output."""
+"""Settings of MLflow, unless the user set them. Its defaults retry an unreachable server for minutes, and print to the
+standard output."""
 
 
 @contextmanager
-def conversation(what: str) -> Iterator[None]:
-    """Talks to MLflow: quietly, with bounded patience, its exceptions translated.
+def conversation(action: str) -> Iterator[None]:
+    """Context for calls to MLflow: silences its logs, bounds its retries, and translates its exceptions.
 
-    Raises ConfigurationError where what was asked for is not there, RegistryError for all else.
+    action  completes "cannot ..." in messages
+    Raises ConfigurationError if the requested object does not exist, RegistryError for every other failure.
     """
     loggers = [logging.getLogger(name) for name in ("mlflow", "alembic")]
     levels = [logger.level for logger in loggers]
+    # MLflow reads its settings from the environment at each call. The user's own settings stay.
     added = {name: value for name, value in _PATIENCE.items() if name not in os.environ}
     os.environ.update(added)
     for logger in loggers:
@@ -69,13 +73,13 @@ def conversation(what: str) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        failed = _one_line(f"cannot {what}: {error}")
+        failure = _one_line(f"cannot {action}: {error}")
         if error.error_code in _MISSING:
-            raise ConfigurationError(f"{failed.rstrip('.')}; correct the name, or the tracking URI") from error
-        raise RegistryError(f"{failed}; check the tracking URI and your rights, then try again") from error
+            raise ConfigurationError(f"{failure.rstrip('.')}; correct the name, or the tracking URI") from error
+        raise RegistryError(f"{failure}; check the tracking URI and your permissions, then try again") from error
     except (SQLAlchemyError, OSError, ImportError) as error:
-        failed = _one_line(f"cannot {what}: {error}")
-        raise RegistryError(f"{failed}; check the tracking URI, then try again") from error
+        failure = _one_line(f"cannot {action}: {error}")
+        raise RegistryError(f"{failure}; check the tracking URI, then try again") from error
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
@@ -84,30 +88,31 @@ def conversation(what: str) -> Iterator[None]:
 
 
 def _one_line(text: str) -> str:
-    """At most 600 characters in one line, without the password of a URL."""
+    """The text in one line of at most 600 characters, without the credentials of a URL."""
     return _PASSWORD.sub("***", " ".join(text.split()))[:600]
 
 
 def client_of(tracking_uri: str | None) -> MlflowClient:
-    """A client of the server or database; None: MLflow's own default.
+    """An MLflow client for a server or database; None: MLflow's default.
 
-    Raises ConfigurationError for what is no URI.
+    Raises ConfigurationError for an invalid URI.
     """
     try:
         urlsplit(tracking_uri or "")
     except ValueError as error:
-        raise ConfigurationError(f"tracking URI {tracking_uri!r}: {error}") from error
+        raise ConfigurationError(f"tracking URI {tracking_uri!r}: {error}; correct it") from error
     return MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
 
 
 def place_of(tracking_uri: str | None) -> str:
-    """The registry that is asked, for messages; None: MLflow's own default.
+    """The URI of the registry, for messages; None: MLflow's default.
 
-    Raises ConfigurationError for a database that is not there: MLflow would make an empty one, and find nothing in it.
+    Raises ConfigurationError if it is an SQLite file that does not exist. MLflow would create an empty database, and
+    then report that the model is missing.
     """
     place = tracking_uri or mlflow.get_tracking_uri()
-    scheme, found, file = place.partition("?")[0].partition("sqlite:///")
-    if found and not scheme and file not in ("", ":memory:") and not Path(file).exists():
+    before, sqlite, file = place.partition("?")[0].partition("sqlite:///")
+    if sqlite and not before and file not in ("", ":memory:") and not Path(file).exists():
         raise ConfigurationError(
             f"{place}: no such database; name the MLflow server or database with --tracking-uri, or in "
             "MLFLOW_TRACKING_URI"
@@ -116,20 +121,20 @@ def place_of(tracking_uri: str | None) -> str:
 
 
 def pull(uri: str, folder: Path, tracking_uri: str | None, *, rounds: bool = False) -> Candidate:
-    """Pins the version that `uri` names, and downloads and hashes its bytes into a private folder.
+    """Pins the version that `uri` names, downloads its files into a private folder, and hashes them.
 
-    uri: models:/NAME/VERSION or models:/NAME@ALIAS; an alias is resolved once. Nothing is loaded.
-    rounds: whether the round log of its run is wanted too, where there is one.
-    Raises ConfigurationError (2) for a version or alias that is not there, CandidateError (5) for
-    unsafe files or a missing or malformed dossier, RegistryError (6) where MLflow does not answer.
+    uri     models:/NAME/VERSION or models:/NAME@ALIAS; an alias is resolved only once. No model is loaded
+    rounds  whether to download the round log of its run too, if there is one
+    Raises ConfigurationError (2) for a version or alias that does not exist, CandidateError (5) for unsafe files or a
+    missing or malformed dossier, RegistryError (6) if MLflow does not answer.
     """
-    found = URI.match(uri)
-    if not found or not uri.isprintable():  # a line break in a name could forge a line of a CI log
+    matched = URI.match(uri)
+    if not matched or not uri.isprintable():  # a line break in a name could forge a line of a CI log
         raise ConfigurationError(f"{uri!r}: write models:/NAME/VERSION or models:/NAME@ALIAS, in printable characters")
-    name, alias = found["name"], found["alias"]
+    name, alias = matched["name"], matched["alias"]
     with conversation(f"read {uri} in {place_of(tracking_uri)}"):
         client = client_of(tracking_uri)
-        version = found["version"] or aliased_version(client, name, alias)
+        version = matched["version"] or aliased_version(client, name, alias)
         entry = client.get_model_version(name, version)
     files, digest = download(entry, folder / "artifact", tracking_uri)
     log = _round_log(entry, folder / "run", tracking_uri) if rounds else None
@@ -150,10 +155,10 @@ def pull(uri: str, folder: Path, tracking_uri: str | None, *, rounds: bool = Fal
 
 
 def champion_of(candidate: Candidate, alias: str, folder: Path, tracking_uri: str | None) -> Champion:
-    """The version of the candidate's model that the alias stands at, pinned and read as a candidate is; if it is one.
+    """The version of the candidate's model at `alias`, pinned and read as a candidate is. It may not exist.
 
-    Its files go below `folder`. One that is unsafe or without a sound dossier is a champion with a reason: that is no
-    fault of the candidate's. Raises RegistryError (6) where MLflow does not answer.
+    Its files are stored below `folder`. If it is unsafe or has no valid dossier, the result is a champion with a reason
+    instead of an error, because the candidate is not at fault. Raises RegistryError (6) if MLflow does not answer.
     """
     with conversation(f"read the alias {alias} of {candidate.name} in {place_of(tracking_uri)}"):
         aliases = client_of(tracking_uri).get_registered_model(candidate.name).aliases
@@ -164,14 +169,14 @@ def champion_of(candidate: Candidate, alias: str, folder: Path, tracking_uri: st
         return Champion.of(alias, candidate, candidate)
     folder.mkdir(mode=0o700)
     try:
-        found = pull(f"models:/{candidate.name}/{version}", folder, tracking_uri)
+        pulled = pull(f"models:/{candidate.name}/{version}", folder, tracking_uri)
     except (CandidateError, ConfigurationError) as error:
         return Champion(alias, version, reason=f"it cannot be read: {_one_line(str(error))}")
-    return Champion.of(alias, found, candidate)
+    return Champion.of(alias, pulled, candidate)
 
 
 def aliased_version(client: MlflowClient, name: str, alias: str) -> str:
-    """The version an alias stands at. Raises ConfigurationError, with the aliases there are."""
+    """The version at an alias. Raises ConfigurationError, with the existing aliases, if there is no such alias."""
     aliases = client.get_registered_model(name).aliases
     if alias not in aliases:
         known = ", ".join(sorted(aliases)[:20]) or "none"
@@ -180,50 +185,54 @@ def aliased_version(client: MlflowClient, name: str, alias: str) -> str:
 
 
 def download(entry: ModelVersion, target: Path, tracking_uri: str | None) -> tuple[Path, str]:
-    """The version's bytes below `target`, a fresh 0700 folder; returns their root, and their digest.
+    """Downloads the version's files below `target`, a fresh 0700 folder. Returns their root and their digest.
 
-    Raises CandidateError for links, special files, or more than `weights` reads.
+    Raises CandidateError for links and special files, and for more files or bytes than `weights` accepts.
     """
     target.mkdir(mode=0o700)
     with conversation(f"download version {entry.version} of {entry.name}"):
         client = client_of(tracking_uri)
         source = client.get_model_version_download_uri(entry.name, entry.version)
         local = Path(url2pathname(urlsplit(source).path) if source.startswith("file:") else source)
-        if local.is_dir():  # MLflow would copy what a link in a local folder points at
+        if local.is_dir():  # checked first, because MLflow would follow links and copy their targets
             artifact_digest(local)
-        got = Path(
+        downloaded = Path(
             mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=str(target), tracking_uri=tracking_uri)
         )
-    root = got if got.is_dir() else target  # MLflow may add the name of the folder it copied, which is no content
+    # MLflow may add the name of the copied folder, which is not part of the content.
+    root = downloaded if downloaded.is_dir() else target
     return root, artifact_digest(root)
 
 
 def model_id_of(entry: ModelVersion) -> str | None:
-    """The LoggedModel behind a version; SQL stores keep it only in the source."""
-    found = MODEL_ID.match(entry.source or "")
-    return entry.model_id or (found[1] if found else None)
+    """The id of the LoggedModel behind a version. SQL stores state it only in the source."""
+    matched = MODEL_ID.match(entry.source or "")
+    return entry.model_id or (matched[1] if matched else None)
 
 
 _PARTS: dict[str, type[Record]] = {"recipe": Recipe, "data": DataManifest, "claim": Claim}
-"""Files of a dossier; the claim is optional."""
+"""Records of the files in a dossier, by file name without .yaml. The claim is optional."""
 
 
 def _dossier(folder: Path, uri: str) -> Dossier:
+    """The dossier among the downloaded files. Raises CandidateError if it is missing, repeated or invalid."""
     parts: dict[str, Any] = {}
     for part, kind in _PARTS.items():
+        # At any depth, so that a second dossier cannot hide in a subfolder.
         paths = sorted(path for path in folder.rglob(f"{FOLDER}/{part}.yaml") if path.is_file())
         if not paths and part == "claim":
             continue
         if not paths:
             raise CandidateError(
-                f"{uri}: no {FOLDER}/{part}.yaml among its artifacts; attach the dossier where the model is trained: "
+                f"{uri}: no {FOLDER}/{part}.yaml among its artifacts; attach the dossier in the training code: "
                 "privacy_gate.log_dossier(model_info, recipe=..., data=...)"
             )
         if len(paths) > 1:
             names = ", ".join(path.relative_to(folder).as_posix() for path in paths[:5])
             raise CandidateError(f"{uri}: {len(paths)} dossiers among its artifacts ({names}); log the model with one")
         try:
-            with paths[0].open("rb") as file:  # a byte more than `load` accepts, however large the file
+            # One byte more than `load` accepts is enough for it to refuse a huge file.
+            with paths[0].open("rb") as file:
                 parts[part] = load(file.read(MAX_BYTES + 1).decode(), kind, f"{part}.yaml")
         except UnicodeDecodeError as error:
             raise CandidateError(f"{uri}: {part}.yaml is not UTF-8 text; attach the dossier again") from error
@@ -233,7 +242,7 @@ def _dossier(folder: Path, uri: str) -> Dossier:
 
 
 def _logged(client: MlflowClient, entry: ModelVersion) -> Mapping[str, float]:
-    """Metrics of the training run; none where it is gone."""
+    """Metrics of the training run; empty if the run does not exist."""
     if not entry.run_id:
         return {}
     try:
@@ -244,9 +253,9 @@ def _logged(client: MlflowClient, entry: ModelVersion) -> Mapping[str, float]:
 
 
 def _round_log(entry: ModelVersion, target: Path, tracking_uri: str | None) -> Path | None:
-    """The round log of the version's run, below `target`; None where the run has none, or is gone.
+    """Downloads the round log of the version's run below `target`; None if the run has none or does not exist.
 
-    Raises CandidateError for a log of more than roundlog.MAX_BYTES, or with anything but rounds in it.
+    Raises CandidateError if the log has more than roundlog.MAX_BYTES, or contains other files.
     """
     if not entry.run_id:
         return None
@@ -254,18 +263,19 @@ def _round_log(entry: ModelVersion, target: Path, tracking_uri: str | None) -> P
     try:
         with conversation(f"read the round log of run {entry.run_id}"):
             client = client_of(tracking_uri)
+            # Sizes and names are checked before the download; RoundLog.open checks the files again.
             files = client.list_artifacts(entry.run_id, ROUNDS)
             total = sum(file.file_size or 0 for file in files)
             if not files:
                 return None
             if total > MAX_ROUND_BYTES or any(file.is_dir or not round_named(file.path) for file in files):
                 raise CandidateError(
-                    f"the round log of run {entry.run_id} has {total:,} bytes in {len(files)} entries; expected rounds "
-                    f"alone, of {MAX_ROUND_BYTES:,} bytes at most: log fewer, or only= the last layer"
+                    f"the round log of run {entry.run_id} has {total:,} bytes in {len(files)} entries; expected only "
+                    f"rounds, with at most {MAX_ROUND_BYTES:,} bytes: log fewer, or only= the last layer"
                 )
-            got = mlflow.artifacts.download_artifacts(
+            downloaded = mlflow.artifacts.download_artifacts(
                 run_id=entry.run_id, artifact_path=ROUNDS, dst_path=str(target), tracking_uri=tracking_uri
             )
-            return Path(got)
+            return Path(downloaded)
     except ConfigurationError:
         return None

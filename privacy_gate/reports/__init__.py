@@ -1,4 +1,4 @@
-"""Report formats: views of the one JSON report. A new format is one file with a `render` and one line in FORMATS."""
+"""Formats of the report, all made from its JSON. To add one: a file with a `render`, and a line in FORMATS."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from privacy_gate.verdict.report import Report
 
 @dataclass(frozen=True)
 class Format:
-    """How a report is written, and the name of its file; no name where it is only shown."""
+    """How a report is written, and the name of its file; None if the format is only printed."""
 
     render: Callable[[Report], str]
     file_name: str | None = None

@@ -1,4 +1,4 @@
-"""The table of alternatives as one self-contained page, and as lines for a terminal."""
+"""The table of alternatives as one self-contained HTML page, and as text for a terminal."""
 
 import base64
 import hashlib
@@ -14,32 +14,33 @@ from privacy_gate.reports.scatter import Dot, Scatter, scatter
 from privacy_gate.verdict.judgement import Limit, Measurement, judged_status
 
 SERIES = {"as-is": 7, "epochs": 1, "weight-decay": 2, "label-smoothing": 3, "drop": 4, "dp-sgd": 6}
-"""The colour of each family."""
+"""Number of the colour of each family."""
 
 NOTES = (
-    "Rates are those of the recipe: every reference in turn attacked by LiRA with all the others. A retrained model is "
-    "judged by itself, by all attacks of the policy, and with wider intervals: run privacy-gate check on it.",
-    "Each interval holds for its own line. The best of many lines owes some of it to luck.",
-    "Everything but the change named is left as the recipe has it; a learning rate tuned to the change may do better.",
-    "Accuracy is that on examples of the pool, members and holdout, which a reference was not trained on; every "
-    "example counts the same, also those that a line drops.",
+    "The rates describe the recipe, not one model: LiRA attacks every reference model with the help of all the others. "
+    "A retrained model is judged alone, with all attacks of the policy and wider intervals: run privacy-gate check on "
+    "it.",
+    "Each interval is for its own line. The best of many lines is partly best by chance.",
+    "Only the named change differs from the recipe. A learning rate tuned to the change may give better results.",
+    "Accuracy is measured on the examples of the pool (members and holdout) that a reference model was not trained on. "
+    "Every example counts the same, including those that a line drops.",
 )
 
 ONION = (
-    "Dropped examples are the most vulnerable under the recipe as it is. The rates are of those that stay: dropping "
-    "some may expose others, which then show more than they did before. They were chosen by the references that tell "
-    "what they showed before, so a small rise may be chance."
+    "The dropped examples are the most vulnerable under the unchanged recipe, and the rates are those of the remaining "
+    "examples. Dropping some examples can expose others, which shows as a higher rate than before. The examples were "
+    "selected with the same reference models that gave the rates before, so a small increase may be chance."
 )
 
 PRIVATE = (
-    "The ε of DP-SGD is of one training run with Poisson sampling; it does not cover choosing a recipe by results "
-    "on the same data."
+    "The ε of DP-SGD is for one training run with Poisson sampling. It does not cover the choice of a recipe by "
+    "results on the same data."
 )
 
 
 @dataclass(frozen=True)
 class Rate:
-    """A rate as text, None where not measured, and how its limit fares: met, violated, missing, or no limit at all."""
+    """A rate as text, or None if not measured. `symbol`: met, violated or missing; empty without a limit."""
 
     shown: words.Shown | None
     symbol: str
@@ -47,7 +48,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Line:
-    """One row as shown: figures with their intervals as text, None where not measured."""
+    """One row of the table: figures with their intervals as text, None if not measured."""
 
     row: Row
     series: int
@@ -60,15 +61,16 @@ class Line:
 
 @dataclass(frozen=True)
 class Picture:
-    """The alternatives at one false positive rate."""
+    """A chart of the alternatives at one false positive rate."""
 
     title: str
     chart: Scatter
 
 
 def render(advice: Advice) -> str:
-    """The page. Everything from the registry is escaped, on one line, and free of control characters."""
+    """The page. Texts from the registry are escaped, on one line, and free of control characters."""
     environment = page_environment()
+    # As in the report, the security policy of the page allows this style sheet alone, by its hash.
     css = "".join(environment.get_template(name).render() for name in ("report.css", "advice.css"))
     digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
     return environment.get_template("advice.html.jinja").render(
@@ -85,85 +87,92 @@ def render(advice: Advice) -> str:
 
 
 def table(advice: Advice) -> str:
-    """The table in plain text, with the sentence that sums it up; the last line ends with a line break."""
-    heads = ["recipe", "accuracy left out", "change", *(f"tpr at {words.percent(t.fpr)} fpr" for t in advice.targets)]
+    """The table in plain text and a summary; the last line ends with a line break."""
+    heads = ["recipe", "unseen accuracy", "change", *(f"tpr at {words.percent(t.fpr)} fpr" for t in advice.targets)]
     limits = [words.percent(t.limit) if t.limit is not None else "none" for t in advice.targets]
+    # The last column holds remarks and reasons, and has no head.
     cells = [[*heads, ""], ["", "", "limit", *limits, ""]]
     cells += [_cells(_line(row, advice.targets), row.name == advice.choice) for row in advice.rows]
+    # The remarks need no width: nothing comes after them.
     wide = [max(len(row[column]) for row in cells) for column in range(len(heads))]
     body = ["  ".join(text.ljust(w) for text, w in zip(row, [*wide, 0], strict=True)).rstrip() for row in cells]
     return "\n".join([*body, "", sentence(advice)]) + "\n"
 
 
 def _cells(line: Line, chosen: bool) -> list[str]:
-    gain = str(line.gain).replace(" %", "") if line.gain else ""
+    gain = str(line.gain).replace(" points", "") if line.gain else ""
+    # A line without figures keeps empty cells, so that its reason is below the other remarks.
     if line.reason:
         return [line.row.name, "not measured", "", *("" for _ in line.leak), line.reason]
-    marks = ["meets the limits"] if line.row.meets else []
-    marks += ["best of these"] if chosen else ["not dominated"] if line.row.best else []
+    remarks = ["meets the limits"] if line.row.meets else []
+    remarks += ["best of these"] if chosen else ["not dominated"] if line.row.best else []
     leak = [str(rate.shown) if rate.shown else "not measured" for rate in line.leak]
-    return [line.row.name, str(line.accuracy), gain, *leak, ", ".join(marks)]
+    return [line.row.name, str(line.accuracy), gain, *leak, ", ".join(remarks)]
 
 
 def sentence(advice: Advice) -> str:
-    """What the table says, in a sentence or two."""
+    """A summary of the table in a few sentences."""
+    # The first row is the unchanged recipe.
     others = [row for row in advice.rows[1:] if row.accuracy.measured]
     if all(target.limit is None for target in advice.targets):
         best = ", ".join(row.name for row in advice.rows if row.best)
-        return f"The policy limits no rate of membership inference. Not dominated by any other line: {best}."
+        return f"The policy has no limit on membership inference. Not dominated by any other line: {best}."
     chosen = next((row for row in advice.rows if row.name == advice.choice), None)
+    # No line meets the limits: name the one that leaks least, which may help in combination with others.
     if chosen is None:
         least = min(others, key=_lowest, default=None)
-        tail = ""
+        least_leak = ""
         if least:
-            tail = (
-                f" {words.capital(least.name)} leaks least: {_rates(least)}; accuracy changes by {_points(least.gain)}."
-            )
+            name, gain = words.capital(least.name), _points(least.gain)
+            least_leak = f" {name} leaks least: {_rates(least)}. Accuracy changes by {gain}."
         count = (
-            f"None of the {len(others)} alternatives measured would meet every limit shown"
+            f"None of the {len(others)} measured alternatives would meet every limit shown"
             if others
-            else "Nothing but the recipe as it is was measured, which would not meet every limit shown"
+            else "Only the unchanged recipe was measured, and it would not meet every limit shown"
         )
         return (
-            f"{count} at the unfavourable end of its interval.{tail} More examples per class help every recipe, and "
-            "changes can be combined."
+            f"{count} with its whole interval.{least_leak} More examples per class help every recipe, and changes can "
+            "be combined."
         )
+    # The unchanged recipe is the best choice: there is nothing to advise.
     if chosen.family == "as-is":
         return (
-            f"The recipe as it is would meet every limit shown: {_rates(chosen)}. No change of it is as accurate and "
-            "does."
+            f"The unchanged recipe would meet every limit shown: {_rates(chosen)}. No alternative that meets them is "
+            "more accurate."
         )
     meeting = sum(bool(row.meets) for row in advice.rows)
-    already = "The recipe as it is would meet every limit shown already. " if advice.rows[0].meets else ""
+    already = "The unchanged recipe would already meet every limit shown. " if advice.rows[0].meets else ""
+    rank = f"Of the {meeting} lines that would, it is the most accurate." if meeting > 1 else "No other line would."
     return (
-        f"{already}Trained with {chosen.name} it would meet every limit shown: {_rates(chosen)}. Its accuracy changes "
-        f"by {_points(chosen.gain)}; of {meeting} line{'s' if meeting > 1 else ''} that would, it is the most accurate."
+        f"{already}Trained with {chosen.name}, the model would meet every limit shown: {_rates(chosen)}. Accuracy "
+        f"changes by {_points(chosen.gain)}. {rank}"
     )
 
 
 def notes(advice: Advice) -> list[str]:
-    """How to read the table, as far as it has such lines."""
+    """Explanations of the table, only those that apply to its lines."""
     families = {row.family for row in advice.rows}
     return [*NOTES, *([ONION] if "drop" in families else []), *([PRIVATE] if "dp-sgd" in families else [])]
 
 
 def _lowest(row: Row) -> tuple[float, ...]:
-    """Rates at the lowest false positive rate first; what was not measured comes last."""
-    return tuple(found.value if found.value is not None else 2.0 for found in reversed(row.leak))
+    """Sort key: the rate at the lowest false positive rate first. A missing rate counts as 2, above every rate."""
+    return tuple(rate.value if rate.value is not None else 2.0 for rate in reversed(row.leak))
 
 
 def _rates(row: Row) -> str:
     return ", ".join(
-        f"{words.metric(found.metric).title.partition(', ')[0]} {shown}"
-        for found in row.leak
-        if (shown := words.shown(found))
+        # The title goes on with ", over all models of the recipe", which is true of every line here.
+        f"{words.metric(rate.metric).title.partition(', ')[0]} {figure}"
+        for rate in row.leak
+        if (figure := words.shown(rate))
     )
 
 
 def _points(gain: Measurement | None) -> str:
     """A difference of shares, in percentage points."""
     figure = words.shown(gain) if gain else None
-    return str(figure).replace(" %", "") + " percentage points" if figure else "an unknown amount"
+    return str(figure) if figure else "an unknown amount"
 
 
 def _line(row: Row, targets: Sequence[Target]) -> Line:
@@ -172,29 +181,29 @@ def _line(row: Row, targets: Sequence[Target]) -> Line:
         series=SERIES[row.family],
         accuracy=words.shown(row.accuracy),
         gain=words.shown(row.gain) if row.gain else None,
-        leak=tuple(_rate(found, target.limit) for found, target in zip(row.leak, targets, strict=True)),
+        leak=tuple(_rate(rate, target.limit) for rate, target in zip(row.leak, targets, strict=True)),
         aside=_aside(row),
         reason=row.accuracy.reason or "",
     )
 
 
-def _rate(found: Measurement, most: float | None) -> Rate:
+def _rate(measured: Measurement, most: float | None) -> Rate:
     if most is None:
-        return Rate(words.shown(found), "")
+        return Rate(words.shown(measured), "")
     limit = Limit(max=most)
-    return Rate(words.shown(found, limit), SYMBOLS[judged_status(found, limit)])
+    return Rate(words.shown(measured, limit), SYMBOLS[judged_status(measured, limit)])
 
 
 def _aside(row: Row) -> str:
-    """What dropping did to those that stay."""
+    """The effect of dropping examples on the remaining ones."""
     if not row.dropped:
         return ""
-    figures = (words.shown(found) for found in row.before)
+    figures = (words.shown(rate) for rate in row.before)
     before = " and ".join(str(figure) if figure else "not measured" for figure in figures)
     count, members = len(row.dropped), row.dropped_members
     return (
         f"{count:,} example{'s' if count > 1 else ''} dropped, {members:,} of them "
-        f"{'a member' if members == 1 else 'members'}. Those that stay, before any were dropped: {before}"
+        f"{'a member' if members == 1 else 'members'}. The remaining examples before dropping: {before}"
     )
 
 
@@ -206,5 +215,6 @@ def _pictures(advice: Advice) -> list[Picture]:
             for row in advice.rows
         ]
         if chart := scatter(dots, target.fpr, target.limit):
-            pictures.append(Picture(f"Members found at {words.percent(target.fpr)} false alarms", chart))
+            title = f"Members identified at a false positive rate of {words.percent(target.fpr)}"
+            pictures.append(Picture(title, chart))
     return pictures

@@ -1,4 +1,4 @@
-"""What every view of a report tells last: every figure, what was judged by what, and how to repeat it."""
+"""The last part of every report: all figures, the candidate, policy, recipe and data, and how to repeat the audit."""
 
 import json
 import shlex
@@ -16,7 +16,7 @@ NO_LICENCE = "not declared"
 
 @dataclass(frozen=True)
 class MeasuredRow:
-    """One figure, or a reason that several subjects share; `how` where the metric's others were made otherwise."""
+    """One figure, or a reason that several subjects share. `how`: its method, if it differs from that of other rows."""
 
     who: str
     shown: Shown | None
@@ -26,7 +26,7 @@ class MeasuredRow:
 
 @dataclass(frozen=True)
 class Measured:
-    """One metric of a check, and how its figures were made where that is the same for all."""
+    """One metric of a check. `how`: the method of its figures, if it is the same for all; empty otherwise."""
 
     title: str
     metric: str
@@ -35,47 +35,49 @@ class Measured:
 
 
 def measured(check: CheckRecord) -> list[Measured]:
-    """The check's measurements by metric, in their own order; those missing for one reason together, last."""
+    """The check's measurements by metric. Subjects that are missing for the same reason share one row, at the end."""
     by_metric: dict[str, list[Measurement]] = {}
     for measurement in check.result.measurements:
         by_metric.setdefault(measurement.metric, []).append(measurement)
-    found = []
+    # One method for all rows stands once at the metric; otherwise each row names its own.
+    metrics = []
     for name, group in by_metric.items():
-        ways = {how(m) for m in group if m.measured}
-        common = next(iter(ways)) if len(ways) == 1 else ""
+        methods = {how(m) for m in group if m.measured}
+        common = next(iter(methods)) if len(methods) == 1 else ""
         rows = [MeasuredRow(plain(m.subject), shown(m), how="" if common else how(m)) for m in group if m.measured]
         reasons = dict.fromkeys(plain(m.reason) for m in group if not m.measured)
         for reason in reasons:
             missing = [plain(m.subject) for m in group if not m.measured and plain(m.reason) == reason]
             rows.append(MeasuredRow(", ".join(filter(None, missing)), None, reason))
         title = metric(name).title
-        found.append(Measured(capital(title), name, common, tuple(rows)))
-    return found
+        metrics.append(Measured(capital(title), name, common, tuple(rows)))
+    return metrics
 
 
 def how(measurement: Measurement) -> str:
-    """How a figure's interval was made, and from what."""
+    """How the interval of a figure was computed, and from how many examples or models."""
     parts = [f"{level(measurement.confidence)} interval" if measurement.confidence else ""]
     parts += [plain(measurement.method), plain(measurement.samples)]
     return "; ".join(part for part in parts if part)
 
 
 def provenance(report: Report) -> str:
-    """The backbone that the candidate stands on, in one line: its name, and its weights' sha256 and licence."""
+    """The candidate's backbone in one line: its name, and the sha256 and licence of its weights."""
     backbone = report.recipe.backbone
     if backbone.weights is None:
-        return plain(backbone.name) + (", as the table holds its features" if backbone.is_identity else ", untrained")
+        return plain(backbone.name) + (", the table holds its features" if backbone.is_identity else ", untrained")
     licence = plain(backbone.weights.licence or NO_LICENCE)
     return f"{plain(backbone.name)}, weights sha256 {backbone.weights.sha256}, licence {licence}"
 
 
 def recipe_facts(report: Report) -> list[tuple[str, str]]:
-    """How the candidate says it was trained, as name and value."""
+    """The declared recipe, as pairs of name and value."""
     recipe = report.recipe
     facts = [("Backbone", plain(recipe.backbone.name))]
     if weights := recipe.backbone.weights:
         licence = plain(weights.licence or NO_LICENCE)
-        facts += [("Its weights", plain(weights.uri)), ("Their sha256", weights.sha256), ("Their licence", licence)]
+        facts += [("Backbone weights", plain(weights.uri)), ("Weights sha256", weights.sha256)]
+        facts.append(("Weights licence", licence))
     if recipe.input:
         facts.append(("Input", f"{recipe.input.size} pixels, {recipe.input.interpolation}, crop {recipe.input.crop:g}"))
     facts += [
@@ -91,29 +93,30 @@ def recipe_facts(report: Report) -> list[tuple[str, str]]:
         ("Views", f"{len(recipe.views)}" + (f": {_settings(recipe.augmentation)}" if recipe.augmentation else "")),
     ]
     if report.claim is not None:
-        reached = f", {plain(report.claim.mechanism)}" if report.claim.mechanism else ""
-        text = f"epsilon {report.claim.epsilon:g} at delta {report.claim.delta:g}{reached}"
-        facts.append(("Claimed differential privacy", text))
+        mechanism = f", {plain(report.claim.mechanism)}" if report.claim.mechanism else ""
+        text = f"epsilon {report.claim.epsilon:g} at delta {report.claim.delta:g}{mechanism}"
+        facts.append(("Claim of differential privacy", text))
     return facts
 
 
 def _local_work(recipe: Recipe) -> str:
-    """How long is trained; of a federation, by a client in a round."""
+    """How long the model was trained; in a federation, how long each client trains in each round."""
+    # A federation trains for a number of steps or, without it, for the recipe's epochs in each round.
     steps = recipe.federation.steps if recipe.federation else None
     count, unit = (steps, "step") if steps else (recipe.epochs, "epoch")
-    return f"{count:,} {unit}{'s' if count > 1 else ''}" + (" a client and round" if recipe.federation else "")
+    return f"{count:,} {unit}{'s' if count > 1 else ''}" + (" per client and round" if recipe.federation else "")
 
 
 def _federation(federation: Federation) -> str:
     clients = federation.clients
-    who = f"{clients.count} clients, {clients.partition}" if clients.count else "clients by column"
+    cohort = f"{clients.count} clients, {clients.partition}" if clients.count else "clients from a column"
     alpha = f" {clients.alpha:g}" if clients.alpha else ""
-    aggregator = f"{federation.aggregator}, told of {federation.aggregator.tolerates} byzantine"
-    hidden = ", secure aggregation" if federation.secure_aggregation else ""
+    aggregator = f"{federation.aggregator}, tolerates {federation.aggregator.tolerates} byzantine"
+    secure = ", secure aggregation" if federation.secure_aggregation else ""
     private = f", privacy of clients: {_private(federation.privacy)}" if federation.privacy else ""
-    asked = f" of {percent(federation.participation)} of them" if federation.participation < 1 else ""
+    participation = f", {percent(federation.participation)} of clients in each" if federation.participation < 1 else ""
     server = f"server {federation.server.name}" + (f", FedProx mu {federation.prox:g}" if federation.prox else "")
-    return f"{who}{alpha}; {federation.rounds:,} rounds{asked}; {aggregator}; {server}{hidden}{private}"
+    return f"{cohort}{alpha}; {federation.rounds:,} rounds{participation}; {aggregator}; {server}{secure}{private}"
 
 
 def _private(privacy: ClientPrivacy) -> str:
@@ -122,6 +125,7 @@ def _private(privacy: ClientPrivacy) -> str:
 
 
 def _settings(record: Record) -> str:
+    # JSON writes true, null and lists as they stand in the dossier's YAML.
     values = record.model_dump(mode="json")
     name = values.pop("name", "")
     rest = ", ".join(f"{key} {json.dumps(value)}" for key, value in values.items())
@@ -129,17 +133,17 @@ def _settings(record: Record) -> str:
 
 
 def data_facts(report: Report) -> list[tuple[str, str]]:
-    """What the audit looked at, as name and value."""
+    """The audit data, as pairs of name and value."""
     data = report.data
     facts = [
         ("sha256", plain(data.sha256)),
         ("Members", f"{data.members:,} examples the model was trained on"),
-        ("Holdout", f"{data.holdout:,} examples it never saw, audited"),
-        ("Population", f"{data.population:,} further examples, for calibration only"),
+        ("Holdout", f"{data.holdout:,} examples it was not trained on, audited"),
+        ("Population", f"{data.population:,} more examples, only for calibration"),
         ("Classes", f"{data.classes:,}"),
         (
             "Per class",
-            f"{data.fewest_members_per_class:,} members at least, {data.median_members_per_class:g} in the median",
+            f"at least {data.fewest_members_per_class:,} members, median {data.median_members_per_class:g}",
         ),
     ]
     if data.groups is not None:
@@ -150,19 +154,22 @@ def data_facts(report: Report) -> list[tuple[str, str]]:
 
 
 def champion_facts(report: Report) -> list[tuple[str, str]]:
-    """What the candidate was compared with, as name and value; nothing where the policy compares with nothing."""
+    """The champion, as pairs of name and value; empty if the policy has no limit relative to it."""
     champion = report.champion
     if champion is None:
         return []
+    # The first candidate has no champion; the report says so, because limits relative to it could not be judged.
     if champion.version is None:
-        return [("Champion", f"none: nothing stood at the alias {plain(champion.alias)}")]
-    facts = [("Champion", f"version {plain(champion.version)}, at the alias {plain(champion.alias)} then")]
-    facts += [("Its sha256", plain(champion.digest))] if champion.digest else []
-    return [*facts, *([("Not compared", plain(champion.reason))] if champion.reason else [])]
+        return [("Champion", f"none: the alias {plain(champion.alias)} named no version")]
+    version, alias = plain(champion.version), plain(champion.alias)
+    facts = [("Champion", f"version {version}, at the alias {alias} when the candidate was pulled")]
+    facts += [("Champion sha256", plain(champion.digest))] if champion.digest else []
+    return [*facts, *([("Not compared because", plain(champion.reason))] if champion.reason else [])]
 
 
 def rerun(report: Report) -> list[str]:
-    """Shell commands that install the same version and repeat the pass on the same version of the model."""
+    """Shell commands that install the same version of the gate and repeat the audit of the same model version."""
+    # Names come from the registry: shlex quotes them, so that a copied line runs no foreign command.
     tool, _, version = plain(report.tool).partition(" ")
     uri = f"models:/{plain(report.candidate.name)}/{plain(report.candidate.version)}"
     install = f"{tool}=={version}" if version else tool

@@ -1,32 +1,32 @@
-"""Who is exposed: the listed examples as text, and pictures of what explains it, of classes, groups and clients."""
+"""The most exposed examples as text, and charts of the exposure of classes, groups and clients."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from privacy_gate.reports.pictures import Axis, Chart, Mark, Tick, length, log_ticks, round_ticks
-from privacy_gate.reports.words import Shown, number, percent, plain, shown
+from privacy_gate.reports.words import Shown, hundredths, number, percent, plain, shown
 from privacy_gate.verdict.exhibits import GradientScatter, VulnerableRow, VulnerableRows
 from privacy_gate.verdict.judgement import Measurement
 from privacy_gate.verdict.report import CheckRecord
 
 DRAWN = 24
-"""Classes and groups of one picture, at most: those most exposed."""
+"""A chart draws at most this many classes or groups: the most exposed."""
 
 LABEL = 20
-"""Letters of a group's name in a picture; the table of measurements has them all."""
+"""Longest name in a chart, in characters; the table of measurements has the full names."""
 
 DECADES = 4
-"""Powers of ten that an axis of gradient norms spans, at most; smaller norms stand at its end."""
+"""The axis of gradient norms spans at most this many powers of ten; smaller norms are drawn at its end."""
 
 LINE = 24
-"""Height of a group's line."""
+"""Height of one group's row in a chart."""
 
-HEADS = ("Example", "Class", "Part", "Vulnerability", "Found", "Memorisation", "Gradient norm")
+HEADS = ("Example", "Class", "Split", "Vulnerability", "Identified", "Memorisation", "Gradient norm")
 
 
 def listed(check: CheckRecord) -> VulnerableRows | None:
-    """The check's list of the most exposed examples; None where it has none."""
-    return next((one for one in check.result.exhibits if isinstance(one, VulnerableRows)), None)
+    """The check's list of the most exposed examples; None if it has no list."""
+    return next((exhibit for exhibit in check.result.exhibits if isinstance(exhibit, VulnerableRows)), None)
 
 
 def cells(row: VulnerableRow) -> tuple[str, ...]:
@@ -43,18 +43,20 @@ def cells(row: VulnerableRow) -> tuple[str, ...]:
 
 
 def caption(rows: VulnerableRows) -> str:
-    """What the list is, and how to read it."""
+    """An explanation of the list and its columns."""
     return (
-        f"The {len(rows.rows):,} most exposed of {rows.audited:,} audited examples, by a hash of the id that only "
-        "who holds the whole table can undo. Vulnerability is the shift "
-        "of the log-odds that training on the example causes, in standard deviations between models, with what may be "
-        f"chance taken off; found: how often an attacker at {percent(rows.fpr)} false alarms names the example once it "
-        "was trained on, holdout examples too; memorisation: the gain in probability of its class."
+        f"The {len(rows.rows):,} most exposed of {rows.audited:,} audited examples, members and holdout, each named by "
+        "a hash of its id. Only somebody with the whole table can find the example for a hash. Vulnerability: how far "
+        "training on the example shifts its log-odds, in standard deviations between models, corrected for sampling "
+        "noise. Identified: how often an attacker with a false positive rate of "
+        f"{percent(rows.fpr)} identifies the example as a member if it was trained on. Memorisation: how much training "
+        "on the example raises the probability of its class."
     )
 
 
 def gradient_chart(scatter: GradientScatter) -> Chart:
-    """Vulnerability against the gradient norm, on a logarithmic axis; at most DECADES of it."""
+    """Vulnerability against the gradient norm, on a logarithmic axis of at most DECADES powers of ten."""
+    # A fully fitted example has a gradient of about 0, which has no place on a logarithmic axis.
     most = max(scatter.gradient) or 1.0
     floor = most / 10**DECADES
     x = Axis(max(min(scatter.gradient), floor) / 1.2, most * 1.2, 64, 504, log=True)
@@ -74,7 +76,7 @@ def gradient_chart(scatter: GradientScatter) -> Chart:
 
 @dataclass(frozen=True)
 class Strip:
-    """One class or group: its name, where it stands, and where its interval begins and ends."""
+    """One row of the chart: the name of a class or group, its height, and its estimate and interval on the axis."""
 
     name: str
     y: float
@@ -86,7 +88,7 @@ class Strip:
 
 @dataclass(frozen=True)
 class Forest:
-    """Intervals of classes or groups under each other, most exposed first, on one axis."""
+    """A forest plot: intervals of classes or groups below each other on one axis, the most exposed first."""
 
     height: int
     strips: tuple[Strip, ...]
@@ -97,21 +99,23 @@ class Forest:
 
     @property
     def bottom(self) -> int:
-        """Where the lines end and the axis stands."""
+        """Height at which the rows end and the axis begins."""
         return self.height - 44
 
 
 def forests(check: CheckRecord) -> list[tuple[str, Forest]]:
-    """A picture each for classes, groups and clients that the check measured, with its heading."""
+    """A chart with its heading for each of classes, groups and clients, if the check measured at least two."""
     every = [m for m in check.result.measurements if m.metric == "vulnerability" and m.measured]
+    # Subjects are "all", or a kind and a name, for instance "class: 3".
     overall = next((m for m in every if m.subject == "all"), None)
     parts = (("Classes", "class: "), ("Groups", "group: "), ("Clients", "client: "))
-    found = [(title, [m for m in every if m.subject.startswith(start)]) for title, start in parts]
-    return [(title, forest(group, overall)) for title, group in found if len(group) > 1]
+    grouped = [(title, [m for m in every if m.subject.startswith(start)]) for title, start in parts]
+    return [(title, forest(group, overall)) for title, group in grouped if len(group) > 1]
 
 
 def forest(measurements: Sequence[Measurement], overall: Measurement | None) -> Forest:
-    """V_g of the DRAWN most exposed, with the line where nobody is exposed and the one where all are on average."""
+    """Vulnerability of the DRAWN most exposed groups, with a line at 0 and one at the value of all examples."""
+    # Ties are sorted by name, so that the same report always gives the same chart.
     ordered = sorted(measurements, key=lambda m: (-(m.value or 0.0), m.subject))[:DRAWN]
     x = _share_axis([*ordered, *([overall] if overall else [])])
     strips = tuple(_strip(m, place, x) for place, m in enumerate(ordered))
@@ -119,14 +123,15 @@ def forest(measurements: Sequence[Measurement], overall: Measurement | None) -> 
     return Forest(
         height=LINE * len(strips) + 22 + 44,
         strips=strips,
-        ticks=tuple(Tick(length(x.at(value)), percent(value)) for value in round_ticks(x.low, x.high, 5)),
+        ticks=tuple(Tick(length(x.at(value)), hundredths(value)) for value in round_ticks(x.low, x.high, 5)),
         chance=length(x.at(0.0)),
         overall=length(x.at(overall.value)) if overall and overall.value is not None else "",
-        note=f"The {len(strips)} most exposed; {rest:,} more are among the measurements." if rest else "",
+        note=f"The {len(strips)} most exposed; the measurements list {rest:,} more." if rest else "",
     )
 
 
 def _share_axis(measurements: Iterable[Measurement]) -> Axis:
+    # 0 is always on the axis: it is the value of a model that reveals nothing.
     ends = [0.0] + [end for m in measurements for end in (m.low, m.high) if end is not None]
     room = 0.04 * (max(ends) - min(ends)) or 0.05
     return Axis(max(min(ends) - room, -1.0), min(max(ends) + room, 1.0), 168, 504)

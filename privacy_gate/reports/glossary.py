@@ -8,7 +8,7 @@ from privacy_gate.attacks import ATTACKS
 from privacy_gate.checks import AnyCheck
 from privacy_gate.metrics.catalogue import FAMILIES, METRICS, REPORT_ONLY
 from privacy_gate.metrics.rates import FPRS, at_any_fpr, kind_and_fpr
-from privacy_gate.reports.words import check_title, number, percent
+from privacy_gate.reports.words import check_title, number, percent, points
 from privacy_gate.verdict.metric import Metric
 
 HEAD = """# Glossary
@@ -90,4 +90,6 @@ def _at_x(record: Metric) -> str:
 
 def _amount(record: Metric, value: float) -> str:
     value = float(f"{value:.3g}")
+    if record.unit == "difference":
+        return points(value)
     return percent(value) if record.percent else number(value)

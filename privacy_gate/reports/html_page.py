@@ -1,4 +1,4 @@
-"""One self-contained page for people: verdict first, pictures inside, nothing loaded, no script."""
+"""The report as one self-contained HTML page: the verdict first, inline charts, no script, nothing loaded."""
 
 import base64
 import hashlib
@@ -18,7 +18,7 @@ SYMBOLS = {Status.MET: "met", Status.VIOLATED: "violated", Status.NOT_MEASURED: 
 
 LARGE = (480, 200)
 SMALL = (220, 90)
-"""Width and height of the histogram of the strongest attack, and of the others."""
+"""Width and height of the strongest attack's histogram, and of the others."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Group:
-    """The findings of one limit, on one scale."""
+    """The findings of one limit, with the scale that their bars share."""
 
     title: str
     metric: str
@@ -48,7 +48,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Legend:
-    """One curve's line in the key: what the attack reaches at the fpr that `Gallery.rate` names, and its area."""
+    """One line of the ROC chart's legend: the attack's tpr in the metric `Gallery.rate`, and its AUC."""
 
     line: pictures.Line
     reached: words.Shown | None
@@ -57,7 +57,7 @@ class Legend:
 
 @dataclass(frozen=True)
 class Gallery:
-    """The pictures of one check; the strongest attack first."""
+    """The charts of one check, the strongest attack first."""
 
     title: str
     rate: str
@@ -73,8 +73,9 @@ class Gallery:
 
 
 def render(report: Report) -> str:
-    """The page. Everything from the report is escaped, on one line, and free of control characters."""
+    """The page. Texts from the report are escaped, on one line, and free of control characters."""
     environment = page_environment()
+    # The page's security policy allows this one style sheet, by its hash, and nothing else.
     css = environment.get_template("report.css").render()
     digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
     return environment.get_template("report.html.jinja").render(
@@ -95,7 +96,7 @@ def render(report: Report) -> str:
 
 @cache
 def page_environment() -> Environment:
-    """Templates of pages; whatever they show is escaped."""
+    """The templates of pages, with autoescape."""
     return Environment(
         loader=PackageLoader("privacy_gate", "reports/templates"),
         autoescape=True,
@@ -108,13 +109,15 @@ def page_environment() -> Environment:
 
 
 def _finalize(value: object) -> object:
-    """What the page shows of any value: text on one line, its units kept with their numbers."""
+    """Any value as the page shows it: text on one line, with no line break between a number and its unit."""
+    # Markup is HTML that the page made itself.
     if isinstance(value, Markup):
         return value
-    return words.plain(value).replace(" %", "\u00a0%")
+    return words.plain(value).replace(" %", "\u00a0%").replace(" points", "\u00a0points")
 
 
 def _group(findings: list[Finding]) -> Group:
+    # All findings of a group share metric, check and limit, so the first one speaks for them.
     first = findings[0]
     scale = pictures.shared_scale(findings)
     rows = tuple(
@@ -144,7 +147,9 @@ def _gallery(check: CheckRecord, report: Report) -> Gallery | None:
     exhibits, forests = check.result.exhibits, exposure.forests(check)
     if not exhibits and not forests:
         return None
+    # Curves and histograms know only their attack's name; its figures are looked up here.
     figures = {(m.metric, m.subject): m for m in check.result.measurements}
+    # Attacks keep one order in all charts of the check: by their tpr at the lowest fpr that was measured.
     rate = _common_rate(check.result.measurements)
     order = _by_strength(exhibits, figures, rate)
     curves = sorted((e for e in exhibits if isinstance(e, Roc)), key=lambda e: order[e.attack])
@@ -163,6 +168,7 @@ def _gallery(check: CheckRecord, report: Report) -> Gallery | None:
             Legend(line, _figure(figures.get((rate, name))), _figure(figures.get(("auc", name))))
             for line, name in zip(lines, names, strict=True)
         ),
+        # Only the strongest attack gets a large histogram.
         histograms=tuple(pictures.bars(e, *(LARGE if i == 0 else SMALL)) for i, e in enumerate(bars)),
         law=pictures.law_chart(laws) if laws else None,
         hostile=next((hostile.byzantine_chart(e) for e in exhibits if isinstance(e, ByzantinePlot)), None),
@@ -174,7 +180,7 @@ def _gallery(check: CheckRecord, report: Report) -> Gallery | None:
 
 
 def _common_rate(measurements: Iterable[Measurement]) -> str:
-    """The tpr at the lowest fpr at which an attack was measured; attacks are compared there."""
+    """Name of the tpr metric at the lowest fpr that was measured for any attack; attacks are compared by it."""
     rates = [m.metric for m in measurements if m.measured and m.metric.startswith("tpr_at_")]
     return min(rates, key=lambda name: words.metric(name).chance or 1.0, default="")
 
@@ -182,7 +188,8 @@ def _common_rate(measurements: Iterable[Measurement]) -> str:
 def _by_strength(
     exhibits: Iterable[Exhibit], figures: dict[tuple[str, str], Measurement], rate: str
 ) -> dict[str, tuple[float, int]]:
-    """Sort keys of the attacks: who finds most at the common rate comes first."""
+    """Sort keys of the attacks: the highest tpr at the common rate comes first."""
+    # The index keeps the policy's order among attacks with the same rate, or without one.
     names = dict.fromkeys(e.attack for e in exhibits if isinstance(e, Roc | Histogram))
     reached = [figures[rate, name].value if (rate, name) in figures else None for name in names]
     return {name: (-(value or 0.0), i) for i, (name, value) in enumerate(zip(names, reached, strict=True))}

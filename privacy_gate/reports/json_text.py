@@ -1,4 +1,4 @@
-"""The report itself: sorted, indented, plain ASCII, the same bytes for the same report."""
+"""The report as JSON: sorted, indented, plain ASCII, and the same bytes for the same report."""
 
 import json
 import re
@@ -6,10 +6,11 @@ import re
 from privacy_gate.documents import Record
 
 _NUMBERS = re.compile(r"\[\n\s*([-+0-9.eE,\s]*?)\n\s*\]")
-"""A list of numbers spread over lines. No string of a JSON text holds a raw line break, so none can match."""
+"""A list of numbers over several lines. Strings in JSON contain no raw line breaks, so no string can match."""
 
 
 def render(report: Record) -> str:
-    """JSON that reads back equal; lists of numbers stand on one line."""
+    """JSON that reads back as an equal record, with each list of numbers on one line."""
+    # allow_nan=False: NaN is no JSON, and other programs could not read the report.
     text = json.dumps(report.model_dump(mode="json"), sort_keys=True, indent=2, allow_nan=False)
-    return _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
+    return _NUMBERS.sub(lambda match: f"[{' '.join(match[1].split())}]", text) + "\n"

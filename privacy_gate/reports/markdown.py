@@ -1,7 +1,7 @@
-"""For step summaries and pull requests: verdict first, tables, the rest folded; never larger than they accept.
+"""Markdown for step summaries and pull requests: the verdict first, then tables, details folded, limited in size.
 
-Whatever comes from the report is written in character references where Markdown or HTML could read it
-as markup, a link or a mention: a reference is always literal text.
+Texts from the report are untrusted. Characters that Markdown or HTML could read as markup, a link or a mention are
+written as character references, which are always literal text.
 """
 
 import re
@@ -15,26 +15,27 @@ from privacy_gate.verdict.report import CheckRecord, Report
 Item = TypeVar("Item")
 
 LIMIT = 1_000_000
-"""Bytes; GitHub drops a step summary above 1 MiB without a word."""
+"""Bytes; GitHub silently drops a step summary above 1 MiB."""
 
 LONGEST = 300
-"""Letters of one text from the report; what is cut is in the JSON report."""
+"""Characters of one text from the report; the JSON report has the rest."""
 
 MOST = 200
-"""Rows of one table and items of one list."""
+"""Most rows of one table, and most items of one list."""
 
 SIGNS = {Verdict.APPROVED: "✅", Verdict.BLOCKED: "⛔", Verdict.UNDECIDED: "❔"}
 STATUS_SIGNS = {Status.MET: "✅", Status.VIOLATED: "⛔", Status.NOT_MEASURED: "❔", Status.WAIVED: "⚠️"}
 
 SHOWN_REASONS = 5
-"""Reasons above the table of findings, which has them all."""
+"""Most reasons above the table of findings, which has them all."""
 
+# Escaping everything would be correct but unreadable as text, so punctuation that cannot be markup is kept.
 _PUNCTUATION = re.compile(
     r"""(?P<harmless>
-        (?<!^)[-+=] | [,;?%/()'"]           # bullets and underlines stand at the beginning
-      | (?<=\d)\.(?=\d) | (?<=[^\d\s])\.(?=\s|\Z)  # neither a list's number nor a host name
-      | :(?=\s|\Z)                          # no scheme of a link
-      | (?<=[A-Za-z0-9])_(?=[A-Za-z0-9])    # no emphasis within a word
+        (?<!^)[-+=] | [,;?%/()'"]           # bullets and underlines only count at the beginning
+      | (?<=\d)\.(?=\d) | (?<=[^\d\s])\.(?=\s|\Z)  # not the number of a list, not a host name
+      | :(?=\s|\Z)                          # not the scheme of a link
+      | (?<=[A-Za-z0-9])_(?=[A-Za-z0-9])    # no emphasis inside a word
       | \[(?=[\d−]) | (?<=[\d%])\](?![\[(:])  # an interval, not a link
     ) | [!-/:-@\[-`{-~]""",
     re.VERBOSE,
@@ -42,18 +43,19 @@ _PUNCTUATION = re.compile(
 
 
 def prose(text: object) -> str:
-    """Text from the report as words in a sentence or cell; a mention or an issue's number stays text.
+    """Text from the report for a sentence or cell. A mention or an issue number stays plain text.
 
     >>> prose("a|b <i> @team")
     'a&#124;b &#60;i&#62; &#64;&#8203;team'
     >>> prose("tpr_at_0.1_fpr: 3.1 % [2.2 %, 4.4 %].")
     'tpr_at_0.1_fpr: 3.1 % [2.2 %, 4.4 %].'
     """
+    # GitHub finds mentions and issue numbers even in references, but not across a zero-width space.
     return re.sub(r"(&#(?:64|35);)", r"\1&#8203;", _literal(text))
 
 
 def code(text: object) -> str:
-    """Text from the report set as code, to be copied.
+    """Text from the report as code that can be copied.
 
     >>> code("models:/a@b")
     '<code>models&#58;/a&#64;b</code>'
@@ -62,13 +64,14 @@ def code(text: object) -> str:
 
 
 def _literal(text: object) -> str:
+    # Shortened before it is escaped: half a character reference would be shown as garbage.
     line = words.plain(text)
     line = line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"
-    return _PUNCTUATION.sub(lambda found: found["harmless"] or f"&#{ord(found[0])};", line)
+    return _PUNCTUATION.sub(lambda match: match["harmless"] or f"&#{ord(match[0])};", line)
 
 
 def render(report: Report) -> str:
-    """The report as GitHub-flavoured Markdown, at most LIMIT bytes: what does not fit is left out from the end."""
+    """The report as GitHub-flavoured Markdown. Blocks at the end are omitted if it would exceed LIMIT bytes."""
     blocks = [
         _head(report),
         _reasons(report),
@@ -83,16 +86,18 @@ def render(report: Report) -> str:
         _identity(report),
         _rerun(report),
     ]
+    # 200 bytes are reserved for the sentence that says that something is missing.
     text, room = "", LIMIT - 200
     for block in filter(None, blocks):
         if len((text + block).encode()) > room:
-            return text + "The rest is left out here: this view has a largest size. The JSON report holds everything.\n"
+            return text + "The rest is omitted: this format is limited in size. The JSON report holds everything.\n"
         text += block + "\n"
     return text
 
 
 def _head(report: Report) -> str:
     candidate, policy = report.candidate, report.policy
+    # An approved model needs no help.
     label = "Next" if report.verdict is Verdict.APPROVED else "What would help most"
     return "\n".join(
         [
@@ -109,15 +114,16 @@ def _head(report: Report) -> str:
 def _reasons(report: Report) -> str:
     reasons = story.reasons(report)
     rest = len(reasons) - SHOWN_REASONS
-    more = f"- and {rest:,} more among the findings below\n" if rest > 0 else ""
-    return _list("Reasons, gravest first", reasons[:SHOWN_REASONS]) + more
+    more = f"- and {rest:,} more in the findings below\n" if rest > 0 else ""
+    return _list("Reasons, most serious first", reasons[:SHOWN_REASONS]) + more
 
 
 def _findings(report: Report) -> str:
+    # A flat table: Markdown has no row groups.
     findings = [finding for group in story.grouped(report) for finding in group]
     if not findings:
-        return "### Findings\n\nThe policy held no limit against any figure.\n"
-    return "### Findings\n\n" + _table(("Outcome", "What", "Subject", "Figure", "Limit"), findings, _finding)
+        return "### Findings\n\nNo limit of the policy was judged.\n"
+    return "### Findings\n\n" + _table(("Outcome", "Metric", "Subject", "Figure", "Limit"), findings, _finding)
 
 
 def _finding(finding: Finding) -> tuple[str, ...]:
@@ -144,7 +150,7 @@ def _controls(report: Report) -> str:
     return "### Controls of the audit\n\n" + _table(
         ("Outcome", "Control", "Detail"),
         report.controls,
-        lambda control: ("✅ held" if control.held else "⛔ failed", prose(control.name), prose(control.detail)),
+        lambda control: ("✅ passed" if control.held else "⛔ failed", prose(control.name), prose(control.detail)),
     )
 
 
@@ -158,16 +164,17 @@ def _coverage(report: Report) -> str:
             prose(line.ids or "none"),
         ),
     )
-    attacker = "\n" + _list("The attacker assumed", report.threat_model) if report.threat_model else ""
+    attacker = "\n" + _list("The assumed attacker", report.threat_model) if report.threat_model else ""
     return f"### What was tested, and what was not\n\n{table}{attacker}"
 
 
 def _rules(check: CheckRecord) -> str:
-    tried = hostile.tried(check)
-    if tried is None:
+    rules = hostile.tried(check)
+    if rules is None:
         return ""
-    table = _table(hostile.HEADS, tried.rules, lambda trial: [prose(cell) for cell in hostile.cells(tried, trial)])
-    return _folded("Which rule would pass, and at what tax", f"{prose(hostile.caption(tried))}\n\n{table}")
+    table = _table(hostile.HEADS, rules.rules, lambda trial: [prose(cell) for cell in hostile.cells(rules, trial)])
+    title = "Aggregation rules that would pass, and the accuracy they cost"
+    return _folded(title, f"{prose(hostile.caption(rules))}\n\n{table}")
 
 
 def _exposed(check: CheckRecord) -> str:
@@ -184,13 +191,13 @@ def _exposed(check: CheckRecord) -> str:
 
 def _measurements(check: CheckRecord) -> str:
     table = _table(
-        ("What", "Subject", "Figure", "How"),
+        ("Metric", "Subject", "Figure", "Method"),
         [(group, row) for group in details.measured(check) for row in group.rows],
         lambda pair: (
             prose(pair[0].title),
             code(pair[1].who) if pair[1].who else "all",
             str(pair[1].shown) if pair[1].shown else f"not measured: {prose(pair[1].reason)}",
-            prose(pair[0].how or pair[1].how),
+            prose(pair[0].how or pair[1].how),  # common to the metric, or the row's own
         ),
     )
     return _folded(f"Measurements: {words.check_title(check.check).lower()}", table)
@@ -201,11 +208,11 @@ def _identity(report: Report) -> str:
     rows = [
         ("**Candidate**", code(candidate.uri)),
         ("sha256 of its files", code(candidate.digest)),
-        ("judged", prose(words.moment(report.created))),
+        ("judged at", prose(words.moment(report.created))),
         *((name, prose(value)) for name, value in details.champion_facts(report)),
         ("**Policy**", code(policy.source)),
         ("sha256", code(policy.sha256)),
-        ("recorded, before measuring", prose(words.moment(policy.recorded))),
+        ("recorded before measuring, at", prose(words.moment(policy.recorded))),
         ("**Audit data**", ""),
         *((name, prose(value)) for name, value in details.data_facts(report)),
         ("**Recipe**", ""),
@@ -213,12 +220,12 @@ def _identity(report: Report) -> str:
         ("**Tool**", prose(report.tool)),
         *((prose(name), prose(version)) for name, version in sorted(report.versions.items())),
     ]
-    return _folded("What was judged, by what", _table(("", ""), rows, lambda row: row))
+    return _folded("Candidate, policy, data and recipe", _table(("", ""), rows, lambda row: row))
 
 
 def _rerun(report: Report) -> str:
     lines = "\n".join(_literal(line) for line in details.rerun(report))
-    return f"### How to repeat it\n\n<pre><code>{lines}</code></pre>\n"
+    return f"### How to repeat the audit\n\n<pre><code>{lines}</code></pre>\n"
 
 
 def _table(heads: Sequence[str], items: Sequence[Item], cells: Callable[[Item], Sequence[str]]) -> str:

@@ -1,4 +1,4 @@
-"""The JSON Schema of reports: what other programs may rely on."""
+"""The JSON Schema of reports, for other programs that read them."""
 
 import json
 
@@ -6,7 +6,7 @@ from privacy_gate.verdict.report import Report
 
 
 def schema() -> str:
-    """The schema, written to `report.schema.json` beside this file; a test keeps the two equal."""
+    """The schema. A test holds that `report.schema.json` in this folder is equal to it."""
     document = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": "urn:privacy-gate:report:1",

@@ -1,4 +1,4 @@
-"""A few lines for a terminal: the verdict, why, what would help, what was not tested."""
+"""A few lines for a terminal: the verdict, its reasons, the next step, and the topics that were not tested."""
 
 from collections import Counter
 
@@ -17,7 +17,7 @@ TALLIED = {
 
 
 def render(report: Report) -> str:
-    """The report in lines of plain text; the last one ends with a line break."""
+    """The report as lines of plain text; the last line ends with a line break."""
     candidate, policy = report.candidate, report.policy
     lines = [
         f"{report.verdict.upper()}: {plain(candidate.name)}, version {plain(candidate.version)}"
@@ -30,6 +30,7 @@ def render(report: Report) -> str:
         f"backbone: {provenance(report)}",
         *(f"note: {plain(note)}" for note in notes(report)),
     ]
+    # An approval says nothing about these, so they are never left out.
     if report.not_tested:
         lines.append(f"not tested: {'; '.join(plain(line) for line in report.not_tested)}")
     return "\n".join(lines) + "\n"

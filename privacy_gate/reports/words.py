@@ -1,7 +1,7 @@
-"""The reports' own words: what metrics and checks are called, and how figures are written.
+"""Titles of metrics and checks, and figures as text, for every format of the report.
 
-Figures are written so that rounding never contradicts a judgement: the ends of an interval are rounded
-outward, and with as many digits as it takes to stand on their side of the limit.
+Rounding never contradicts a judgement: the ends of an interval are rounded outward, with as many digits as are
+needed to show on which side of the limit they lie.
 """
 
 import datetime
@@ -15,8 +15,8 @@ from privacy_gate.verdict.judgement import Finding, Limit, Measurement, Status
 from privacy_gate.verdict.metric import ANY, SUFFIX, Metric
 
 SCOPE = (
-    "This report is evidence for, or against, resistance to the attacks listed, under the stated attacker model and "
-    "sample. It says nothing of other attacks and settles no question of law."
+    "This report is evidence for or against resistance to the attacks that it lists, for the attacker and the data "
+    "that it describes. It says nothing about other attacks and answers no legal question."
 )
 
 STATUS = {
@@ -49,7 +49,7 @@ CHECKS = {
 _EXACT = Context(prec=60)
 
 _MOST_PLACES = 40
-"""Decimals of the longest figure; limits of a size that people write need half as many to be told apart."""
+"""Largest number of decimals; limits as people write them need at most half as many."""
 
 
 def metric(name: str) -> Metric:
@@ -62,7 +62,7 @@ def metric(name: str) -> Metric:
 
 
 def check_title(name: str) -> str:
-    """What the check is called."""
+    """The title of the check."""
     return CHECKS.get(name, capital(plain(name).replace("_", " ")))
 
 
@@ -76,7 +76,7 @@ def capital(text: str) -> str:
 
 
 def plain(text: object) -> str:
-    """Text from strangers on one line: no line breaks, control characters or changes of direction.
+    """Untrusted text on one line, without line breaks, control characters or changes of text direction.
 
     >>> plain("a\\nb\\u202ec")
     'a b\\ufffdc'
@@ -85,27 +85,46 @@ def plain(text: object) -> str:
 
 
 def percent(rate: float) -> str:
-    """A share as written by people, exactly.
+    """A share in percent, exactly.
 
     >>> percent(0.001), percent(0.05)
     ('0.1 %', '5 %')
     """
-    return f"{number(Decimal(repr(rate)).scaleb(2))} %"
+    return f"{hundredths(rate)} %"
+
+
+def points(difference: float) -> str:
+    """A difference of two shares in percentage points, exactly.
+
+    >>> points(0.05), points(-0.01)
+    ('5 points', '−1 point')
+    """
+    text = hundredths(difference)
+    return f"{text} point" if text.lstrip("−") == "1" else f"{text} points"
+
+
+def hundredths(share: float) -> str:
+    """The share times 100 without a unit, exactly: binary floats would turn 7 % into 7.000000000000001 %.
+
+    >>> hundredths(0.07)
+    '7'
+    """
+    return number(Decimal(repr(share)).scaleb(2))
 
 
 def moment(text: str) -> str:
-    """A time as the report records it, for people; what is no time as it stands.
+    """A recorded time, for people; text that is not a time is returned unchanged.
 
     >>> moment("2026-11-23T09:41:27+00:00")
     '2026-11-23 09:41:27 UTC'
     """
     try:
-        when = datetime.datetime.fromisoformat(text)
+        time = datetime.datetime.fromisoformat(text)
     except ValueError:
         return plain(text)
-    if when.tzinfo is None:
-        return f"{when:%Y-%m-%d %H:%M:%S}"
-    return f"{when.astimezone(datetime.UTC):%Y-%m-%d %H:%M:%S} UTC"
+    if time.tzinfo is None:
+        return f"{time:%Y-%m-%d %H:%M:%S}"
+    return f"{time.astimezone(datetime.UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def level(confidence: float | None) -> str:
@@ -114,12 +133,14 @@ def level(confidence: float | None) -> str:
 
 
 def number(value: float | Decimal) -> str:
-    """A number without trailing zeros, with thousands separated and a true minus.
+    """A number without trailing zeros, with separated thousands and a typographic minus.
 
     >>> number(1280.0), number(-0.5)
     ('1,280', '−0.5')
     """
+    # repr is the shortest decimal that reads back as this float: .05 stays .05 and gets no 55 digits.
     exact = value if isinstance(value, Decimal) else Decimal(repr(value))
+    # Long rows of zeros are hard to count, so very small and very large numbers get an exponent.
     if exact and not -9 < exact.adjusted() < 15:
         return f"{exact:.3e}".replace("-", "−")
     text = f"{exact:,f}"
@@ -129,7 +150,7 @@ def number(value: float | Decimal) -> str:
 
 @dataclass(frozen=True)
 class Shown:
-    """A measured figure as text: value, low, high, each with its unit."""
+    """A measured figure as text: value, low and high. Percent stands at all three, points only at the value."""
 
     value: str
     low: str
@@ -140,43 +161,53 @@ class Shown:
 
 
 def shown(measurement: Measurement, limit: Limit | None = None) -> Shown | None:
-    """The figure as text, its ends rounded outward; None where there is none.
+    """The figure as text, the ends of its interval rounded outward; None if it was not measured.
 
     >>> figure = Measurement(metric="tpr_at_0.01_fpr", value=0.031, low=0.0221, high=0.0436, confidence=0.95)
     >>> str(shown(figure))
     '3.1 % [2.2 %, 4.4 %]'
+    >>> drop = Measurement(metric="byzantine_drop", value=0.031, low=0.0221, high=0.0436, confidence=0.95)
+    >>> str(shown(drop))
+    '3.1 points [2.2, 4.4]'
     """
     if measurement.value is None or measurement.low is None or measurement.high is None:
         return None
     in_percent = metric(measurement.metric).percent
+    # scaleb(2) multiplies by 100 without an error of rounding.
     ends = [Decimal(repr(end)).scaleb(2 * in_percent) for end in (measurement.low, measurement.value, measurement.high)]
-    unit = " %" if in_percent else ""
+    # Figures this large only come from a fault, and would not fit a cell of a table in full.
     if max(abs(end) for end in ends) >= 10**9:
-        low, value, high = (f"{float(end):.6e}{unit}".replace("-", "−") for end in ends)
-        return Shown(value, low, high)
-    low, value, high = (text + unit for text in _round(ends, in_percent, limit))
-    return Shown(value, low, high)
+        low, value, high = (f"{float(end):.6e}".replace("-", "−") for end in ends)
+    else:
+        low, value, high = _round(ends, in_percent, limit)
+    if in_points(measurement.metric):
+        return Shown(f"{value} points", low, high)
+    unit = " %" if in_percent else ""
+    return Shown(value + unit, low + unit, high + unit)
 
 
 def _round(ends: list[Decimal], in_percent: bool, limit: Limit | None) -> list[str]:
-    """low, value, high with equally many decimals, two digits of their distance at least."""
+    """low, value, high with the same number of decimals: at least two significant digits of the interval's width."""
     low, value, high = ends
     width = float(high - low)
     least = 1 if in_percent else 3
     places = least if width <= 0 else min(max(least, 1 - math.floor(math.log10(width))), 6)
+    # More decimals until the rounded interval meets or violates the limit as the exact one does.
     while True:
         step = Decimal(1).scaleb(-places)
         rounded = [low.quantize(step, ROUND_FLOOR, _EXACT), value.quantize(step, ROUND_HALF_EVEN, _EXACT)]
         rounded.append(high.quantize(step, ROUND_CEILING, _EXACT))
         if places >= _MOST_PLACES or _same_side(ends, rounded, in_percent, limit):
+            # abs turns -0 into 0, which would otherwise be written with a minus.
             return [f"{end if end else abs(end):,.{places}f}".replace("-", "−") for end in rounded]
         places += 1
 
 
 def _same_side(ends: list[Decimal], rounded: list[Decimal], in_percent: bool, limit: Limit | None) -> bool:
-    """Whether the rounded interval stands to the limit as the interval does."""
+    """Whether the rounded interval meets the limit exactly if the interval itself does."""
     if limit is None:
         return True
+    # The same comparison as in `judged_status`, once with the rounded end and once with the exact one.
     if limit.max is not None:
         bound = Decimal(repr(limit.max)).scaleb(2 * in_percent)
         return (rounded[2] <= bound) == (ends[2] <= bound)
@@ -185,19 +216,29 @@ def _same_side(ends: list[Decimal], rounded: list[Decimal], in_percent: bool, li
 
 
 def bound(finding: Finding) -> str:
-    """The limit as text, for instance "≤ 5 %", or "≥ champion's 81.2 % − 5 %"."""
+    """The limit as text, for instance "≤ 5 %", or "≥ champion's 81.2 % − 5 points"."""
     limit, name = finding.limit, finding.measurement.metric
     edge = limit.max if limit.max is not None else limit.min
     if edge is None:
         return "none"
     sign = "≤" if limit.max is not None else "≥"
+    # A limit relative to the champion is stored as a bound on the difference: max is a rise, min is minus a drop.
     if not name.endswith(SUFFIX):
         return f"{sign} {amount(name, edge)}"
     champion = finding.measurement.champion
-    figure = "champion" if champion is None else f"champion's {amount(name, float(f'{champion:.3g}'))}"
+    # The champion's own figure is a share, although the metric is a difference.
+    own = name.removesuffix(SUFFIX)
+    figure = "champion" if champion is None else f"champion's {amount(own, float(f'{champion:.3g}'))}"
     return f"{sign} {figure} {'+' if limit.max is not None else '−'} {amount(name, abs(edge))}"
 
 
 def amount(name: str, value: float) -> str:
-    """A bare value of the metric as text."""
+    """A value of the metric as text, with its unit."""
+    if in_points(name):
+        return points(value)
     return percent(value) if metric(name).percent else number(value)
+
+
+def in_points(name: str) -> bool:
+    """Whether the metric is a difference of two shares, written in points and not in percent."""
+    return metric(name).unit == "difference"

@@ -1,4 +1,4 @@
-"""Which cells are trained in one batch: those of one shape, as many as memory allows."""
+"""Which cells are trained in one batch: cells of equal shape, as many as memory allows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ class Source:
 
 @dataclass(frozen=True)
 class Block:
-    """G sources with A cells each, all of one training and with as many byzantine clients.
+    """G sources with A cells each; all share one training and one number of byzantine clients.
 
-    cells  G tuples of A places in the list of all cells
+    cells  G tuples, each of A indices into the list of all cells
     """
 
     training: Training
@@ -34,30 +34,34 @@ class Block:
 
     @property
     def order(self) -> list[int]:
-        """All places (A G,), cell by cell: sources vary fastest; those of one adversary stand together, by rule."""
+        """Indices of all cells (A G,); sources vary fastest. Cells of one adversary are adjacent, sorted by rule."""
         return [place for places in zip(*self.cells, strict=True) for place in places]
 
 
 def blocks(cells: Sequence[Cell], most: int) -> list[Block]:
-    """All cells, each in one block of at most `most` cells; largest blocks first."""
+    """Every cell in exactly one block of at most `most` cells; largest blocks first."""
     shapes: dict[tuple[Training, int], dict[Source, list[int]]] = {}
-    for place, cell in sorted(enumerate(cells), key=lambda item: repr((item[1].adversary, item[1].rule, item[1].told))):
+    # Sorted by adversary and rule, the cells of each stand at regular distances: Places can view them without a copy.
+    for place, cell in sorted(
+        enumerate(cells), key=lambda item: repr((item[1].adversary, item[1].rule, item[1].assumed))
+    ):
         source = Source(cell.partition, cell.seed, cell.poison)
         shapes.setdefault((cell.training, cell.byzantine), {}).setdefault(source, []).append(place)
-    found = []
+    packed = []
     for (training, byzantine), sources in shapes.items():
-        alike: dict[int, list[tuple[Source, tuple[int, ...]]]] = {}
+        # A block is rectangular, G x A: only sources with equally many cells can share one.
+        by_length: dict[int, list[tuple[Source, tuple[int, ...]]]] = {}
         for source, places in sources.items():
             for piece in _even(places, most):
-                alike.setdefault(len(piece), []).append((source, piece))
-        for length, pieces in alike.items():
+                by_length.setdefault(len(piece), []).append((source, piece))
+        for length, pieces in by_length.items():
             for chosen in _even(pieces, max(1, most // length)):
-                found.append(Block(training, byzantine, tuple(s for s, _ in chosen), tuple(p for _, p in chosen)))
-    return sorted(found, key=lambda block: -len(block.cells) * len(block.cells[0]))
+                packed.append(Block(training, byzantine, tuple(s for s, _ in chosen), tuple(p for _, p in chosen)))
+    return sorted(packed, key=lambda block: -len(block.cells) * len(block.cells[0]))
 
 
 def _even(items: Sequence[Item], most: int) -> list[tuple[Item, ...]]:
-    """`items` in as few runs of at most `most` as possible, about equally long."""
+    """`items` split into the fewest runs of at most `most` items; run lengths differ by at most one."""
     count = -(-len(items) // most)
     edges = [number * len(items) // count for number in range(count + 1)]
     return [tuple(items[first:last]) for first, last in pairwise(edges)]

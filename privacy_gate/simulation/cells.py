@@ -1,4 +1,4 @@
-"""One federated training among many: what it is made of, and the random draws that are its own."""
+"""A cell: one federated training out of a study of many. Its settings, and its random draws."""
 
 import math
 from collections.abc import Sequence
@@ -17,23 +17,23 @@ from privacy_gate.simulation.rules.aggregators import Rule, rule, step
 from privacy_gate.simulation.servers import Server
 
 KEPT_BYTES = 256 << 20
-"""What the batches of a study that are kept for its next blocks may take."""
+"""Memory for batches that a study keeps for its next blocks, in bytes."""
 
 UNIFORM = rule("uniform_mean")
-"""The only rule that goes with privacy of clients."""
+"""The only rule that client-level differential privacy supports."""
 
 
 @dataclass(frozen=True)
 class Privacy:
     """Differential privacy of whole clients: DP-FedAvg, McMahan et al. 2018 (arXiv 1710.06963), with a fixed clip.
 
-    Every client shortens its update to norm `clip`, and so does a server with what it receives. Their sum is divided by
-    the number of clients asked in a round, also where fewer answer, and each coordinate gets normal noise of standard
-    deviation noise_multiplier * clip / that number.
+    Every client clips its update to norm `clip`, and the server clips the updates it receives. Their sum is divided by
+    the number of clients asked in the round, even if fewer answer. Each coordinate gets normal noise of standard
+    deviation noise_multiplier * clip / (clients asked).
 
-    hidden      whether the server sees sums alone: then nobody shortens what a byzantine client sends
-    by_clients  whether the noise is not the server's: each client asked adds as much as makes the sum that noisy, and
-                nobody else can then shorten what it sends. Where clients do not answer, their noise is missing
+    hidden      whether the server sees only sums (secure aggregation): it then cannot clip a byzantine client's update
+    by_clients  whether the clients add the noise, not the server: each client asked adds an equal part of it, so that
+                the sum is as noisy. The server then cannot clip updates, and clients that do not answer add no noise
     """
 
     noise_multiplier: float
@@ -48,14 +48,15 @@ class Privacy:
 
 @dataclass(frozen=True)
 class Training(Attendance):
-    """How the clients of a federation train; cells that share it train in one batch.
+    """How the clients of a federation train; cells with an equal Training can train in one batch.
 
-    rounds, and
-    steps   local steps a round, or None: whole epochs over the client's rows, so that large clients take more
-    batch   rows of one step, fewer where the client has fewer
-    lr      of local stochastic gradient descent; decay: added as decay * weights to each gradient
-    prox    FedProx: mu of the pull mu/2 |w - w_global|^2; Li et al. 2020 (arXiv 1812.06127)
-    privacy of clients; None: without
+    rounds   number of rounds
+    steps    local steps per round; None: `epochs` whole passes over the client's rows, so that large clients take more
+    batch    rows per step, fewer if the client has fewer
+    lr       learning rate of local stochastic gradient descent
+    decay    weight decay: decay * weights is added to each gradient
+    prox     FedProx: the mu of its penalty mu/2 |w - w_global|^2; Li et al. 2020 (arXiv 1812.06127)
+    privacy  client-level differential privacy; None: none
     """
 
     rounds: int = 150
@@ -77,7 +78,7 @@ class Training(Attendance):
 
     @property
     def last(self) -> int:
-        """Rounds whose mean accuracy is the result: the last tenth. The best of all rounds would flatter."""
+        """Number of last rounds whose mean accuracy is the result: a tenth. The best round would be biased upwards."""
         return math.ceil(self.rounds / 10)
 
 
@@ -85,8 +86,8 @@ class Training(Attendance):
 class Cell:
     """One federated training.
 
-    f          byzantine clients, the last of all; they attack only where there is an adversary
-    tolerated  the f that the rule is told; None: f
+    f          number of byzantine clients, which have the last indices; they attack only if there is an adversary
+    tolerated  the f that the rule assumes; None: the true f
     """
 
     rule: Rule = field(default_factory=Rule)
@@ -100,31 +101,31 @@ class Cell:
 
     def __post_init__(self) -> None:
         if self.adversary is not None and self.adversary not in ADVERSARIES:
-            raise ConfigurationError(f"no adversary is called {self.adversary!r}: choose of {', '.join(ADVERSARIES)}")
+            raise ConfigurationError(f"no adversary is called {self.adversary!r}: use one of {', '.join(ADVERSARIES)}")
         if not 0 <= self.f < self.training.clients or (self.adversary is not None and self.f < 1):
             raise ConfigurationError(
-                f"f is {self.f} of {self.training.clients} clients, expected at least one honest client, and at "
-                "least one byzantine where there is an adversary"
+                f"f is {self.f} out of {self.training.clients} clients: at least one client must be honest, and at "
+                "least one byzantine if there is an adversary"
             )
         honest, bad = self.training.participants(self.byzantine)
         if self.adversary is not None and (reason := unmet_by_attack(self.adversary, honest + bad, bad)):
             raise ConfigurationError(reason)
         if self.training.privacy is not None and self.rule != UNIFORM:
-            raise ConfigurationError(f"privacy of clients needs the rule {UNIFORM}, found {self.rule}")
+            raise ConfigurationError(f"client-level privacy needs the rule {UNIFORM}, found {self.rule}")
 
     @property
     def byzantine(self) -> int:
-        """How many clients attack."""
+        """Number of clients that attack."""
         return self.f if self.adversary is not None else 0
 
     @property
-    def told(self) -> int:
-        """The f that the rule is called with."""
+    def assumed(self) -> int:
+        """The f that the rule assumes."""
         return self.f if self.tolerated is None else self.tolerated
 
     @property
     def joined(self) -> Rule:
-        """What the server does with the updates it receives: the rule; with privacy, first it shortens what it sees."""
+        """The rule as the server applies it: with privacy, it first clips the updates, if it can see them."""
         privacy = self.training.privacy
         if privacy is None or privacy.hidden or privacy.by_clients:
             return self.rule
@@ -132,24 +133,26 @@ class Cell:
 
     @property
     def attack(self) -> Adversary | None:
+        """The adversary itself; None: no client attacks."""
         return None if self.adversary is None else ADVERSARIES[self.adversary]
 
     @property
     def poison(self) -> str | None:
-        """The adversary, where it changes what is trained on; else the data of the round is everyone's."""
+        """The adversary's name if it poisons training data; if None, cells of other adversaries can share the data."""
         attack = self.attack
         return self.adversary if attack is not None and (attack.labels or attack.backdoor) else None
 
 
 class Draws:
-    """Everything random in a federation, each draw from a generator of its own, keyed by what it is for.
+    """All random draws of a federation; each comes from its own generator, keyed by its purpose.
 
-    The key is (stream, check, seed, client, round), never the place in a batch, so results do not depend on how
-    cells are packed. Adversary and rule are not in it: cells that differ only in them see the same rows in the same
-    order, and their difference is not blurred by chance.
+    The key is (stream, check, seed, client, round), never the position in a batch, so results do not depend on how
+    cells are packed. Adversary and rule are not part of the key: cells that differ only in them see the same rows in
+    the same order, so sampling noise does not blur their difference.
 
-    Blocks ask for the same batches, round by round, side by side or one block after the other. So batches are kept up
-    to `memory` bytes, and then drawn anew: to drop the oldest would drop each just before the next block wants it.
+    Blocks ask for the same batches, round by round, in parallel or one block after the other. So batches are cached up
+    to `memory` bytes, and later ones are drawn again. Evicting the oldest would drop each batch just before the next
+    block asks for it.
     """
 
     def __init__(self, check: str, memory: int = KEPT_BYTES) -> None:
@@ -158,15 +161,17 @@ class Draws:
         self._room, self._lock = memory, Lock()
 
     def generator(self, stream: str, seed: int, *key: int) -> np.random.Generator:
-        """The generator of one draw."""
+        """The generator for one draw."""
         return np.random.default_rng([int.from_bytes(stream.encode()), self._check, seed, *key])
 
     def participants(self, training: Training, byzantine: int, seed: int, turn: int) -> list[int]:
-        """The clients of round `turn`, each kind ascending: those that are late, other honest ones, byzantine ones."""
+        """The clients of round `turn`: late honest, then other honest, then byzantine; each kind in ascending order."""
         loyal = training.clients - byzantine
         honest, bad = training.participants(byzantine)
+        # Full attendance without stragglers needs no draws.
         if honest == loyal and bad == byzantine and not training.stale:
             return list(range(training.clients))
+        # Clients that are gone never return, so they are drawn without the round; absent and late ones per round.
         there = self._first(range(loyal), training.reachable(byzantine) - byzantine, "gone", seed)
         asked, others = training.asked(byzantine)
         if asked < len(there) or others < byzantine:
@@ -180,7 +185,10 @@ class Draws:
         return [*late, *(client for client in present if client not in late), *attackers]
 
     def _first(self, clients: Sequence[int], count: int, stream: str, seed: int, *turn: int) -> list[int]:
-        """As many of the clients as asked for, ascending: those with the smallest draws, each client's its own."""
+        """`count` of the clients, ascending: those with the smallest draws.
+
+        Each client has its own generator, so whether it is chosen ahead of another does not depend on the rest.
+        """
         if count == len(clients):
             return list(clients)
         drawn = {client: self.generator(stream, seed, client, *turn).random() for client in clients}
@@ -189,14 +197,16 @@ class Draws:
     def batches(self, training: Training, size: int, seed: int, client: int, turn: int) -> tuple[Rows, Floats]:
         """Which of its `size` rows a client trains on in a round, and their weights: both (steps, batch).
 
-        One shuffled pass after the other, cut into batches; the last of a pass may be shorter: its weights are
-        1 / rows, and 0 where there is no row.
+        The rows are shuffled anew for each pass and cut into batches. The last batch of a pass may be short; the
+        weight of a row is 1 / (rows in its batch), and 0 for padding.
         """
+        # Everything that the draw depends on; check is fixed for the object.
         key = (size, seed, client, turn, training.batch, training.epochs, training.steps or 0)
         if (kept := self._batches.get(key)) is not None:
             return kept
         drawn = _cut(self.generator("batches", seed, client, turn), size, training)
-        taken = sum(each.nbytes for each in drawn)
+        taken = sum(array.nbytes for array in drawn)
+        # Blocks run in threads: two may draw the same batch, which is identical, but it must be counted once.
         with self._lock:
             if key not in self._batches and taken <= self._room:
                 self._batches[key] = drawn
@@ -205,11 +215,12 @@ class Draws:
 
 
 def steps_of(training: Training, size: int) -> int:
-    """Local steps of a client with so many rows."""
+    """Local steps per round of a client with `size` rows."""
     return training.steps if training.steps is not None else training.epochs * -(-size // training.batch)
 
 
 def _cut(rng: np.random.Generator, size: int, training: Training) -> tuple[Rows, Floats]:
+    """Shuffled passes over `size` rows, cut into batches and padded with 0: rows and weights, both (steps, batch)."""
     steps, width = steps_of(training, size), training.batch
     chosen, weight = np.zeros((steps, width), dtype=np.int64), np.zeros((steps, width), dtype=np.float64)
     done = 0

@@ -1,4 +1,4 @@
-"""Softmax heads on cached features as what clients train. Axis letters: local.py."""
+"""A learner for federations that train softmax heads on cached features. Axis letters: local.py."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,10 +16,11 @@ from privacy_gate.simulation.scores import Exam, backdoor_exam
 
 @dataclass(frozen=True, eq=False)
 class Heads:
-    """Heads that start from zero, (C, E) each.
+    """Heads (C, E) that start from zero; label, triggered and root as in Learner.
 
     features  (N', E) with a column of ones, on the device
-    test      what they are judged by; samples, the same rows with their triggered twins
+    test      the rows that heads are evaluated on
+    samples   the same rows as samples, with the features of their triggered twins
     """
 
     features: torch.Tensor
@@ -43,13 +44,14 @@ class Heads:
         return self.features.device
 
     def start(self, seeds: Sequence[int]) -> torch.Tensor:
-        """Zeros: (cells, C E)."""
+        """Zeros (cells, C E), whatever the seeds."""
         return self.features.new_zeros(len(seeds), self.width)
 
     def updates(
         self, models: torch.Tensor, batches: Batches, training: Training, losses: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(A, G, K, C E) and (A, G, K): see local.local_updates."""
+        # (A, G, P) -> (A, G, C, E)
         heads = models.view(*models.shape[:2], self.classes, -1)
         return local_updates(self.features, heads, batches, training, losses)
 

@@ -1,4 +1,4 @@
-"""What clients train and how it is judged; the models of many cells lie flat side by side, (cells, P)."""
+"""The interface of models that clients train and test rows evaluate; models of many cells are stacked, (cells, P)."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -13,11 +13,11 @@ from privacy_gate.simulation.partitions import Rows
 
 
 class Learner(Protocol):
-    """A model of P numbers and all rows that it may be trained on: the clients', their triggered twins, the server's.
+    """A model with P parameters, and all rows to train it on: clients' rows, their triggered twins, the server's rows.
 
-    label      (N',)
-    triggered  how far behind a row its triggered twin is; None without
-    root       the server's own rows; empty without
+    label      (N',) true class of every row
+    triggered  offset from a row to its triggered twin; None if there are no twins
+    root       the server's own rows; empty if it has none
     """
 
     @property
@@ -39,22 +39,28 @@ class Learner(Protocol):
     def device(self) -> torch.device: ...
 
     def start(self, seeds: Sequence[int]) -> torch.Tensor:
-        """Untrained models of cells with these seeds, (cells, P)."""
+        """Untrained models for cells with these seeds, (cells, P)."""
         ...
 
     def updates(
         self, models: torch.Tensor, batches: Batches, training: Training, losses: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """What local steps change (A, G, K, P) of models (A, G, P), and where asked for the losses (A, G, K).
+        """Updates (A, G, K, P) that local steps make to models (A, G, P); with `losses`, also the losses (A, G, K).
 
-        The loss is that of the first batch before any step, mean over its rows, nats.
+        The loss is the mean over the rows of the first batch before any step, in nats.
         """
         ...
 
     def hits(self, models: torch.Tensor) -> torch.Tensor:
-        """How far each model is right on each test row: (T, cells) float64, see scores.right."""
+        """How often each model is right on each test row, 0 to 1 (ties count in part): (T, cells) float64.
+
+        See scores.right.
+        """
         ...
 
     def backdoor(self, models: torch.Tensor, target: int) -> torch.Tensor | None:
-        """How far each calls each triggered test row of other classes `target`, (T', cells); None without such rows."""
+        """Like `hits`, on triggered test rows of other classes with `target` as the right answer: (T', cells).
+
+        None if there are no such rows.
+        """
         ...

@@ -1,7 +1,7 @@
-"""Which client holds which rows, and how differently their classes are spread.
+"""Which client holds which rows, and how much clients differ in their classes.
 
-A partition is a list of K arrays of row numbers, each ascending, that share no row; `with_minimum` leaves none of
-them empty. Axis letters as in evidence.py.
+A partition is a list of K disjoint arrays of row numbers, each in ascending order; `with_minimum` ensures that none is
+empty. Axis letters: evidence.py.
 """
 
 import inspect
@@ -22,12 +22,12 @@ Partitioner = Callable[..., list[Rows]]
 
 
 def iid(label: Ints, clients: int, rng: np.random.Generator) -> list[Rows]:
-    """Every client a random N/K of the rows."""
+    """Every client gets a random N/K of the rows."""
     return _ascending(np.array_split(rng.permutation(len(label)), clients))
 
 
 def dirichlet_by_class(label: Ints, clients: int, rng: np.random.Generator, *, alpha: float) -> list[Rows]:
-    """The rows of each class, split in shares ~ Dirichlet(alpha): Yurochkin et al. 2019. Clients differ in size."""
+    """Rows of each class are split in shares ~ Dirichlet(alpha): Yurochkin et al. 2019. Clients differ in size."""
     parts: list[list[Rows]] = [[] for _ in range(clients)]
     for name in np.unique(label):
         rows = rng.permutation(np.flatnonzero(label == name))
@@ -38,11 +38,12 @@ def dirichlet_by_class(label: Ints, clients: int, rng: np.random.Generator, *, a
 
 
 def dirichlet_by_client(label: Ints, clients: int, rng: np.random.Generator, *, alpha: float) -> list[Rows]:
-    """Every client N/K rows, of classes in shares ~ Dirichlet(alpha): Hsu et al. 2019 (arXiv 1909.06335).
+    """Every client gets N/K rows, with class shares ~ Dirichlet(alpha): Hsu et al. 2019 (arXiv 1909.06335).
 
-    Where a class has run out, the client's other shares grow; so clients served last are less free.
+    If a class runs out, the client's other shares grow; so the last clients follow their drawn shares less closely.
     """
     names, code = np.unique(label, return_inverse=True)
+    # Each class is a shuffled pool; clients take from its end, and `left` counts the rows that remain.
     pools = [rng.permutation(np.flatnonzero(code == index)) for index in range(len(names))]
     left = np.array([len(pool) for pool in pools])
     parts = []
@@ -56,7 +57,8 @@ def dirichlet_by_client(label: Ints, clients: int, rng: np.random.Generator, *, 
 
 
 def shards(label: Ints, clients: int, rng: np.random.Generator, *, per_client: int = 2) -> list[Rows]:
-    """Rows sorted by class and cut into equal shards; every client so many: McMahan et al. 2017 (arXiv 1602.05629)."""
+    """Rows sorted by class, cut in equal shards, `per_client` for each: McMahan et al. 2017 (arXiv 1602.05629)."""
+    # Adding a random number below 1 shuffles the rows within each class.
     order = np.argsort(label + rng.random(len(label)), kind="stable")
     pieces = np.array_split(order, clients * per_client)
     deal = rng.permutation(len(pieces)).reshape(clients, per_client)
@@ -64,14 +66,14 @@ def shards(label: Ints, clients: int, rng: np.random.Generator, *, per_client: i
 
 
 def pathological(label: Ints, clients: int, rng: np.random.Generator, *, classes: int = 2) -> list[Rows]:
-    """Every client rows of so many classes and no others; each class dealt evenly among those who hold it."""
+    """Every client holds rows of exactly `classes` classes; each class is split evenly among its holders."""
     names = np.unique(label)
     if not 1 <= classes <= len(names) or clients * classes < len(names):
         raise ConfigurationError(
-            f"{clients} clients with {classes} classes each cannot hold {len(names)} classes: expected 1 to "
-            f"{len(names)} classes a client, and together at least {len(names)}"
+            f"{clients} clients with {classes} classes each cannot hold {len(names)} classes: set `classes` to 1 to "
+            f"{len(names)} per client, so that clients * classes >= {len(names)}"
         )
-    # Dealt in turn from one shuffled ring, so no client gets a class twice and no class is left out.
+    # Classes are dealt in turn from one shuffled ring, so no client gets a class twice and every class is dealt.
     ring = rng.permutation(names)
     hands = [[ring[(client * classes + index) % len(names)] for index in range(classes)] for client in range(clients)]
     parts: list[list[Rows]] = [[] for _ in range(clients)]
@@ -84,7 +86,7 @@ def pathological(label: Ints, clients: int, rng: np.random.Generator, *, classes
 
 
 def by_column(client: NDArray[Any]) -> list[Rows]:
-    """Rows (N,) by the client named in each; clients in order of their names."""
+    """One array of rows per client, from the client name of each row (N,); clients sorted by name."""
     names, code = np.unique(client, return_inverse=True)
     return [np.flatnonzero(code == index) for index in range(len(names))]
 
@@ -96,15 +98,18 @@ PARTITIONS: dict[str, Partitioner] = {
     "shards": shards,
     "pathological": pathological,
 }
-"""Every partition by the name that recipes use, but COLUMN."""
+"""Every partition by the name that recipes use, except COLUMN."""
 
 COLUMN = "column"
-"""The partition that the data itself names, by `by_column`."""
+"""The partition that the data's client column defines: see `by_column`."""
 
 
 @dataclass(frozen=True)
 class Partition:
-    """A partition by name, its parameters, and the fewest rows a client holds; refuses what does not exist."""
+    """A partition by name, its parameters, and each client's minimum of rows.
+
+    Raises ConfigurationError on an unknown name, on unknown or missing parameters, and on a minimum below 1.
+    """
 
     name: str = "iid"
     parameters: tuple[tuple[str, float], ...] = ()
@@ -113,32 +118,34 @@ class Partition:
     def __post_init__(self) -> None:
         if self.name not in {*PARTITIONS, COLUMN}:
             raise ConfigurationError(
-                f"no partition is called {self.name!r}: choose of {', '.join([*PARTITIONS, COLUMN])}"
+                f"no partition is called {self.name!r}: use one of {', '.join([*PARTITIONS, COLUMN])}"
             )
         known = {} if self.name == COLUMN else inspect.signature(PARTITIONS[self.name]).parameters
-        allowed = {name: each for name, each in known.items() if each.kind is each.KEYWORD_ONLY}
+        # A partition's parameters are its keyword-only arguments; those without a default are required.
+        allowed = {name: parameter for name, parameter in known.items() if parameter.kind is parameter.KEYWORD_ONLY}
         given = [name for name, _ in self.parameters]
         if set(given) - set(allowed) or any(
-            each.default is each.empty and name not in given for name, each in allowed.items()
+            parameter.default is parameter.empty and name not in given for name, parameter in allowed.items()
         ):
             raise ConfigurationError(
-                f"{self.name} is given {', '.join(given) or 'nothing'}, and takes {', '.join(allowed) or 'nothing'}"
+                f"partition {self.name} takes the parameters {', '.join(allowed) or 'none'}, "
+                f"found {', '.join(given) or 'none'}"
             )
         if self.minimum < 1:
-            raise ConfigurationError(f"minimum is {self.minimum} rows a client, expected at least 1")
+            raise ConfigurationError(f"minimum is {self.minimum} rows per client, expected at least 1")
 
     def rows(
         self, label: Ints, clients: int, rng: np.random.Generator, client: NDArray[Any] | None = None
     ) -> list[Rows]:
-        """The rows of each client; label (N,), and client (N,) names where the partition is by column.
+        """The rows of each client; label (N,), and client (N,) names if the partition is by column.
 
-        A column is taken as it is, whatever the minimum: who holds what is a fact. Raises ConfigurationError where
-        its clients are not as many as expected.
+        A column is used unchanged, whatever the minimum: it says which rows clients really hold. Raises
+        ConfigurationError if it names more or fewer clients than expected.
         """
         if self.name != COLUMN:
             return with_minimum(PARTITIONS[self.name](label, clients, rng, **dict(self.parameters)), self.minimum, rng)
         if client is None:
-            raise ConfigurationError("a partition by column needs a client column, and the data has none")
+            raise ConfigurationError("a partition by column needs a client column, but the data has none: add one")
         parts = by_column(client)
         if len(parts) != clients:
             raise ConfigurationError(f"the client column names {len(parts)} clients, expected {clients}")
@@ -146,7 +153,7 @@ class Partition:
 
 
 def partition(name: str, *, minimum: int = 1, **parameters: float) -> Partition:
-    """A partition with parameters by name.
+    """A partition with its parameters as keyword arguments.
 
     >>> partition("dirichlet_by_class", alpha=0.5).parameters
     (('alpha', 0.5),)
@@ -155,31 +162,32 @@ def partition(name: str, *, minimum: int = 1, **parameters: float) -> Partition:
 
 
 def with_minimum(parts: Sequence[Rows], minimum: int, rng: np.random.Generator) -> list[Rows]:
-    """The same partition after clients with fewer than `minimum` rows were given some of the largest's.
+    """The same partition, with random rows of the largest clients moved to clients that have fewer than `minimum`.
 
-    Ends: every move is of a row that its owner can spare. Raises ConfigurationError where N < K minimum.
+    Terminates: a client never gives rows that it needs for its own minimum. Raises ConfigurationError if
+    N < K * minimum.
     """
-    found, rows = [np.asarray(part, dtype=np.int64) for part in parts], sum(len(part) for part in parts)
-    if reason := unmet_by_rows(rows, len(found), minimum):
+    filled, rows = [np.asarray(part, dtype=np.int64) for part in parts], sum(len(part) for part in parts)
+    if reason := unmet_by_rows(rows, len(filled), minimum):
         raise ConfigurationError(reason)
-    for poor in range(len(found)):
-        while len(found[poor]) < minimum:
-            rich = int(np.argmax([len(part) for part in found]))
-            count = min(minimum - len(found[poor]), len(found[rich]) - minimum)
-            moved = rng.choice(len(found[rich]), count, replace=False)
-            found[poor] = np.append(found[poor], found[rich][moved])
-            found[rich] = np.delete(found[rich], moved)
-    return _ascending(found)
+    for poor in range(len(filled)):
+        while len(filled[poor]) < minimum:
+            rich = int(np.argmax([len(part) for part in filled]))
+            count = min(minimum - len(filled[poor]), len(filled[rich]) - minimum)
+            moved = rng.choice(len(filled[rich]), count, replace=False)
+            filled[poor] = np.append(filled[poor], filled[rich][moved])
+            filled[rich] = np.delete(filled[rich], moved)
+    return _ascending(filled)
 
 
 def class_shares(parts: Sequence[Rows], label: Ints, classes: int) -> Floats:
-    """How each client's rows are spread over the classes: (K, C), rows sum to 1."""
+    """Class frequencies of each client: (K, C), rows sum to 1."""
     counts = np.array([np.bincount(label[part], minlength=classes) for part in parts], dtype=np.float64)
     return np.asarray(counts / counts.sum(axis=1, keepdims=True))
 
 
 def heterogeneity(parts: Sequence[Rows], label: Ints) -> float:
-    """Mean over clients of the total variation distance between their classes and everyone's: 0 alike, 1 at most.
+    """Mean total variation distance between a client's class frequencies and those of all rows: 0 equal, at most 1.
 
     >>> heterogeneity([np.array([0, 1]), np.array([2, 3])], np.array([0, 0, 1, 1]))
     0.5
@@ -190,22 +198,24 @@ def heterogeneity(parts: Sequence[Rows], label: Ints) -> float:
 
 
 def _dirichlet(alpha: float, size: int, rng: np.random.Generator) -> Floats:
-    """Shares (size,) ~ Dirichlet(alpha), also where alpha is so small that every gamma variate underflows."""
+    """Shares (size,) ~ Dirichlet(alpha), even if alpha is so small that every gamma variate underflows."""
     if not alpha > 0:
         raise ConfigurationError(f"alpha is {alpha}, expected a number above 0: 0.1 is very uneven, 100 nearly even")
     shares = rng.dirichlet(np.full(size, alpha))
     if np.isfinite(shares).all() and shares.sum() > 0:
         return np.asarray(shares)
+    # As alpha goes to 0, Dirichlet(alpha) puts all mass on one uniformly chosen share.
     return np.asarray(np.eye(size)[rng.integers(size)])
 
 
 def _rows_of_each(shares: Floats, left: Ints, size: int, rng: np.random.Generator) -> Ints:
-    """How many rows of each class to take, `size` in all, close to the shares and none more than are left.
+    """How many rows to take of each class, `size` in total, close to the shares, and never more than are left.
 
-    Ends: every turn takes all that is missing, or exhausts a class.
+    Terminates: every iteration takes all rows that are still missing, or exhausts a class.
     """
     take = np.zeros(len(left), dtype=np.int64)
     while (missing := size - int(take.sum())) > 0:
+        # The floor of 1e-12 keeps classes available whose share has underflowed to 0.
         weight = np.where(left > take, np.maximum(shares, 1e-12), 0.0)
         take = np.minimum(left, take + rng.multinomial(missing, weight / weight.sum()))
     return take

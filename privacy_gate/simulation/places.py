@@ -1,4 +1,4 @@
-"""Some of many cells, seen in place where they stand regularly: to choose them by number copies all their updates."""
+"""A selection of cells that is a view if their places are regular; indexing by number would copy all their updates."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,10 +9,10 @@ import torch
 
 @dataclass(frozen=True, eq=False)
 class Places:
-    """Places on the first axis of any tensor of cells; see `found`.
+    """Places on the first axis of tensors of cells; see `from_numbers`.
 
-    index   the places themselves, where they are not regular
-    first, steps, counts: else the first of them, and how far and how often they go on, the inner axis last
+    index   the places themselves if they are irregular, else None
+    first, steps, counts: if they are regular, the first place, and step and count on each axis, the inner axis last
     """
 
     index: torch.Tensor | None = None
@@ -21,12 +21,14 @@ class Places:
     counts: tuple[int, ...] = ()
 
     @classmethod
-    def found(cls, places: Sequence[int], device: torch.device, nested: bool = False) -> Self:
-        """These places, ascending. nested: they may be runs of runs, which become two axes instead of one."""
+    def from_numbers(cls, places: Sequence[int], device: torch.device, nested: bool = False) -> Self:
+        """These places, in ascending order. nested: runs at regular distances are allowed and become two axes."""
         first, step = places[0], places[1] - places[0] if len(places) > 1 else 1
+        # Length of the longest prefix with a constant step: an arithmetic progression.
         run = next((count for count, place in enumerate(places) if place != first + count * step), len(places))
         if run == len(places):
             return cls(first=first, steps=(step,), counts=(run,))
+        # Otherwise the same run may repeat at the distance of the first place after it.
         beyond = places[run] - first
         regular = [first + a * beyond + b * step for a in range(len(places) // run) for b in range(run)]
         if nested and list(places) == regular:
@@ -34,7 +36,7 @@ class Places:
         return cls(index=torch.tensor(places, device=device))
 
     def of(self, values: torch.Tensor) -> torch.Tensor:
-        """Those of values (cells, ...), on one axis or two: a view where they are regular."""
+        """The selected entries of values (cells, ...), on one axis or two; a view if the places are regular."""
         if self.index is not None:
             return values[self.index]
         whole, stride = values.shape[1:], values.stride()
@@ -43,9 +45,9 @@ class Places:
             (*self.counts, *whole), (*strides, *stride[1:]), values.storage_offset() + self.first * stride[0]
         )
 
-    def put(self, values: torch.Tensor, found: torch.Tensor) -> None:
-        """Sets those of values (cells, ...) to `found`, of the shape that `of` gives."""
+    def put(self, values: torch.Tensor, new: torch.Tensor) -> None:
+        """Overwrites the selected entries of values (cells, ...) with `new`, which has the shape that `of` returns."""
         if self.index is not None:
-            values[self.index] = found
+            values[self.index] = new
         else:
-            self.of(values).copy_(found)
+            self.of(values).copy_(new)

@@ -1,4 +1,4 @@
-"""The rows a federation is trained and judged on: cached features of a frozen backbone. Axis letters: evidence.py."""
+"""The rows that a federation trains and is tested on: features of a frozen backbone. Axis letters: evidence.py."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,14 +12,14 @@ from privacy_gate.errors import EvidenceError
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Features, labels, and what else is known of each row.
+    """Features, labels and optional facts about each row.
 
-    features   (N, D)  of the backbone
+    features   (N, D)  output of the backbone
     label      (N,)    true class, 0 <= label < C
-    client     (N,)    name of the client that holds the row; None where nobody says
-    triggered  (N, D)  features of the same images with the backdoor's trigger; None where there are none
+    client     (N,)    name of the client that holds the row; None if unknown
+    triggered  (N, D)  features of the same images with the backdoor's trigger; None if not computed
 
-    Raises EvidenceError on no rows, a wrong shape, a label below 0 or a value that is not finite.
+    Raises EvidenceError if there are no rows, a shape is wrong, a label is negative or a value is not finite.
     """
 
     features: Floats
@@ -40,7 +40,7 @@ class Samples:
             raise EvidenceError(f"labels are {self.label.dtype} from {self.label.min()}, expected integers from 0")
         for name, array in (("features", self.features), ("triggered", self.triggered)):
             if array is not None and not np.isfinite(array).all():
-                raise EvidenceError(f"{name} hold values that are not finite numbers, expected none")
+                raise EvidenceError(f"{name} contain values that are not finite (NaN or infinity): check the backbone")
 
 
 def with_ones(features: Floats) -> NDArray[Any]:

@@ -1,8 +1,8 @@
-"""Results of jobs, one immutable file each, named by the job's digest; a folder or any fsspec URL.
+"""Results of jobs in a folder or at any fsspec URL, one immutable file per job, named by the job's digest.
 
-A file appears whole or not at all, is never changed, and is checked on every read. Its name says what was computed, not
-with which version of torch or on which device: those stand inside, as facts. Deleting the store loses time,
-never a decision.
+A file is written whole or not at all, is never changed, and is checked on every read. Its name depends only on what was
+computed. The torch version and the device are recorded inside the file and do not change the name. A deleted store
+loses no decision: its results can be computed again.
 """
 
 import hashlib
@@ -20,63 +20,65 @@ from privacy_gate.store.place import Place
 __all__ = ["Arrays", "Store"]
 
 ASKED = 16
-"""Questions to a distant store under way at once."""
+"""Simultaneous requests to a remote store."""
 
 
 class Store:
-    """Results under one root, and which numerics make those that are put here.
+    """The results under one root.
 
-    Raises StoreError (exit 6) where the root cannot be reached, is full, or holds a damaged file.
+    made  numerics that are recorded with every result stored from here: see contents.Label
+    Every method raises StoreError (exit 6) if the root cannot be reached or is full, or if a file is damaged.
     """
 
     def __init__(self, root: str, made: Mapping[str, str] | None = None) -> None:
         self.root, self.place, self._made = root, Place(root), dict(made or {})
 
     def made_by(self, numerics: Mapping[str, str]) -> "Store":
-        """The same store; what is put into it says that these numerics made it."""
+        """The same store, which records these numerics with every result that is put into it."""
         return Store(self.root, numerics)
 
     def has(self, job: Job) -> bool:
-        """Whether the job's result is stored. It is checked when read, not here."""
+        """Whether the job's result is stored. Its content is checked only when it is read."""
         return self.place.holds(path_of(digest(job)))
 
     def missing(self, jobs: Iterable[Job]) -> list[Job]:
-        """Those of the jobs whose results are not stored, in their order; a distant store is asked ASKED at a time.
-
-        No listing: it would say of a folder that cannot be read that it is empty, and is long where others store too.
-        """
-        asked = list(jobs)
+        """The jobs whose results are not stored, in the given order. A remote store gets ASKED requests at a time."""
+        candidates = list(jobs)
+        # One request per job instead of a listing: a listing reports an unreadable folder as empty, and is slow in a
+        # store that others share.
         if self.place.near:
-            return [job for job in asked if not self.has(job)]
+            return [job for job in candidates if not self.has(job)]
         with ThreadPoolExecutor(ASKED) as pool:
-            return [job for job, there in zip(asked, pool.map(self.has, asked), strict=True) if not there]
+            return [job for job, stored in zip(candidates, pool.map(self.has, candidates), strict=True) if not stored]
 
     def get(self, job: Job) -> dict[str, NDArray[Any]]:
-        """The job's arrays. A damaged file is a StoreError that names it, a missing one an UndecidedError (exit 4)."""
+        """The job's arrays. Raises UndecidedError (exit 4) if they are missing, StoreError if the file is damaged."""
         path = path_of(digest(job))
         payload = self.place.read(path)
         if payload is None:
             raise UndecidedError(f"store {self.root}: no result of {describe(job)['kind']}: run `prepare` first")
         label, arrays = unpack(payload, f"{self.root}/{path}")
+        # A file copied to another name is intact in itself, but would answer for another job.
         if digest_of(label.job) != digest(job):
             raise damaged(f"{self.root}/{path}", "it holds the result of another job")
         return arrays
 
     def put(self, job: Job, arrays: Arrays) -> None:
-        """Stores the job's arrays, atomically. A result that is there already is left as it is."""
+        """Stores the job's arrays atomically. An existing result is not replaced."""
         self.place.write(path_of(digest(job)), pack(job, arrays, self._made))
 
     def remember(self, name: str, text: str) -> str:
-        """Keeps `text`, which is not empty, under `name` if nothing is kept there yet; returns what is kept."""
+        """Stores a note, a non-empty text, unless `name` already has one. Returns the note that is stored."""
         self.place.write(_note_path(name), text.encode())
-        kept = self.recall(name)
-        return text if kept is None else kept
+        # Read back, because another process may have stored its own text first.
+        stored = self.recall(name)
+        return text if stored is None else stored
 
     def recall(self, name: str) -> str | None:
-        """What is kept under `name`; None where nothing is."""
+        """The note under `name`; None if there is none."""
         path = _note_path(name)
-        kept = self.place.read(path)
-        return None if kept is None else read_note(kept, f"{self.root}/{path}")
+        payload = self.place.read(path)
+        return None if payload is None else read_note(payload, f"{self.root}/{path}")
 
 
 def _note_path(name: str) -> str:
@@ -84,5 +86,5 @@ def _note_path(name: str) -> str:
 
 
 def path_of(name: str) -> str:
-    """Where the result with this digest lies, below the root."""
+    """The path of the result with this digest, below the root."""
     return f"{name[:2]}/{name}.safetensors"

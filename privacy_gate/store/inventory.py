@@ -1,4 +1,4 @@
-"""A store's contents in words: rows of a table, lines of JSON."""
+"""A listing of a store's contents: rows of a table, or lines of JSON."""
 
 import datetime
 import json
@@ -6,23 +6,26 @@ from collections.abc import Sequence
 
 from privacy_gate.store.shelf import Entry, Waste, groups
 
-HEADINGS = ("kind", "recipe", "what", "data", "results", "size", "age", "made by")
+HEADINGS = ("kind", "recipe", "summary", "data", "results", "size", "age", "made by")
 
 
 def rows(listed: Sequence[Entry], now: datetime.datetime) -> list[tuple[str, ...]]:
-    """One row for results that differ only in their index; recipe and data by the first 12 digits of their digests."""
-    found: list[tuple[str, ...]] = []
+    """One row per group of results that differ only in their index.
+
+    Recipe and data are shown by the first 12 hex digits of their digests.
+    """
+    table: list[tuple[str, ...]] = []
     for group in groups(listed):
-        newest, oldest = (_age(when, now) for when in (group.newest, group.oldest))
+        newest, oldest = (_age(written, now) for written in (group.newest, group.oldest))
         age = newest if newest == oldest else f"{newest} to {oldest}"
         count, size = f"{group.count:,}", _size(group.size)
         made = f"torch {group.torch}, {group.device}" if group.torch else "unknown"
-        found.append((group.kind, group.recipe, group.summary, group.dataset, count, size, age, made))
-    return found
+        table.append((group.kind, group.recipe, group.summary, group.dataset, count, size, age, made))
+    return table
 
 
 def as_json(entry: Entry) -> str:
-    """A result as one line of JSON: its file, size in bytes, time of writing, job, and what made it."""
+    """A result as one line of JSON: its file, size in bytes, time of writing, job, and the numerics that made it."""
     label, modified = entry.label, entry.file.modified
     return json.dumps(
         {
@@ -38,21 +41,22 @@ def as_json(entry: Entry) -> str:
     )
 
 
-def told(found: Waste, *, deleted: bool) -> str:
-    """One line on what pruning did, or would do."""
-    what = f"{len(found.results):,} results and {len(found.drafts):,} abandoned drafts, {_size(found.size)}"
-    return f"deleted {what}" if deleted else f"would delete {what}; --yes deletes"
+def pruned(unneeded: Waste, *, deleted: bool) -> str:
+    """One line that says what pruning deleted, or would delete."""
+    files = f"{len(unneeded.results):,} results and {len(unneeded.drafts):,} abandoned drafts, {_size(unneeded.size)}"
+    return f"deleted {files}" if deleted else f"would delete {files}; add --yes to delete them"
 
 
 def _size(count: int) -> str:
+    """A number of bytes with three significant digits and a decimal unit."""
     size, units = float(count), ["B", "kB", "MB", "GB", "TB"]
     while size >= 1000 and len(units) > 1:
         size, units = size / 1000, units[1:]
     return f"{size:.3g} {units[0]}"
 
 
-def _age(when: datetime.datetime | None, now: datetime.datetime) -> str:
-    if when is None:
+def _age(written: datetime.datetime | None, now: datetime.datetime) -> str:
+    if written is None:
         return "unknown"
-    hours = max(0.0, (now - when).total_seconds() / 3600)
+    hours = max(0.0, (now - written).total_seconds() / 3600)
     return f"{hours:.0f} h" if hours < 48 else f"{hours / 24:.0f} d"

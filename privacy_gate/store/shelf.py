@@ -1,7 +1,7 @@
-"""What a store holds, and keeping it in order: list, prune, verify.
+"""Maintenance of a store: list, prune and verify its files.
 
-What a running process is writing is left alone. One that needs a result which is deleted meanwhile ends with exit
-code 6, and computes it again when it is run again.
+Files that a running process is writing are not touched. If a process needs a result that is deleted while it runs, it
+ends with exit code 6 and computes the result in its next run.
 """
 
 import datetime
@@ -17,31 +17,35 @@ from privacy_gate.errors import ConfigurationError, StoreError
 from privacy_gate.jobs.kinds import current, digest_of
 from privacy_gate.store import path_of
 from privacy_gate.store.contents import Label, header_size, read_label, read_note, unpack
-from privacy_gate.store.place import DRAFT, START, Found, Place
+from privacy_gate.store.place import DRAFT, START, Place, StoredFile
 
 ABANDONED = datetime.timedelta(days=1)
-"""A draft older than this has no writer any more: writing takes seconds."""
+"""A draft older than this was abandoned by its writer, since writing takes seconds."""
 
 RESULT = re.compile(r"[0-9a-f]{2}/[0-9a-f]{64}\.safetensors")
-"""Where results lie; any other file is not ours and is left alone."""
+"""Paths of results. Files with other paths do not belong to the store and are not touched."""
 
 NOTE = re.compile(r"notes/[0-9a-f]{64}")
+"""Paths of notes."""
 
 STUDIES = {"Federate", "Confirm", "Probe"}
-"""Kinds of results by which a federation is studied, under its own recipe or one that differs in STUDIED."""
+"""Kinds of results that study a federation, under its own recipe or under one that differs only in STUDIED fields."""
 
 STUDIED = {"federation", "adaptation", "lora", "precision", "seed"}
+"""Fields of the recipe that studies change."""
 
 _AGE = re.compile(r"(\d{1,5})([hdw])")
 _UNITS = {"h": "hours", "d": "days", "w": "weeks"}
+
 _AT_ONCE = 256
+"""Files whose labels are requested together."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One result: its file, and its label; None where the label cannot be read."""
+    """One result: its file and its label. The label is None if it cannot be read."""
 
-    file: Found
+    file: StoredFile
     label: Label | None
 
     @property
@@ -55,25 +59,26 @@ class Entry:
 
     @property
     def current(self) -> bool:
-        """Whether this version of the gate can ask for it."""
+        """Whether this version of the gate can use it."""
         return self.label is not None and current(self.label.job)
 
     @property
     def recipe(self) -> str:
-        """What names the recipe, 12 hex digits; of features and controls: their backbone, see `backbone`. Or empty."""
+        """12 hex digits that identify the recipe without its seed; for features and controls, those of `backbone`."""
         recipe = None if self.label is None else self.label.job.get("recipe")
         return _short(_without_seed(recipe)) if recipe else self.backbone
 
     @property
     def backbone(self) -> str:
-        """What names the backbone and its input, 12 hex digits; empty where there is none."""
+        """12 hex digits that identify the backbone and its input; empty if the job has no backbone."""
         holder = {} if self.label is None else self.label.job.get("recipe") or self.label.job
         return _short([holder.get("backbone"), holder.get("input")]) if holder.get("backbone") else ""
 
     @property
     def family(self) -> str:
-        """What names the recipe but for how it federates and what of the network is trained, 12 hex digits; empty where
-        there is no federation. Studies of a federation change the one, and screen heads in place of networks.
+        """12 hex digits that identify the recipe without the STUDIED fields; empty if the recipe has no federation.
+
+        Studies of a federation change these fields: they try other federations, and train heads instead of networks.
         """
         recipe = {} if self.label is None else self.label.job.get("recipe") or {}
         if not recipe.get("federation"):
@@ -82,7 +87,7 @@ class Entry:
 
     @property
     def summary(self) -> str:
-        """The recipe in a few words."""
+        """A short description of the recipe."""
         if self.label is None:
             return ""
         holder = self.label.job.get("recipe") or self.label.job
@@ -96,7 +101,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Group:
-    """Results alike but for their index: how many, bytes, and when the first and last of them were written."""
+    """Results that differ only in their index.
+
+    size            bytes, all together
+    oldest, newest  times of writing of the first and the last result; None if unknown
+    """
 
     kind: str
     recipe: str
@@ -112,35 +121,35 @@ class Group:
 
 @dataclass(frozen=True)
 class Waste:
-    """What can go: results, and drafts that their writers left."""
+    """Files that can be deleted: results, and drafts that their writers abandoned."""
 
     results: tuple[Entry, ...]
-    drafts: tuple[Found, ...]
+    drafts: tuple[StoredFile, ...]
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Bytes, all together."""
         return sum(entry.file.size for entry in self.results) + sum(draft.size for draft in self.drafts)
 
 
 def entries(place: Place) -> Iterator[Entry]:
-    """Every result of the store, in the order of names. Only labels are read, not arrays."""
-    files = [found for found in place.walk() if RESULT.fullmatch(found.path)]
+    """Every result in the store, sorted by path. Reads labels only, not arrays."""
+    files = [file for file in place.walk() if RESULT.fullmatch(file.path)]
     for first in range(0, len(files), _AT_ONCE):
-        some = files[first : first + _AT_ONCE]
-        for found, start in zip(some, place.starts([file.path for file in some]), strict=True):
-            if start is not None and START < header_size(start) <= found.size:
-                start = place.read(found.path)  # noqa: PLW2901 - a rare long label
-            if start is not None:  # else deleted meanwhile
-                yield Entry(found, _label(start, found.path))
+        batch = files[first : first + _AT_ONCE]
+        for file, start in zip(batch, place.starts([file.path for file in batch]), strict=True):
+            if start is not None and START < header_size(start) <= file.size:
+                start = place.read(file.path)  # noqa: PLW2901 - rare: a label longer than START
+            if start is not None:  # else the file was deleted after the listing
+                yield Entry(file, _label(start, file.path))
 
 
 def groups(listed: Sequence[Entry]) -> list[Group]:
-    """The entries, those put together that differ only in their index, first row or part."""
+    """The entries, grouped by everything except their index, first row or part."""
     alike: dict[tuple[str, ...], list[Entry]] = {}
     for entry in listed:
         job, made = ({}, {}) if entry.label is None else (entry.label.job, entry.label.made)
-        dataset = str(job.get("dataset", ""))[:12]
+        dataset = str(job.get("dataset", ""))[:12]  # shown in tables, where 64 digits would not fit
         key = (entry.kind, entry.recipe, entry.summary, dataset, made.get("torch", ""), made.get("device", ""))
         alike.setdefault(key, []).append(entry)
     return [_group(key, alike[key]) for key in sorted(alike)]
@@ -154,55 +163,57 @@ def waste(
     keep: Collection[str] = (),
     other_formats: bool = False,
 ) -> Waste:
-    """What a store can do without. Deletes nothing.
+    """The files that can be deleted. Deletes nothing.
 
-    older_than     results computed longer ago, however often they were used since; one of unknown age stays
-    keep           recipes (Entry.recipe) whose results stay, the features that they stand on, and the studies of their
+    older_than     include results computed longer ago, even if they were used since; a result of unknown age stays
+    keep           recipes (Entry.recipe) whose results stay, with the features that they use and the studies of their
                    federation
-    other_formats  results that this version of the gate cannot ask for
+    other_formats  include results that this version of the gate cannot use
 
-    A draft goes a day after it was begun: what a running process writes stays. Notes always stay.
-    Raises ConfigurationError for a recipe to be kept that the store does not hold.
+    Drafts older than ABANDONED are always included, so files that a running process is writing stay. Notes always stay.
+    Raises ConfigurationError if a recipe in `keep` is not in the store.
     """
     listed = list(entries(place)) if older_than is not None or other_formats or keep else []
     if unknown := set(keep) - {entry.recipe for entry in listed}:
         raise ConfigurationError(
             f"--keep-recipe {min(unknown)}: the store {place.root} has no such recipe; `privacy-gate store list` "
-            "names them"
+            "lists all recipes"
         )
-    named = [entry for entry in listed if entry.recipe in keep]
-    kept, studied = {*keep, *(entry.backbone for entry in named)}, {entry.family for entry in named} - {""}
+    # Features have the backbone as their recipe, so keeping a recipe keeps its backbone too.
+    of_kept_recipes = [entry for entry in listed if entry.recipe in keep]
+    kept = {*keep, *(entry.backbone for entry in of_kept_recipes)}
+    studied = {entry.family for entry in of_kept_recipes} - {""}
     results = tuple(
         entry
         for entry in listed
         if not (entry.recipe in kept or (entry.kind in STUDIES and entry.family in studied))
         and ((older_than is not None and _older(entry.file, now, older_than)) or (other_formats and _foreign(entry)))
     )
-    drafts = tuple(found for found in place.walk() if found.path.endswith(DRAFT) and _older(found, now, ABANDONED))
+    drafts = tuple(file for file in place.walk() if file.path.endswith(DRAFT) and _older(file, now, ABANDONED))
     return Waste(results, drafts)
 
 
-def remove(place: Place, found: Waste) -> None:
-    """Deletes what `waste` found."""
-    for file in (*(entry.file for entry in found.results), *found.drafts):
+def remove(place: Place, unneeded: Waste) -> None:
+    """Deletes the files that `waste` returned."""
+    for file in (*(entry.file for entry in unneeded.results), *unneeded.drafts):
         place.remove(file.path)
 
 
 def verify(place: Place) -> Iterator[tuple[str, str | None]]:
-    """Reads every result and every note whole: its path, and what is wrong with it or None.
+    """Reads every result and note completely. Yields the path, and the fault or None.
 
-    Sound is a result whose content has the recorded digest and whose name is the digest of the job inside, and a note
-    that is text.
+    A result is valid if its content has the recorded digest and its name is the digest of the job inside. A note is
+    valid if it is text.
     """
-    for found in place.walk():
-        check = fault if RESULT.fullmatch(found.path) else note_fault if NOTE.fullmatch(found.path) else None
-        payload = place.read(found.path) if check else None
-        if check and payload is not None:  # else a stranger's file, or pruned meanwhile
-            yield found.path, check(payload, f"{place.root}/{found.path}")
+    for file in place.walk():
+        check = fault if RESULT.fullmatch(file.path) else note_fault if NOTE.fullmatch(file.path) else None
+        payload = place.read(file.path) if check else None
+        if check and payload is not None:  # else a file of another program, or one that was just pruned
+            yield file.path, check(payload, f"{place.root}/{file.path}")
 
 
 def fault(payload: bytes, path: str) -> str | None:
-    """What is wrong with a result's bytes, or None."""
+    """The fault in a result's bytes, in words; None if they are valid."""
     try:
         label, _ = unpack(payload, path)
     except StoreError as error:
@@ -213,7 +224,7 @@ def fault(payload: bytes, path: str) -> str | None:
 
 
 def note_fault(payload: bytes, path: str) -> str | None:
-    """What is wrong with a note's bytes, or None."""
+    """The fault in a note's bytes, in words; None if they are valid."""
     try:
         read_note(payload, path)
     except StoreError as error:
@@ -222,7 +233,7 @@ def note_fault(payload: bytes, path: str) -> str | None:
 
 
 def age(text: str) -> datetime.timedelta:
-    """How long `30d` is; hours, days or weeks. Raises ConfigurationError for anything else.
+    """A duration such as `30d` in hours (h), days (d) or weeks (w). Raises ConfigurationError for anything else.
 
     >>> age("2w").days
     14
@@ -248,17 +259,17 @@ def _group(key: tuple[str, ...], alike: Sequence[Entry]) -> Group:
     return Group(kind, recipe, summary, dataset, torch, device, len(alike), size, first, last)
 
 
-def _older(found: Found, now: datetime.datetime, limit: datetime.timedelta) -> bool:
-    return found.modified is not None and now - found.modified > limit
+def _older(file: StoredFile, now: datetime.datetime, limit: datetime.timedelta) -> bool:
+    return file.modified is not None and now - file.modified > limit
 
 
 def _foreign(entry: Entry) -> bool:
-    """A sound result of another version; a damaged one is for `verify` to name."""
+    """Whether it is a valid result of another version. Damaged results are reported by `verify`."""
     return entry.label is not None and not entry.current
 
 
 def _without_seed(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The candidate's result has the recipe's seed, its references do not."""
+    """The recipe without its seed, which is in the candidate's result but not in its references' results."""
     return {name: value for name, value in recipe.items() if name != "seed"}
 
 

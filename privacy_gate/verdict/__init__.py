@@ -1,1 +1,1 @@
-"""What was found, and whether it passes."""
+"""Measurements, limits and findings, the judgement on them, and the report that records it."""

@@ -1,4 +1,7 @@
-"""What checks show beside their figures, to be drawn or listed. `verdict.RuleTable`, which judges, stands there."""
+"""Data that checks add to their figures, for charts and lists in the report.
+
+`RuleTable` is an exhibit too, but it contains judgements and is therefore in `judgement.py`.
+"""
 
 import itertools
 from typing import Annotated, Literal, Self
@@ -13,7 +16,7 @@ Above0 = Annotated[float, Field(gt=0)]
 
 
 class Roc(Record):
-    """Receiver operating characteristic of one attack, thinned for drawing; fpr and tpr ascend."""
+    """Receiver operating characteristic of one attack, thinned for drawing; fpr and tpr are in ascending order."""
 
     kind: Literal["roc"] = "roc"
     attack: str
@@ -24,13 +27,14 @@ class Roc(Record):
     def _a_curve(self) -> Self:
         if len(self.fpr) != len(self.tpr):
             raise ValueError(f"roc of {self.attack}: {len(self.fpr)} fpr, {len(self.tpr)} tpr, expected equally many")
+        # A curve that goes back would be drawn as loops.
         if list(self.fpr) != sorted(self.fpr) or list(self.tpr) != sorted(self.tpr):
             raise ValueError(f"roc of {self.attack}: expected fpr and tpr to ascend")
         return self
 
 
 class Histogram(Record):
-    """Counts of one attack's scores between edges (one more edge than counts)."""
+    """How many scores of one attack lie between each pair of edges; there is one more edge than counts."""
 
     kind: Literal["histogram"] = "histogram"
     attack: str
@@ -42,6 +46,7 @@ class Histogram(Record):
     def _bins(self) -> Self:
         if not len(self.edges) - 1 == len(self.member) == len(self.holdout):
             raise ValueError(f"histogram of {self.attack}: expected one more edge than counts of either group")
+        # A bin without width has no place to be drawn in.
         if any(left >= right for left, right in itertools.pairwise(self.edges)):
             raise ValueError(f"histogram of {self.attack}: expected edges to ascend")
         return self
@@ -51,11 +56,12 @@ class LawPlot(Record):
     """A power law at one fpr, log10(excess) = intercept + slope log10(shots), and its points.
 
     shots   examples per class
-    excess  tpr - fpr measured there
+    excess  measured tpr - fpr at each number of examples
     """
 
     kind: Literal["law"] = "law"
     fpr: Rate
+    # Both axes are logarithmic: 0 and negative values cannot be drawn.
     shots: Annotated[tuple[Above0, ...], Field(min_length=1)]
     excess: tuple[Above0, ...]
     slope: float
@@ -69,14 +75,15 @@ class LawPlot(Record):
 
 
 class VulnerableRow(Record):
-    """One audited row, by the name that `dataset.hashed_ids` gives it, and how exposed it is.
+    """One audited row, named by its hash from `dataset.hashed_ids`, and how exposed it is.
 
-    vulnerability  (mu_in - mu_out) / sigma, drawn towards the other rows' as far as it may be chance
-    tpr            share of attacks that find it at the table's fpr, were it trained on
-    memorisation   mean p_y over models trained on it, less that over the others
-    gradient       norm of its loss gradient at the end of training; None where not measured
+    vulnerability  (mu_in - mu_out) / sigma, shrunk towards the mean of all rows to correct for sampling noise
+    tpr            share of attacks that identify it at the table's fpr if it was trained on
+    memorisation   mean p_y over the models trained on it, minus the mean over the other models
+    gradient       norm of its loss gradient at the end of training; None if not measured
     """
 
+    # Only a hash, never the id itself: a report must not contain a training record or its name.
     name: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
     label: Count
     split: Literal["member", "holdout"]
@@ -96,7 +103,7 @@ class VulnerableRows(Record):
 
 
 class GradientScatter(Record):
-    """Gradient norm at the end of training and vulnerability of some of the audited rows, unnamed."""
+    """Gradient norm at the end of training and vulnerability of some of the audited rows, without their names."""
 
     kind: Literal["gradient_scatter"] = "gradient_scatter"
     gradient: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1)]
@@ -111,7 +118,7 @@ class GradientScatter(Record):
 
 
 class ByzantineLine(Record):
-    """One rule's accuracy under the worst attack, by the number of byzantine clients, from 0 on."""
+    """Accuracy of one aggregation rule under the worst attack, for each number of byzantine clients from 0 on."""
 
     rule: str
     byzantine: tuple[Count, ...]
@@ -125,7 +132,7 @@ class ByzantineLine(Record):
 
 
 class ByzantinePlot(Record):
-    """What hostile clients, out of so many, do to a federation, a line for each rule; the recipe's own first."""
+    """Effect of hostile clients on a federation of `clients`: one line per rule, the recipe's own rule first."""
 
     kind: Literal["byzantine"] = "byzantine"
     clients: Count

@@ -6,7 +6,7 @@ from typing import Literal
 from privacy_gate.verdict.judgement import Limit, Measurement
 
 Unit = Literal["share", "difference", "ratio", "correlation", "epsilon", "p-value", "index", "slope"]
-"""share and difference (of shares) are shown in percent, the others as plain numbers."""
+"""Shares are shown in percent, differences of two shares in percentage points, the others as plain numbers."""
 
 Worse = Literal["lower", "higher", "neither"]
 """Which way a metric goes if the model is worse for people."""
@@ -52,7 +52,7 @@ class Metric:
 
     @property
     def percent(self) -> bool:
-        """Whether figures are shown in percent."""
+        """Whether figures are shown times 100, in percent or in points."""
         return self.unit in ("share", "difference")
 
     @property

@@ -1,4 +1,4 @@
-"""The report: one JSON record of what was judged, measured and decided. Every other format is a view of it."""
+"""The report: one JSON record of the candidate, the measurements and the verdict. Other formats are views of it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +14,7 @@ from privacy_gate.verdict.judgement import CheckResult, Control, Finding, Severi
 
 
 class CandidateRecord(Record):
-    """Which bytes were judged. Names come from the registry: untrusted text."""
+    """Which model files were judged. Names come from the registry and are untrusted text."""
 
     uri: str
     name: str
@@ -26,7 +26,7 @@ class CandidateRecord(Record):
 
 
 class PolicyRecord(Record):
-    """Which policy judged; its sha256 and the time were recorded before anything was measured."""
+    """Which policy judged. Its sha256 and the time were recorded before anything was measured."""
 
     name: str
     version: int
@@ -39,11 +39,11 @@ class PolicyRecord(Record):
 
 
 class ChampionRecord(Record):
-    """Which version the candidate was compared with: what stood at the alias when the candidate was pulled.
+    """The version that the candidate was compared with: the one at the alias when the candidate was pulled.
 
-    version  as the registry says, untrusted text; None where nothing stood there
-    digest   of its bytes; None where they were not read
-    reason   why it could not be compared; None where it could
+    version  from the registry, untrusted text; None if the alias named no version
+    digest   sha256 of its files; None if they were not read
+    reason   why it could not be compared; None if it could
     """
 
     alias: str
@@ -53,7 +53,7 @@ class ChampionRecord(Record):
 
 
 class DataRecord(Record):
-    """What the audit looked at: sizes and digest, never a training record."""
+    """The audit data: sizes and digest, never a training record."""
 
     sha256: str
     members: int
@@ -67,7 +67,7 @@ class DataRecord(Record):
 
 
 class CheckRecord(Record):
-    """One check of the policy and what it brought."""
+    """One check of the policy and its result."""
 
     check: str
     settings: Mapping[str, object]
@@ -77,8 +77,8 @@ class CheckRecord(Record):
 class Report(Record):
     """Everything a reader needs to agree or disagree with the verdict.
 
-    Refuses to load if it contradicts itself: the verdict must follow from findings and controls,
-    and every finding must rest on a measurement of its check.
+    A report that contradicts itself cannot be loaded: the verdict must follow from the findings and controls, and
+    every finding must be based on a measurement of its check.
     """
 
     schema_version: Literal[1] = 1
@@ -101,28 +101,36 @@ class Report(Record):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        # Somebody could edit the verdict in the file: promotion acts only on one that the findings confirm.
         expected = verdict(self.findings, self.controls)
         if self.verdict is not expected:
-            raise ValueError(f"verdict is {self.verdict}, its findings say {expected}")
+            raise ValueError(f"verdict is {self.verdict}, but its findings and controls mean {expected}")
         if self.exit_code != self.verdict.exit_code:
-            raise ValueError(f"exit_code is {self.exit_code}, verdict {self.verdict} means {self.verdict.exit_code}")
+            raise ValueError(f"exit_code is {self.exit_code}, but {self.verdict} means {self.verdict.exit_code}")
+        # Compared as JSON text: a finding must repeat its measurement exactly, not only the metric's name.
         measured = {(check.check, m.model_dump_json()) for check in self.checks for m in check.result.measurements}
         for finding in self.findings:
             if (finding.check, finding.measurement.model_dump_json()) not in measured:
-                raise ValueError(f"finding on {finding.measurement.metric} rests on no measurement of {finding.check}")
+                metric = finding.measurement.metric
+                raise ValueError(f"finding on {metric} is based on no measurement of {finding.check}")
         self._refuse_unpinned()
         return self
 
     def _refuse_unpinned(self) -> None:
-        """Promotion looks whether the champion is still the one that was compared with: it must be named."""
+        """Refuses comparisons with a champion that the report does not identify.
+
+        Promotion checks that the champion is still the one that the candidate was compared with.
+        """
         if self.champion is not None and self.champion.alias != self.policy.alias:
             raise ValueError(
-                f"the champion is that of alias {self.champion.alias}, the policy's is {self.policy.alias}"
+                f"the champion is at alias {self.champion.alias}, but the policy's alias is {self.policy.alias}"
             )
+        # The digest proves which files were compared; a version number alone could name others by now.
         pinned = self.champion is not None and self.champion.digest is not None
         for finding in self.findings:
             if finding.measurement.champion is not None and not pinned:
-                raise ValueError(f"finding on {finding.measurement.metric} compares with no champion that is named")
+                metric = finding.measurement.metric
+                raise ValueError(f"finding on {metric} compares with a champion that the report does not identify")
 
     @property
     def controls(self) -> tuple[Control, ...]:
@@ -130,9 +138,10 @@ class Report(Record):
 
     @property
     def reasons(self) -> list[str]:
-        """Why the verdict is not approval, gravest first, one line each; empty when approved."""
+        """Why the verdict is not approved, most serious first, one line each; empty if it is approved."""
         failed = [f"control failed: {control.name}: {control.detail}" for control in self.controls if not control.held]
         binding = [finding for finding in self.findings if finding.limit.severity is Severity.BLOCK]
+        # Findings whose estimate is beyond the limit come before those where only the interval is.
         violated = sorted(
             (finding for finding in binding if finding.status is Status.VIOLATED), key=lambda finding: finding.uncertain
         )
@@ -141,38 +150,37 @@ class Report(Record):
 
 
 def explain(finding: Finding) -> str:
-    """One line that says what was found against which limit.
+    """One line with the measurement, its limit and the outcome.
 
-    For instance: "membership lira: tpr_at_0.01_fpr .31 [.25, .37], limit <= .05: violated".
+    For instance: "membership lira: tpr_at_0.01_fpr 0.31 [0.25, 0.37], limit <= 0.05: violated".
     """
     measurement = finding.measurement
-    what = " ".join(part for part in (finding.check, measurement.subject) if part) + f": {measurement.metric}"
+    name = " ".join(part for part in (finding.check, measurement.subject) if part) + f": {measurement.metric}"
     if not measurement.measured:
-        return f"{what} not measured: {measurement.reason}; limit {finding.bound}"
+        return f"{name} not measured: {measurement.reason}; limit {finding.bound}"
     figure = f"{measurement.value:.4g} [{measurement.low:.4g}, {measurement.high:.4g}]"
-    tail = (
-        " (the estimate meets it, its interval does not: more audited examples would tell)" if finding.uncertain else ""
-    )
-    return f"{what} {figure}, limit {finding.bound}: {finding.status}{tail}"
+    tail = " (the estimate meets the limit, its interval does not: audit more examples)" if finding.uncertain else ""
+    return f"{name} {figure}, limit {finding.bound}: {finding.status}{tail}"
 
 
 def load_report(text: str, source: str) -> Report:
-    """The report in `text`. Raises ConfigurationError if it is no report or contradicts itself."""
+    """The report in `text`. Raises ConfigurationError if it is not a report or contradicts itself."""
     try:
         return Report.model_validate_json(text)
     except ValidationError as error:
+        # One fault is enough to fix at a time; pydantic lists every alternative that did not match.
         first = error.errors()[0]
-        where = ": ".join(filter(None, ("not a sound report", ".".join(str(part) for part in first["loc"]))))
-        said = first["msg"].removeprefix("Value error, ")
-        raise ConfigurationError(f"{source}: {where}: {said}; name a report.json, or run the audit again") from error
+        field = ": ".join(filter(None, ("not a valid report", ".".join(str(part) for part in first["loc"]))))
+        fault = first["msg"].removeprefix("Value error, ")
+        raise ConfigurationError(f"{source}: {field}: {fault}; name a report.json, or run the audit again") from error
 
 
 def read_report(path: Path) -> Report:
-    """The report in the file. Raises ConfigurationError if it cannot be read, is no report or contradicts itself."""
+    """The report in the file. Raises ConfigurationError if it cannot be read, is not a report or contradicts itself."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigurationError(f"{path}: {error.strerror}; name a report.json that audit wrote") from error
+        raise ConfigurationError(f"{path}: {error.strerror}; name a report.json that `audit` wrote") from error
     except UnicodeDecodeError as error:
-        raise ConfigurationError(f"{path}: not UTF-8 text; name a report.json that audit wrote") from error
+        raise ConfigurationError(f"{path}: not UTF-8 text; name a report.json that `audit` wrote") from error
     return load_report(text, str(path))

@@ -1,6 +1,6 @@
-"""Tensors out of untrusted files, one module for each kind of file. Nothing in them is executed.
+"""Reads tensors from untrusted files, with one module per kind of file. No code in a file is executed.
 
-`unpickle` reads the pickled ones; `archive` opens their zips.
+`unpickle` reads pickles; `archive` opens zip files.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from privacy_gate.weights.plain import read_safetensors
 from privacy_gate.weights.unpickle import MAX_NAME
 
 SHOWN = 3
-"""Names listed in an error; the rest are counted."""
+"""Number of names that an error lists before `...`."""
 
 Reader = Callable[[Path], Tensors]
 
@@ -28,13 +28,14 @@ KINDS: dict[tuple[str, ...], Reader] = {
     (".pt2",): read_exported,
     (".pth", ".pt", ".bin"): read_pickled,
 }
-"""Endings of weight files and what reads them, the preferred kind first."""
+"""Readers by file name endings, in order of preference."""
 
 
 def artifact_digest(folder: Path) -> str:
-    """sha256 over one JSON line [path, size, sha256] for each file (posix path, relative to folder), lines sorted.
+    """sha256 over one JSON line [path, size, sha256] per file (POSIX path relative to the folder), lines sorted.
 
-    Raises CandidateError for a link, a device, too many files or bytes: nothing is followed out.
+    Raises CandidateError for links, devices and other special files, so that no path leads out of the folder, and for
+    more than MAX_FILES files or MAX_BYTES bytes.
     """
     lines: list[str] = []
     total = 0
@@ -50,36 +51,36 @@ def artifact_digest(folder: Path) -> str:
     except OSError as error:
         raise CandidateError(f"the artifact cannot be read: {error}") from error
     if not lines:
-        raise CandidateError("the artifact has no files")
+        raise CandidateError("the artifact has no files; log the model again")
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
 
 def _files(folder: Path) -> list[Path]:
-    """Every file below the folder. Raises CandidateError for anything but plain files and folders."""
-    found: list[Path] = []
+    """All files below the folder. Raises CandidateError for anything except plain files and folders."""
+    files: list[Path] = []
     waiting = [folder]
     while waiting:
         for path in waiting.pop().iterdir():
-            mode = path.lstat().st_mode
+            mode = path.lstat().st_mode  # lstat does not follow links, which could lead out of the folder
             if stat.S_ISDIR(mode):
                 waiting.append(path)
             elif stat.S_ISREG(mode):
-                found.append(path)
+                files.append(path)
             else:
                 kind = "symbolic link" if stat.S_ISLNK(mode) else "special file"
                 name = path.relative_to(folder).as_posix()
                 raise CandidateError(f"the artifact holds a {kind}, {name!r}; log the model with plain files only")
-            if len(found) + len(waiting) > MAX_FILES:
+            if len(files) + len(waiting) > MAX_FILES:
                 raise CandidateError(f"the artifact has more than {MAX_FILES:,} files; log the model without its data")
-    return found
+    return files
 
 
 def read_weights(folder: Path) -> Tensors:
-    """The tensors of the weight file in a downloaded artifact, by their state-dict names.
+    """The tensors of the weight file in a downloaded artifact, by state-dict name.
 
-    Raises CandidateError where there is none, or several of one kind (see KINDS), or one of each of
-    several kinds that do not hold the same: MLflow serves `model.pth` where `model.pt2` stands beside it,
-    and the gate must not judge another file than the one that is served.
+    Raises CandidateError if there is no weight file, if there are several of one kind (see KINDS), or if files of
+    different kinds hold different tensors. MLflow may log `model.pth` and `model.pt2` together and serve either, so
+    the gate must be sure that it judges the tensors that are served.
     """
     try:
         files = sorted(_files(folder))
@@ -87,42 +88,43 @@ def read_weights(folder: Path) -> Tensors:
         raise CandidateError(f"the artifact cannot be read: {error}") from error
     chosen: list[Path] = []
     for endings in KINDS:
-        found = [path for path in files if path.suffix.lower() in endings]
-        if len(found) > 1:
-            names = _some([repr(path.relative_to(folder).as_posix()) for path in found])
-            raise CandidateError(f"the artifact has {len(found)} weight files ({names}); log a model with one")
-        chosen += found
+        matching = [path for path in files if path.suffix.lower() in endings]
+        if len(matching) > 1:
+            names = _some([repr(path.relative_to(folder).as_posix()) for path in matching])
+            raise CandidateError(f"the artifact has {len(matching)} weight files ({names}); log a model with one")
+        chosen += matching
     if not chosen:
         raise CandidateError("the artifact has no weight file; expected .safetensors, .pt2, .pth, .pt or .bin")
     tensors = read_weights_file(chosen[0])
     for other in chosen[1:]:
         if not _same(tensors, read_weights_file(other)):
             raise CandidateError(
-                f"{chosen[0].name} and {other.name} hold different weights, and either may be the one that is served; "
-                "log a model with one weight file"
+                f"{chosen[0].name} and {other.name} hold different weights, and either may be served; log a model with "
+                "one weight file"
             )
     return tensors
 
 
 def _same(one: Tensors, other: Tensors) -> bool:
+    """Whether both have the same names, types and values."""
     return one.keys() == other.keys() and all(
         one[name].dtype == other[name].dtype and torch.equal(one[name], other[name]) for name in one
     )
 
 
 def read_weights_file(path: Path) -> Tensors:
-    """The tensors in a file, by their state-dict names; every one finite. Tensors of one storage share its memory.
+    """The tensors in a file, by state-dict name, all finite. Tensors that share a storage share its memory.
 
-    A file of unknown ending is read as one of torch.save. Raises CandidateError naming the file.
+    A file with an unknown ending is read as a file from torch.save. Raises CandidateError with the file's name.
     """
     reader = next((reader for endings, reader in KINDS.items() if path.suffix.lower() in endings), read_pickled)
     try:
         tensors = reader(path)
         if not tensors:
-            raise CandidateError("no tensors are inside: log a module of parameters, or its state dict")
+            raise CandidateError("no tensors are inside: log a module that has parameters, or its state dict")
         for name, tensor in tensors.items():
             if len(name) > MAX_NAME or not name.isprintable():
-                raise CandidateError(f"tensor {name[:40]!r} has a name that no module gives")
+                raise CandidateError(f"tensor {name[:40]!r} has a name that is too long or not printable; rename it")
             _refuse_not_finite(name, tensor)
     except (CandidateError, OSError) as error:
         raise CandidateError(f"{path.name}: {error}") from error
@@ -135,40 +137,44 @@ def _refuse_not_finite(name: str, tensor: torch.Tensor) -> None:
 
 
 def match_strict(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], source: str) -> Tensors:
-    """The tensors for an architecture's state dict, name by name and shape by shape, in its types.
+    """The tensors as a state dict for an architecture: same names, same shapes, converted to its types.
 
-    A `module.` before every name (DataParallel) is dropped; counters num_batches_tracked may be
-    absent; one floating type may stand for another. Raises CandidateError that lists what is missing,
-    left over, or of another shape or type.
+    A prefix `module.` on every name (from DataParallel) is dropped. Counters num_batches_tracked may be absent. A
+    floating type may differ from the expected floating type. Raises CandidateError that lists tensors which are
+    missing, unexpected, or of another shape or type.
     """
     if all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     optional = {name for name in expected if name.endswith("num_batches_tracked")}
-    both = sorted(set(tensors) & set(expected))
+    shared = sorted(set(tensors) & set(expected))
     problems = {
         "missing": sorted(set(expected) - set(tensors) - optional),
         "unexpected": sorted(set(tensors) - set(expected)),
         "of another shape": [
             f"{name} {tuple(tensors[name].shape)}, expected {tuple(expected[name].shape)}"
-            for name in both
+            for name in shared
             if tensors[name].shape != expected[name].shape
         ],
         "of another type": [
             f"{name} {tensors[name].dtype}, expected {expected[name].dtype}"
-            for name in both
+            for name in shared
             if tensors[name].dtype != expected[name].dtype
             and not (tensors[name].is_floating_point() and expected[name].is_floating_point())
         ],
     }
-    found = [f"{len(names)} {what} ({_some(names)})" for what, names in problems.items() if names]
-    if found:
-        raise CandidateError(f"{source} does not fit the architecture that the recipe names: {'; '.join(found)}")
+    faults = [f"{len(names)} {problem} ({_some(names)})" for problem, names in problems.items() if names]
+    if faults:
+        raise CandidateError(
+            f"{source} does not fit the architecture of the recipe's backbone: {'; '.join(faults)}; correct the recipe "
+            "or log another model"
+        )
     matched = {name: tensors.get(name, like).to(like.dtype) for name, like in expected.items()}
-    for name in both:
-        if matched[name].dtype != tensors[name].dtype:  # a float64 may be too large for a float32
+    for name in shared:
+        if matched[name].dtype != tensors[name].dtype:  # a float64 too large for float32 becomes infinite
             _refuse_not_finite(name, matched[name])
     return matched
 
 
 def _some(names: list[str]) -> str:
+    """The first few names, and `...` if there are more."""
     return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")

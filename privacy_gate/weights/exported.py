@@ -1,4 +1,4 @@
-"""Archives of torch.export.save (.pt2), as MLflow writes them too: weights as plain records, described in JSON."""
+"""Archives from torch.export.save (.pt2), which MLflow writes too: weights as plain records, described in JSON."""
 
 import json
 from collections.abc import Mapping
@@ -31,24 +31,25 @@ _STRIDED = 7
 
 
 def read_exported(path: Path) -> Tensors:
-    """The weight records of the archive; its graph, constants and sample inputs are not read."""
+    """The archive's weights. Its graph, constants and sample inputs are not read."""
     with open_archive(path) as archive:
         if CONFIG not in archive:
-            raise CandidateError(f"no {CONFIG} is inside: not a file of torch.export.save")
+            raise CandidateError(f"no {CONFIG} is inside: not a file from torch.export.save")
         try:
             entries = json.loads(archive.read(CONFIG, MAX_PICKLE))["config"].items()
             stored = {name: _stored(name, entry) for name, entry in entries}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise CandidateError(f"{CONFIG} is broken: {one_line(error)}") from error
+            raise CandidateError(f"{CONFIG} is invalid: {one_line(error)}") from error
         return filled(stored, lambda key: archive.read(f"data/weights/{key}"))
 
 
 def _stored(name: str, entry: Mapping[str, Any]) -> StoredTensor:
+    """The tensor that one JSON entry describes. Raises CandidateError, or ValueError and its like for broken JSON."""
     if entry["use_pickle"]:
         raise CandidateError(f"tensor {name[:80]!r} is pickled inside the archive: log the model as safetensors")
     meta = entry["tensor_meta"]
     if meta["dtype"] not in _DTYPES or meta["layout"] != _STRIDED:
-        raise CandidateError(f"tensor {name[:80]!r} has a type or layout that is not read: save it dense, as float32")
+        raise CandidateError(f"tensor {name[:80]!r} has an unsupported type or layout: save it dense, as float32")
     size, stride = (tuple(number["as_int"] for number in meta[part]) for part in ("sizes", "strides"))
     offset = meta["storage_offset"]["as_int"]
     return StoredTensor(str(entry["path_name"]), _DTYPES[meta["dtype"]], offset, size, stride)

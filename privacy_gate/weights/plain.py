@@ -1,4 +1,4 @@
-"""Files of safetensors, whose own library checks the layout and runs nothing."""
+"""Safetensors files. Their library checks the layout and executes nothing."""
 
 from pathlib import Path
 
@@ -11,12 +11,12 @@ from privacy_gate.weights.unpickle import DTYPES
 
 
 def read_safetensors(path: Path) -> Tensors:
-    """The tensors of the file."""
+    """The tensors of the file, by name. Raises CandidateError."""
     try:
         tensors = dict(load_file(path))
     except (SafetensorError, ValueError, KeyError) as error:
         raise CandidateError(f"not a sound safetensors file: {one_line(error)}") from error
     for name, tensor in tensors.items():
         if tensor.dtype not in DTYPES:
-            raise CandidateError(f"tensor {name[:80]!r} has type {tensor.dtype}, which is not read: save it as float32")
+            raise CandidateError(f"tensor {name[:80]!r} has type {tensor.dtype}, expected a supported one: use float32")
     return tensors

@@ -1,10 +1,10 @@
-"""Reads the pickle inside a torch file as plain data: nothing it names is imported, and nothing of it is called.
+"""Reads the pickle inside a torch file as plain data. It imports no name in the pickle and calls nothing.
 
-Deny-lists of dangerous names fail on the next name, and pickle.Unpickler is unsafe even where every name is
-replaced by a stand-in: a dozen bytes make it fill the memory (a memo index of 2**31), a hundred never end
-(a dict key of tuples of the same tuples), a long one crashes it (a key nested a million deep). So pickletools
-parses the opcodes, and the machine below plays them with tuples, lists, dicts of text keys, and `Inert` in
-place of every class and object. It has nothing to call, and no way to set an attribute.
+A deny-list of dangerous names fails at the first name that it lacks. pickle.Unpickler is unsafe even if every name is
+replaced by a placeholder: a dozen bytes can fill the memory (a memo index of 2**31), a hundred bytes can run forever
+(a dict key made of nested tuples that repeat each other), and a long pickle can crash it (a key nested a million levels
+deep). So pickletools only parses the opcodes, and the machine below executes them with tuples, lists, dicts with text
+keys, and `Inert` for every class and object. The machine cannot call anything or set an attribute.
 """
 
 import io
@@ -19,17 +19,21 @@ import torch
 from privacy_gate.errors import CandidateError
 
 MAX_PICKLE = 64 << 20
-"""Bytes of the pickle itself; tensors lie beside it. That of a model with 10,000 tensors has about one."""
+"""Most bytes in a pickle, which does not contain the tensors' values. A model with 10,000 tensors needs about 1 MB."""
 
 MAX_OPCODES = 2_000_000
-"""Of one pickle, and entries that it copies. A module of 100 tensors takes 10,000."""
+"""Most opcodes in one pickle, and most attributes that it sets. A module with 100 tensors needs 10,000."""
 
 MAX_AXES = 64
+
 MAX_NUMBER = 1 << 62
+"""Sizes, strides and offsets of tensors stay below this, so that torch's 64-bit integers hold them."""
+
 MAX_NAME = 1_000
+"""Most characters in the name of a tensor, or of a class with its module."""
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-"""The first pickle of a file of torch before 1.6."""
+"""The value of the first pickle in a file from torch before 1.6."""
 
 _STORAGES = {
     "Float": torch.float32,
@@ -44,16 +48,17 @@ _STORAGES = {
     "Bool": torch.bool,
 }
 DTYPES = frozenset(_STORAGES.values())
-"""Types of elements that are read."""
+"""Supported types of tensor elements."""
 
 _DTYPES = {f"torch.{place}{name}Storage": dtype for place in ("", "cuda.") for name, dtype in _STORAGES.items()}
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies: in which record of the archive, as what, and how it is laid out (elements).
+    """The location of a tensor: the key of its record, its type, and its layout.
 
-    Raises ValueError for a layout that no tensor has.
+    offset, size, stride  in elements, as in torch.Tensor.as_strided
+    Raises ValueError for an impossible layout.
     """
 
     key: str
@@ -64,14 +69,15 @@ class StoredTensor:
 
     def __post_init__(self) -> None:
         numbers = (self.offset, *self.size, *self.stride)
+        # `type(...) is not int`: bool is a subclass of int, and a pickle may contain True as a size.
         if any(type(number) is not int or not 0 <= number < MAX_NUMBER for number in numbers):
-            raise ValueError("a tensor of impossible layout")
+            raise ValueError("a tensor has an impossible layout")
         if len(self.size) != len(self.stride) or len(self.size) > MAX_AXES:
-            raise ValueError(f"a tensor with {len(self.size)} sizes and {len(self.stride)} strides")
+            raise ValueError(f"a tensor has {len(self.size)} sizes and {len(self.stride)} strides")
 
 
 class Inert:
-    """Stands for a class or function, or for what calling it would give: a name, and the state set on it."""
+    """Placeholder for a class or function, or for the result of calling it: its name, and the state set on it."""
 
     __slots__ = ("name", "state")
 
@@ -87,30 +93,30 @@ class _Storage:
 
 
 def read_pickle(payload: bytes | bytearray) -> Any:
-    """The object in `payload`: literals, tuples, lists, dicts, StoredTensor and Inert; sets are lists.
+    """The object in `payload`, made of literals, tuples, lists, dicts, StoredTensor and Inert. Sets become lists.
 
-    Keys of dicts that are no text are dropped. Raises CandidateError for a broken pickle.
+    Dict entries whose key is not text are dropped. Raises CandidateError for an invalid pickle.
     """
     return _play(io.BytesIO(payload))[0]
 
 
 def read_legacy(file: BinaryIO) -> tuple[Any, dict[str, tuple[int, int]]]:
-    """The object in a file of torch before 1.6, and of each storage by key: its position and size in bytes.
+    """The object in a file from torch before 1.6, and the position and size in bytes of each storage, by key.
 
-    Such a file is five pickles (magic number, version, machine, object, storage keys), then for each key
-    the number of elements (int64) and their bytes. Raises CandidateError for anything else.
+    Such a file consists of five pickles (magic number, version, machine, object, storage keys) and then, for each key,
+    the number of elements (int64) and their bytes. Raises CandidateError for any other file.
     """
     head = io.BytesIO(file.read(MAX_PICKLE))
     if _play(head)[0] != LEGACY_MAGIC:
-        raise CandidateError("not a file of torch.save")
-    _play(head)
+        raise CandidateError("not a file from torch.save")
+    _play(head)  # the protocol version
     machine, _ = _play(head)
     if not isinstance(machine, dict) or machine.get("little_endian") is not True:
-        raise CandidateError("its byte order is not little-endian: save it again on such a machine")
-    found, types = _play(head)
+        raise CandidateError("its byte order is not little-endian: save it again on a little-endian machine")
+    content, types = _play(head)
     keys, _ = _play(head)
     if not isinstance(keys, list) or not all(isinstance(key, str) and key in types for key in keys):
-        raise CandidateError("its list of storages is broken, or names a type that is not read")
+        raise CandidateError("its list of storages is invalid, or names an unsupported type: save it as float32")
     end, here = file.seek(0, io.SEEK_END), head.tell()
     places = {}
     for key in keys:
@@ -119,28 +125,30 @@ def read_legacy(file: BinaryIO) -> tuple[Any, dict[str, tuple[int, int]]]:
         places[key] = (here + 8, size)
         here += 8 + size
         if here > end:
-            raise CandidateError("it ends before its tensors do")
-    return found, places
+            raise CandidateError("it ends before its tensors do: save the model again")
+    return content, places
 
 
 def _play(stream: io.BytesIO) -> tuple[Any, dict[str, torch.dtype]]:
-    """The next object in the stream, and the types of the storages it names."""
+    """The next object in the stream, and the types of the storages that it names, by key."""
     machine = _Machine()
     try:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
-            if count >= MAX_OPCODES:
+            if count >= MAX_OPCODES:  # bounds the time that a hostile pickle can take
                 raise CandidateError(f"its pickle has more than {MAX_OPCODES:,} opcodes")
             machine.step(opcode.name, argument)
         return machine.take(1)[0], machine.storages
     except (ValueError, TypeError, KeyError, IndexError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise CandidateError(f"its pickle is broken: {reason}") from error
+        raise CandidateError(f"its pickle is invalid: {reason}; save the model again with torch.save") from error
 
 
+# Opcodes that push their own argument.
 _LITERALS = re.compile(
     r"INT|BININT[12]?|LONG[14]?|(BIN)?FLOAT|((SHORT_)?BIN)?STRING|UNICODE|"
     r"(SHORT_)?BINUNICODE8?|(SHORT_)?BINBYTES8?|BYTEARRAY8"
 )
+# Opcodes that push a constant or an empty container.
 _FRESH: dict[str, Callable[[], Any]] = {
     "NONE": lambda: None,
     "NEWTRUE": lambda: True,
@@ -150,6 +158,7 @@ _FRESH: dict[str, Callable[[], Any]] = {
     "EMPTY_DICT": dict,
     "EMPTY_SET": list,
 }
+# Opcodes that replace all values above the last mark. OBJ only makes a placeholder: nothing is called.
 _GATHERED: dict[str, Callable[[list[Any]], Any]] = {
     "TUPLE": tuple,
     "LIST": list,
@@ -160,7 +169,13 @@ _GATHERED: dict[str, Callable[[list[Any]], Any]] = {
 
 
 class _Machine:
-    """The pickle machine: a stack, the stacks below its marks, and a memo."""
+    """The pickle machine.
+
+    stack   values above the last mark
+    below   the stacks below each mark, the innermost last
+    memo    values that the pickle refers to again, by number; a dict, so that a huge number takes no memory
+    copied  number of attributes set so far, see MAX_OPCODES
+    """
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
@@ -170,7 +185,7 @@ class _Machine:
         self.copied = 0
 
     def take(self, count: int) -> list[Any]:
-        """The last `count` values, off the stack."""
+        """Removes the last `count` values from the stack and returns them."""
         if len(self.stack) < count:
             raise IndexError("the stack is empty")
         taken = self.stack[-count:]
@@ -178,12 +193,12 @@ class _Machine:
         return taken
 
     def gather(self) -> list[Any]:
-        """All values above the last mark, off the stack."""
+        """Removes all values above the last mark and returns them."""
         gathered, self.stack = self.stack, self.below.pop()
         return gathered
 
     def step(self, name: str, argument: Any) -> None:
-        """Plays one opcode."""
+        """Executes one opcode."""
         if _LITERALS.fullmatch(name):
             self.stack.append(argument)
         elif name in _FRESH:
@@ -195,6 +210,7 @@ class _Machine:
             self._move(name, argument)
 
     def _move(self, name: str, argument: Any) -> None:
+        """Opcodes that only move values between stack, marks and memo."""
         match name:
             case "PROTO" | "FRAME" | "STOP":
                 pass
@@ -203,7 +219,7 @@ class _Machine:
                 self.stack = []
             case "POP" if self.stack:
                 self.stack.pop()
-            case "POP" | "POP_MARK":
+            case "POP" | "POP_MARK":  # POP on an empty stack removes the mark, as in pickle
                 self.gather()
             case "DUP":
                 self.stack.append(self.stack[-1])
@@ -219,6 +235,7 @@ class _Machine:
                 self._make(name, argument)
 
     def _make(self, name: str, argument: Any) -> None:
+        """Opcodes that fill containers or make placeholders. Any opcode not listed is refused."""
         match name:
             case "APPEND":
                 (item,) = self.take(1)
@@ -238,7 +255,7 @@ class _Machine:
                 self.stack.append(_named(*self.take(2)))
             case "REDUCE" | "NEWOBJ":
                 self.stack.append(_made(*self.take(2)))
-            case "NEWOBJ_EX":
+            case "NEWOBJ_EX":  # class, arguments, keyword arguments; no placeholder needs the last
                 self.stack.append(_made(*self.take(3)[:2]))
             case "INST":
                 arguments = tuple(self.gather())
@@ -249,30 +266,35 @@ class _Machine:
             case "BINPERSID":
                 self.stack.append(self._persistent(self.take(1)[0]))
             case _:
-                raise ValueError(f"opcode {name} has no place in a file of torch.save")
+                raise ValueError(f"opcode {name} does not occur in files from torch.save")
 
     def _build(self, target: Any, state: Any) -> None:
-        """Keeps attributes of an object; whatever else its true class might do with `state` is not done."""
+        """Stores the attributes of an object in its placeholder. A `__setstate__` of the real class is never called."""
+        # A state of two parts is pickle's (attributes, slots).
         for part in state if isinstance(state, tuple) and len(state) == 2 else (state,):
             if isinstance(target, Inert) and isinstance(part, dict):
+                # Without this limit, a short pickle could copy one large state into many objects.
                 self.copied += len(part)
                 if self.copied > MAX_OPCODES:
                     raise ValueError("the same state is set on too many objects")
                 target.state.update(part)
 
     def _persistent(self, pid: Any) -> Any:
-        """torch's ("storage", type, key, location, elements, view); before 1.6 also ("module", class, source...)."""
+        """The storage that torch's persistent id names.
+
+        The id is ("storage", type, key, location, elements, view), or, before torch 1.6, ("module", class, source...).
+        """
         if not isinstance(pid, tuple) or not 3 <= len(pid) <= 6:
-            raise ValueError("a persistent id that is no storage")
+            raise ValueError("a persistent id does not name a storage")
         kind, named, key, *rest = pid
         if kind == "module":
             return named
         if kind != "storage" or not isinstance(named, Inert) or not isinstance(key, str):
-            raise ValueError("a persistent id that is no storage")
-        if rest[2:] not in ([], [None]):
-            raise ValueError("a view of a storage, as torch before 0.4 wrote it")
+            raise ValueError("a persistent id does not name a storage")
+        if rest[2:] not in ([], [None]):  # the element `view`
+            raise ValueError("a storage is a view, as torch before 0.4 wrote it")
         if named.name not in _DTYPES:
-            return named
+            return named  # stays Inert; a tensor in it is refused later, by name
         dtype = _DTYPES[named.name]
         if self.storages.setdefault(key, dtype) != dtype:
             raise ValueError(f"storage {key[:20]!r} has two types")
@@ -280,13 +302,16 @@ class _Machine:
 
 
 def _extend(target: Any, items: list[Any]) -> None:
-    """Items for a list of unknown class are dropped."""
+    """Appends the items. Drops them if the target is a placeholder for an unknown list class."""
     if isinstance(target, list):
         target.extend(items)
 
 
 def _set_items(target: Any, items: list[Any]) -> Any:
-    """Keys and values in turn; those for a mapping of unknown class are dropped, and so are keys that are no text."""
+    """Sets alternating keys and values. Drops them if the target is a placeholder, and drops keys that are not text.
+
+    Hashing a text key is always fast and safe; a hostile tuple key could take forever or crash.
+    """
     if isinstance(target, dict):
         for key, value in zip(items[::2], items[1::2], strict=True):
             if isinstance(key, str):
@@ -295,15 +320,16 @@ def _set_items(target: Any, items: list[Any]) -> Any:
 
 
 def _named(module: Any, name: Any) -> Inert:
+    """The placeholder for a class or function."""
     if not isinstance(module, str) or not isinstance(name, str) or len(module) + len(name) > MAX_NAME:
-        raise ValueError("a name that is none")
+        raise ValueError("a class name is not text, or is too long")
     return Inert(f"{module}.{name}")
 
 
 def _made(called: Any, arguments: Any) -> Any:
-    """What stands for the result of a call that is not made."""
+    """The result that stands for a call. The call is not made; only the few names below have a result of their own."""
     if not isinstance(called, Inert) or not isinstance(arguments, tuple):
-        raise TypeError("a call of what is no class or function")
+        raise TypeError("a call to something that is not a class or function")
     match called.name:
         case "collections.OrderedDict" if not arguments:
             return {}
@@ -318,11 +344,11 @@ def _made(called: Any, arguments: Any) -> Any:
 
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> StoredTensor | Inert:
-    """The tensor that torch._utils._rebuild_tensor_v2 would give; Inert where its storage is of unknown type."""
+    """The tensor that torch._utils._rebuild_tensor_v2 would return; Inert if its storage has an unsupported type."""
     if isinstance(storage, Inert):
         return storage
     if not isinstance(storage, _Storage):
-        raise TypeError("a tensor without a storage")
-    if rest[2:] not in ((), (None,), ({},)):  # conjugate or negated views: torch would read other values
-        raise ValueError("a tensor with metadata, which is not read")
+        raise TypeError("a tensor has no storage")
+    if rest[2:] not in ((), (None,), ({},)):  # conjugate and negated views: torch would read other values
+        raise ValueError("a tensor has metadata, which is not supported")
     return StoredTensor(storage.key, storage.dtype, offset, tuple(size), tuple(stride))

@@ -1,4 +1,4 @@
-"""Advice on planted truths: what leaks less is said to leak less, what was dropped is dropped."""
+"""Advice on data with known answers: recipes that leak less rank better, and dropped rows train no model."""
 
 import datetime
 import re
@@ -161,7 +161,7 @@ def test_the_recipe_as_it_is_shares_the_references_of_check(done: Done) -> None:
     assert all(done.case.store.has(job) for job in references)
 
 
-def test_what_cannot_be_trained_is_a_row_that_says_why(done: Done) -> None:
+def test_an_alternative_that_cannot_be_trained_is_a_row_with_the_reason(done: Done) -> None:
     (_, option) = alternatives(recipe(), ["dp-sgd"], [8.0], refuse)
     row = unmeasured(option, done.advised.targets)
     assert (row.accuracy.reason, row.meets, row.best) == ("no accountant here", False, False)
@@ -204,7 +204,7 @@ def test_a_limit_is_met_only_at_the_unfavourable_end(done: Done) -> None:
         ("auc: {max: 0.6}", 999, [(0.1, None)]),
     ],
 )
-def test_rates_are_those_that_the_policy_limits_else_what_the_data_resolve(
+def test_rates_are_those_that_the_policy_limits_or_else_the_lowest_that_the_data_resolve(
     limits: str, rows: int, expected: list[tuple[float, float | None]]
 ) -> None:
     text = POLICY.partition("    limits:")[0] + f"    limits: {{{limits}}}\n"
@@ -229,7 +229,7 @@ def test_alternatives_differ_from_the_recipe_and_suit_its_optimiser() -> None:
     decays = [
         name for name in names(recipe(optimizer=AdamW(name="adamw", lr=0.2, weight_decay=0.1))) if "decay" in name
     ]
-    assert decays == ["decay 1"]  # 10 would turn the weights over in every step
+    assert decays == ["decay 1"]  # a decay of 10 would overshoot 0 in every step
     decays = [name for name in names(recipe(optimizer=Sgd(name="sgd", lr=0.1, weight_decay=0.01))) if "decay" in name]
     assert decays == ["decay 0.1"]
     changed = [option.recipe for option in alternatives(recipe(), FAMILIES, (), refuse) if option.family != "drop"]
@@ -242,12 +242,12 @@ def test_a_change_that_recipes_do_not_allow_is_a_row_with_the_reason() -> None:
     assert option.recipe == recipe()
 
 
-def test_where_a_program_trains_only_what_changes_its_rows_is_tried() -> None:
+def test_if_a_program_trains_only_changes_of_its_rows_are_tried() -> None:
     options = alternatives(recipe(adaptation="command"), FAMILIES, (8,), refuse)
     tried = {option.family for option in options if not option.reason}
     assert tried == {"as-is", "drop"}
     assert {option.reason for option in options[1:-3]} == {
-        "the policy's program trains it and is not told such settings"
+        "the policy's trainer trains it, and this setting is not passed to that program"
     }
 
 
@@ -258,7 +258,7 @@ def test_families_are_chosen_by_name_and_a_wrong_one_names_the_nearest() -> None
         families(["epoch"], [])
 
 
-def test_only_what_is_asked_for_is_tried(done: Done) -> None:
+def test_only_the_selected_families_are_tried(done: Done) -> None:
     advised, computed = done.again(families=families(["label-smoothing"], []))
     assert [row.family for row in advised.rows] == ["as-is", "label-smoothing"]
     assert computed == 0
@@ -303,9 +303,9 @@ def test_progress_names_the_alternative_and_never_goes_back_within_one(done: Don
     assert seen["10 epochs: train references"] == 8
 
 
-def test_advice_without_a_limit_names_what_is_not_dominated(done: Done) -> None:
+def test_advice_without_a_limit_names_the_rows_that_are_not_dominated(done: Done) -> None:
     free = done.advised.model_copy(update={"targets": (Target(fpr=0.1),), "choice": None})
-    assert advice_page.sentence(free).startswith("The policy limits no rate")
+    assert advice_page.sentence(free).startswith("The policy has no limit")
     assert "limit met" not in advice_page.render(free)
 
 

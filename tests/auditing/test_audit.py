@@ -1,4 +1,4 @@
-"""From stored results to a report, and how jobs are shared out."""
+"""From stored results to a report, and the distribution of jobs to shards."""
 
 import dataclasses
 import datetime
@@ -98,7 +98,7 @@ def told(recipe: Recipe, data: AuditData, *ran: Ran, rounds: str | None = None) 
     return evidence_notes(Subject(recipe, "a" * 64, data, {}, rounds=rounds), ran)
 
 
-def test_the_report_says_which_evidence_there_was_and_what_comes_next() -> None:
+def test_the_report_names_its_evidence_tier_and_how_to_reach_the_next() -> None:
     ran, read = (Fairness(), MEASURED), (TrajectoryMia(), MEASURED)
     tiers = [told(*each, ran)[0] for each in ((RECIPE, BARE), (RECIPE, NAMED), (FEDERATED, NAMED))]
     tiers.append(told(FEDERATED, NAMED, read, rounds="b" * 64)[0])
@@ -110,21 +110,21 @@ def test_the_report_says_which_evidence_there_was_and_what_comes_next() -> None:
     assert told(RECIPE, BARE, (Utility(), MEASURED)) == []
 
 
-def test_a_federation_is_evidence_without_a_client_column_and_a_round_log_only_where_it_is_fit() -> None:
+def test_a_federation_is_evidence_without_a_client_column_and_a_round_log_only_if_it_can_be_used() -> None:
     assert told(FEDERATED, BARE, (Fairness(), MEASURED))[0].startswith("evidence tier E2")
     unfit = told(FEDERATED, NAMED, (TrajectoryMia(), LACKING), rounds="b" * 64)
     assert unfit == [
-        "evidence tier E2, the federation's recipe; not E3, since the log lacks its last round",
+        "evidence tier E2, the federation's recipe; not E3: the log lacks its last round",
         "not measured by trajectory: trajectory_tpr: the log lacks its last round",
     ]
 
 
 @pytest.mark.parametrize("check", [Backdoor(), Corruption(), Evasion()], ids=lambda check: check.name)
-def test_checks_of_the_checkpoint_alone_are_told_their_tier_too(check: AnyCheck) -> None:
+def test_checks_that_need_only_the_checkpoint_have_a_tier_too(check: AnyCheck) -> None:
     assert told(RECIPE, BARE, (check, MEASURED))[0].startswith("evidence tier E0, a checkpoint and labelled rows")
 
 
-def test_what_was_asked_for_and_lacked_evidence_is_named_with_what_is_missing() -> None:
+def test_limits_without_evidence_are_named_with_the_missing_part() -> None:
     gaps = [not_measured(metric, "no groups: add a column") for metric in ("group_gap", "equalized_odds")]
     partly = MEASURED.model_copy(update={"measurements": (*MEASURED.measurements, *gaps)})
     asked = Fairness(limits={"group_gap": Limit(max=0.1)})
@@ -136,7 +136,7 @@ def test_what_was_asked_for_and_lacked_evidence_is_named_with_what_is_missing() 
     ]
 
 
-def test_checks_are_told_what_the_dossier_claims_and_which_rounds_were_logged() -> None:
+def test_checks_see_the_claim_of_the_dossier_and_the_logged_rounds() -> None:
     manifest = load(
         f"{{table: {{uri: t, sha256: {'a' * 64}, format: parquet}}, columns: {{image: x}}}}", DataManifest, "data"
     )
@@ -156,7 +156,7 @@ def test_checks_are_told_what_the_dossier_claims_and_which_rounds_were_logged() 
 
 
 def clients_of_a_column(*, members: int) -> AuditData:
-    """So many clients hold a member each, and three more hold holdout rows alone."""
+    """Clients with one member each, and three more clients with holdout rows only."""
     rows = members + 3
     return AuditData(
         ids=np.array([f"r{row}" for row in range(rows)]),
@@ -201,7 +201,7 @@ def test_a_federation_that_cannot_have_been_trained_on_its_table_is_refused_befo
 
 
 def left_open(recipe: Recipe, *checks: str) -> set[str]:
-    """What a report on so short a policy says was not tested, beyond what never is."""
+    """Untested topics in the report on a short policy, apart from those that the gate never tests."""
     asked = [{"check": one} for one in checks]
     policy = parse({"name": "p", "version": 1, "release_context": "api", "checks": asked}, Policy, "policy")
     table = {"uri": "t", "sha256": "d" * 64, "format": "parquet"}
@@ -212,16 +212,16 @@ def left_open(recipe: Recipe, *checks: str) -> set[str]:
     return set(report.not_tested) - set(NOT_TESTED)
 
 
-def test_what_was_not_tested_of_a_federation_is_listed_where_there_was_one_or_the_policy_asks() -> None:
+def test_untested_topics_of_federations_are_listed_if_there_was_one_or_the_policy_expects_one() -> None:
     trained = FEDERATED.model_copy(update={"optimizer": Sgd(name="sgd", lr=0.1)})
     plain, federated = left_open(RECIPE, "utility"), left_open(trained, "utility")
     of_federations = {
         "privacy of a federation's rounds",
         "the federation under hostile clients",
-        "the federation under absent, late and unlike clients",
+        "the federation with absent, late and very different clients",
         "reconstruction from clients' updates",
     }
     assert federated - plain == of_federations
-    assert plain == {"backdoors", "evasion", "accuracy on corrupted images", "whom the model serves worse"}
+    assert plain == {"backdoors", "evasion", "accuracy on corrupted images", "groups that the model serves worse"}
     asked = left_open(RECIPE, "robustness")
     assert asked - plain == of_federations - {"the federation under hostile clients"}

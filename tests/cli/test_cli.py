@@ -1,4 +1,4 @@
-"""The command: quick help, one clear error, the right exit code."""
+"""The command line: quick help, one clear error, the right exit code."""
 
 import json
 import os
@@ -63,12 +63,10 @@ def test_help_imports_neither_torch_nor_mlflow_and_is_quick() -> None:
     assert best < 0.5
 
 
-def test_policy_lint_says_what_the_holdout_cannot_resolve() -> None:
+def test_policy_lint_names_the_limits_that_the_holdout_cannot_resolve() -> None:
     code, text = invoke("policy", "lint", str(ROOT / "policies" / "strict.yaml"), "--holdout", "2000")
     assert code == 0
-    assert (
-        "tpr_at_0.001_fpr needs at least 10,000 holdout rows to meet its limit: with your 2,000 no model does" in text
-    )
+    assert "tpr_at_0.001_fpr needs at least 10,000 holdout rows to meet its limit: with your 2,000 no model can" in text
 
 
 @pytest.mark.parametrize(
@@ -112,12 +110,20 @@ def test_policy_lint_audit_and_report_do_not_import_torch() -> None:
         (["check", "models:/x/1", "-p", "p", "--engine", "ray", "--ray-address", "x"], 2, "write ray://host:port"),
         (["prepare", "models:/x/1", "--policy", "p", "--engine", "slurm"], 2, "'slurm' is not one of 'local', 'ray'"),
         (["store", "prune", "--older-than", "30"], 2, "--older-than 30: write a number of hours, days or weeks"),
-        (["store", "list", "--store", "absent"], 2, "store absent: nothing is there; name one that `prepare`"),
-        (["store", "verify", "--store", "absent"], 2, "store absent: nothing is there"),
-        (["store", "prune", "--store", "absent"], 2, "store absent: nothing is there"),
-        (["store", "merge", "absent", "--into", "all"], 2, "store absent: nothing is there"),
-        (["prepare", "models:/x/1", "-p", "p", "--gpus-per-task", "1"], 2, "tasks are Ray's; add --engine ray"),
-        (["check", "models:/x/1", "-p", "p", "--device", "gpu"], 2, "--device gpu: unknown; use auto, cpu, cuda or"),
+        (["store", "list", "--store", "absent"], 2, "store absent: no such store; name one that `prepare`"),
+        (["store", "verify", "--store", "absent"], 2, "store absent: no such store"),
+        (["store", "prune", "--store", "absent"], 2, "store absent: no such store"),
+        (["store", "merge", "absent", "--into", "all"], 2, "store absent: no such store"),
+        (
+            ["prepare", "models:/x/1", "-p", "p", "--gpus-per-task", "1"],
+            2,
+            "applies to Ray tasks only; add --engine ray",
+        ),
+        (
+            ["check", "models:/x/1", "-p", "p", "--device", "gpu"],
+            2,
+            "--device gpu: unknown device; use auto, cpu, cuda or",
+        ),
         (["dossier", "lint", "absent"], 2, "absent/recipe.yaml: No such file or directory"),
         (["nonsense"], 2, "No such command 'nonsense'"),
     ],
@@ -137,9 +143,9 @@ def test_a_report_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps({"verdict": "approved"}))
     code, text = invoke("report", str(path))
     assert code == 2
-    assert "not a sound report: created: Field required; name a report.json" in " ".join(text.split())
+    assert "not a valid report: created: Field required; name a report.json" in " ".join(text.split())
     path.write_text("House")
-    assert "not a sound report: Invalid JSON: expected value at line 1 column 1; name" in invoke("report", str(path))[1]
+    assert "not a valid report: Invalid JSON: expected value at line 1 column 1; name" in invoke("report", str(path))[1]
 
 
 def test_an_unknown_format_names_the_nearest(tmp_path: Path) -> None:
@@ -152,7 +158,7 @@ def test_an_unknown_format_names_the_nearest(tmp_path: Path) -> None:
 def test_an_interrupt_exits_with_130(number: signal.Signals, tmp_path: Path) -> None:
     policy = tmp_path / "policy.yaml"
     os.mkfifo(policy)  # reading it waits for a writer
-    # Where tests run in the background, interrupts are ignored, and children inherit that.
+    # If tests run in the background, interrupts are ignored, and child processes inherit that.
     heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     script = f"{heed}; import sys; from privacy_gate.cli import main; sys.argv[0] = 'privacy-gate'; main()"
     process = subprocess.Popen(
@@ -162,14 +168,14 @@ def test_an_interrupt_exits_with_130(number: signal.Signals, tmp_path: Path) -> 
         try:
             writer = os.open(policy, os.O_WRONLY | os.O_NONBLOCK)
             break
-        except OSError:  # nobody reads yet
+        except OSError:  # the process has not opened it yet
             time.sleep(0.05)
-    time.sleep(0.5)  # a signal between opening and reading would be noted, and seen when the read is over
+    time.sleep(0.5)  # a signal between opening and reading would only be handled after the read
     process.send_signal(number)
     _, complaint = process.communicate(timeout=20)
     os.close(writer)
     assert process.returncode == 130
-    assert "run the same command to go on" in complaint
+    assert "run the same command to continue" in complaint
 
 
 def test_too_little_memory_exits_with_6(tmp_path: Path) -> None:
@@ -206,13 +212,13 @@ def test_gpus_that_stay_idle_are_named(monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     machine = chosen_machine("auto", None)
     assert machine.gpus() == 1
-    assert "3 more on this machine are idle: --engine ray --gpus-per-task 1" in capsys.readouterr().err
+    assert "3 more GPUs are idle: --engine ray --gpus-per-task 1" in capsys.readouterr().err
     for device, engine in (("auto", "ray"), ("cpu", "local"), ("cuda:1", "local")):
         chosen_machine(device, None, engine)
     assert capsys.readouterr().err == ""
 
 
-def test_the_price_is_in_gpu_seconds_where_one_gpu_of_ours_did_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_price_is_in_gpu_seconds_if_a_local_gpu_was_used(monkeypatch: pytest.MonkeyPatch) -> None:
     done, machine = Prepared(30, 4, 12.4), Machine()
     assert price(done, Machine(device="cpu"), None) == "30 jobs computed, 4 were stored already; 12 s"
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
@@ -220,7 +226,7 @@ def test_the_price_is_in_gpu_seconds_where_one_gpu_of_ours_did_it(monkeypatch: p
     assert price(done, machine, Cluster(gpus_per_task=1)) == "30 jobs computed, 4 were stored already; 12 s"
 
 
-def test_check_and_prepare_say_what_was_computed_and_count_no_second_of_pulling(
+def test_check_and_prepare_print_the_computed_jobs_and_exclude_the_time_of_pulling(
     scene: Any, tracking: str, tmp_path: Path
 ) -> None:
     producer.register(scene.train(scene.member_rows), "priced", scene.recipe, scene.manifest, {}, tracking)

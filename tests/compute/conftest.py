@@ -1,4 +1,4 @@
-"""What the tests of the GPU floor share."""
+"""Fixtures that the tests of compute share."""
 
 import hashlib
 import importlib.util
@@ -17,7 +17,7 @@ from privacy_gate.dossier.recipe import Recipe
 
 @pytest.fixture(scope="session")
 def plain_loop() -> Callable[..., torch.nn.Linear]:
-    """The slow twin of stacked training, tests/plain.py."""
+    """The slow reference implementation of stacked training, tests/plain.py."""
     spec = importlib.util.spec_from_file_location("plain", Path(__file__).parents[1] / "plain.py")
     assert spec is not None
     assert spec.loader is not None
@@ -29,7 +29,7 @@ def plain_loop() -> Callable[..., torch.nn.Linear]:
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Public weights of small architectures; batch statistics that differ from the initial ones."""
+    """Public weights of small architectures, with batch statistics that differ from the initial ones."""
     torch.manual_seed(0)
     found = {}
     sizes = {"test_efficientnet": 64, "test_vit": 160, "test_convnext": 64, "resnetv2_18": 64}
@@ -43,7 +43,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def make(weights: dict[str, Path]) -> Callable[..., Recipe]:
-    """(name, adaptation, **changes) -> a recipe that trains such a network on images of three classes."""
+    """Maps (name, adaptation, **changes) to a recipe that trains this network on images of three classes."""
 
     def made(name: str, adaptation: str, **changes: Any) -> Recipe:
         sha256 = hashlib.sha256(weights[name].read_bytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""The same jobs on a Ray cluster: the same bytes, whoever dies; every error with its own exit code."""
+"""Jobs on a Ray cluster store the same bytes, whichever worker dies; every error keeps its exit code."""
 
 import hashlib
 import importlib.util
@@ -87,7 +87,7 @@ def candidate(recipe: Recipe, folder: Path) -> Path:
 
 
 def by_program(scene: Any, data: AuditData, script: str, folder: Path) -> CommandRecipe:
-    """A recipe whose references a short program trains; it notes the index of each in `calls`."""
+    """A recipe whose references a short program trains; it appends the index of each to `calls`."""
     (folder / "train.py").write_text(PROGRAM.format(folder=str(folder), rows=data.rows) + script)
     fields = {name: getattr(scene.recipe, name) for name in Recipe.model_fields} | {"adaptation": "command"}
     trainer = Trainer(command=(sys.executable, str(folder / "train.py")), timeout_s=60.0)
@@ -112,11 +112,11 @@ finish()
 
 
 def stored(folder: Path) -> dict[str, bytes]:
-    """The store's files; equal names and bytes are equal results."""
+    """The store's files and their bytes: equal files mean equal results."""
     return {path.name: path.read_bytes() for path in folder.rglob("*.safetensors")}
 
 
-def test_references_go_by_blocks_of_their_index_whatever_is_asked_for(scene: Any, tmp_path: Path) -> None:
+def test_references_are_batched_by_index_whichever_are_requested(scene: Any, tmp_path: Path) -> None:
     jobs: list[Job] = [train_reference(scene.recipe, "d" * 64, index) for index in range(100)]
     whole = batches(jobs)
     assert [len(batch) for batch in whole] == [REFERENCE_BLOCK] * 6 + [4]
@@ -127,7 +127,7 @@ def test_references_go_by_blocks_of_their_index_whatever_is_asked_for(scene: Any
     assert [job for batch in batches([Score("a" * 64, scene.recipe, "d" * 64), *jobs]) for job in batch][1:] == jobs
 
 
-def test_features_go_by_blocks_of_rows(tmp_path: Path) -> None:
+def test_features_are_batched_by_blocks_of_rows(tmp_path: Path) -> None:
     recipe = public_recipe(tmp_path)
     jobs: list[Job] = [*embed_jobs(recipe.backbone, recipe.input, "d" * 64, 5000)]
     assert [len(batch) for batch in batches(jobs)] == [8, 8, 4]
@@ -152,11 +152,11 @@ def test_features_are_divided_until_every_worker_has_some(
     ("device", "gpus", "found"),
     [("auto", 0, "cpu"), ("cpu", 0, "cpu"), ("auto", 0.5, "cuda"), ("cuda", 2, "cuda")],
 )
-def test_a_task_computes_on_what_ray_gives_it(device: str, gpus: float, found: str) -> None:
+def test_a_task_computes_on_the_device_that_ray_assigns(device: str, gpus: float, found: str) -> None:
     assert Cluster(gpus_per_task=gpus).machine(Machine(device=device)).device == found
 
 
-def test_a_task_takes_two_cores_beside_its_gpu_unless_a_number_is_asked_for() -> None:
+def test_a_gpu_task_takes_two_cores_unless_workers_is_set() -> None:
     assert Cluster(gpus_per_task=1).machine(Machine()).workers == 2
     assert Cluster(gpus_per_task=1).machine(Machine(workers=5)).workers == 5
 
@@ -174,7 +174,7 @@ def test_a_share_of_a_gpu_that_ray_cannot_give_is_refused(gpus: float) -> None:
 
 
 @pytest.mark.parametrize("address", ["nonsense", "local", "http://head:1", "head:", ":1", "head:port", ""])
-def test_what_is_no_address_of_a_cluster_is_refused(address: str) -> None:
+def test_an_invalid_cluster_address_is_refused(address: str) -> None:
     with pytest.raises(ConfigurationError, match=r"write ray://host:port"):
         Cluster(address)
 
@@ -183,7 +183,7 @@ def test_what_is_no_address_of_a_cluster_is_refused(address: str) -> None:
 def test_a_cluster_that_does_not_answer_is_reported_at_once(form: str) -> None:
     if not importlib.util.find_spec("ray"):
         pytest.skip("Ray is not installed")
-    with socket.socket() as taken:  # bound, but nobody listens
+    with socket.socket() as taken:  # bound, but not listening
         taken.bind(("127.0.0.1", 0))
         address = form.format(f"127.0.0.1:{taken.getsockname()[1]}")
         with pytest.raises(UnavailableError, match=r"cannot reach .*refused"), connected(Cluster(address)):
@@ -192,7 +192,7 @@ def test_a_cluster_that_does_not_answer_is_reported_at_once(form: str) -> None:
 
 def test_without_ray_the_message_names_the_extra(scene: Any, tmp_path: Path) -> None:
     script = (
-        "import sys; sys.modules['ray'] = None\n"  # as where it is not installed
+        "import sys; sys.modules['ray'] = None\n"  # as if it were not installed
         "from pathlib import Path\n"
         "from privacy_gate.compute.cluster import *\n"
         "try: run_on_cluster([], None, 2, Path('.'), Machine(), Store('store'), Cluster())\n"
@@ -204,12 +204,12 @@ def test_without_ray_the_message_names_the_extra(scene: Any, tmp_path: Path) -> 
 
 @pytest.fixture(scope="module")
 def ray() -> Iterator[Any]:
-    """A cluster of two workers on this machine, which nobody else can reach."""
+    """A cluster of two workers on this machine that no other machine can reach."""
     if not importlib.util.find_spec("ray"):
         pytest.skip("Ray is not installed")
     with connected(Cluster(), cpus=2) as ray:
         assert {node["NodeManagerAddress"] for node in ray.nodes()} == {"127.0.0.1"}
-        # No worker waits for whatever runs beside it.
+        # Workers run at normal priority, so they do not wait for other processes.
         assert ray.get(ray.remote(lambda: os.nice(0)).remote()) == os.nice(0)
         yield ray
 
@@ -236,13 +236,13 @@ def test_a_cluster_stores_the_same_files_as_this_machine(ray: Any, tmp_path: Pat
 
 
 def workers() -> list[int]:
-    """The processes that do a task for the cluster that this process started."""
+    """The processes that run a task for the cluster started by this process."""
     parent, title = {}, {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             parent[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
             title[int(folder.name)] = (folder / "cmdline").read_text()
-        except OSError:  # ended meanwhile
+        except OSError:  # the process has ended meanwhile
             continue
 
     def is_ours(pid: int) -> bool:
@@ -265,7 +265,7 @@ def test_a_worker_killed_in_the_middle_of_a_block_changes_no_byte(
         return {path.name: path.stat().st_mtime_ns for path in (tmp_path / "far").rglob("*.safetensors")}
 
     def kill_one() -> None:
-        while len(ages()) < 3:  # of 32 that two workers have in hand
+        while len(ages()) < 3:  # out of 32 jobs that two workers are computing
             time.sleep(0.01)
         pid = workers()[0]
         os.kill(pid, signal.SIGKILL)
@@ -277,13 +277,13 @@ def test_a_worker_killed_in_the_middle_of_a_block_changes_no_byte(
     killer.join(10)
     ((_, before),) = killed
     assert 3 <= len(before) < len(jobs)
-    assert before.items() <= ages().items()  # what was stored is not written again
+    assert before.items() <= ages().items()  # stored results are not written again
     run(jobs, Inputs(data, tmp_path), one_by_one, Store(str(tmp_path / "here"), numerics(MACHINE)))
     assert stored(tmp_path / "far") == stored(tmp_path / "here")
 
 
 @pytest.mark.slow
-def test_a_worker_killed_by_what_it_runs_costs_that_one_reference(ray: Any, scene: Any, tmp_path: Path) -> None:
+def test_a_worker_killed_by_its_program_repeats_only_that_reference(ray: Any, scene: Any, tmp_path: Path) -> None:
     data = read_data(scene.manifest, scene.recipe.classes)
     recipe = by_program(scene, data, DIES_ONCE, tmp_path)
     jobs: list[Job] = [train_reference(recipe, data.digest, index) for index in range(20)]
@@ -296,7 +296,7 @@ def test_a_worker_killed_by_what_it_runs_costs_that_one_reference(ray: Any, scen
 
 
 @pytest.mark.slow
-def test_what_an_interrupt_left_is_all_that_is_computed_next(ray: Any, scene: Any, tmp_path: Path) -> None:
+def test_after_an_interrupt_only_missing_results_are_computed(ray: Any, scene: Any, tmp_path: Path) -> None:
     data = read_data(scene.manifest, scene.recipe.classes)
     recipe = by_program(scene, data, "finish()", tmp_path)
     jobs: list[Job] = [train_reference(recipe, data.digest, index) for index in range(40)]
@@ -357,23 +357,23 @@ def test_errors_of_workers_keep_their_meaning(ray: Any, scene: Any, tmp_path: Pa
         run_on_cluster(
             score, scene.manifest, 5, tmp_path / "candidate", MACHINE, Store(str(tmp_path / "far")), Cluster()
         )
-    for _ in range(50):  # a task that has ended is not cancelled: Ray would abort this process, now and then
+    for _ in range(50):  # finished tasks are not cancelled: Ray would sometimes abort this process
         with pytest.raises(CandidateError):
             run_on_cluster(score, scene.manifest, 5, tmp_path / "candidate", MACHINE, Store("far"), Cluster())
     control: list[Job] = [TrainControl(scene.recipe.backbone, None, data.digest)]
-    with pytest.raises(UnavailableError, match="1 results that workers computed are not in it as this machine sees it"):
+    with pytest.raises(UnavailableError, match="this machine does not see 1 results that workers computed"):
         run_on_cluster(control, scene.manifest, 5, tmp_path, MACHINE, Store(f"memory://{tmp_path}"), Cluster())
-    with pytest.raises(ConfigurationError, match="a task takes 9 CPUs and 0 GPUs, and this machine has 2 and 0"):
+    with pytest.raises(ConfigurationError, match="a task takes 9 CPUs and 0 GPUs, but this machine has 2 and 0"):
         run_on_cluster(
             control, scene.manifest, 5, tmp_path, Machine(threads=9), Store(str(tmp_path / "far")), Cluster()
         )
 
 
 @pytest.mark.slow
-def test_a_task_whose_workers_die_again_and_again_is_reported(ray: Any, scene: Any, tmp_path: Path) -> None:
+def test_a_task_whose_workers_die_repeatedly_is_reported(ray: Any, scene: Any, tmp_path: Path) -> None:
     data = read_data(scene.manifest, scene.recipe.classes)
     recipe = by_program(scene, data, "os.kill(os.getppid(), signal.SIGKILL)", tmp_path)
     jobs: list[Job] = [train_reference(recipe, data.digest, 0)]
-    with pytest.raises(UnavailableError, match="what is stored stays: run the same command to go on"):
+    with pytest.raises(UnavailableError, match="stored results are kept: run the same command to go on"):
         run_on_cluster(jobs, scene.manifest, 5, tmp_path, MACHINE, Store(str(tmp_path / "far")), Cluster(), silent)
     assert (tmp_path / "calls").read_text().split() == ["0"] * 4

@@ -1,4 +1,4 @@
-"""Jobs in, stored arrays out: what is kept of candidates and references is what the models say."""
+"""Arrays stored for candidates and references equal the models' own outputs."""
 
 import hashlib
 import io
@@ -37,7 +37,7 @@ MACHINE = Machine(threads=1)
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Recipe:
-    """A small image model that is trained on mirrored and moved images too."""
+    """A small image model that also trains on mirrored and shifted images."""
     torch.manual_seed(0)
     model: Any = subject.timm.create_model(NAME, num_classes=7).train()
     model(torch.randn(16, 3, 64, 64))
@@ -81,12 +81,12 @@ def data(tmp_path: Path) -> AuditData:
     return read_data(describe_table(str(tmp_path / "t.parquet"), Columns(image="image")), CLASSES)
 
 
-def test_every_kind_of_job_has_what_computes_it() -> None:
+def test_every_kind_of_job_has_a_runner() -> None:
     assert set(RUNNERS) == set(get_args(Job))
 
 
 class Watchful(Store):
-    """A store that notes, whenever a result comes, which products and convolutions torch may shorten."""
+    """A store that records torch's precision settings whenever a result arrives."""
 
     seen: set[tuple[bool, bool, str]]
 
@@ -118,10 +118,10 @@ def test_a_gpu_multiplies_and_convolves_whole_float32_and_the_caller_s_settings_
     assert numerics(MACHINE)["float32"] == "ieee"
 
 
-def test_a_caller_who_sets_precision_by_operation_finds_it_as_it_was() -> None:
+def test_precision_set_by_operation_is_restored() -> None:
     convolutions = torch.backends.cudnn.conv
     before = convolutions.fp32_precision
-    convolutions.fp32_precision = "ieee"  # from here on torch raises where it is asked by its older interface
+    convolutions.fp32_precision = "ieee"  # from here on torch raises an error if its older interface is read
     try:
         with whole_float32():
             assert shortened() == (False, False, "highest")
@@ -130,7 +130,7 @@ def test_a_caller_who_sets_precision_by_operation_finds_it_as_it_was() -> None:
         convolutions.fp32_precision = before
 
 
-def test_a_caller_who_let_gpus_multiply_in_tf32_by_the_older_switch_may_still_ask_for_it() -> None:
+def test_precision_set_through_the_older_interface_is_restored() -> None:
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = True
     try:
@@ -142,7 +142,7 @@ def test_a_caller_who_let_gpus_multiply_in_tf32_by_the_older_switch_may_still_as
 
 
 class Starved(Store):
-    """A store whose machine has no memory left when a result comes, or another fault."""
+    """A store that raises an out-of-memory error, or another one, when a result arrives."""
 
     def __init__(self, root: str, fault: Callable[[], object]) -> None:
         super().__init__(root)
@@ -153,7 +153,7 @@ class Starved(Store):
 
 
 class Pruned(Store):
-    """A store from which features are deleted as soon as they are there."""
+    """A store that deletes features as soon as they are stored."""
 
     def put(self, job: Job, arrays: Arrays) -> None:
         super().put(job, arrays)
@@ -161,7 +161,7 @@ class Pruned(Store):
             self.place.remove(path_of(digest(job)))
 
 
-def test_a_result_deleted_before_it_is_used_asks_for_another_run_and_is_computed_then(
+def test_a_result_deleted_before_use_is_computed_by_the_next_run(
     recipe: Recipe, data: AuditData, tmp_path: Path
 ) -> None:
     jobs, inputs = [train_reference(recipe, data.digest, 0)], Inputs(data, tmp_path)
@@ -174,7 +174,7 @@ def test_a_result_deleted_before_it_is_used_asks_for_another_run_and_is_computed
 
 
 class Shared(Store):
-    """A store into which another process puts the last of some jobs as soon as the first is there."""
+    """A store into which another process puts the last job's result as soon as the first is stored."""
 
     def __init__(self, root: str, theirs: Job, arrays: Arrays) -> None:
         super().__init__(root)
@@ -194,7 +194,7 @@ def test_features_that_another_shard_stores_meanwhile_are_not_computed_again(
     alone = Store(str(tmp_path / "alone"))
     run(jobs, Inputs(data, tmp_path), MACHINE, alone)
     shared, shown = Shared(str(tmp_path / "shared"), jobs[-1], alone.get(jobs[-1])), list[tuple[str, int, int]]()
-    # One image a batch: a job is begun when all batches of the one before it are nearly done.
+    # One image per batch: a job begins when nearly all batches of the previous job are done.
     how = Machine(threads=1, batch=1)
     run(jobs, Inputs(data, tmp_path), how, shared, lambda *progress: shown.append(progress))
     assert (shared.ours, shown[-1]) == (jobs[:-1], ("embed images", len(jobs) * ROWS, len(jobs) * ROWS))
@@ -202,7 +202,7 @@ def test_features_that_another_shard_stores_meanwhile_are_not_computed_again(
         np.testing.assert_allclose(shared.get(job)["features"], alone.get(job)["features"], rtol=1e-4, atol=1e-4)
 
 
-def test_shards_that_wait_for_the_same_features_begin_at_different_ones(recipe: Recipe, tmp_path: Path) -> None:
+def test_shards_compute_shared_features_in_different_orders(recipe: Recipe, tmp_path: Path) -> None:
     rows = 7 * EMBED_ROWS + 1
     ids, split = np.array([f"p{row}" for row in range(rows)]), np.full(rows, Split.MEMBER, dtype=np.int8)
     files = [png(np.full((32, 32, 3), shade, dtype=np.uint8)) for shade in range(256)]
@@ -210,8 +210,8 @@ def test_shards_that_wait_for_the_same_features_begin_at_different_ones(recipe: 
     store = Shared(str(tmp_path / "store"), Score("a" * 64, recipe, "d" * 64), {})
     found = Work(Inputs(data, tmp_path), Machine(threads=1), store).features(recipe.backbone, recipe.input)
     assert set(store.ours) == set(parts := embed_jobs(recipe.backbone, recipe.input, data.digest, rows))
-    assert store.ours != parts  # but by a chance of 1 in 8!
-    np.testing.assert_allclose(found[:256], found[1024:1280], rtol=1e-4, atol=1e-4)  # each in its place
+    assert store.ours != parts  # fails by chance once in 8! runs
+    np.testing.assert_allclose(found[:256], found[1024:1280], rtol=1e-4, atol=1e-4)  # each part in its place
     assert np.abs(found[:255] - found[1:256]).max() > 1e-2
 
 
@@ -230,13 +230,13 @@ def diverges() -> None:
 @pytest.mark.parametrize(
     "fault", [lambda: torch.empty(1 << 60), lambda: np.empty(1 << 50), gpu_is_full, driver_is_full]
 )
-def test_memory_that_does_not_suffice_is_reported_as_such_whatever_is_computed(
+def test_lack_of_memory_is_reported_whatever_is_computed(
     fault: Callable[[], object], scene: Any, tmp_path: Path
 ) -> None:
     data = read_data(scene.manifest, scene.recipe.classes)
     jobs = [train_reference(scene.recipe, data.digest, 0)]
     with pytest.raises(
-        UnavailableError, match=r"out of memory: .+; what is stored stays: end what else uses"
+        UnavailableError, match=r"out of memory: .+; stored results are kept: stop other processes"
     ) as caught:
         run(jobs, Inputs(data, tmp_path), MACHINE, Starved(str(tmp_path / "store"), fault))
     assert caught.value.exit_code == 6
@@ -282,12 +282,12 @@ def test_rows_taken_out_of_the_pool_are_in_no_training_set_and_the_share_stays(
 
 
 def tuned(recipe: Recipe, adaptation: str) -> Recipe:
-    """The same recipe with more trained than the head, and images as they stand."""
+    """The same recipe, but it trains more than the head, and only on plain images."""
     return recipe.model_copy(update={"adaptation": adaptation, "augmentation": None, "epochs": 1})
 
 
 def store_candidate(recipe: Recipe, folder: Path, name: str) -> torch.nn.Module:
-    """A candidate whose head, and tensor `name`, are not the public ones."""
+    """A candidate whose head and tensor `name` differ from the public ones."""
     model = subject.assemble(recipe, torch.randn(CLASSES, 96), torch.randn(CLASSES))
     tensors = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
     tensors[name] = tensors[name] + 0.1
@@ -297,7 +297,7 @@ def store_candidate(recipe: Recipe, folder: Path, name: str) -> torch.nn.Module:
     return model.eval()
 
 
-def test_a_film_candidate_answers_with_its_own_norm_layers(recipe: Recipe, data: AuditData, tmp_path: Path) -> None:
+def test_a_film_candidate_is_scored_with_its_own_norm_layers(recipe: Recipe, data: AuditData, tmp_path: Path) -> None:
     how, store = tuned(recipe, "film"), Store(str(tmp_path / "store"))
     model = store_candidate(how, tmp_path / "candidate", "layer1.0.bn1.weight")
     score, reference = Score("a" * 64, how, data.digest), train_reference(how, data.digest, 3)

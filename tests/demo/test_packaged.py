@@ -1,4 +1,4 @@
-"""What packages bring: the right weights under the right names, and real digits."""
+"""Data from installed packages: the right weights under the right names, and real digits."""
 
 import hashlib
 import io
@@ -31,7 +31,7 @@ def test_lite0_under_timm_s_names_is_the_package_s_own_model(tmp_path: Path) -> 
     with torch.inference_mode():
         features = body(torch.linspace(-1, 1, 3 * 64 * 64).reshape(1, 3, 64, 64))[0]
         logits = tensors["classifier.weight"] @ features + tensors["classifier.bias"]
-    # What the original implementation (efficientnet_lite_pytorch 0.1.0) says of this picture.
+    # The output of the original implementation (efficientnet_lite_pytorch 0.1.0) for this image.
     torch.testing.assert_close(logits[:5], torch.tensor(ORIGINAL_LOGITS), rtol=0, atol=2e-4)
     assert logits.topk(3).indices.tolist() == [782, 664, 818]
     assert (tmp_path / "again").mkdir() is None

@@ -1,4 +1,4 @@
-"""Audit tables: the same data however they are written, and one clear error for every way to be wrong."""
+"""Audit tables: every format gives the same data, and every fault gives one clear error."""
 
 import hashlib
 import io
@@ -173,9 +173,9 @@ def test_canaries_and_traces_are_read_from_every_format_that_holds_them(tmp_path
     ("changes", "expected"),
     [
         ({"canary": ["yes"] * ROWS}, "rows p0, p1, p2, p3, p4 and 1 more: canary is neither true nor false"),
-        ({"canary": [False] * 4 + [True, False]}, "rows p4: population rows are no canaries"),
+        ({"canary": [False] * 4 + [True, False]}, "rows p4: population rows cannot be canaries"),
         ({"trace": [1.0] * ROWS}, "expected (N, E) of floats, one loss for every epoch; use Parquet or NPZ"),
-        ({"trace": [[1.0, float("nan")]] + [[1.0, 2.0]] * 5}, "rows p0: traces that are not finite numbers"),
+        ({"trace": [[1.0, float("nan")]] + [[1.0, 2.0]] * 5}, "rows p0: trace holds values that are not finite"),
         ({"trace": [[1.0]] + [[1.0, 2.0]] * 5}, "rows of different lengths"),
     ],
 )
@@ -208,7 +208,7 @@ def test_class_names_give_text_labels_their_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"id": ["a", "a", "b", "c", "d", "e"]}, "rows a: ids stand more than once"),
+        ({"id": ["a", "a", "b", "c", "d", "e"]}, "rows a: ids occur more than once"),
         (
             {"id": ["a", None, "b", "c", "d", "e"]},
             "column 'id' has 1 empty cells, expected none; counted from 0, the first are in rows 1",
@@ -231,7 +231,7 @@ def test_class_names_give_text_labels_their_order(tmp_path: Path) -> None:
         ({"image": ["../secret.png"] * 6}, "expected a path inside the table's folder"),
         ({"image": ["/etc/passwd"] * 6}, "expected a path inside the table's folder"),
         ({"image": ["http://evil/x.png"] * 6}, "expected a path inside the table's folder"),
-        ({"image": ["gone.png"] * 6}, "gone.png: no such file; correct what the table's column 'image' says"),
+        ({"image": ["gone.png"] * 6}, "gone.png: no such file; correct the path in the table's column 'image'"),
     ],
 )
 def test_a_wrong_column_is_one_error_that_names_rows(changes: dict[str, Any], expected: str, tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def test_a_wrong_column_is_one_error_that_names_rows(changes: dict[str, Any], ex
     [
         ([[1.0, 2.0]] * 5 + [[1.0]], "rows of different lengths"),
         ([[1.0, float("nan")]] + [[1.0, 2.0]] * 5, "rows p0: embeddings that are not finite"),
-        ([[1.0, 2.0]] * 5 + [[1.0, 1e300]], "rows p5: embeddings that are not finite numbers of 32 bits"),
+        ([[1.0, 2.0]] * 5 + [[1.0, 1e300]], "rows p5: embeddings that are not finite as float32"),
         ([[1.0, None]] + [[1.0, 2.0]] * 5, "rows p0: embeddings that are not finite"),
         ([[1, 2]] * 6, "expected .N, D. of floats"),
         ([1.0] * 6, "expected .N, D. of floats"),
@@ -284,8 +284,8 @@ def test_a_wrong_csv_is_refused(lines: list[str], expected: str, tmp_path: Path)
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"label": np.arange(5) % 3}, "label .5,., .*expected as many rows in each"),
-        ({"label": np.array(1)}, "label .., .*expected as many rows in each"),
+        ({"label": np.arange(5) % 3}, "label .5,., .*expected the same number of rows in each"),
+        ({"label": np.array(1)}, "label .., .*expected the same number of rows in each"),
         ({"image": np.zeros((ROWS, 8, 8), np.float32)}, "type float32, expected .N, H, W. or"),
         ({"image": np.zeros((ROWS, 8, 8, 2), np.uint8)}, "expected .N, H, W. or"),
     ],
@@ -300,7 +300,7 @@ def test_a_wrong_npz_is_refused(changes: dict[str, Any], expected: str, tmp_path
 def test_class_names_fit_the_recipe_and_stand_once(tmp_path: Path) -> None:
     path = write(tmp_path)
     manifest = describe_table(str(path), Columns(image="image"), class_names=("ant", "cat"))
-    with pytest.raises(DatasetError, match="class_names has 2 names, the recipe 3 classes"):
+    with pytest.raises(DatasetError, match="class_names has 2 names, but the recipe has classes: 3"):
         read_data(manifest, 3)
     with pytest.raises(ValueError, match="class_names has a name twice"):
         describe_table(str(path), Columns(image="image"), class_names=("ant", "cat", "ant"))
@@ -313,7 +313,7 @@ def test_importing_the_module_imports_no_heavy_library() -> None:
 
 
 class Counting(io.FileIO):
-    """A file that counts what is read of it."""
+    """A file that counts the bytes read from it."""
 
     total = 0
 
@@ -392,7 +392,7 @@ def test_an_image_file_that_changes_under_way_is_noticed(tmp_path: Path) -> None
     assert data.image is not None
     (tmp_path / "images" / "3.png").write_bytes(b"other")
     data.image(2)
-    with pytest.raises(DatasetError, match=r"3\.png: the file changed while it was audited"):
+    with pytest.raises(DatasetError, match=r"3\.png: the file changed during the audit"):
         data.image(3)
 
 
@@ -457,14 +457,14 @@ def test_an_unknown_ending_and_an_unknown_place_say_what_to_do(tmp_path: Path) -
     "uri", ["http://169.254.169.254/x.csv", "nosuch://a/t.csv", "zip://t.csv::s3://b/a.csv", "ssh://h/t.csv"]
 )
 def test_a_dossier_cannot_send_the_gate_to_foreign_places(uri: str) -> None:
-    with pytest.raises(DatasetError, match="not read from a dossier"):
+    with pytest.raises(DatasetError, match="may not use this protocol"):
         describe_table(uri, Columns(image="image"))
 
 
 def test_the_same_image_among_members_and_holdout_is_found(tmp_path: Path) -> None:
     images = [png(image) for image in pixels()]
     images[3] = images[0]
-    images[5] = images[1]  # population: no harm
+    images[5] = images[1]  # a duplicate in the population does no harm
     assert duplicates(read(write(tmp_path, image=images))) == [("p0", "p3")]
     assert duplicates(read(write(tmp_path))) == []
 

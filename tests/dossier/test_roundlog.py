@@ -1,4 +1,4 @@
-"""Round logs: what is written is read; what strangers wrote is refused with one clear error."""
+"""Round logs: a written log is read back equal, and a hostile log is refused with one clear error."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -111,11 +111,11 @@ def rewritten(path: Path, tensors: Callable[[dict[str, Any]], Any], metadata: Ca
 HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], Any], Callable[[dict[str, Any]], Any], str]] = {
     "format": (lambda t: None, lambda m: m.update(format=2), "format 2"),
     "round": (lambda t: None, lambda m: m.update(round=2), "says that it is round 2"),
-    "client twice": (lambda t: None, lambda m: m.update(clients=["a", "a", "b"]), "stands twice"),
+    "client twice": (lambda t: None, lambda m: m.update(clients=["a", "a", "b"]), "listed twice"),
     "client more": (lambda t: None, lambda m: m.update(clients=[*CLIENTS, "d"], examples=None), "other tensors"),
     "client less": (lambda t: None, lambda m: m.update(clients=["a", "b"], examples=None), "no client"),
     "line break": (lambda t: None, lambda m: m.update(clients=["a", "b", "c\nd"], examples=None), "not printable"),
-    "examples": (lambda t: None, lambda m: m.update(examples=[1]), "other numbers"),
+    "examples": (lambda t: None, lambda m: m.update(examples=[1]), "3 clients but 1 numbers of examples"),
     "unknown key": (lambda t: None, lambda m: m.update(code="x"), "code"),
     "stray": (lambda t: t.update(elsewhere=np.zeros(2)), lambda m: None, "no client"),
     "nan": (lambda t: t.update({"global/fc.bias": np.full(3, np.inf)}), lambda m: None, "not finite"),
@@ -138,7 +138,7 @@ def test_who_took_part_is_read_without_a_tensor_and_lies_in_the_metadata_are_ref
     rewritten(path, lambda tensors: tensors.update({"global/fc.bias": np.full(3, np.nan)}), lambda said: None)
     assert RoundLog.open(tmp_path).clients() == sorted(CLIENTS)
     rewritten(path, lambda tensors: None, lambda said: said.update(clients=["a", "a"]))
-    with pytest.raises(CandidateError, match=r"round-000001\.safetensors: a client stands twice"):
+    with pytest.raises(CandidateError, match=r"round-000001\.safetensors: a client is listed twice"):
         RoundLog.open(tmp_path).clients()
 
 
@@ -209,7 +209,7 @@ def test_rounds_logged_where_a_model_is_trained_come_with_the_candidate(
             np.testing.assert_allclose(found.updates[client]["fc.weight"], update["fc.weight"], atol=1e-6)
     registry.client_of(tracking).log_text(entry.run_id, "x", f"{registry.ROUNDS}/strange.txt")
     (tmp_path / "again").mkdir()
-    with pytest.raises(CandidateError, match="expected rounds alone"):
+    with pytest.raises(CandidateError, match="expected only rounds"):
         registry.pull(uri, tmp_path / "again", tracking, rounds=True)
 
 

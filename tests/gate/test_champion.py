@@ -98,11 +98,12 @@ def test_every_view_says_what_the_champion_reaches_and_what_the_candidate_may_lo
     enthrone(name, 1, tracking)
     report = check(register(scene, name, tracking, seen=12), policy, tracking, tmp_path)
     reached = f"{100 * (compared(report).measurement.champion or 0):.1f}".removesuffix(".0")
-    limit, pinned = f"≥ champion's {reached} % − 5 %", str(report.champion and report.champion.digest)
+    limit, pinned = f"≥ champion's {reached} % − 5 points", str(report.champion and report.champion.digest)
     for form in ("text", "markdown", "html"):
         view = FORMATS[form].render(report).replace("\u00a0", " ").replace("&#39;", "'")
         assert limit in view, form
-        assert (form == "text") != ("version 1, at the alias champion then" in view and pinned in view), form
+        named = "version 1, at the alias champion when the candidate was pulled" in view
+        assert (form == "text") != (named and pinned in view), form
     assert load_report(FORMATS["json"].render(report), "report.json") == report
     assert ">= -0.05 from the champion's" in report.reasons[0]
 
@@ -115,8 +116,8 @@ def test_a_report_that_does_not_name_the_champion_it_compares_with_is_refused(
     enthrone(name, 1, tracking)
     report = check(register(scene, name, tracking, seen=999), policy, tracking, tmp_path)
     for champion, message in (
-        (None, "compares with no champion that is named"),
-        (report.champion.model_copy(update={"alias": "other"}), "the policy's is champion"),  # type: ignore[union-attr]
+        (None, "compares with a champion that the report does not identify"),
+        (report.champion.model_copy(update={"alias": "other"}), "the policy's alias is champion"),  # type: ignore[union-attr]
     ):
         forged = report.model_copy(update={"champion": champion})
         with pytest.raises(ConfigurationError, match=message):
@@ -170,8 +171,8 @@ def test_an_alias_that_moved_since_is_a_conflict_and_moves_no_further(
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"recipe": {"classes": 6}}, "it tells 6 classes and the candidate 5"),
-        ({"manifest": {"class_names": tuple("abcde")}}, "names other classes, or the same in another order"),
+        ({"recipe": {"classes": 6}}, "it has 6 classes and the candidate has 5"),
+        ({"manifest": {"class_names": tuple("abcde")}}, "class_names in its manifest are different"),
     ],
 )
 def test_a_champion_of_other_classes_is_not_compared_and_nothing_is_approved(
@@ -283,6 +284,6 @@ def test_a_cluster_s_workers_read_both_models(scene: Any, policy: Path, tracking
         with open_case(uri, policy, store=str(tmp_path / "far"), tracking_uri=tracking, now=NOW) as case:
             prepare(case, MACHINE, Shard(), silent, Cluster())
             assert (
-                "in the candidate's place, it failed: the candidate's head reads 3 features"
+                "it failed when it was run in place of the candidate: the candidate's head reads 3 features"
                 in case.audit(NOW, silent).reasons[0]
             )

@@ -366,7 +366,7 @@ def test_thumbnails_of_other_data_or_of_features_or_without_a_list_are_refused(r
 
 
 def test_thumbnails_of_a_check_that_was_not_measured_say_why(report: Report) -> None:
-    said = "vulnerability: nothing was measured: references lack clients"
+    said = "vulnerability measured nothing: references lack clients"
     lacking = [
         check.model_copy(update={"result": CheckResult(measurements=(), notes=(said,))}) for check in report.checks[:1]
     ]

@@ -1,4 +1,4 @@
-"""How many holdout rows a policy needs: with so many the best outcome meets its limits, with one fewer it does not."""
+"""The holdout rows that a policy needs: with that many the best outcome meets a limit, with one fewer it cannot."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -61,8 +61,8 @@ def subject(holdout: int, *, images: bool) -> Subject:
 
 
 def nothing_is_told(judged: Subject) -> Callable[[Job], Mapping[str, Any]]:
-    """Results of a model that tells nothing of its members, that no corruption and no attack turns, and of federations
-    that lose nothing to anybody."""
+    """The best results: a model that reveals nothing about its members and that no corruption or attack changes, and
+    federations that lose no accuracy to hostile clients."""
     data = judged.data
     rows = data.rows
     logits = np.eye(CLASSES)[data.label]
@@ -102,7 +102,7 @@ def nothing_is_told(judged: Subject) -> Callable[[Job], Mapping[str, Any]]:
 
 
 def statuses(check: AnyCheck, holdout: int, confidence: float) -> dict[str, set[Status]]:
-    """How each limit fares at its best, whatever the measurement is of."""
+    """The best status of each limit over all subjects."""
     images = check.name in ("corruption", "evasion")
     judged = subject(holdout, images=images)
     found: dict[str, set[Status]] = {}
@@ -174,14 +174,14 @@ def test_robust_accuracy_needs_what_its_interval_at_one_does(confidence: float, 
     ("limit", "images", "holdout"),
     [(ChampionLimit(min=0.99), 300, 3000), (ChampionLimit(min=1.0), 500, 3000), (ChampionLimit(max=-0.1), 100, 200)],
 )
-def test_a_limit_that_no_number_of_rows_meets_is_told(limit: ChampionLimit, images: int, holdout: int) -> None:
+def test_a_limit_that_no_number_of_rows_can_meet_is_named(limit: ChampionLimit, images: int, holdout: int) -> None:
     check = Evasion(images=images, limits={"robust_accuracy": limit})
     assert check.needed_holdout(0.95) == {"robust_accuracy": None}
     assert statuses(check, holdout, 0.95)["robust_accuracy"] == {Status.VIOLATED}
 
 
 def unseen(metric: str, rows: int, members: int = 10**6) -> Measurement:
-    """Scores of members all below those of the holdout, none of which the threshold tells from another."""
+    """The best figure: every member scores below every holdout row, or all rows score the same."""
     member, holdout = np.zeros(members), np.zeros(rows) if metric == "balanced_accuracy" else np.ones(rows)
     if metric == "balanced_accuracy":
         return balanced_accuracy(member, holdout, 0.95)
@@ -217,8 +217,8 @@ def test_any_holdout_may_meet_a_limit_on_the_auc_and_none_a_balanced_accuracy_of
 
 
 def test_a_gap_may_be_seen_to_be_none_with_the_fewest_rows_that_are_measured() -> None:
-    """Both groups' members are accused as often as their holdout, and members are of one group, holdout of the other:
-    everyone's vulnerability is far above either's."""
+    """In both groups members are accused as often as holdout, but members are mostly in one group and holdout in the
+    other: the vulnerability of all examples is far above that of either group."""
     member, holdout = np.repeat([9.0, 0.0], [90_000, 10_000]), np.repeat([8.0, 1.0], [10, 90])
     groups = np.repeat(["a", "b"], [90_000, 10_000]), np.repeat(["a", "b"], [10, 90])
     gap = vulnerability_gap(accusations(member, holdout, *groups, 0.1), 0.95)
@@ -244,7 +244,7 @@ ALIKE: dict[str, tuple[Versus, int]] = {
 
 
 def beside_its_equal(check: Versus, holdout: int, confidence: float) -> dict[str, Status]:
-    """How limits relative to a champion that answers every row as the candidate does fare; of the checks' own code."""
+    """Statuses of limits relative to a champion that predicts every row like the candidate, by the checks' own code."""
     plain = subject(holdout, images=check.name in ("corruption", "evasion"))
     judged = replace(plain, champion=Champion("champion", "1", artifact="c" * 64, recipe=plain.recipe))
     found = check.measure(judged, nothing_is_told(judged), confidence).measurements
@@ -280,13 +280,13 @@ def test_rows_to_agree_follow_the_judgement_whatever_the_confidence(confidence: 
     ],
     ids=lambda check: check.name,
 )
-def test_a_limit_that_no_equal_of_the_champion_meets_is_told(check: Versus) -> None:
+def test_a_limit_that_no_equal_of_the_champion_can_meet_is_named(check: Versus) -> None:
     ((metric, rows),) = check.rows_to_agree(0.95).items()
     assert rows is None
     assert beside_its_equal(check, 3000, 0.95)[metric] is Status.VIOLATED
 
 
-def test_a_policy_is_told_how_many_rows_an_equal_of_the_champion_needs(tmp_path: Path) -> None:
+def test_lint_names_the_rows_that_an_equal_of_the_champion_needs(tmp_path: Path) -> None:
     text = """name: p
 version: 1
 release_context: api
@@ -298,12 +298,13 @@ checks:
 promotion: {alias: champion}
 """
     (tmp_path / "policy.yaml").write_text(text)
-    said = "  holdout_accuracy_vs_champion needs 73 holdout rows to let a candidate pass that agrees with the champion"
+    metric = "  holdout_accuracy_vs_champion: "
+    equal = f"{metric}a candidate that agrees with the champion on every row needs 73 holdout rows to pass"
     for holdout, warned in ((72, True), (73, False), (None, False)):
         lines = lint_policy(tmp_path / "policy.yaml", holdout)
-        (line,) = [one for one in lines if one.startswith(said)]
-        assert line.endswith(": warning: with your 72 none does") is warned
-        assert any(one.startswith("  corruption_ratio_vs_champion: on no number of holdout rows") for one in lines)
+        (line,) = [one for one in lines if one.startswith(equal)]
+        assert line.endswith(": warning: with your 72 it cannot") is warned
+        assert any("corruption_ratio_vs_champion" in one and "cannot meet this limit with any" in one for one in lines)
 
 
 POLICY = """
@@ -329,11 +330,11 @@ def test_no_rows_show_that_groups_do_not_differ_at_all_and_clients_need_what_is_
     assert Robustness(limits={"breakdown_point": Limit(min=0.2)}).needed_holdout(0.95) == {}
 
 
-def test_a_policy_is_told_what_each_of_its_limits_needs(tmp_path: Path) -> None:
+def test_lint_names_the_rows_that_each_limit_needs(tmp_path: Path) -> None:
     (tmp_path / "policy.yaml").write_text(POLICY)
     told = "\n".join(lint_policy(tmp_path / "policy.yaml", 99))
-    assert "vulnerability_gap needs at least 100 holdout rows to meet its limit: with your 99 no model does" in told
-    assert "robust_accuracy: no number of holdout rows meets this limit" in told
+    assert "vulnerability_gap needs at least 100 holdout rows to meet its limit: with your 99 no model can" in told
+    assert "robust_accuracy: no model can meet this limit with any number of holdout rows" in told
     assert "corruption_ratio needs at least 100 holdout rows to meet its limit: with" in told
     assert "holdout_accuracy needs" not in told
     assert "with your" not in "\n".join(lint_policy(tmp_path / "policy.yaml", 100))
@@ -341,18 +342,18 @@ def test_a_policy_is_told_what_each_of_its_limits_needs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("setting", "told"), [("", False), ("required: true", False), ("required: false", True)])
-def test_a_policy_that_lets_pass_what_is_not_declared_is_told_so(tmp_path: Path, setting: str, told: bool) -> None:
+def test_lint_names_checks_that_pass_without_declared_evidence(tmp_path: Path, setting: str, told: bool) -> None:
     check = f"  - check: inversion\n    {setting}\n    limits: {{inversion_advantage: {{max: 0.1}}}}\n"
     (tmp_path / "policy.yaml").write_text(POLICY + check)
     lines = lint_policy(tmp_path / "policy.yaml", None)
-    assert any("inversion: not required: a dossier that declares too little" in line for line in lines) is told
+    assert any("inversion: required: false: a dossier without what the check needs" in line for line in lines) is told
 
 
 def test_a_check_whose_need_is_not_known_says_nothing() -> None:
     assert Utility(limits={"holdout_accuracy": ChampionLimit(min=0.8)}).needed_holdout(0.95) == {}
 
 
-def test_what_holds_without_a_champion_is_told(tmp_path: Path) -> None:
+def test_lint_names_the_outcome_without_a_champion(tmp_path: Path) -> None:
     limits = {
         "{champion_drop: 0.05, min: 0.5}": "the other limit holds alone",
         "{champion_drop: 0.05, without_champion: block}": "it is not measured",
@@ -399,13 +400,13 @@ def test_a_dossier_whose_rule_too_few_clients_take_part_for_is_refused(
     if enough:
         assert lint_dossier(tmp_path, read_table=True)
         return
-    said = "krum told of 1 byzantine clients needs at least 5 updates a round, found 4: tell it of fewer"
+    said = "krum with tolerates: 1 needs at least 5 updates a round, found 4: lower tolerates"
     where = f"recipe.yaml:9:15: federation: aggregator: {said}" if counted else f"trained on this table: {said}"
     with pytest.raises(ConfigurationError if counted else DatasetError, match=re.escape(where)):
         lint_dossier(tmp_path, read_table=True)
 
 
-def test_limits_that_no_figure_can_violate_are_warned_of_where_they_stand(tmp_path: Path) -> None:
+def test_limits_that_no_figure_can_violate_get_a_warning_with_their_place(tmp_path: Path) -> None:
     policy = """name: p
 version: 1
 release_context: api
@@ -429,7 +430,7 @@ promotion: {alias: champion}
     told = [line for line in lint_policy(tmp_path / "policy.yaml", None) if "warning" in line]
     places = [line.split(": ")[0].removeprefix(f"  {tmp_path}/policy.yaml") for line in told]
     assert places == [":7:47", ":10:47", ":12:25", ":16:14"]
-    assert "warning: every holdout_accuracy is >= 0: the limit asks for one to be measured, and no more" in told[0]
+    assert "warning: every holdout_accuracy is >= 0, so this limit only asks for the metric to be measured" in told[0]
 
 
 @pytest.mark.parametrize(
@@ -440,7 +441,7 @@ def test_no_limit_of_the_policies_that_people_copy_asks_for_nothing(path: Path) 
 
 
 def test_what_no_figure_can_violate_is_what_the_best_and_the_worst_meet() -> None:
-    """A figure of 0 or of 1, whichever is worse, with the narrowest interval there is."""
+    """A figure of 0 or 1, whichever is worse, with the narrowest possible interval."""
     for metric, worst, limit in (
         ("auc", 1.0, Limit(max=1)),
         ("inversion_advantage", 1.0, Limit(max=1)),

@@ -1,4 +1,4 @@
-"""What is random in a reference."""
+"""The random parts of a reference."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ sizes = st.integers(2, 60).flatmap(lambda pool: st.tuples(st.just(pool), st.inte
 
 
 def group(number: int, pool: np.ndarray, size: int) -> np.ndarray:
-    """(G, N): the rows of all references of one group."""
+    """(G, N) bool: the rows of all references in one group."""
     of_group = group_size(int(pool.sum()), size)
     return np.array([included(number * of_group + j, pool, size) for j in range(of_group)])
 
@@ -63,7 +63,7 @@ def test_groups_are_independent_of_each_other() -> None:
 
 def test_a_reference_is_the_same_whenever_it_is_asked_for() -> None:
     pool = np.ones(10, dtype=bool)
-    # Written down, so that another numpy that draws other rows is noticed: stored references would be stale.
+    # Fixed values reveal a numpy version that draws other rows, which would make stored references stale.
     assert np.flatnonzero(included(0, pool, 5)).tolist() == [0, 4, 5, 7, 9]
     assert batch_order(3, 2, 6).tolist() == [1, 5, 3, 4, 0, 2]
     assert initial_head(1, 2, 4)[1].tolist() == pytest.approx([-0.2485493840928067, -0.4574268475639157], abs=1e-15)

@@ -1,5 +1,8 @@
-"""Federations that Flower trains log what the gate reads. The simulation itself needs an environment of its own:
-Flower pins other versions of shared libraries, so .ci/run builds one and runs this file in it."""
+"""Federations that Flower trains write round logs that the gate reads.
+
+The simulation needs a separate environment, because Flower pins other versions of shared libraries. .ci/run builds it
+and runs this file in it.
+"""
 
 import importlib.util
 import os
@@ -24,7 +27,7 @@ CLASSES, CLIENTS, ROUNDS = 5, 4, 6
 
 
 class Record(dict[str, Any]):
-    """Stands for Flower's records: arrays that answer numpy()."""
+    """Stands in for Flower's records: arrays with a method numpy()."""
 
 
 def arrays(**tensors: np.ndarray) -> Record:
@@ -116,11 +119,11 @@ def nobody(sent: Any) -> str:
 ZERO, LONG = np.zeros(2), np.zeros(3)
 SPOILT: dict[str, tuple[list[Any], dict[str, Any], str]] = {
     "two of one name": ([reply(arrays(w=ZERO), says="a"), reply(arrays(w=ZERO), says="a")], {}, "two replies of the"),
-    "NaN": ([reply(arrays(w=np.array([0.0, np.nan])))], {}, "w holds what are not finite numbers"),
-    "inf": ([reply(arrays(w=np.array([np.inf, 0.0])))], {}, "w holds what are not finite numbers"),
+    "NaN": ([reply(arrays(w=np.array([0.0, np.nan])))], {}, "w holds values that are not finite numbers"),
+    "inf": ([reply(arrays(w=np.array([np.inf, 0.0])))], {}, "w holds values that are not finite numbers"),
     "two records": ([reply(arrays(w=ZERO), more=arrays(w=ZERO))], {}, "client '1' sent 2 ArrayRecords"),
-    "unknown tensor": ([reply(arrays(v=ZERO))], {}, "client '1' sent 'v', which the model has not"),
-    "another shape": ([reply(arrays(w=np.zeros((3, 2))))], {}, "or of another shape"),
+    "unknown tensor": ([reply(arrays(v=ZERO))], {}, "client '1' sent 'v', which the model does not have"),
+    "another shape": ([reply(arrays(w=np.zeros((3, 2))))], {}, "or has in another shape"),
     "unlike tensors": ([reply(arrays(w=ZERO)), reply(arrays(w=ZERO, b=LONG), 2)], {}, "sent other tensors"),
     "no examples": ([reply(arrays(w=ZERO), **{"num-examples": 0})], {}, "each at least 1"),
     "examples that are no number": ([reply(arrays(w=ZERO), **{"num-examples": [1]})], {}, "TypeError"),
@@ -160,13 +163,13 @@ def test_a_model_that_cannot_be_read_costs_the_entry_not_the_training(entries: l
     with pytest.warns(RuntimeWarning, match="round 1 is not logged: RuntimeError: bytes missing"):
         assert strategy.configure_train(1, start, "config", "grid") == [1, start, "config", "grid"]
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # one warning a round is enough
+        warnings.simplefilter("error")  # a second warning for this round would fail the test
         assert strategy.aggregate_train(1, [reply(arrays(w=ZERO))]) == ("joined", 1)
     assert entries == []
 
 
 class StrangeError(Exception):
-    """As the clients of artifact stores raise: of no family but their own."""
+    """An error as clients of artifact stores raise it, without a shared base class."""
 
 
 @pytest.mark.parametrize(
@@ -197,7 +200,7 @@ def test_who_interrupts_the_training_stops_it(monkeypatch: pytest.MonkeyPatch) -
 
 
 def averaged(rounds: list[Round], start: np.ndarray) -> np.ndarray:
-    """What federated averaging makes of a log's weights and updates, round by round."""
+    """The global models that federated averaging computes from a log's weights and updates, round by round."""
     for each in rounds:
         np.testing.assert_allclose(each.weights["weight"], start, atol=1e-6)
         total = sum(each.examples.values())
@@ -210,7 +213,7 @@ N, F = 15, 3
 
 
 def models(seed: int) -> tuple[np.ndarray, list[tuple[list[np.ndarray], int]]]:
-    """Updates (N, 12), and each as Flower has it: layers, and how many examples they were made from."""
+    """Updates (N, 12), and each one in Flower's form: layers, and the number of examples."""
     flat = np.random.default_rng(seed).normal(size=(N, 12))
     return flat, [([row[:9].reshape(3, 3), row[9:]], 1) for row in flat]
 
@@ -248,7 +251,7 @@ def test_rules_are_those_of_the_flower_that_is_installed(seed: int) -> None:
 @FLOWER
 @pytest.mark.parametrize("q", [0.0, 0.2, 1.0, 5.0])
 def test_q_fedavg_is_that_of_the_flower_that_is_installed(q: float) -> None:
-    """Its sum for losses of each client, and the whole strategy, which gives all clients the global model's loss."""
+    """Flower's sum for each client's loss, and its whole strategy, which uses the global model's loss for all."""
     import torch
     from flwr.common import Code, FitRes, Status, ndarrays_to_parameters, parameters_to_ndarrays
     from flwr.server.strategy import QFedAvg

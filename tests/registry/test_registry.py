@@ -1,4 +1,4 @@
-"""What a registry can hold and do to a gate: missing, faulty, hostile, changed, unreachable."""
+"""Registries with missing, faulty, hostile or changed content, and registries that cannot be reached."""
 
 import json
 import os
@@ -46,7 +46,7 @@ UNPRINTABLE = ["two\nlines", "esc\x1b[31mred", "bidi\u202etxt", "tab\tname"]
 
 @pytest.fixture
 def client(tracking: str, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
-    """For what producers do. MLflow looks up what a new version refers to by the variable, not by its client."""
+    """The producer's client. MLflow resolves the source of a new version by the variable, not by its client."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking)
     return registry.client_of(tracking)
 
@@ -63,7 +63,7 @@ Logs = Callable[..., Any]
 
 @pytest.fixture
 def log(client: MlflowClient, experiment: str, tmp_path: Path) -> Logs:
-    """Logs a model of plain files in a run of its own, or in the run that is given."""
+    """Logs a model of plain files in a new run, or in the given run."""
 
     def logged(files: dict[str, str], run_id: str | None = None) -> Any:
         run_id = run_id or client.create_run(experiment).info.run_id
@@ -78,7 +78,7 @@ def log(client: MlflowClient, experiment: str, tmp_path: Path) -> Logs:
 
 @pytest.fixture
 def registered(client: MlflowClient, log: Logs) -> Callable[..., str]:
-    """Registers a version whose artifacts are these files; returns its URI."""
+    """Registers a version with these files as artifacts. Returns its URI."""
 
     def version_of(name: str, files: dict[str, str] | None = None) -> str:
         model = log(PARTS if files is None else files)
@@ -106,7 +106,7 @@ def write(folder: Path, files: dict[str, str]) -> Path:
 
 @pytest.fixture
 def pull(tracking: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Candidate]:
-    """Pulls by the tracking URI alone."""
+    """Pulls with nothing but the tracking URI."""
 
     def pulled(uri: str) -> Candidate:
         with pytest.MonkeyPatch.context() as patch:
@@ -117,7 +117,7 @@ def pull(tracking: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
 
 
 def report_on(candidate: Candidate, *, approved: bool = True) -> Report:
-    """The smallest sound report: one check, one figure, one limit."""
+    """The smallest valid report: one check, one figure, one limit."""
     figure = Measurement(metric="auc", subject="loss", value=0.5, low=0.49, high=0.51, confidence=0.95)
     finding = judge("membership", figure, Limit(max=0.6 if approved else 0.4))
     decided = verdict([finding])
@@ -144,7 +144,7 @@ def report_on(candidate: Candidate, *, approved: bool = True) -> Report:
     )  # fmt: skip
 
 
-# Candidates in
+# Pulling candidates
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ def test_a_version_whose_files_are_gone_or_whose_run_is_deleted(
     assert "orphan" in str(caught.value) or "no files" in str(caught.value)
 
 
-# Names and tags that strangers chose
+# Names and tags chosen by strangers
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -376,16 +376,16 @@ def test_no_empty_registry_is_made_of_a_misspelt_one(
 @pytest.mark.slow
 def test_mlflow_says_nothing_of_its_own_and_leaves_the_environment_alone(tmp_path: Path) -> None:
     script = (
-        "import os, sys, torch; from pathlib import Path; from privacy_gate import producer, registry\n"
+        "import os, sys, torch; from pathlib import Path; from privacy_gate.registry import producer, pull\n"
         "from privacy_gate.dossier.recipe import Recipe; from privacy_gate.dossier.dataset import DataManifest\n"
         "from privacy_gate.documents import load; from privacy_gate.errors import GateError\n"
         "before = dict(os.environ)\n"
         "recipe = load(Path('privacy_gate/recipe.yaml').read_text(), Recipe, 'r')\n"
         "data = load(Path('privacy_gate/data.yaml').read_text(), DataManifest, 'd')\n"
         "uri = producer.register(torch.nn.Linear(2, 5), 'quiet', recipe, data, {'x': 1.0}, 'sqlite:///fresh.db')\n"
-        "registry.pull(uri, Path('.'), 'sqlite:///fresh.db')\n"
+        "pull.pull(uri, Path('.'), 'sqlite:///fresh.db')\n"
         "for missing, where in (('models:/absent/1', 'sqlite:///fresh.db'), (uri, 'http://127.0.0.1:9')):\n"
-        "    try: registry.pull(missing, Path('.'), where)\n"
+        "    try: pull.pull(missing, Path('.'), where)\n"
         "    except GateError as error: pass\n"
         "    else: raise SystemExit('found')\n"
         "assert dict(os.environ) == before, set(os.environ) ^ set(before)\n"
@@ -395,7 +395,7 @@ def test_mlflow_says_nothing_of_its_own_and_leaves_the_environment_alone(tmp_pat
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-# Dossiers attached
+# Attaching dossiers
 
 
 def test_a_dossier_is_attached_to_whatever_names_one_logged_model(
@@ -432,7 +432,7 @@ def test_a_run_with_no_model_or_several_does_not_say_which_is_meant(
         producer.log_dossier(run_id, RECIPE, DATA, tracking)
     models = sorted(log({}, run_id).model_id for _ in range(2))
     expected = ", ".join(f"models:/{model}" for model in models)
-    with pytest.raises(ConfigurationError, match=rf"logged 2 models \({expected}\); pass the one that is meant"):
+    with pytest.raises(ConfigurationError, match=rf"logged 2 models \({expected}\); pass one model instead"):
         producer.log_dossier(client.get_run(run_id), RECIPE, DATA, tracking)
 
 
@@ -469,7 +469,7 @@ def test_recipe_and_data_are_records_mappings_or_files(
         candidate = pull(uri)
         assert candidate.dossier.recipe == RECIPE
         digests.add(candidate.digest)
-    assert len(digests) == 1  # the same dossier is the same bytes, however it was given
+    assert len(digests) == 1  # every form of the same dossier gives the same bytes
     with pytest.raises(ConfigurationError, match=r"absent.yaml: cannot be read"):
         producer.log_dossier(model, "absent.yaml", DATA, tracking)
     with pytest.raises(ConfigurationError, match=r"recipe:\d+:1: epoch: unknown key"):
@@ -513,7 +513,7 @@ def test_a_version_of_plain_run_artifacts_takes_a_dossier_and_is_pulled(
 
 def test_artifacts_outside_mlflow_take_no_dossier(client: MlflowClient, tracking: str, tmp_path: Path) -> None:
     uri = new_version(client, "outside", str(write(tmp_path / "outside", {"weights.txt": "w"})))
-    with pytest.raises(ConfigurationError, match="version 1 of outside: its artifacts lie outside MLflow"):
+    with pytest.raises(ConfigurationError, match="version 1 of outside: its artifacts are outside MLflow"):
         producer.log_dossier(uri, RECIPE, DATA, tracking)
 
 
@@ -531,12 +531,12 @@ def test_a_copied_version_keeps_bytes_digest_and_dossier_and_is_judged_by_its_ow
     assert aliases(client, "m-original") == {}
 
 
-# Decisions out
+# Writing decisions
 
 
 @pytest.fixture
 def candidate(registered: Callable[..., str], pull: Callable[[str], Candidate], request: Any) -> Candidate:
-    """Version 2 of a model of two versions, named for the test."""
+    """Version 2 of a model with two versions, named after the test."""
     name = request.node.originalname[:100]
     registered(name)
     return pull(registered(name))
@@ -565,13 +565,13 @@ def test_expect_current_lets_the_alias_move_only_from_where_it_was_expected(
         )
 
     name = candidate.name
-    with pytest.raises(ConflictError, match="alias champion is at none, expected 1: look who moved it") as caught:
+    with pytest.raises(ConflictError, match="alias champion is at none, expected 1: find out who moved it") as caught:
         promote("1")
     assert caught.value.exit_code == 7
     assert client.get_model_version(name, "2").tags == {}
     done = promote("none")
     assert (done.before, done.after, done.steps[-1]) == (None, "2", "wrote: alias champion: none -> 2")
-    assert promote("1").before == "2"  # it is there already: a retried job is no conflict
+    assert promote("1").before == "2"  # the alias is already there: a retried job is not a conflict
     client.set_registered_model_alias(name, "champion", "1")
     with pytest.raises(ConflictError, match="alias champion is at 1, expected none"):
         promote("none")
@@ -594,7 +594,7 @@ def test_a_judged_alias_that_moved_on_is_a_conflict_even_if_it_is_the_one_to_mov
 
 @pytest.fixture
 def rival(tracking: str, candidate: Candidate) -> Iterator[None]:
-    """Somebody who moves every alias of the model back to version 1 as soon as it is set."""
+    """A database trigger that moves every alias of the model back to version 1 as soon as it is set."""
     with sqlite3.connect(tracking.removeprefix("sqlite:///")) as database:
         database.execute(
             "create trigger rival after insert on registered_model_aliases "
@@ -610,7 +610,7 @@ def rival(tracking: str, candidate: Candidate) -> Iterator[None]:
 def test_an_alias_that_reads_back_another_version_is_a_conflict(
     client: MlflowClient, candidate: Candidate, tracking: str
 ) -> None:
-    with pytest.raises(ConflictError, match="alias champion reads back 1, expected 2: somebody else moved it"):
+    with pytest.raises(ConflictError, match="alias champion reads back 1, expected 2: another process moved it"):
         promotion.promote(report_on(candidate), alias="champion", artifacts={}, tracking_uri=tracking)
     assert aliases(client, candidate.name) == {"champion": "1"}
 

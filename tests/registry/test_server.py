@@ -1,4 +1,4 @@
-"""The whole pass against a real MLflow server: over HTTP, artifacts by the server's proxy."""
+"""A whole pass against a real MLflow server over HTTP, with artifacts through the server's proxy."""
 
 import datetime
 import os
@@ -31,7 +31,7 @@ NOW = datetime.datetime(2030, 1, 1, 12, 0, tzinfo=datetime.UTC)
 
 
 class Server:
-    """`mlflow server` on a free port of the loopback, in a process group of its own."""
+    """`mlflow server` on a free port of the loopback, in its own process group."""
 
     def __init__(self, folder: Path) -> None:
         with socket.socket() as probe:
@@ -43,7 +43,7 @@ class Server:
             *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
             *("--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", f"{folder}/artifacts"),
         ]
-        # The server's own jobs and telemetry would only share the cores with the test.
+        # Without the server's background jobs and telemetry, which would slow the test down.
         environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "DO_NOT_TRACK": "true"}
         with self.log.open("w") as log:
             self._process = subprocess.Popen(
@@ -62,7 +62,7 @@ class Server:
         pytest.fail(f"the server did not start:\n{self.log.read_text()[-3000:]}")
 
     def stop(self) -> None:
-        """Ends the whole group: the server's workers are children of it."""
+        """Ends the whole process group, since the server's workers are its children."""
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGTERM)
             try:
@@ -121,7 +121,7 @@ def test_a_server_serves_the_whole_pass_and_its_absence_is_exit_code_6(
 
 
 def settings() -> dict[str, str]:
-    """MLflow's variables, which everything else in the process would obey."""
+    """MLflow's environment variables, which would affect everything else in the process."""
     return {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
 
 

@@ -1,4 +1,4 @@
-"""Sample reports: simulated Gaussian scores, judged for real; rounded, to be the same anywhere."""
+"""Sample reports: simulated Gaussian scores, really judged; rounded, so that every machine gives the same bytes."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -75,7 +75,7 @@ def figure(metric: str, share: float, count: float, subject: str = "", samples: 
 
 
 class Attack:
-    """Scores of one attack on a model that leaks: members' lie `shift` higher, those of a few much higher."""
+    """Scores of one attack on a leaking model: members score `shift` higher, a few of them much higher."""
 
     def __init__(self, name: str, shift: float, rows: int, seed: int, spread: float = 1.0, base: float = 0.0) -> None:
         rng = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""What reports show of a federation: which rules would pass, where gaps come from, what the model stands on."""
+"""Reports on federations: rules that would pass, the sources of gaps between groups, and the backbone."""
 
 import html
 import json
@@ -81,7 +81,7 @@ def test_every_rule_is_listed_with_its_tax_its_drop_and_whether_it_passes(report
         for cell in cells(rules, one):
             assert cell in page
     assert cells(rules, rules.rules[0])[:3] == ("mean (the recipe's own)", "no", "ipm 10")
-    median = ("no", "label flip", "90.9 %", "3.5 % [2.0 %, 4.9 %]", "12.1 % [8.0 %, 15.5 %]")
+    median = ("no", "label flip", "90.9 %", "3.5 points [2.0, 4.9]", "12.1 points [8.0, 15.5]")
     assert cells(rules, rules.rules[1])[1:] == median
     assert cells(rules, rules.rules[2])[1] == "yes"
 
@@ -90,7 +90,7 @@ def test_the_json_report_holds_the_table_and_refuses_one_that_contradicts_itself
     assert load_report(FORMATS["json"].render(report), "test") == report
     document = table().model_dump(mode="json")
     document["rules"][0]["passes"] = True
-    with pytest.raises(ValidationError, match="mean: passes is True, the figures say otherwise"):
+    with pytest.raises(ValidationError, match="mean: passes is True, but its figures mean the opposite"):
         RuleTable.model_validate_json(json.dumps(document))
 
 
@@ -104,7 +104,7 @@ def test_a_rule_whose_tax_is_above_its_limit_passes_no_more_and_an_absent_figure
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_where_a_gap_comes_from_is_in_every_view(report: Report, name: str) -> None:
+def test_the_source_of_a_gap_is_in_every_format(report: Report, name: str) -> None:
     page = seen(report, name)
     assert "7.1 pp come from the frozen backbone" in page
     if name != "text":
@@ -112,7 +112,7 @@ def test_where_a_gap_comes_from_is_in_every_view(report: Report, name: str) -> N
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_what_the_model_stands_on_is_in_every_view_with_its_licence(report: Report, name: str) -> None:
+def test_the_backbone_and_its_licence_are_in_every_format(report: Report, name: str) -> None:
     page = seen(report, name)
     assert "tf_efficientnet_lite0" in page
     assert "5e" * 32 in page
@@ -123,7 +123,7 @@ def test_what_the_model_stands_on_is_in_every_view_with_its_licence(report: Repo
     assert "Apache-2.0" in seen(declared, name)
 
 
-def test_the_privacy_of_clients_is_told_with_the_federation(samples: dict[str, Report]) -> None:
+def test_the_federation_is_shown_with_its_privacy_of_clients(samples: dict[str, Report]) -> None:
     for by in ("server", "clients"):
         private = ClientPrivacy(noise_multiplier=1.1, clip=0.5, noise_by=by)
         federation = Federation(rounds=30, secure_aggregation=True, privacy=private)
@@ -133,21 +133,21 @@ def test_the_privacy_of_clients_is_told_with_the_federation(samples: dict[str, R
         assert told.endswith(f"secure aggregation, privacy of clients: {settings}")
 
 
-def test_what_was_tested_names_every_attack_tried_and_nothing_that_is_no_attack(report: Report) -> None:
+def test_coverage_names_every_attack_that_ran_and_nothing_else(report: Report) -> None:
     told = {line.what: line.outcome for line in coverage(report)}
-    assert told["Poisoning of a federation"] == "tested by robustness (sign_flip, ipm_10)"  # not the worst alone
+    assert told["Poisoning of a federation"] == "tested by robustness (sign_flip, ipm_10)"  # not only the worst attack
     assert told["Whom the model serves worse"] == "tested by fairness"
     assert "lira" in told["Membership inference"]
 
 
-def test_how_a_federation_trained_is_told_in_full(samples: dict[str, Report]) -> None:
+def test_the_training_of_a_federation_is_shown_in_full(samples: dict[str, Report]) -> None:
     def facts(**settings: object) -> dict[str, str]:
         federation = Federation.model_validate({"rounds": 30, **settings})
         recipe = samples["approved"].recipe.model_copy(update={"federation": federation, "epochs": 1})
         return dict(recipe_facts(samples["approved"].model_copy(update={"recipe": recipe})))
 
-    assert facts()["Training"] == "1 epoch a client and round, batches of 64, seed 7"
-    assert facts(steps=5)["Training"].startswith("5 steps a client and round")
+    assert facts()["Training"] == "1 epoch per client and round, batches of 64, seed 7"
+    assert facts(steps=5)["Training"].startswith("5 steps per client and round")
     some = facts(participation=0.25, prox=0.01)["Federation"]
-    assert "30 rounds of 25 % of them; mean, told of 0 byzantine; server avg, FedProx mu 0.01" in some
+    assert "30 rounds, 25 % of clients in each; mean, tolerates 0 byzantine; server avg, FedProx mu 0.01" in some
     assert dict(recipe_facts(samples["approved"]))["Training"] == "30 epochs, batches of 64, seed 7"

@@ -1,4 +1,4 @@
-"""What holds for every view of a report."""
+"""Requirements on every format of the report."""
 
 import html
 import json
@@ -67,7 +67,7 @@ def flat(text: str) -> str:
 
 
 def read(name: str, text: str) -> str:
-    """What a reader of the format sees, on one line."""
+    """The text that a reader of the format sees, on one line."""
     if name == "html":
         return flat(Structure(text).text)
     if name == "markdown":
@@ -96,7 +96,7 @@ def swapped(node: object, old: str, new: str) -> object:
 
 
 def rewritten(report: Report, text: str) -> tuple[Report, int]:
-    """The report with every text that may be any text made `text` and a number, and how many there were."""
+    """The report with every free text replaced by `text` and a number, and how many texts were replaced."""
     document = json.loads(FORMATS["json"].render(report))
     document["candidate"]["alias"] = "an alias"
     document["data"]["groups"] = {f"{text}{i}": 3 for i in range(2)}
@@ -108,7 +108,7 @@ def rewritten(report: Report, text: str) -> tuple[Report, int]:
         changed = swapped(document, old, f"{text}{done}")
         try:
             load_report(json.dumps(changed), "test")
-        except ConfigurationError:  # not a text that may be any text
+        except ConfigurationError:  # not a free text
             continue
         document, done = changed, done + 1
     return load_report(json.dumps(document), "test"), done
@@ -212,7 +212,7 @@ def test_views_are_as_they_were(samples: dict[str, Report], name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["markdown", "html", "text"])
-def test_a_failed_control_is_said_first_whatever_the_figures(samples: dict[str, Report], name: str) -> None:
+def test_a_failed_control_comes_before_all_figures(samples: dict[str, Report], name: str) -> None:
     document = samples["blocked"].model_dump(mode="json")
     document["checks"][0]["result"]["controls"][0] |= {"held": False, "detail": "0 of 8 planted canaries were found"}
     document |= {"verdict": "undecided", "exit_code": 4}

@@ -1,4 +1,4 @@
-"""The picture of a federation under hostile clients."""
+"""The chart of a federation with hostile clients."""
 
 from privacy_gate.reports.hostile import byzantine_chart
 from privacy_gate.verdict.exhibits import ByzantineLine, ByzantinePlot
@@ -12,7 +12,7 @@ PLOT = ByzantinePlot(
 )
 
 
-def test_points_stand_where_their_rates_do_and_lines_join_them() -> None:
+def test_points_are_at_their_rates_and_lines_join_them() -> None:
     chart = byzantine_chart(PLOT)
     assert [line.name for line in chart.lines] == ["mean <b>", "median"]
     assert chart.lines[0].path == "M64 16L280 160L496 304"

@@ -1,4 +1,4 @@
-"""The view for step summaries and pull requests."""
+"""The Markdown report for step summaries and pull requests."""
 
 import json
 
@@ -38,7 +38,7 @@ def test_verdict_reasons_and_remedies_come_before_the_tables(samples: dict[str, 
     assert places[0] == 0
 
 
-def test_thousands_of_findings_with_long_names_stay_below_the_limit_and_say_what_is_left_out(
+def test_thousands_of_findings_with_long_names_stay_below_the_limit_and_omissions_are_named(
     samples: dict[str, Report],
 ) -> None:
     for name in ("group ", "<" * 2000):
@@ -49,7 +49,7 @@ def test_thousands_of_findings_with_long_names_stay_below_the_limit_and_say_what
         assert text.count("<details>") == text.count("</details>")
 
 
-def test_what_is_left_out_is_what_matters_least(samples: dict[str, Report]) -> None:
+def test_the_least_important_rows_are_omitted(samples: dict[str, Report]) -> None:
     text = render(crowded(samples["blocked"], 2000, "group "))
     assert "27.3 % [17.6 %, 39.7 %]" in text
     assert "more in the JSON report" in text

@@ -1,4 +1,4 @@
-"""The geometry of the pictures."""
+"""The geometry of the charts."""
 
 import itertools
 import math
@@ -50,7 +50,7 @@ def test_a_stronger_attack_is_drawn_higher_everywhere() -> None:
     assert len(upper.keys() & lower.keys()) >= 3
 
 
-def test_a_curve_begins_at_the_left_edge_with_what_it_reaches_there() -> None:
+def test_a_curve_begins_at_the_left_edge_with_its_tpr_there() -> None:
     steep = Roc(attack="a", fpr=(0.0, 0.0, 1.0), tpr=(0.0, 0.5, 1.0))
     chart = roc_chart([steep], 100, [])
     first = points(chart.lines[0].path)[0]
@@ -59,14 +59,14 @@ def test_a_curve_begins_at_the_left_edge_with_what_it_reaches_there() -> None:
 
 
 @pytest.mark.parametrize("holdout", [1000, 2000, 10_000, 12_345])
-def test_the_grey_part_ends_where_the_holdout_resolves_the_rate(holdout: int) -> None:
+def test_the_grey_part_ends_at_the_rate_that_the_holdout_resolves(holdout: int) -> None:
     assert needed_holdout(RESOLVED / holdout) == holdout
     chart = roc_chart([GUESSING], holdout, [])
     axis = Axis(1 / holdout, 1, chart.left, chart.right, log=True)
     assert chart.resolved == pytest.approx(axis.at(RESOLVED / holdout), abs=0.05)
 
 
-def test_limits_on_the_true_positive_rate_are_marked_once_where_they_stand() -> None:
+def test_a_limit_on_the_true_positive_rate_is_marked_once_at_its_value() -> None:
     findings = [finding(0.1, 0.2, 0.3, Limit(max=0.05)), finding(0.01, 0.02, 0.03, Limit(max=0.05))]
     chart = roc_chart([GUESSING], 1000, [*findings, finding(0.5, 0.6, 0.7, Limit(max=0.6), "auc")])
     (mark,) = chart.marks
@@ -75,7 +75,7 @@ def test_limits_on_the_true_positive_rate_are_marked_once_where_they_stand() -> 
     assert (float(mark.x), float(mark.y)) == pytest.approx((x.at(0.01), y.at(0.05)), abs=0.05)
 
 
-def test_the_words_of_a_limit_stand_where_fewer_curves_pass() -> None:
+def test_the_label_of_a_limit_is_on_the_side_that_fewer_curves_cross() -> None:
     limit = finding(0.01, 0.02, 0.03, Limit(max=0.05))
     below = GUESSING.model_copy(update={"tpr": (0.0, 0.01, 0.038, 0.12, 1.0)})
     above = GUESSING.model_copy(update={"tpr": (0.02, 0.06, 0.068, 0.3, 1.0)})
@@ -102,7 +102,7 @@ def test_an_empty_histogram_is_a_flat_line() -> None:
     assert drawn.member == "M0 50V50H100V50"
 
 
-def test_points_of_an_exact_law_stand_on_its_line() -> None:
+def test_points_of_an_exact_law_are_on_its_line() -> None:
     shots = (10.0, 30.0, 100.0)
     excess = tuple(10 ** (0.2 - 0.5 * math.log10(s)) for s in shots)
     chart = law_chart([LawPlot(fpr=0.01, shots=shots, excess=excess, slope=-0.5, intercept=0.2)])
@@ -137,7 +137,7 @@ def test_bars_keep_the_order_of_their_figures_inside_the_field(
         assert float(bar.good[1]) >= 0
 
 
-def test_what_was_not_measured_has_a_limit_but_no_bar() -> None:
+def test_a_missing_measurement_has_a_limit_but_no_bar() -> None:
     missing = judge("membership", not_measured("auc", "no rows"), Limit(max=0.6))
     bar = interval(missing.measurement, missing.limit, shared_scale([missing]).axis)
     assert (bar.low, bar.value, bar.high) == (None, None, None)

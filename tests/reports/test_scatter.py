@@ -1,4 +1,4 @@
-"""Labels stand on no dot and no other label, inside the picture."""
+"""Labels overlap no dot and no other label, and stay inside the chart."""
 
 import itertools
 
@@ -23,7 +23,7 @@ def overlap(a: Box, b: Box) -> bool:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_labels_of_crowded_dots_stand_free(seed: int) -> None:
+def test_labels_of_crowded_dots_overlap_nothing(seed: int) -> None:
     rng = np.random.default_rng(seed)
     dots = [dot(f"label {i} of 12", *(0.8, 0.2) + rng.normal(size=2) * (0.01, 0.03)) for i in range(12)]
     drawn = scatter(dots, 0.01, 0.05)
@@ -45,7 +45,7 @@ def test_better_is_lower_and_further_right() -> None:
     assert float(a.y) < float(b.y)  # SVG counts downwards
 
 
-def test_what_was_not_measured_is_not_drawn_and_nothing_at_all_is_no_picture() -> None:
+def test_a_missing_measurement_is_not_drawn_and_without_any_there_is_no_chart() -> None:
     missing = Dot("c", not_measured("x", "why"), figure(0.1, 0.01), 1, filled=False, ringed=False)
     drawn = scatter([dot("a", 0.8, 0.3), missing], 0.01, None)
     assert drawn is not None
@@ -53,7 +53,7 @@ def test_what_was_not_measured_is_not_drawn_and_nothing_at_all_is_no_picture() -
     assert scatter([missing], 0.01, 0.05) is None
 
 
-def test_a_dot_far_to_the_left_stands_at_the_edge_and_says_where_it_is() -> None:
+def test_a_dot_far_to_the_left_is_at_the_edge_and_labelled_with_its_value() -> None:
     near = [dot(f"n{i}", 0.8 + 0.004 * i, 0.2 + 0.05 * i) for i in range(4)]
     drawn = scatter([*near, dot("far", 0.3, 0.1)], 0.01, None)
     assert drawn is not None
@@ -64,7 +64,7 @@ def test_a_dot_far_to_the_left_stands_at_the_edge_and_says_where_it_is() -> None
     assert not any(each.beyond for each in ladder.dots)
 
 
-def test_zero_leak_stands_at_the_foot_of_the_logarithmic_axis() -> None:
+def test_zero_leak_is_at_the_foot_of_the_logarithmic_axis() -> None:
     drawn = scatter([dot("a", 0.8, 0.3), dot("none", 0.8, 0.0)], 0.01, 0.05)
     assert drawn is not None
     assert float(drawn.dots[1].y) == BOTTOM

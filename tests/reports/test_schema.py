@@ -1,4 +1,4 @@
-"""The published schema, and what a report refuses to hold."""
+"""The published schema, and the contradictions that a report refuses."""
 
 import json
 from importlib import resources

@@ -1,4 +1,4 @@
-"""How figures and names are written."""
+"""Figures, names and times as text."""
 
 import doctest
 import json
@@ -40,7 +40,7 @@ def test_figures_are_written_for_people(measurement: Measurement, expected: str)
     assert str(shown(measurement)) == expected
 
 
-def test_what_was_not_measured_has_no_figure() -> None:
+def test_a_missing_measurement_has_no_figure() -> None:
     assert shown(not_measured("auc", "no rows")) is None
 
 
@@ -127,7 +127,7 @@ def test_prose_in_markdown_is_read_as_the_text_it_is(text: str) -> None:
     assert "".join(reader.words.replace("\u200b", "").split()) == expected
 
 
-def test_times_are_in_utc_and_what_is_no_time_stays() -> None:
+def test_times_are_in_utc_and_other_text_is_unchanged() -> None:
     assert moment("2026-11-23T10:41:27+01:00") == "2026-11-23 09:41:27 UTC"
     assert moment("2026-11-23T10:41:27") == "2026-11-23 10:41:27"
     assert moment("yester\nday") == "yester day"

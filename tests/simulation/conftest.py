@@ -1,4 +1,4 @@
-"""What the tests of federation share: peers' outputs, the slow twin, the reference matrix, updates of known kind."""
+"""Fixtures of the simulation tests: outputs of other libraries, the slow reference, the reference matrix, updates."""
 
 import importlib.util
 import json
@@ -23,7 +23,7 @@ def _load(name: str) -> ModuleType:
 
 @pytest.fixture(scope="session")
 def peers() -> dict[str, Any]:
-    """Eleven updates of five coordinates, and what ByzFL 0.0.11 and Flower make of them."""
+    """Eleven updates with five coordinates, and the results of ByzFL 0.0.11 and Flower for them."""
     stored: dict[str, Any] = json.loads((HERE.parent / "data" / "federated_parity.json").read_text())
     return stored
 

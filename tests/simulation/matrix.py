@@ -34,13 +34,13 @@ ATTACKS = (
     "label_flip",
 )
 
-# The reference does not say how clients train. Rates of .5 and 1 both give its figures within the spread of seeds, 1
-# the IID ones more closely; .1, .3 and 2 do not. Batches of 16, 32 and 64 can hardly be told apart.
+# The reference does not state how clients train. Rates of .5 and 1 both match its figures within the seeds' spread, 1
+# more closely for IID; .1, .3 and 2 do not match. Batches of 16, 32 and 64 give nearly the same figures.
 TRAINING = Training(clients=10, rounds=150, steps=1, batch=32, lr=1.0)
 
 
 def digits(share: float = 0.25, dtype: type = np.float32, seed: int = 0) -> tuple[Samples, Samples]:
-    """Pixels in 0 .. 1, and a random share held back for testing."""
+    """Pixels in 0 .. 1, split at random into training and test rows."""
     x, y = load_digits(return_X_y=True)
     order = np.random.default_rng(seed).permutation(len(x))
     held = int(len(x) * share)
@@ -50,7 +50,7 @@ def digits(share: float = 0.25, dtype: type = np.float32, seed: int = 0) -> tupl
 
 
 def uneven(alpha: float) -> Partition:
-    """Clients of unequal classes."""
+    """Clients with unequal class frequencies."""
     return partition("dirichlet_by_class", minimum=2, alpha=alpha)
 
 
@@ -60,7 +60,7 @@ def cells(
     byzantine: Sequence[int] = (1, 2),
     training: Training = TRAINING,
 ) -> list[Cell]:
-    """Every rule, told of two byzantine clients, without an attack; and under every attack of every number."""
+    """Every rule, configured for two byzantine clients, without an attack, and under every attack by every number."""
     found = []
     for held, seed, each in itertools.product(partitions, seeds, RULES):
         found.append(Cell(rule=each, f=2, partition=held, seed=seed, training=training))

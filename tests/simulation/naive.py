@@ -1,4 +1,4 @@
-"""The slow twin of the simulator: plain NumPy, one cell at a time, every rule and attack from its definition."""
+"""The slow reference of the simulator: plain NumPy, one cell at a time, rules and attacks by definition."""
 
 import math
 
@@ -37,7 +37,7 @@ def train(cell: Cell, train: Samples, test: Samples, draws: Draws) -> tuple[floa
         if bad and cell.adversary != "label_flip":
             noise = draws.generator("noise", cell.seed, turn)
             received[-bad:] = attack(cell, received[:-bad], bad, counts, previous, noise)
-        previous = aggregate(str(cell.rule), received, cell.told, counts, previous)
+        previous = aggregate(str(cell.rule), received, cell.assumed, counts, previous)
         before, head = head, head + previous.reshape(head.shape)
         if turn >= training.rounds - training.last:
             right.append(np.mean((tests @ head.T).argmax(1) == test.label))
@@ -45,7 +45,7 @@ def train(cell: Cell, train: Samples, test: Samples, draws: Draws) -> tuple[floa
 
 
 def local(head: Floats, x: Floats, label: Floats, rows: Floats, weight: Floats, cell: Cell) -> Floats:
-    """The change of the head by local steps."""
+    """The update of the head by local steps."""
     own = head.copy()
     for chosen, share in zip(rows, weight, strict=True):
         batch = x[chosen]
@@ -59,7 +59,7 @@ def local(head: Floats, x: Floats, label: Floats, rows: Floats, weight: Floats, 
 
 
 def attack(cell: Cell, honest: Floats, f: int, counts: Floats, previous: Floats, rng: np.random.Generator) -> Floats:
-    """What each of the f sends, (f, d) or (d,)."""
+    """The updates that the f byzantine clients send, (f, d), or (d,) if all are equal."""
     mu, s = honest.mean(0), honest.std(0, ddof=1)
     n = len(honest) + f
     distances = ((honest[:, None] - honest[None]) ** 2).sum(-1)
@@ -78,7 +78,7 @@ def attack(cell: Cell, honest: Floats, f: int, counts: Floats, previous: Floats,
 
             def moved(z: float) -> float:
                 sent = np.vstack([honest, np.tile(mu - z * s, (f, 1))])
-                return float(np.linalg.norm(aggregate(str(cell.rule), sent, cell.told, counts, previous) - mu))
+                return float(np.linalg.norm(aggregate(str(cell.rule), sent, cell.assumed, counts, previous) - mu))
 
             return mu - max(ALIE_SEARCH, key=moved) * s
         case "min_max":
@@ -98,7 +98,7 @@ def attack(cell: Cell, honest: Floats, f: int, counts: Floats, previous: Floats,
 
 
 def aggregate(rule: str, u: Floats, f: int, counts: Floats, previous: Floats) -> Floats:
-    """(n, d) -> (d,)."""
+    """Aggregates (n, d) into (d,)."""
     n = len(u)
     match rule:
         case "mean":

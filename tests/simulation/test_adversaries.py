@@ -1,4 +1,4 @@
-"""Attacks send what their papers say, bend no honest update, and break the rules they are known to break."""
+"""Attacks follow their papers, leave honest updates unchanged, and break the rules that they are known to break."""
 
 from dataclasses import replace
 from typing import Any
@@ -52,8 +52,8 @@ def scene(seed: int = 0, *cells: int, dtype: torch.dtype = torch.float64) -> Sce
 
 
 @pytest.mark.parametrize("name", sorted(ADVERSARIES))
-def test_an_adversary_looks_at_its_own_training_exactly_where_it_says_so(name: str) -> None:
-    """Clients of one that does not are not trained."""
+def test_an_adversary_uses_its_own_training_exactly_if_it_declares_so(name: str) -> None:
+    """Clients of an adversary that does not need their training are not trained."""
     attack, seen = ADVERSARIES[name], scene(0, 3)
     alone = replace(seen, own=None)
     if attack.own:
@@ -65,7 +65,7 @@ def test_an_adversary_looks_at_its_own_training_exactly_where_it_says_so(name: s
 
 @pytest.mark.parametrize("name", sorted(ADVERSARIES))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_every_adversary_sends_f_finite_updates_and_leaves_the_honest_alone(name: str, dtype: torch.dtype) -> None:
+def test_every_adversary_sends_f_finite_updates_and_leaves_honest_ones_unchanged(name: str, dtype: torch.dtype) -> None:
     seen, fresh = scene(0, 3, 2, dtype=dtype), scene(0, 3, 2, dtype=dtype)
     sent = ADVERSARIES[name].craft(seen)
     assert sent.shape == (3, 2, F, D)
@@ -91,7 +91,7 @@ def test_every_cell_is_attacked_as_if_alone(name: str) -> None:
         np.testing.assert_allclose(ADVERSARIES[name].craft(alone), batch[cell], rtol=1e-9, atol=1e-12)
 
 
-def test_attacks_agree_with_byzfl_which_adds_deviations_where_we_subtract(peers: dict[str, Any]) -> None:
+def test_attacks_agree_with_byzfl_up_to_the_sign_of_deviations(peers: dict[str, Any]) -> None:
     honest = torch.tensor(peers["X"], dtype=torch.float64)[:9]
     seen, theirs = Scene(honest, 2), peers["byzfl_attacks"]
     np.testing.assert_allclose(sign_flip(seen)[0], theirs["signflip"], atol=1e-6)
@@ -113,18 +113,18 @@ Z = [
 
 @pytest.mark.parametrize(("n", "f", "z"), Z)
 def test_alie_uses_the_inverse_of_the_normal_distribution(n: int, f: int, z: float) -> None:
-    """The distribution itself, as in some code, gives values near .6 for all of them."""
+    """The distribution function itself, which some code uses, gives values near .6 in all cases."""
     assert alie_z(n, f) == pytest.approx(z, abs=5e-5)
     supporters = n // 2 + 1 - f
     assert norm.cdf(alie_z(n, f)) == pytest.approx((n - f - supporters) / (n - f))
 
 
-def test_alie_of_a_majority_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="6 of the 10 clients of a round attack, no minority"):
+def test_alie_by_a_majority_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="6 of the 10 clients in a round attack, expected a minority"):
         alie_z(10, 6)
 
 
-def test_alie_is_a_no_op_at_ten_clients_of_which_two_are_byzantine() -> None:
+def test_alie_has_no_effect_with_two_byzantine_out_of_ten() -> None:
     seen = scene()
     np.testing.assert_allclose(a_little_is_enough(seen)[0], seen.honest.mean(0))
 
@@ -147,7 +147,7 @@ def test_a_line_search_moves_the_aggregate_farther_than_any_point_on_its_grid(se
         search(Scene(seen.honest, F))
 
 
-def test_min_max_goes_as_far_as_the_two_farthest_honest_clients_are_apart_and_no_farther() -> None:
+def test_min_max_goes_exactly_as_far_as_the_two_farthest_honest_clients_are_apart() -> None:
     seen = scene(1, 6)
     sent = min_max(seen)[..., 0, :]
     limit = squared_distances(seen.honest).amax((-1, -2))
@@ -155,7 +155,7 @@ def test_min_max_goes_as_far_as_the_two_farthest_honest_clients_are_apart_and_no
     np.testing.assert_allclose(reached, limit, rtol=1e-9)
 
 
-def test_min_sum_goes_as_far_as_the_loneliest_honest_client_and_no_farther() -> None:
+def test_min_sum_goes_exactly_as_far_as_the_most_distant_honest_client() -> None:
     seen = scene(2, 6)
     sent = min_sum(seen)[..., 0, :]
     limit = squared_distances(seen.honest).sum(-1).amax(-1)
@@ -163,7 +163,7 @@ def test_min_sum_goes_as_far_as_the_loneliest_honest_client_and_no_farther() -> 
 
 
 def test_model_replacement_makes_the_plain_mean_the_attackers_own_model() -> None:
-    """n / f times their update, where the others' updates have died down."""
+    """n / f times their update replaces the mean, once the other updates are nearly 0."""
     seen = scene()
     assert seen.own is not None
     own = seen.own[:1].expand(F, D)
@@ -174,7 +174,7 @@ def test_model_replacement_makes_the_plain_mean_the_attackers_own_model() -> Non
 
 
 def test_label_flipping_changes_labels_not_updates() -> None:
-    """Code that averages honest weights and calls it label flipping attacks nothing."""
+    """Some code averages honest weights and calls it label flipping, which is no attack."""
     np.testing.assert_array_equal(flipped(10)[np.arange(10)], 9 - np.arange(10))
     np.testing.assert_array_equal(next_class(10)[[0, 9]], [1, 0])
     assert ADVERSARIES["label_flip"].labels is flipped

@@ -1,4 +1,4 @@
-"""Machine code and torch train heads to the same updates, and both to what one step of calculus gives."""
+"""Compiled code and torch give the same updates of heads, and both equal the analytic gradient step."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def scene(
     shape = groups, clients, steps, size
     rows, label = (torch.randint(0, top, shape, generator=draw) for top in (97, classes))
     weight = torch.rand(shape, generator=draw, dtype=dtype)
-    weight[-1, -1, -1] = 0  # its last step is over
+    weight[-1, -1, -1] = 0  # no rows in its last step
     return table, heads, Batches(rows, label, weight / weight.sum(-1, keepdim=True).clamp(min=1))
 
 
@@ -69,7 +69,7 @@ def test_a_step_is_the_gradient_of_the_mean_loss_times_the_rate(train: object) -
 
 
 @pytest.mark.parametrize("train", [local_updates, stacked_updates])
-def test_a_client_without_rows_stays_and_heads_that_are_lost_stay_lost(train: object) -> None:
+def test_a_client_without_rows_does_not_move_and_nan_heads_stay_nan(train: object) -> None:
     table, heads, batches = scene(3, 1, 3, 2, 8, 20, 4, torch.float32)
     batches.weight[0, 1] = 0
     heads[1, 0, 2, 3], heads[2, 0, 1, 1] = torch.nan, torch.inf
@@ -81,7 +81,7 @@ def test_a_client_without_rows_stays_and_heads_that_are_lost_stay_lost(train: ob
 
 
 @pytest.mark.parametrize("train", [local_updates, stacked_updates])
-def test_the_surest_mistakes_have_finite_steps_and_losses(train: object) -> None:
+def test_confident_mistakes_have_finite_steps_and_losses(train: object) -> None:
     table, heads, batches = scene(1, 1, 1, 1, 8, 20, 4, torch.float32)
     batches.label.zero_()
     batches.weight.fill_(1 / 8)

@@ -1,4 +1,4 @@
-"""Partitions share out every row once, end, and are as uneven as they say."""
+"""Partitions assign every row once, terminate, and are as uneven as stated."""
 
 from functools import partial
 
@@ -65,7 +65,7 @@ def test_the_same_seed_gives_the_same_partition_and_another_another(name: str) -
     kind=st.sampled_from(["dirichlet_by_class", "dirichlet_by_client"]),
 )
 @settings(max_examples=60, deadline=None)
-def test_dirichlet_partitions_end_whatever_alpha_and_leave_nobody_with_too_few(
+def test_dirichlet_partitions_terminate_and_meet_the_minimum_for_any_alpha(
     alpha: float, clients: int, rows: int, classes: int, seed: int, kind: str
 ) -> None:
     held = partition(kind, minimum=2, alpha=alpha)
@@ -74,7 +74,7 @@ def test_dirichlet_partitions_end_whatever_alpha_and_leave_nobody_with_too_few(
     np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(rows))
 
 
-def test_a_minimum_is_met_by_moving_only_what_is_missing() -> None:
+def test_a_minimum_is_met_by_moving_only_missing_rows() -> None:
     parts = [np.arange(0), np.arange(3), np.arange(3, 100)]
     found = with_minimum(parts, 5, np.random.default_rng(0))
     assert [len(part) for part in found] == [5, 5, 90]
@@ -113,7 +113,7 @@ def test_clients_by_column_keep_their_rows() -> None:
 
 @pytest.mark.parametrize(("alpha", "distance"), [(0.1, 0.71), (0.5, 0.46), (1.0, 0.35), (10.0, 0.12)])
 def test_realised_heterogeneity_is_the_known_one(alpha: float, distance: float) -> None:
-    """Of class shares drawn Dirichlet(alpha) for each client, as drawn; rows that run out change it a little."""
+    """Expected: class shares drawn from Dirichlet(alpha) for each client; classes that run out change them slightly."""
     rng = np.random.default_rng(0)
     drawn = rng.dirichlet(np.full(10, alpha), size=4000)
     exact = float(np.abs(drawn - 0.1).sum(axis=1).mean() / 2)

@@ -1,4 +1,4 @@
-"""Privacy of clients: the clip bounds everyone, the noise is as large as it says, and neither depends on packing."""
+"""Client-level privacy: the clip bounds every client, the noise has its stated size, and packing does not matter."""
 
 from dataclasses import replace
 from types import ModuleType
@@ -21,7 +21,7 @@ SIGMA, CLIP = 0.8, 0.3
 
 
 def samples(rows: int, seed: int) -> Samples:
-    """Four classes around their own centres."""
+    """Four classes, each around its own centre."""
     rng = np.random.default_rng(seed)
     label = rng.integers(0, 4, rows)
     return Samples(np.random.default_rng(9).normal(size=(4, 6))[label] + rng.normal(size=(rows, 6)), label)
@@ -68,15 +68,13 @@ def twin(naive: ModuleType, training: Training) -> Floats:
 
 
 @pytest.mark.parametrize("shares", [{}, {"participation": 0.5}, {"absent": 0.5}], ids=str)
-def test_it_is_what_a_plain_loop_trains_whose_sum_is_divided_by_all_who_were_asked(
-    shares: dict[str, float], naive: ModuleType
-) -> None:
+def test_it_equals_a_plain_loop_that_divides_by_all_clients_asked(shares: dict[str, float], naive: ModuleType) -> None:
     training = private(replace(PLAIN, **shares))  # type: ignore[arg-type]
     np.testing.assert_allclose(simulate(STUDY, [cell(training, 3)])[0].head, twin(naive, training), rtol=1e-9)
 
 
 @pytest.mark.parametrize("sent", [1e12, -1e3, 0.01, np.inf, np.nan])
-def test_whatever_one_client_sends_moves_the_model_by_the_clip_over_the_clients_at_most(sent: float) -> None:
+def test_one_client_moves_the_model_by_at_most_the_clip_over_the_clients(sent: float) -> None:
     joined = cell(private()).joined
     updates = torch.from_numpy(np.random.default_rng(1).normal(size=(8, 20)))
     without, attacked = updates.clone(), updates.clone()
@@ -84,7 +82,7 @@ def test_whatever_one_client_sends_moves_the_model_by_the_clip_over_the_clients_
     assert float((joined(attacked, 0) - joined(without, 0)).norm()) <= CLIP / 8 * (1 + 1e-12)
 
 
-def test_hostile_clients_move_the_model_no_farther_unless_the_server_sees_sums_alone() -> None:
+def test_hostile_clients_move_the_model_no_farther_unless_the_server_sees_only_sums() -> None:
     once = replace(PLAIN, rounds=1)
 
     def moved(hidden: bool) -> float:
@@ -93,7 +91,7 @@ def test_hostile_clients_move_the_model_no_farther_unless_the_server_sees_sums_a
         clean, attacked = simulate(STUDY, cells)
         return float(np.linalg.norm(attacked.model - clean.model))
 
-    reach = 2 * 2 * CLIP / 8  # two clients, each from one end of the ball to the other
+    reach = 2 * 2 * CLIP / 8  # two clients, each moving across the whole diameter of the ball
     assert moved(hidden=False) <= reach < moved(hidden=True)
 
 
@@ -120,7 +118,7 @@ def test_the_noise_has_the_stated_variance_and_is_new_in_each_round_and_for_each
 
 
 @pytest.mark.parametrize("absent", [0.0, 0.5])
-def test_noise_that_clients_add_is_the_server_s_less_that_of_those_who_do_not_answer(absent: float) -> None:
+def test_client_noise_equals_server_noise_minus_that_of_absent_clients(absent: float) -> None:
     once = replace(PLAIN, rounds=1, absent=absent)
     hows = [
         Privacy(noise, CLIP, hidden=True, by_clients=own) for noise, own in ((0, False), (SIGMA, False), (SIGMA, True))
@@ -131,7 +129,7 @@ def test_noise_that_clients_add_is_the_server_s_less_that_of_those_who_do_not_an
     np.testing.assert_allclose(clients - silent, (servers - silent) * np.sqrt(1 - absent), rtol=1e-9)
 
 
-def test_a_server_that_sees_noisy_updates_cannot_shorten_them() -> None:
+def test_a_server_that_sees_noisy_updates_cannot_clip_them() -> None:
     for hidden in (False, True):
         assert cell(replace(PLAIN, privacy=Privacy(SIGMA, CLIP, hidden, by_clients=True))).joined == UNIFORM
 
@@ -149,12 +147,12 @@ def test_a_cell_alone_equals_the_cell_among_others_in_any_order_on_any_number_of
 
 
 @pytest.mark.parametrize("other", [rule("median"), rule("mean"), rule("nnm", "uniform_mean")], ids=str)
-def test_no_other_rule_goes_with_it(other: Rule) -> None:
+def test_no_other_rule_supports_client_privacy(other: Rule) -> None:
     with pytest.raises(ConfigurationError, match="needs the rule uniform_mean"):
         replace(cell(private()), rule=other)
 
 
 @pytest.mark.parametrize(("noise", "clip"), [(-0.1, 1.0), (1.0, 0.0), (np.nan, 1.0)])
-def test_what_no_privacy_can_be_is_refused(noise: float, clip: float) -> None:
+def test_impossible_privacy_settings_are_refused(noise: float, clip: float) -> None:
     with pytest.raises(ConfigurationError, match="out of range"):
         Privacy(noise, clip)

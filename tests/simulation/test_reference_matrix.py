@@ -1,4 +1,4 @@
-"""The known figures on digits: seven rules, ten attacks, with the lessons that come with them."""
+"""The published figures on digits for seven rules and ten attacks, and the conclusions from them."""
 
 import itertools
 from types import ModuleType
@@ -13,8 +13,8 @@ from privacy_gate.simulation.simulator import Study, simulate
 MEAN = "uniform_mean"
 NNM = "nnm + trimmed_mean"
 
-# IID, without attack and under the worst of two byzantine; alpha .5, without attack and under the worst of one and of
-# two; alpha .1 the same. Means of three seeds.
+# Columns: IID, without attack and under the worst attack of two byzantine clients; alpha .5, without attack and under
+# the worst attack of one and of two; alpha .1, the same. Means of three seeds.
 KNOWN = {
     MEAN: (0.951, 0.098, 0.944, 0.107, 0.101, 0.938, 0.099, 0.100),
     "median": (0.946, 0.937, 0.909, 0.833, 0.787, 0.705, 0.520, 0.289),
@@ -31,7 +31,7 @@ Accuracy = dict[tuple[str, Partition, int, str | None], Floats]
 
 @pytest.fixture(scope="module")
 def accuracy(matrix: ModuleType) -> Accuracy:
-    """Accuracies of SEEDS seeds, each with a split of its own, by rule, partition, byzantine clients and attack."""
+    """Accuracies of SEEDS seeds, each with its own split, by rule, partition, byzantine clients and attack."""
     found: dict[tuple[str, Partition, int, str | None], list[float]] = {}
     for seed in range(SEEDS):
         cells = matrix.cells([partition("iid"), matrix.uneven(0.5), matrix.uneven(0.1)], [seed])
@@ -52,7 +52,7 @@ def worst(accuracy: Accuracy, name: str, held: Partition, f: int) -> tuple[Float
 
 
 def miss(three: Floats, others: Floats) -> float:
-    """How far means of three seeds (R, 8) are from those of others (R, 8, S), in standard errors, root mean square."""
+    """Root mean square distance of means of three seeds (R, 8) from those of others (R, 8, S), in standard errors."""
     error = np.maximum(others.std(axis=-1, ddof=1), 0.005) * np.sqrt(1 / 3 + 1 / others.shape[-1])
     return float(np.sqrt(np.mean(((others.mean(axis=-1) - three) / error) ** 2)))
 
@@ -61,9 +61,9 @@ def miss(three: Floats, others: Floats) -> float:
 def test_the_reference_matrix_is_met_as_well_as_three_of_our_seeds_meet_the_others(
     accuracy: Accuracy, matrix: ModuleType
 ) -> None:
-    """Rules share their seeds' splits and partitions, so misses come together, and seeds' spreads are uneven.
+    """Rules share splits and partitions of their seeds, so deviations are correlated, and variances are unequal.
 
-    So no table of the normal distribution says how large a miss is too large: our own seeds, three at a time, do.
+    So the normal distribution gives no valid threshold; the deviations of our own seeds, three at a time, do.
     """
     iid, mild, strong = partition("iid"), matrix.uneven(0.5), matrix.uneven(0.1)
     settings = [(iid, 0), (iid, 2), *itertools.product([mild, strong], [0, 1, 2])]
@@ -74,7 +74,7 @@ def test_the_reference_matrix_is_met_as_well_as_three_of_our_seeds_meet_the_othe
 
 
 @pytest.mark.slow
-def test_two_byzantine_of_ten_break_the_mean_and_iid_hides_what_skew_does(
+def test_two_byzantine_clients_out_of_ten_break_the_mean_and_iid_hides_the_effect_of_skew(
     accuracy: Accuracy, matrix: ModuleType
 ) -> None:
     iid, skewed = partition("iid"), matrix.uneven(0.1)
@@ -86,7 +86,7 @@ def test_two_byzantine_of_ten_break_the_mean_and_iid_hides_what_skew_does(
 
 
 @pytest.mark.slow
-def test_a_median_costs_more_accuracy_under_skew_than_the_attack_it_averts_would_cost_another(
+def test_under_skew_a_median_costs_more_accuracy_than_the_attack_it_prevents(
     accuracy: Accuracy, matrix: ModuleType
 ) -> None:
     skewed = matrix.uneven(0.1)

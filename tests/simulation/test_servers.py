@@ -1,4 +1,4 @@
-"""Server optimisers are Reddi et al.'s algorithm 2, step by step, and change none of their arguments."""
+"""Server optimisers follow Reddi et al.'s algorithm 2 step by step, and do not modify their arguments."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The stacked simulator is the plain loop, whatever is packed beside what; and no trap of well-known code is in it."""
+"""The stacked simulator equals a plain loop, however cells are packed, and avoids known errors of other code."""
 
 from dataclasses import replace
 from types import ModuleType
@@ -22,7 +22,7 @@ SHORT = Training(clients=8, rounds=6, lr=0.5, batch=16)
 
 
 def blobs(rows: int = 400, classes: int = 4, width: int = 6, seed: int = 0, extra: bool = False) -> Samples:
-    """Classes around their own centres, and where asked for clients and a trigger that moves the last feature."""
+    """Classes around their own centres; optionally clients, and a trigger that shifts the last feature."""
     rng = np.random.default_rng(seed)
     label = rng.integers(0, classes, rows)
     centres = np.random.default_rng(99).normal(size=(classes, width)) * 1.5
@@ -58,12 +58,12 @@ TWINS = [
 @pytest.mark.parametrize(
     "training", TWINS, ids=["one step", "epochs and prox", "steps and participation", "gone, absent and stale"]
 )
-def test_every_rule_under_every_attack_is_what_a_plain_loop_trains(
+def test_every_rule_under_every_attack_equals_a_plain_loop(
     training: Training, naive: ModuleType, matrix: ModuleType
 ) -> None:
     train, test = matrix.digits(dtype=np.float64)
     cells = matrix.cells([UNEVEN], [0], (1, 2), training)
-    # min-max stands exactly as far as the farthest pair: mixing then breaks a tie by the last bit.
+    # min-max is exactly as far away as the farthest pair: mixing then breaks a tie by rounding.
     cells = [cell for cell in cells if (cell.adversary, str(cell.rule)) != ("min_max", "nnm + trimmed_mean")]
     draws = Draws("twin")
     for cell, found in zip(cells, simulate(Study(train, test, "twin", dtype=torch.float64), cells), strict=True):
@@ -73,7 +73,7 @@ def test_every_rule_under_every_attack_is_what_a_plain_loop_trains(
 
 
 def mixed() -> list[Cell]:
-    """Cells of many shapes, some of which share their data."""
+    """Cells with many shapes, some of which share their data."""
     chains = [
         rule("mean"),
         rule("median"),
@@ -117,7 +117,7 @@ def test_every_cell_is_in_one_block_and_no_block_too_large() -> None:
         assert sum(map(len, block.cells)) <= 7
 
 
-def test_rule_and_attack_do_not_change_what_honest_clients_see_and_seed_and_check_do() -> None:
+def test_honest_clients_data_depends_on_seed_and_check_but_not_on_rule_or_attack() -> None:
     draws, other = Draws("a"), Draws("b")
     first = draws.batches(SHORT, 50, 0, 3, 2)[0]
     np.testing.assert_array_equal(first, Draws("a").batches(SHORT, 50, 0, 3, 2)[0])
@@ -130,7 +130,7 @@ def test_rule_and_attack_do_not_change_what_honest_clients_see_and_seed_and_chec
     assert not np.array_equal(first, other.batches(SHORT, 50, 0, 3, 2)[0])
 
 
-def test_batches_that_there_is_no_room_for_are_drawn_anew_and_are_the_same() -> None:
+def test_batches_that_do_not_fit_the_cache_are_redrawn_identically() -> None:
     kept, small, none = (Draws("test", memory) for memory in (1 << 20, 3000, 0))
     every = [(seed, client, turn) for turn in range(6) for seed in (0, 1) for client in range(8)]
     for _ in range(2):
@@ -139,7 +139,7 @@ def test_batches_that_there_is_no_room_for_are_drawn_anew_and_are_the_same() -> 
             for rows, weight in found[1:]:
                 np.testing.assert_array_equal(rows, found[0][0])
                 np.testing.assert_array_equal(weight, found[0][1])
-    # Each takes 16 rows of 16 bytes. What is asked for again is kept as far as there is room, the first rounds first.
+    # Each batch takes 16 rows of 16 bytes. Batches are cached in order of rounds while there is room.
     again = [
         [draws.batches(SHORT, 50, *key)[0] is draws.batches(SHORT, 50, *key)[0] for key in every]
         for draws in (kept, small, none)
@@ -168,7 +168,7 @@ def test_byzantine_clients_take_part_at_least_as_often_as_their_share() -> None:
     assert training.participants(9) == (1, 4)
 
 
-def test_those_who_are_gone_never_come_and_those_who_are_absent_are_others_each_round() -> None:
+def test_gone_clients_never_return_and_absent_clients_change_every_round() -> None:
     draws = Draws("a")
 
     def seen(seed: int = 0, byzantine: int = 2, **shares: float) -> list[list[int]]:
@@ -190,7 +190,7 @@ def test_those_who_are_gone_never_come_and_those_who_are_absent_are_others_each_
     assert all(len(chosen) == 1 for chosen in seen(byzantine=0, absent=0.99))
 
 
-def test_the_late_are_others_each_round_stand_first_and_are_nobody_in_the_first_round() -> None:
+def test_late_clients_change_every_round_come_first_and_the_first_round_has_none() -> None:
     training, draws = Training(clients=10, stale=0.2), Draws("a")
     assert [training.late(2, turn) for turn in range(3)] == [0, 2, 2]
     turns = [draws.participants(training, 2, 0, turn) for turn in range(300)]
@@ -201,8 +201,8 @@ def test_the_late_are_others_each_round_stand_first_and_are_nobody_in_the_first_
     assert Training(clients=2, stale=0.9).late(1, 1) == 1
 
 
-def test_an_update_that_is_late_is_a_change_of_the_model_of_the_round_before() -> None:
-    """One client that is always late: whole batches, so that w moves by the gradient at the w of a round ago."""
+def test_a_late_update_is_computed_from_the_previous_rounds_model() -> None:
+    """One client that is always late, with full batches: w moves by the gradient at the w of one round ago."""
     data = blobs()
     training = Training(clients=1, rounds=4, batch=len(data.label), lr=0.2, stale=0.9)
     found = simulate(study(), [Cell(training=training)])[0]
@@ -226,16 +226,17 @@ def test_the_result_is_the_mean_of_the_last_tenth_of_the_rounds_not_the_best() -
 
 
 def test_updates_are_differences_and_are_added() -> None:
-    """Deltas written in as weights would forget each round the last: one round would do as well as thirty."""
+    """If updates were stored as weights, each round would forget the last, and one round would do as well as thirty."""
     short, long = (replace(SHORT, rounds=rounds, lr=0.02) for rounds in (1, 30))
     one, many = simulate(study(), [Cell(training=short), Cell(training=long)])
     assert np.linalg.norm(many.head) > 10 * np.linalg.norm(one.head)
 
 
-def test_attacks_bend_a_rounds_change_and_not_the_model() -> None:
-    """In the first round weights are their own change; the second tells. At a small rate whole batches give the same
-    update u twice: one of eight that sends -u leaves .75 u a round, so 1.5 u. Weights sent back as -(w + u) would
-    leave .75 u + (7 u - u - 2 * .75 u) / 8, which is 1.3125 u.
+def test_attacks_replace_a_rounds_update_and_not_the_model() -> None:
+    """In round 1, weights equal their change; only round 2 shows the difference.
+
+    At a small rate, full batches give the same update u twice: one client out of eight that sends -u leaves .75 u per
+    round, so 1.5 u. If it sent weights -(w + u), that would leave .75 u + (7 u - u - 2 * .75 u) / 8, which is 1.3125 u.
     """
     whole = replace(SHORT, batch=400, lr=1e-3)
     cells = [
@@ -260,7 +261,7 @@ def test_one_client_with_whole_batches_is_gradient_descent() -> None:
     np.testing.assert_allclose(found.head, head.detach().numpy(), rtol=1e-10)
 
 
-def test_a_strong_proximal_term_keeps_clients_at_home() -> None:
+def test_a_strong_proximal_term_keeps_clients_near_the_global_model() -> None:
     training = replace(SHORT, steps=8, lr=0.2)
     free, tied = simulate(
         study(), [Cell(partition=UNEVEN, training=replace(training, rounds=1, prox=prox)) for prox in (0.0, 4.0)]
@@ -268,7 +269,7 @@ def test_a_strong_proximal_term_keeps_clients_at_home() -> None:
     assert np.linalg.norm(tied.head) < 0.5 * np.linalg.norm(free.head)
 
 
-def test_two_byzantine_of_ten_break_the_mean_and_not_the_robust_rules() -> None:
+def test_two_byzantine_clients_out_of_ten_break_the_mean_but_not_robust_rules() -> None:
     training = Training(clients=10, rounds=30, lr=0.5)
     chains = [
         rule("mean"),
@@ -292,7 +293,7 @@ def test_a_claim_of_a_billion_examples_breaks_fedavg_and_not_capped_claims() -> 
     assert kept.accuracy > 0.85
 
 
-def test_a_planted_backdoor_is_learnt_by_the_mean_and_kept_out_by_a_median() -> None:
+def test_the_mean_learns_a_planted_backdoor_and_a_median_does_not() -> None:
     training = Training(clients=8, rounds=30, lr=0.5)
     cells = [Cell(rule=rule(name), adversary="backdoor", f=2, training=training) for name in ("mean", "median")]
     clean, planted, kept = simulate(study(extra=True), [Cell(training=training), *cells])
@@ -305,8 +306,8 @@ def test_a_planted_backdoor_is_learnt_by_the_mean_and_kept_out_by_a_median() -> 
         simulate(study(), cells)
 
 
-def test_q_fedavg_serves_the_client_who_is_served_worst() -> None:
-    """One client of eight holds the only rows of a class: the larger q, the better it fares."""
+def test_q_fedavg_raises_the_accuracy_of_the_worst_client() -> None:
+    """One client out of eight holds all rows of a class: the larger q, the higher its accuracy."""
     data = blobs(800)
     client = np.random.default_rng(5).integers(0, 7, 800)
     client[data.label == 3] = 7
@@ -326,7 +327,7 @@ def test_q_fedavg_serves_the_client_who_is_served_worst() -> None:
     )
 
 
-def test_clients_are_judged_on_their_own_rows_or_by_their_own_classes() -> None:
+def test_client_accuracy_uses_own_rows_or_class_shares() -> None:
     data = study(extra=True)
     column, uneven = simulate(
         data, [Cell(partition=Partition("column"), training=SHORT), Cell(partition=UNEVEN, training=SHORT)]
@@ -346,7 +347,7 @@ def test_clients_are_judged_on_their_own_rows_or_by_their_own_classes() -> None:
 
 def test_a_row_s_hit_is_its_mean_over_the_last_tenth_of_the_rounds_whatever_else_is_measured() -> None:
     data = study()
-    # A federation of fewer rounds is the beginning of one of more.
+    # A federation with fewer rounds equals the beginning of one with more.
     ended = [Cell(partition=UNEVEN, training=replace(SHORT, rounds=rounds)) for rounds in (28, 29, 30)]
     x = np.hstack([data.test.features, np.ones((300, 1))])
     right = np.mean([(x @ one.head.T).argmax(1) == data.test.label for one in simulate(data, ended)], axis=0)
@@ -379,7 +380,7 @@ def test_compiled_hits_are_torchs(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("strange", [np.inf, -np.inf, np.nan])
 @pytest.mark.parametrize("place", [0, 1])
 def test_a_row_with_a_logit_that_is_not_finite_is_never_right(strange: float, place: int) -> None:
-    """Neither where it is the true class's, which +inf would make the largest, nor where it is another's."""
+    """Neither if the logit is the true class's, which +inf would make the largest, nor if it is another class's."""
     logits = torch.tensor([[[2.0], [1.0], [0.0]], [[2.0], [1.0], [0.0]]])
     logits[1, place] = strange
     assert right(logits, torch.tensor([0, 0])).tolist() == [[1.0], [0.0]]
@@ -395,7 +396,7 @@ def test_training_leaves_the_samples_the_threads_and_gradients_as_they_were() ->
     assert isinstance(found[0].head, np.ndarray)
 
 
-def test_what_cannot_be_trained_is_refused() -> None:
+def test_invalid_samples_and_cells_are_refused() -> None:
     for wrong in (
         lambda: Cell(adversary="sign_flop", f=1),
         lambda: Cell(adversary="sign_flip", f=0),

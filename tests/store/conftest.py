@@ -13,7 +13,7 @@ from privacy_gate.store.contents import Arrays
 
 @pytest.fixture
 def job() -> Callable[..., TrainReference]:
-    """Reference `index` of a recipe with so many epochs."""
+    """The job of reference `index`, for a recipe with this many epochs."""
 
     def make(index: int = 0, epochs: int = 1) -> TrainReference:
         text = f"{{backbone: {{name: identity}}, classes: 2, optimizer: {{name: adam, lr: 0.1}}, epochs: {epochs}, "

@@ -1,4 +1,4 @@
-"""Where files lie: full, unreachable, shared by several processes; nothing is ever half there."""
+"""Places that are full, unreachable, or shared by several processes. A file is never partly written."""
 
 import errno
 import os
@@ -17,11 +17,11 @@ from privacy_gate.store.place import DRAFT, Place
 
 
 class ForeignError(Exception):
-    """What a client's own library raises, such as botocore's NoCredentialsError: no OSError."""
+    """An error of a client's own library that is not an OSError, such as botocore's NoCredentialsError."""
 
 
 class Faulty(MemoryFileSystem):  # type: ignore[misc]
-    """A file system in memory with faults that its path names."""
+    """A file system in memory, with faults that depend on words in the path."""
 
     protocol = "faulty"
     store: ClassVar[dict[str, Any]] = {}
@@ -45,7 +45,7 @@ class Faulty(MemoryFileSystem):  # type: ignore[misc]
         return super().info(path, **kwargs)
 
     def mv(self, path1: str, path2: str, **kwargs: Any) -> None:
-        if "raced" in path2:  # another process was first, and this file system replaces nothing
+        if "raced" in path2:  # another process stored it first, and this file system does not replace files
             super().pipe_file(path2, b"first")
             raise FileExistsError(path2)
         super().mv(path1, path2, **kwargs)
@@ -54,7 +54,7 @@ class Faulty(MemoryFileSystem):  # type: ignore[misc]
 class Objects(MemoryFileSystem):  # type: ignore[misc]
     """An object store in memory, in which another process is first to write below `raced`.
 
-    Below `plain` it knows no conditional writes, and says so as some services of S3's kind do.
+    Below `plain` it refuses conditional writes, as some S3-compatible services do.
     """
 
     protocol = ("objects", "s3")

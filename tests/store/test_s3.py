@@ -1,4 +1,4 @@
-"""Tables, stores and shards on a service of S3's kind: a real client (s3fs) against a server on the loopback."""
+"""Tables, stores and shards on an S3 service: a real client (s3fs) against a server on the loopback."""
 
 import datetime
 import json
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """An empty bucket's URL; its server ends with the test."""
+    """URL of an empty bucket. Its server ends with the test."""
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -37,7 +37,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         monkeypatch.setenv(f"AWS_{name}", value)
     kind = fsspec.get_filesystem_class("s3")
     kind.clear_instance_cache()  # a client remembers its server
-    name = f"gate-{uuid.uuid4().hex}"  # what servers of one process hold, they share
+    name = f"gate-{uuid.uuid4().hex}"  # servers in one process share their buckets
     kind().mkdir(name)
     yield f"s3://{name}"
     kind.clear_instance_cache()
@@ -108,7 +108,7 @@ def test_a_table_and_shards_of_an_audit_meet_in_a_bucket(
     assert code == 0, said
     code, said = invoke("audit", *case, "--output", "report")
     assert code == 4
-    assert "every shard of it" in said
+    assert "every shard" in said
     code, said = invoke("prepare", *case, "--shard", "2/2")
     assert code == 0, said
     code, said = invoke("audit", *case, "--output", "report")
@@ -141,6 +141,6 @@ def test_a_bucket_that_is_not_there_and_a_service_that_does_not_answer_are_exit_
 
 
 def invoke(*arguments: str) -> tuple[int, str]:
-    """Exit code and all output on one line."""
+    """The exit code, and all output in one line."""
     done = CliRunner().invoke(app, list(arguments))
     return done.exit_code, re.sub(r"\s+", " ", done.output)

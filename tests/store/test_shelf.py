@@ -1,4 +1,4 @@
-"""What a store holds is told from its files alone; only what nobody needs is deleted."""
+"""A store's listing comes from its files alone, and pruning deletes only files that are not needed."""
 
 import datetime
 import json
@@ -54,7 +54,7 @@ def invoke(*arguments: str) -> tuple[int, str]:
 
 
 def old(root: Path, *paths: Path, days: int = 40) -> None:
-    """The files were written so many days ago."""
+    """Sets the files' time of writing to this many days ago."""
     when = NOW.timestamp() - days * 86400
     for path in paths or root.rglob("*.safetensors"):
         os.utime(path, (when, when))
@@ -67,7 +67,7 @@ def test_listing_says_what_was_computed_and_what_made_it(store: Store, job: Make
     store.remember("policy", "monday")
     listed = list(entries(store.place))
     assert {entry.name for entry in listed} >= {digest(reference), digest(score)}
-    assert len({entry.recipe for entry in listed}) == 2  # the candidate's seed names no recipe of its own
+    assert len({entry.recipe for entry in listed}) == 2  # the candidate's seed does not make another recipe
     (pair,) = (group for group in groups(listed) if group.kind == "TrainReference" and "5 epochs" in group.summary)
     assert (pair.count, pair.torch, pair.device) == (2, "2.13.0+cpu", "cpu AVX2")
     assert pair.summary == "identity head adam lr 0.1 5 epochs"
@@ -122,7 +122,7 @@ FEDERATED = """{backbone: {name: x, weights: {uri: w, sha256: "%s"}}, classes: 2
 def test_pruning_keeps_the_studies_of_a_kept_recipe_s_federation(
     precision: str, tmp_path: Path, arrays: Arrays
 ) -> None:
-    """Heads that stand for a network trained in bfloat16 are trained in float32, and are its studies all the same."""
+    """Heads that screen for a network in bfloat16 are trained in float32, but they are still its studies."""
     store = Store(str(tmp_path))
     recipe, elsewhere = (
         load(FEDERATED % ("a" * 64, epochs), Recipe, "recipe").model_copy(update={"precision": precision})
@@ -238,7 +238,7 @@ def test_verify_names_every_damaged_file_and_deletes_it_when_told_to(tmp_path: P
     assert "5 files read, 4 damaged" in text
     code, text = invoke("verify", "--store", str(tmp_path), "--delete-damaged")
     assert (code, text.splitlines()[-1]) == (0, "5 files read, 4 damaged and deleted")
-    assert invoke("verify", "--store", str(tmp_path))[1].strip() == "1 files read, 0 damaged"
+    assert invoke("verify", "--store", str(tmp_path))[1].strip() == "1 file read, 0 damaged"
     assert store.has(job(4))
 
 

@@ -1,4 +1,4 @@
-"""The store: whole or absent, immutable, checked on every read."""
+"""The store: files are whole or absent, immutable, and checked on every read."""
 
 import subprocess
 import sys
@@ -55,7 +55,7 @@ def test_what_is_missing_is_said_in_the_order_asked_for(store: Store) -> None:
 
 
 class Slow(MemoryFileSystem):  # type: ignore[misc]
-    """A service that answers four questions at once, and none before the fourth is asked."""
+    """A service that answers four requests together, and none before the fourth arrives."""
 
     protocol = "slow"
     asked: ClassVar[threading.Barrier]
@@ -162,7 +162,7 @@ def test_what_made_a_result_stands_beside_it_and_changes_neither_name_nor_arrays
     store.put(job(), ARRAYS)
     np.testing.assert_array_equal(Store(str(tmp_path)).get(job())["confidence"], ARRAYS["confidence"])
     path = only_file(tmp_path)
-    path.write_bytes(path.read_bytes().replace(b"2.13.0", b"2.12.0"))  # but cannot be edited
+    path.write_bytes(path.read_bytes().replace(b"2.13.0", b"2.12.0"))  # but cannot be edited unnoticed
     with pytest.raises(StoreError, match="its checksum differs"):
         store.get(job())
 

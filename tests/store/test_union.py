@@ -1,4 +1,4 @@
-"""Several stores make one: nothing is lost, nothing changed, and what contradicts is not taken."""
+"""Merging stores loses no result, changes no result, and refuses results that contradict each other."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -146,4 +146,4 @@ def test_merging_shards_from_the_command_line(tmp_path: Path, job: Make, arrays:
     Store(str(tmp_path / "b")).put(job(1), arrays)
     command = ["store", "merge", str(tmp_path / "a"), str(tmp_path / "b"), "--into", str(tmp_path / "c")]
     result = CliRunner().invoke(app, command)
-    assert (result.exit_code, result.output.strip()) == (0, "2 results copied, 0 were there already")
+    assert (result.exit_code, result.output.strip()) == (0, "2 results copied, 0 already present")

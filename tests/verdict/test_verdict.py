@@ -1,4 +1,4 @@
-"""The judgement is closed by default: only a whole interval on the good side is a pass."""
+"""The judgement fails closed: a limit is only met by a whole interval."""
 
 import itertools
 
@@ -78,7 +78,7 @@ def test_a_limit_has_exactly_one_bound() -> None:
             Limit(**fields)  # type: ignore[arg-type]
 
 
-def test_a_finding_cannot_claim_what_its_figures_deny() -> None:
+def test_a_finding_cannot_contradict_its_figures() -> None:
     with pytest.raises(ValidationError):
         Finding(check="c", measurement=figure(0.6, 0.7, 0.8), limit=AT_MOST, status=Status.MET)
 
@@ -89,7 +89,7 @@ def test_a_waiver_excuses_a_violation_but_never_an_absence() -> None:
     assert judge("c", not_measured("m", "no data"), AT_MOST, note).status is Status.NOT_MEASURED
 
 
-def test_a_result_is_completed_by_what_it_says_nothing_of() -> None:
+def test_a_result_is_completed_by_the_metrics_that_it_forgot() -> None:
     said = CheckResult(measurements=(figure(0.1, 0.2, 0.3), not_measured("n", "no data")), left_out=("o",))
     assert said.complete(["m", "n", "o"]) == said
     *before, added = said.complete(["m", "x"]).measurements

@@ -1,4 +1,4 @@
-"""A small model with every kind of tensor that state dicts hold, and builders of hostile files."""
+"""A small model with every kind of tensor in a state dict, and builders of hostile files."""
 
 import importlib
 import io
@@ -13,7 +13,7 @@ import torch
 
 
 class Net(torch.nn.Module):
-    """Convolution, batch norm, a tied and a non-persistent tensor."""
+    """A model with a convolution, batch norm, a tied tensor and a non-persistent buffer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ def net() -> Net:
 
 @pytest.fixture(scope="session")
 def exported() -> bytes:
-    """The same model as torch.export.save writes it."""
+    """The same model in a file from torch.export.save."""
     torch.manual_seed(0)
     file = io.BytesIO()
     torch.export.save(torch.export.export(Net().eval(), (torch.randn(2, 3, 8, 8),)), file)
@@ -54,7 +54,7 @@ Same = Callable[[dict[str, torch.Tensor], dict[str, torch.Tensor]], bool]
 
 @pytest.fixture(scope="session")
 def same() -> Same:
-    """Whether names, types, shapes and bits agree."""
+    """Whether names, types, shapes and bits are equal."""
 
     def compare(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:
         return found.keys() == expected.keys() and all(
@@ -65,7 +65,7 @@ def same() -> Same:
 
 
 class Hostile:
-    """Pickles as a call that leaves a mark where it runs."""
+    """Its pickle is a call that creates a marker file if it is executed."""
 
     def __init__(self, call: Callable[..., Any], *arguments: Any) -> None:
         self._reduced = (call, arguments)
@@ -76,7 +76,7 @@ class Hostile:
 
 @pytest.fixture
 def mark(tmp_path: Path) -> Path:
-    """A file that exists once a hostile object has run."""
+    """The marker file, which exists if a hostile object was executed."""
     return tmp_path / "mark"
 
 
@@ -97,7 +97,7 @@ Rewrite = Callable[..., None]
 
 @pytest.fixture(scope="session")
 def rewrite() -> Rewrite:
-    """Writes the same archive with other records; None drops one."""
+    """Writes the same archive with changed records; None removes a record."""
 
     def change(path: Path, changes: dict[str, bytes | None], *, compressed: bool = False) -> None:
         with zipfile.ZipFile(path) as archive:

@@ -1,4 +1,4 @@
-"""The digest of an artifact, and which of its files holds the weights."""
+"""The digest of an artifact, and the choice of its weight file."""
 
 import hashlib
 import os
@@ -39,7 +39,7 @@ def test_the_digest_is_what_anyone_can_compute_by_hand(tmp_path: Path) -> None:
 
 
 def test_a_name_cannot_pass_for_two_files(tmp_path: Path) -> None:
-    """Names may hold line ends and quotes: the encoding must not let one look like the end of a line."""
+    """Names may contain line breaks and quotes. The encoding must keep them from looking like the end of a line."""
     one, two = tmp_path / "one", tmp_path / "two"
     for folder in (one, two):
         folder.mkdir()
@@ -85,7 +85,7 @@ def test_the_one_weight_file_is_found_and_two_of_a_kind_are_refused(net: Any, sa
 
 
 def test_files_of_several_kinds_must_hold_the_same_weights(net: Any, same: Any, tmp_path: Path) -> None:
-    """Or a harmless file could be judged beside a leaky one that is served."""
+    """Otherwise the gate could judge a harmless file while MLflow serves a leaky one next to it."""
     torch.save(net, tmp_path / "model.pth")
     state = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     save_file(state, tmp_path / "model.safetensors")

@@ -1,4 +1,4 @@
-"""Files made to run code, to crash, to hang or to fill the memory: none does, each is read or refused in one line."""
+"""Files that try to run code, to crash, to hang or to fill the memory. Each is read, or refused in one line."""
 
 import io
 import json
@@ -23,7 +23,7 @@ TENSOR = (
     b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\n"
     b"X\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x01tQ"
 )
-"""The opcodes of a tensor up to its storage: its offset, size and stride follow, and END."""
+"""The opcodes of a tensor up to its storage. Its offset, size, stride and END follow."""
 
 END = b"\x89}tR"
 
@@ -78,13 +78,13 @@ REFUSED = {
 
 
 REASONS = {
-    "module in itself": "or a module holds itself",
+    "module in itself": "or a module contains itself",
     "one state set on all": "the same state is set on too many objects",
     "view of a storage": "as torch before 0.4 wrote it",
     "storage of two types": "storage '0' has two types",
     "too many opcodes": "more than 2,000,000 opcodes",
 }
-"""What the error says, where another reason would be refused as well."""
+"""The expected reason, for files that would also be refused for other reasons."""
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -104,14 +104,14 @@ def test_hand_made_opcodes_are_refused_in_one_line(name: str, net: Any, rewrite:
 @pytest.mark.parametrize(
     ("layout", "expected"),
     [
-        (b"K\x00K\x02\x85K\x01\x85", "reaches out"),
-        (b"K\x01K\x01\x85K\x01\x85", "reaches out"),
+        (b"K\x00K\x02\x85K\x01\x85", "extends beyond"),
+        (b"K\x01K\x01\x85K\x01\x85", "extends beyond"),
         (b"J\xff\xff\xff\xffK\x01\x85K\x01\x85", "impossible layout"),
         (b"K\x00K\x01\x85J\xff\xff\xff\xff\x85", "impossible layout"),
         (b"K\x00\x8a\x09" + b"\xff" * 8 + b"\x00\x85K\x00\x85", "impossible layout"),
-        (b"K\x00J\xff\xff\xff\x7f\x85K\x00\x85", "reaches out"),
-        (b"K\x00J\xff\xff\xff\x7fJ\xff\xff\xff\x7fJ\xff\xff\xff\x7f\x87K\x00K\x00K\x00\x87", "reaches out"),
-        (b"K\x00K\x00J\xff\xff\xff\x7fJ\xff\xff\xff\x7f\x87K\x00K\x00K\x00\x87", "absurd size"),
+        (b"K\x00J\xff\xff\xff\x7f\x85K\x00\x85", "extends beyond"),
+        (b"K\x00J\xff\xff\xff\x7fJ\xff\xff\xff\x7fJ\xff\xff\xff\x7f\x87K\x00K\x00K\x00\x87", "extends beyond"),
+        (b"K\x00K\x00J\xff\xff\xff\x7fJ\xff\xff\xff\x7f\x87K\x00K\x00K\x00\x87", "its other axes exceed"),
         (b"K\x00K\x01\x85)", "1 sizes and 0 strides"),
         (b"K\x00(" + b"K\x01" * 65 + b"t(" + b"K\x01" * 65 + b"t", "65 sizes"),
         (b"K\x00\x88\x85K\x01\x85", "impossible layout"),
@@ -131,7 +131,7 @@ def test_no_tensor_reaches_out_of_its_storage(layout: bytes, expected: str, rewr
 
 
 def test_a_state_changed_after_it_was_set_is_read_as_python_reads_it(rewrite: Any, tmp_path: Path) -> None:
-    """BUILD copies: whoever reads the later dict would judge other weights than those that are served."""
+    """BUILD copies the state. A reader that followed later changes would judge other weights than the served ones."""
     path = tmp_path / "model.pth"
     torch.save({"w": torch.ones(1)}, path)
     tensor = TENSOR + b"K\x00K\x01\x85K\x01\x85" + END
@@ -142,7 +142,7 @@ def test_a_state_changed_after_it_was_set_is_read_as_python_reads_it(rewrite: An
 
 
 def hostile_files(net: Any, payloads: list[Any], pt2: Path, rewrite: Any, folder: Path) -> dict[str, bool]:
-    """One file for each payload and each place it can hide in; True where the weights beside it can be read."""
+    """One file per payload and hiding place. The value is True if the weights next to it can be read."""
     readable: dict[str, bool] = {}
     state = net.state_dict()
     for number, payload in enumerate(payloads):
@@ -183,11 +183,11 @@ def hostile_files(net: Any, payloads: list[Any], pt2: Path, rewrite: Any, folder
     return readable
 
 
-# Reads every file of a folder in an interpreter that records what running code would cause; then, to prove that
-# the record works and the files are dangerous, lets torch load one.
+# Reads every file in a folder in an interpreter that records the events that executed code would cause. Then lets torch
+# load one file, which proves that the record works and that the files are dangerous.
 WATCH = """
 import json, sys
-import encodings.cp437  # what zipfile reads names of records with
+import encodings.cp437  # zipfile needs it to read the names of records
 from pathlib import Path
 import torch
 from privacy_gate.errors import CandidateError
@@ -233,8 +233,8 @@ def test_reading_hostile_files_causes_no_import_no_call_and_no_write(
     ("changes", "compressed", "expected"),
     [
         ({"model/data/0": None}, False, "record 'data/0' is missing"),
-        ({"model/data/0": b"\0"}, False, "reaches out of its record of 1 bytes"),
-        ({"model/data.pkl": None}, False, "not a file of torch.save"),
+        ({"model/data/0": b"\0"}, False, "extends beyond its record of 1 bytes"),
+        ({"model/data.pkl": None}, False, "not a file from torch.save"),
         ({"model/byteorder": b"big"}, False, "not little-endian"),
         ({"model/../../escape": b""}, False, "leads out of the archive"),
         ({"/model/escape": b""}, False, "leads out of the archive"),
@@ -254,7 +254,7 @@ def test_broken_archives_are_refused(
 
 
 def patched(payload: bytes, name: bytes, offset: int, form: str, value: int) -> bytes:
-    """The zip with a field of the central directory's entry of a record changed."""
+    """The zip file with one field changed in a record's entry in the central directory."""
     place = payload.rindex(name) - 46
     assert payload[place : place + 4] == b"PK\x01\x02"
     changed = bytearray(payload)
@@ -270,17 +270,17 @@ def test_records_that_lie_about_their_size_place_or_secrecy_are_refused(tmp_path
         first, second = archive.getinfo("model/data/0"), archive.getinfo("model/data/1")
     name = b"model/data/1"
     for content, expected in (
-        (patched(sound, name, 24, "<I", 1 << 30), "claims other bytes"),
-        (patched(patched(sound, name, 24, "<I", 1 << 30), name, 20, "<I", 1 << 30), "overlap, or claim more"),
+        (patched(sound, name, 24, "<I", 1 << 30), "has another size than its header claims"),
+        (patched(patched(sound, name, 24, "<I", 1 << 30), name, 20, "<I", 1 << 30), "overlap or exceed"),
         (patched(sound, name, 42, "<I", first.header_offset), "overlap"),
         (patched(sound, name, 42, "<I", second.header_offset + 1), "overlap|not a sound archive"),
         (patched(sound, name, 8, "<H", 0x801 | 8), "encrypted"),
         (patched(sound, name, 10, "<H", 8), "compressed"),
-        (b"MZ" + bytes(62) + sound, "its pickle is broken"),
+        (b"MZ" + bytes(62) + sound, "its pickle is invalid"),
         (b"PK\x03\x04" + bytes(60) + sound, "overlap"),
-        (sound + b"appended", "goes on after its end"),
-        (sound[:-2] + b"\x04\x00note", "goes on after its end"),
-        (sound[:-1], "cut off"),
+        (sound + b"appended", "has data after its end"),
+        (sound[:-2] + b"\x04\x00note", "has data after its end"),
+        (sound[:-1], "is truncated"),
     ):
         path.write_bytes(content)
         with pytest.raises(CandidateError, match=expected):
@@ -294,19 +294,19 @@ def test_one_name_twice_is_refused(tmp_path: Path) -> None:
     torch.save({"w": torch.ones(4)}, path)
     with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
         archive.writestr("model/data/0", torch.zeros(4).numpy().tobytes())
-    with pytest.raises(CandidateError, match="'data/0' stands twice"):
+    with pytest.raises(CandidateError, match="'data/0' occurs twice"):
         read_weights_file(path)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("model.pth", b"", "its pickle is broken"),
-        ("model.pth", b"PK\x05\x06" + bytes(18), "its pickle is broken"),
+        ("model.pth", b"", "its pickle is invalid"),
+        ("model.pth", b"PK\x05\x06" + bytes(18), "its pickle is invalid"),
         ("model.pth", b"PK\x03\x04" + bytes(18), "not a sound archive"),
-        ("model.pth", pickle.dumps({}), r"not a file of torch\.save"),
+        ("model.pth", pickle.dumps({}), r"not a file from torch\.save"),
         ("model.pt2", b"", "not a sound archive"),
-        ("model.pt2", b"PK\x05\x06" + bytes(18), r"no .* is inside: not a file of torch\.export\.save"),
+        ("model.pt2", b"PK\x05\x06" + bytes(18), r"no .* is inside: not a file from torch\.export\.save"),
         ("model.safetensors", b"", "not a sound safetensors file"),
         ("model.safetensors", struct.pack("<Q", 2**63) + b"{}", "not a sound safetensors file"),
         ("model.safetensors", struct.pack("<Q", 200_000_000) + b"{}", "not a sound safetensors file"),
@@ -332,7 +332,7 @@ SMALL = {"w": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1, 2])}
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory, exported: bytes) -> dict[str, bytes]:
-    """A sound file of each kind."""
+    """A valid file of each kind."""
     folder = tmp_path_factory.mktemp("fuzz")
     torch.save(SMALL, folder / "zip.pth")
     torch.save(SMALL, folder / "legacy.pth", _use_new_zipfile_serialization=False)

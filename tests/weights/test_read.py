@@ -1,4 +1,4 @@
-"""Sound files are read bit for bit, whatever wrote them; what is sound but no weights is refused with its reason."""
+"""Valid files are read bit for bit, whatever wrote them. Valid files without weights are refused with a reason."""
 
 import io
 import json
@@ -71,7 +71,7 @@ def test_a_timm_model_is_read_bit_for_bit_from_both_of_mlflow_s_formats(name: st
 
 
 def test_a_module_whose_class_is_pickled_by_value_is_read_too(same: Any, tmp_path: Path) -> None:
-    """As cloudpickle, MLflow's pickle module, does for classes of a notebook."""
+    """Pickles a class by value, as cloudpickle (MLflow's pickle module) does for classes from a notebook."""
 
     class Local(torch.nn.Module):
         def __init__(self) -> None:
@@ -124,12 +124,12 @@ def test_weights_that_are_not_finite_are_refused_by_name(net: Any, bad: float, f
         ({"w": torch.ones(2), "s": torch.eye(2).to_sparse()}, "'s' is a 'torch._utils._rebuild_sparse_tensor'"),
         ({"c": torch.ones(2, dtype=torch.complex64)}, "'c' is a 'torch.ComplexFloatStorage'"),
         ({"f": torch.ones(2).to(torch.float8_e4m3fn)}, "'f' is a 'torch._utils._rebuild_tensor_v3'"),
-        ({"e": torch.ones(1).expand(1000)}, "reaches out of its record"),
-        ({"n": torch._neg_view(torch.ones(2))}, "a tensor with metadata"),
+        ({"e": torch.ones(1).expand(1000)}, "extends beyond its record"),
+        ({"n": torch._neg_view(torch.ones(2))}, "a tensor has metadata"),
         ({"state_dict": {"w": torch.ones(2)}, "state_dict_ema": {"w": torch.zeros(2)}}, "several sets of weights"),
         ({"w": torch.ones(2), "model": {"w": torch.zeros(2)}}, "several sets of weights are inside .'model', 'w'."),
-        ({"new\nline": torch.ones(2)}, r"'new\\nline' has a name that no module gives"),
-        ({"x" * 2000: torch.ones(2)}, "has a name that no module gives"),
+        ({"new\nline": torch.ones(2)}, r"'new\\nline' has a name that is too long"),
+        ({"x" * 2000: torch.ones(2)}, "has a name that is too long"),
     ],
 )
 def test_what_is_no_plain_state_dict_is_refused_with_its_reason(content: Any, expected: str, tmp_path: Path) -> None:
@@ -188,16 +188,16 @@ def test_an_exported_tensor_of_impossible_layout_is_refused(pt2: Path, rewrite: 
     with zipfile.ZipFile(pt2) as archive:
         config = json.loads(archive.read(name))
     for change, expected in (
-        ({"storage_offset": {"as_int": 10**9}}, "reaches out"),
+        ({"storage_offset": {"as_int": 10**9}}, "extends beyond"),
         ({"storage_offset": {"as_int": 2**63}}, "impossible layout"),
         ({"sizes": [{"as_int": -1}] * 4}, "impossible layout"),
         ({"sizes": [{"as_int": True}] * 4}, "impossible layout"),
-        ({"sizes": [{"as_int": 2**40}] * 4}, "reaches out"),
-        ({"sizes": [{"as_int": 2**40}] * 3 + [{"as_int": 0}]}, "absurd size"),
-        ({"sizes": [{"as_expr": "s0"}] * 4}, "is broken"),
-        ({"dtype": 99}, "is not read"),
-        ({"layout": 1}, "is not read"),
-        ({"dtype": 5}, "reads as"),
+        ({"sizes": [{"as_int": 2**40}] * 4}, "extends beyond"),
+        ({"sizes": [{"as_int": 2**40}] * 3 + [{"as_int": 0}]}, "its other axes exceed"),
+        ({"sizes": [{"as_expr": "s0"}] * 4}, "is invalid"),
+        ({"dtype": 99}, "unsupported type or layout"),
+        ({"layout": 1}, "unsupported type or layout"),
+        ({"dtype": 5}, "but another in its record has"),
         ({"strides": []}, "0 strides"),
     ):
         broken = json.loads(json.dumps(config))

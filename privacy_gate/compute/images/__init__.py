@@ -1,1 +1,1 @@
-"""From bytes to pixels to features."""
+"""Decodes image bytes to pixels, and computes features from them."""

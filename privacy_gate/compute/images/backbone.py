@@ -1,4 +1,4 @@
-"""The frozen public backbone and the candidate's head on it: built by timm, filled from pinned bytes."""
+"""The frozen public backbone and the candidate's head on it: timm builds them, pinned files provide the weights."""
 
 import hashlib
 from dataclasses import dataclass
@@ -31,9 +31,9 @@ class TrainedHead:
 
 
 def build(backbone: Backbone, classes: int) -> torch.nn.Module:
-    """The architecture, untrained, in eval mode; classes 0: without its head.
+    """The untrained architecture in eval mode; classes 0: without its head.
 
-    Raises CandidateError for a name timm does not know.
+    Raises CandidateError if timm does not know the name.
     """
     if not timm.is_model(backbone.name):
         raise CandidateError(f"recipe: timm knows no model '{backbone.name}'; {_near(backbone.name)}")
@@ -42,27 +42,28 @@ def build(backbone: Backbone, classes: int) -> torch.nn.Module:
 
 
 def _near(name: str) -> str:
+    """A hint for an unknown model name: similar names, or how to list all."""
     return nearest(name, timm.list_models()).partition("known here:")[0] or "list them with timm.list_models()"
 
 
 def public_tensors(backbone: Backbone) -> Tensors:
-    """The backbone's public weights, from the bytes that the recipe pins, without its head.
+    """The backbone's public weights, without its head, from the file whose sha256 the recipe pins.
 
-    Raises CandidateError where the bytes are others, or are no weights of this architecture.
+    Raises CandidateError if the file has another sha256, or does not hold weights of this architecture.
     """
     return _pinned(backbone, build(backbone, 0))
 
 
 def _pinned(backbone: Backbone, model: torch.nn.Module) -> Tensors:
-    """Likewise, for this architecture without its head."""
+    """`public_tensors` for a model that is already built, without its head."""
     if backbone.weights is None:
         raise CandidateError("recipe: backbone 'identity' has no public weights")
     payload = read_bytes(backbone.weights.uri)
-    found = hashlib.sha256(payload).hexdigest()
-    if found != backbone.weights.sha256:
+    digest = hashlib.sha256(payload).hexdigest()
+    if digest != backbone.weights.sha256:
         raise CandidateError(
-            f"{backbone.weights.uri}: sha256 is {found}, the recipe says {backbone.weights.sha256}: "
-            "name the weights that the candidate was fine-tuned from"
+            f"{backbone.weights.uri}: sha256 is {digest}, but the recipe's backbone.weights.sha256 is "
+            f"{backbone.weights.sha256}: name the weights that the candidate was fine-tuned from"
         )
     with scratch_folder() as folder:
         path = folder / Path(backbone.weights.uri).name
@@ -70,16 +71,16 @@ def _pinned(backbone: Backbone, model: torch.nn.Module) -> Tensors:
         tensors = read_weights_file(path)
     body = model.state_dict()
     if not tensors.keys() <= body.keys():
-        # A head for the classes of the public training set may stand beside the body, and nothing else.
+        # Public files often include a head for the classes of their training set; any other extra tensor is an error.
         head = set(build(backbone, 1).state_dict()) - set(body)
         tensors = {name: tensor for name, tensor in tensors.items() if name not in head}
     return match_strict(tensors, body, backbone.weights.uri)
 
 
 def public_body(backbone: Backbone) -> torch.nn.Module:
-    """The backbone without a head: images in, features (B, D) out.
+    """The backbone without a head: maps images to features (B, D).
 
-    Where it has no public weights, the same random ones every time.
+    If it has no public weights, they are random but always the same.
     """
     if backbone.weights is None:
         with torch.random.fork_rng(devices=[]):
@@ -91,20 +92,20 @@ def public_body(backbone: Backbone) -> torch.nn.Module:
 
 
 def head_names(model: torch.nn.Module) -> tuple[str, str]:
-    """What the model's state dict calls the weight, (C, D) or (C, D, 1, 1), and the bias (C,) of its last layer.
+    """Names in the state dict of the last layer's weight, (C, D) or (C, D, 1, 1), and bias (C,).
 
-    Raises CandidateError where that layer is not W x + b.
+    Raises CandidateError if that layer is not W x + b.
     """
     find: Any = model.get_classifier
     last = find()
     for name, module in model.named_modules():
         if module is last and _is_linear(module) and module.bias is not None:
             return f"{name}.weight", f"{name}.bias"
-    raise CandidateError("recipe: this architecture has no linear head with a bias; adaptation 'head' does not fit it")
+    raise CandidateError("recipe: this architecture has no linear head with a bias; set another adaptation than 'head'")
 
 
 def _is_linear(module: torch.nn.Module) -> bool:
-    """Whether it is W x + b on pooled features; timm's ResNetV2 (BiT) writes that as a 1 x 1 convolution."""
+    """Whether the layer is W x + b on pooled features; timm's ResNetV2 (BiT) has a 1 x 1 convolution for it."""
     if isinstance(module, torch.nn.Conv2d):
         return module.kernel_size == (1, 1) and module.groups == 1
     return isinstance(module, torch.nn.Linear)
@@ -113,9 +114,9 @@ def _is_linear(module: torch.nn.Module) -> bool:
 def candidate_head(folder: Path, recipe: Recipe) -> TrainedHead:
     """The candidate's head, index -1, from the artifact in `folder`.
 
-    Every other tensor must be the public backbone's, bit for bit: that is what adaptation `head` says,
-    and what makes cached features the candidate's own. Raises CandidateError for malformed weights,
-    UndecidedError for a body that is not the public one.
+    Every other tensor must equal the public backbone's bit for bit: adaptation `head` promises that, and only then are
+    cached features those of the candidate. Raises CandidateError if weights are malformed, UndecidedError if the
+    body differs from the public one.
     """
     if recipe.backbone.is_identity:
         return _lone_head(read_weights(folder), recipe.classes)
@@ -124,7 +125,7 @@ def candidate_head(folder: Path, recipe: Recipe) -> TrainedHead:
     if between := sorted(set(matched) - set(build(recipe.backbone, 0).state_dict()) - {weight, bias}):
         raise CandidateError(
             f"recipe: {recipe.backbone.name} has {between[0]} between its features and its last layer; "
-            "adaptation 'head' does not fit it"
+            "set another adaptation than 'head'"
         )
     return TrainedHead(-1, matched[weight].float().flatten(1), matched[bias].float())
 
@@ -132,13 +133,14 @@ def candidate_head(folder: Path, recipe: Recipe) -> TrainedHead:
 def candidate_tensors(folder: Path, recipe: Recipe, trained: set[str] | None) -> Tensors:
     """Every tensor of the candidate, from the artifact in `folder`.
 
-    Those not in `trained` must be the public ones, bit for bit; None: all may differ. Raises CandidateError for
-    malformed weights, UndecidedError where more was trained than the recipe says.
+    Tensors not in `trained` must equal the public ones bit for bit; None: all may differ. Raises CandidateError if
+    weights are malformed, UndecidedError if more was trained than the recipe says.
     """
     matched = match_strict(read_weights(folder), build(recipe.backbone, recipe.classes).state_dict(), "the candidate")
     if trained is None:
         return matched
     public = public_tensors(recipe.backbone)
+    # num_batches_tracked only counts training steps and does not affect the output.
     changed = [name for name in public if name not in trained and not name.endswith("num_batches_tracked")
                and not torch.equal(public[name], matched[name])]  # fmt: skip
     if changed:
@@ -146,7 +148,7 @@ def candidate_tensors(folder: Path, recipe: Recipe, trained: set[str] | None) ->
         cause = (
             "only BatchNorm statistics drifted: keep the frozen backbone in eval mode while training"
             if statistics
-            else "more than that was trained, or other public weights were used: correct the recipe"
+            else "more tensors were trained, or other public weights were used: correct the recipe"
         )
         raise UndecidedError(
             f"the dossier does not describe this model: the recipe says adaptation '{recipe.adaptation}', but "
@@ -162,16 +164,16 @@ def _lone_head(tensors: Tensors, classes: int) -> TrainedHead:
     vectors = [tensor for tensor in tensors.values() if tensor.ndim == 1]
     shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in list(tensors.items())[:5])
     if len(matrices) != 1 or len(vectors) > 1 or len(tensors) != len(matrices) + len(vectors):
-        raise CandidateError(f"the candidate holds {shapes}; expected one linear layer: a weight and a bias")
+        raise CandidateError(f"the candidate has tensors {shapes}; expected one linear layer: a weight and a bias")
     weight = matrices[0].float()
     bias = vectors[0].float() if vectors else torch.zeros(len(weight))
     if len(weight) != classes or bias.shape != (classes,):
-        raise CandidateError(f"the candidate holds {shapes}; expected {classes} classes, as the recipe says")
+        raise CandidateError(f"the candidate has tensors {shapes}; expected {classes} classes, as the recipe says")
     return TrainedHead(-1, weight, bias)
 
 
 def assemble(recipe: Recipe, weight: torch.Tensor, bias: torch.Tensor) -> torch.nn.Module:
-    """The whole model: the public backbone with this head (C, D), (C,)."""
+    """The whole model: the public backbone with this head, weight (C, D) and bias (C,)."""
     model = build(recipe.backbone, recipe.classes)
     names = head_names(model)
     shaped = weight.view_as(model.get_parameter(names[0]))

@@ -1,8 +1,8 @@
 """Fifteen common corruptions of images: Hendrycks & Dietterich 2019 (arXiv 1903.12261), appendix B.
 
-Every one takes what an image shows, (S, S, 3) float32 in 0 .. 1, its strength, and a generator, and gives the same
-shape and range. Strengths are the paper's, of five severities, in two sets: for images of 32 pixels and of 224; between
-and beyond, see `strength`. Written anew; where this departs from the paper, the docstring says so.
+Each maps pixel values (S, S, 3) float32 in 0 .. 1, given its strength parameters c and a generator, to the same shape
+and range. Strengths are the paper's, for five severities, in two sets: for images of 32 and of 224 pixels; for other
+sizes see `strength`. This is an independent implementation; docstrings name all deviations from the paper.
 """
 
 import io
@@ -18,7 +18,7 @@ Pixels = NDArray[np.float32]
 Corruption = Callable[[Pixels, Sequence[float], np.random.Generator], Pixels]
 
 SMALL, LARGE = 32, 224
-"""Sides of the images that the two sets of strengths are meant for."""
+"""Image sides, in pixels, for which the two sets of strengths are meant."""
 
 
 def gaussian_noise(x: Pixels, c: Sequence[float], rng: np.random.Generator) -> Pixels:
@@ -27,7 +27,7 @@ def gaussian_noise(x: Pixels, c: Sequence[float], rng: np.random.Generator) -> P
 
 
 def shot_noise(x: Pixels, c: Sequence[float], rng: np.random.Generator) -> Pixels:
-    """As if c0 photons made full brightness."""
+    """Poisson noise of a sensor that counts c0 photons at full brightness."""
     return _clipped(rng.poisson(x * c[0]) / c[0])
 
 
@@ -38,33 +38,34 @@ def impulse_noise(x: Pixels, c: Sequence[float], rng: np.random.Generator) -> Pi
 
 
 def defocus_blur(x: Pixels, c: Sequence[float], rng: np.random.Generator) -> Pixels:
-    """A disk of radius c0, its edge blurred by c1."""
+    """Convolution with a disk of radius c0 pixels, whose edge is blurred with standard deviation c1."""
     reach = max(2, math.ceil(c[0] + 3 * c[1]))
     down, right = np.mgrid[-reach : reach + 1, -reach : reach + 1]
+    # Antialiased: the value falls from 1 to 0 over one pixel at the radius.
     disk = np.clip(c[0] + 0.5 - np.hypot(down, right), 0, 1)
     return _convolved(x, ndimage.gaussian_filter(disk, c[1]))
 
 
 def glass_blur(x: Pixels, c: Sequence[float], rng: np.random.Generator) -> Pixels:
-    """Blurred by c0, pixels moved by up to c1, c2 times, blurred again.
+    """Gaussian blur of c0; then c2 times, all pixels move by up to c1; then the same blur again.
 
-    The paper exchanges neighbours one after the other; here all move at once, which looks the same.
+    The paper swaps neighbours one after the other; here all pixels move at once, which looks the same.
     """
-    side, found = x.shape[0], ndimage.gaussian_filter(x, (c[0], c[0], 0))
+    side, glass = x.shape[0], ndimage.gaussian_filter(x, (c[0], c[0], 0))
     for _ in range(max(1, round(c[2]))):
         moved = np.indices((side, side)) + np.rint(rng.uniform(-c[1], c[1], (2, side, side))).astype(int)
         down, right = np.clip(moved, 0, side - 1)
-        found = found[down, right]
-    return _clipped(ndimage.gaussian_filter(found, (c[0], c[0], 0)))
+        glass = glass[down, right]
+    return _clipped(ndimage.gaussian_filter(glass, (c[0], c[0], 0)))
 
 
 def motion_blur(x: Pixels, c: Sequence[float], rng: np.random.Generator) -> Pixels:
-    """Along a line of c0 pixels within 45 degrees of level, weights falling with standard deviation c1."""
+    """Mean along a line of c0 pixels, within 45 degrees of horizontal; Gaussian weights of standard deviation c1."""
     return _clipped(_streaked(x, c[0], c[1], rng.uniform(-45, 45)))
 
 
 def zoom_blur(x: Pixels, c: Sequence[float], rng: np.random.Generator) -> Pixels:
-    """The mean of views enlarged from 1 to c0, eleven of them and the image itself."""
+    """The mean of the image and eleven enlarged views, with factors from 1 to c0."""
     views = [x.astype(np.float64)]
     for factor in np.linspace(1, c[0], 11):
         views.append(_enlarged(x, float(factor)))
@@ -72,24 +73,28 @@ def zoom_blur(x: Pixels, c: Sequence[float], rng: np.random.Generator) -> Pixels
 
 
 def snow(x: Pixels, c: Sequence[float], rng: np.random.Generator) -> Pixels:
-    """Flakes: noise of mean c0 and standard deviation c1, enlarged c2 times, above c3, blurred along a falling line of
-    c4 pixels; over the image whitened by 1 - c5."""
+    """Flakes over the image, which is whitened by 1 - c5.
+
+    Flakes are normal noise of mean c0 and standard deviation c1, enlarged c2 times, set to 0 below c3, and blurred
+    along a falling line of c4 pixels.
+    """
     side = x.shape[0]
     coarse = rng.normal(c[0], c[1], [math.ceil(side / c[2]) + 1] * 2)
     flakes = ndimage.zoom(coarse, c[2], order=1)[:side, :side]
     flakes = np.clip(np.where(flakes < c[3], 0, flakes), 0, 1)[..., None]
     flakes = _streaked(flakes, c[4], c[4] / 2, rng.uniform(-135, -45))
-    grey = x @ np.array([0.299, 0.587, 0.114])
+    grey = x @ np.array([0.299, 0.587, 0.114])  # luma weights of ITU-R BT.601
     whitened = c[5] * x + (1 - c[5]) * np.maximum(x, (1.5 * grey + 0.5)[..., None])
     return _clipped(whitened + flakes + flakes[::-1, ::-1])
 
 
 def frost(x: Pixels, c: Sequence[float], rng: np.random.Generator) -> Pixels:
-    """c0 of the image and c1 of ice on a pane.
+    """c0 times the image plus c1 times ice.
 
-    The paper lays photographs of frost over the image; here crystals are drawn: ridges of cloudy noise, bluish white.
+    The paper overlays photographs of frost; here the ice is generated: bluish white ridges of cloud noise.
     """
     side = x.shape[0]
+    # The level lines of a cloud at its mid value are thin and branched: |2 cloud - 1| is 0 along them.
     ridges = np.zeros((side, side))
     for decay, weight in ((1.0, 0.5), (1.4, 0.5)):
         cloud = _cloud(side, decay, rng)
@@ -100,36 +105,38 @@ def frost(x: Pixels, c: Sequence[float], rng: np.random.Generator) -> Pixels:
 
 
 def fog(x: Pixels, c: Sequence[float], rng: np.random.Generator) -> Pixels:
-    """c0 of a cloud, the smoother the larger c1, brightness kept.
+    """The image plus c0 times a cloud, rescaled to the same maximum; the cloud is smoother for larger c1.
 
-    The cloud is noise whose amplitude falls with frequency, in place of the paper's diamond-square.
+    The cloud is noise whose amplitude falls with frequency; the paper uses the diamond-square algorithm.
     """
     top = float(x.max())
-    thick = x + c[0] * _cloud(x.shape[0], c[1], rng)[..., None]
-    return _clipped(thick * top / (top + c[0]))
+    foggy = x + c[0] * _cloud(x.shape[0], c[1], rng)[..., None]
+    return _clipped(foggy * top / (top + c[0]))
 
 
 def brightness(x: Pixels, c: Sequence[float], rng: np.random.Generator) -> Pixels:
-    """The largest channel of each pixel raised by c0, hue and saturation kept."""
+    """The largest channel of each pixel raised by c0; hue and saturation are unchanged."""
+    # Scaling all channels by one factor changes only V of HSV.
     value = x.max(axis=2, keepdims=True)
     raised = np.minimum(value + c[0], 1)
     return _clipped(np.where(value > 0, x * raised / np.maximum(value, 1e-6), raised))
 
 
 def contrast(x: Pixels, c: Sequence[float], rng: np.random.Generator) -> Pixels:
-    """Distance from each channel's mean times c0."""
+    """Differences from each channel's mean, multiplied by c0."""
     mean = x.mean(axis=(0, 1), keepdims=True, dtype=np.float64)
     return _clipped(mean + c[0] * (x - mean))
 
 
 def elastic_transform(x: Pixels, c: Sequence[float], rng: np.random.Generator) -> Pixels:
-    """Pixels moved by c0 of the side, root mean square, smoothly over c1 of it.
+    """A smooth displacement field: root mean square c0 times the side, smoothed over c1 times the side.
 
-    Strengths of our own: the paper's change form from severity to severity and do not grow.
+    The strengths are ours: the paper's change the form of the distortion and do not grow with severity.
     """
     side = x.shape[0]
     moved = rng.uniform(-1, 1, (2, side, side))
-    moved = np.stack([ndimage.gaussian_filter(each, c[1] * side, mode="reflect") for each in moved])
+    moved = np.stack([ndimage.gaussian_filter(axis, c[1] * side, mode="reflect") for axis in moved])
+    # Smoothing shrinks the random field; scale it back to the stated root mean square.
     moved *= c[0] * side / max(float(np.sqrt((moved**2).mean())), 1e-12)
     places = np.indices((side, side)) + moved
     channels = [ndimage.map_coordinates(x[..., channel], places, order=1, mode="reflect") for channel in range(3)]
@@ -137,22 +144,22 @@ def elastic_transform(x: Pixels, c: Sequence[float], rng: np.random.Generator) -
 
 
 def pixelate(x: Pixels, c: Sequence[float], rng: np.random.Generator) -> Pixels:
-    """Shrunk to c0 of its side, and enlarged again."""
+    """Shrunk to c0 times its side, and enlarged again."""
     side = x.shape[0]
     small = max(1, round(side * c[0]))
     shrunk = _picture(x).resize((small, small), Image.Resampling.BOX)
-    return _shown(shrunk.resize((side, side), Image.Resampling.NEAREST))
+    return _pixels(shrunk.resize((side, side), Image.Resampling.NEAREST))
 
 
 def jpeg_compression(x: Pixels, c: Sequence[float], rng: np.random.Generator) -> Pixels:
-    """Written as a JPEG file of quality c0, and read again."""
+    """Saved as a JPEG file of quality c0, and decoded again."""
     file = io.BytesIO()
     _picture(x).save(file, "JPEG", quality=round(c[0]))
-    return _shown(Image.open(file))
+    return _pixels(Image.open(file))
 
 
 Strengths = Sequence[Sequence[float]]
-"""Of the severities 1 to 5."""
+"""Parameters c for the severities 1 to 5."""
 
 CORRUPTIONS: dict[str, tuple[Corruption, Strengths, Strengths]] = {
     "gaussian_noise": (
@@ -243,18 +250,18 @@ CORRUPTIONS: dict[str, tuple[Corruption, Strengths, Strengths]] = {
         [(25,), (18,), (15,), (10,), (7,)],
     ),
 }
-"""By name: the function, and its strengths for images of SMALL and of LARGE pixels. A new one is one line."""
+"""By name: the function, and its strengths for images of SMALL and of LARGE pixels. Add a line for a new corruption."""
 
 
 def corrupted(x: Pixels, name: str, severity: int, rng: np.random.Generator) -> Pixels:
-    """The image with one corruption of severity 1 to 5."""
+    """The image with corruption `name` of severity 1 to 5."""
     corruption, small, large = CORRUPTIONS[name]
-    found: Pixels = corruption(x, strength(small[severity - 1], large[severity - 1], x.shape[0]), rng)
-    return found
+    image: Pixels = corruption(x, strength(small[severity - 1], large[severity - 1], x.shape[0]), rng)
+    return image
 
 
 def strength(small: Sequence[float], large: Sequence[float], side: int) -> tuple[float, ...]:
-    """Between the two sets by the logarithm of the side; the nearer one's beyond them."""
+    """Interpolates between the two sets, linearly in the log of the side; outside them, the nearer set applies."""
     share = min(1.0, max(0.0, math.log(side / SMALL) / math.log(LARGE / SMALL)))
     return tuple(a + share * (b - a) for a, b in zip(small, large, strict=True))
 
@@ -270,25 +277,27 @@ def _convolved(x: Pixels, kernel: NDArray[np.floating]) -> Pixels:
 
 
 def _streaked(x: NDArray[np.floating], length: float, spread: float, angle: float) -> NDArray[np.float64]:
-    """Each pixel (S, S, ...) the weighted mean of those along a line of so many pixels, at `angle` degrees."""
+    """Each pixel becomes the weighted mean along a line of `length` pixels at `angle` degrees; x (S, S, channels)."""
     steps = np.arange(round(length) + 1)
     weight = np.exp(-(steps**2) / (2 * spread**2))
     down, right = (np.rint(steps * turn(math.radians(angle))).astype(int) for turn in (math.sin, math.cos))
     margin = len(steps)
     padded = np.pad(x, [(margin, margin), (margin, margin), (0, 0)], mode="edge")
     total, side = np.zeros(x.shape), x.shape[0]
-    for share, below, beside in zip(weight / weight.sum(), down + margin, right + margin, strict=True):
-        total += share * padded[below : below + side, beside : beside + side]
+    # Shift the whole image once per step of the line, instead of visiting pixels.
+    for share, top, left in zip(weight / weight.sum(), down + margin, right + margin, strict=True):
+        total += share * padded[top : top + side, left : left + side]
     return total
 
 
 def _enlarged(x: Pixels, factor: float) -> NDArray[np.float64]:
-    """What lies around the middle of (S, S, 3), so many times as large, by linear interpolation.
+    """The central part of an image (S, S, 3), enlarged `factor` times to (S, S, 3) by linear interpolation.
 
-    Without a matrix product, whose own threads would wait for each other under every one of ours.
+    Avoids matrix products: NumPy would run each on threads of its own, which compete with ours.
     """
     side = x.shape[0]
     middle = (side - 1) / 2
+    # For each output pixel, its place in the input, and the two neighbours to interpolate between.
     places = np.clip((np.arange(side) - middle) / factor + middle, 0, side - 1)
     below = np.minimum(places.astype(int), side - 2)
     above = (places - below)[:, None]
@@ -297,9 +306,9 @@ def _enlarged(x: Pixels, factor: float) -> NDArray[np.float64]:
 
 
 def _cloud(side: int, decay: float, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Noise in 0 .. 1, (S, S), whose amplitude falls as frequency to the power of -decay."""
+    """Noise (S, S) in 0 .. 1, whose amplitude is proportional to frequency ** -decay."""
     frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None, :])
-    frequency[0, 0] = np.inf
+    frequency[0, 0] = np.inf  # removes the mean, and avoids division by 0
     waves = np.fft.rfft2(rng.normal(size=(side, side))) / frequency**decay
     drawn = np.fft.irfft2(waves, s=(side, side))
     return np.asarray((drawn - drawn.min()) / max(float(np.ptp(drawn)), 1e-12))
@@ -309,5 +318,5 @@ def _picture(x: Pixels) -> Image.Image:
     return Image.fromarray(np.rint(255 * x).astype(np.uint8))
 
 
-def _shown(picture: Image.Image) -> Pixels:
+def _pixels(picture: Image.Image) -> Pixels:
     return _clipped(np.asarray(picture, dtype=np.float32) / 255)

@@ -1,4 +1,4 @@
-"""All images of the table, decoded once, as the network wants them."""
+"""All images of the table, decoded once and transformed for the network."""
 
 import math
 from collections.abc import Callable
@@ -16,19 +16,20 @@ from privacy_gate.errors import DatasetError
 from privacy_gate.progress import Progress, silent
 
 IN_MEMORY = 2 << 30
-"""Bytes of images kept in memory; more lie in a file that the system pages in as they are needed."""
+"""Maximum bytes of images kept in memory; a larger table goes to a file that the system pages in on demand."""
 
 
 def read_pixels(data: AuditData, shape: Input, threads: int, progress: Progress = silent) -> torch.Tensor:
     """Every row's image after the recipe's transform: (N, 3, S, S) float32, on the CPU.
 
-    Raises DatasetError that names the unreadable ones, all of them; UnavailableError where no disk has room.
+    Raises one DatasetError that names all unreadable images; UnavailableError if the disk has no room.
     """
     pixels = _room((data.rows, 3, shape.size, shape.size))
     transform, image = transform_of(shape), _reader(data)
     unreadable: dict[int, str] = {}
 
     def read(row: int) -> None:
+        # Errors are collected, so that one run reports all unreadable images.
         try:
             pixels[row] = scaled([decode(image(row), transform)], shape)[0].numpy()
         except DatasetError as error:
@@ -44,13 +45,14 @@ def read_pixels(data: AuditData, shape: Input, threads: int, progress: Progress 
 
 def _reader(data: AuditData) -> Callable[[int], bytes]:
     if data.image is None:
-        raise DatasetError("the table holds embeddings; the recipe trains an image network")
+        raise DatasetError("the table holds embeddings, but the recipe trains an image network: give a table of images")
     return data.image
 
 
 def _room(shape: tuple[int, ...]) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    """An uninitialised float32 array, in memory or mapped from a temporary file."""
     size = 4 * math.prod(shape)
     if size <= IN_MEMORY:
         return np.empty(shape, dtype=np.float32)
-    with scratch_file(size) as file:  # mapped pages outlive the handle
+    with scratch_file(size) as file:  # the mapping stays valid after the file is closed
         return np.memmap(file, dtype=np.float32, mode="w+", shape=shape)

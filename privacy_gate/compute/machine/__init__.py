@@ -1,1 +1,1 @@
-"""What work runs on: device, memory, threads, temporary files."""
+"""Resources that jobs run on: device, memory, threads, temporary files."""

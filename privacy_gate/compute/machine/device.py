@@ -1,4 +1,4 @@
-"""How fast, never what: nothing here changes a result, so nothing here is in a digest."""
+"""Hardware settings: they affect speed but never results, so they are not part of any digest."""
 
 import os
 from collections.abc import Iterator
@@ -10,26 +10,26 @@ import torch
 from privacy_gate.errors import ConfigurationError
 
 CPU_PIXELS = 16 * 224 * 224
-"""Of all images in one forward pass on a CPU."""
+"""Maximum number of pixels, over all images, in one forward pass on a CPU."""
 
 
 FEEDERS = 16
-"""Threads that feed a GPU unless a number is asked for: each holds a batch of decoded images, and more than a few
-serve all but the smallest backbones."""
+"""Maximum number of threads that feed a GPU unless `workers` is set: each holds a batch of decoded images in memory,
+and only the smallest backbones need more than a few."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What work runs on.
+    """The hardware that jobs run on.
 
     device   "auto" (a CUDA GPU if there is one, else the CPU), or a torch device: "cpu", "cuda:1"
-    workers  threads that decode images and feed them to a GPU; None: one for each core that this process may use, but
-             not more than FEEDERS. On a CPU its own threads decode
-    batch    images per forward pass; None: 32, and on a CPU fewer large ones, see `images`
-    block    references trained stacked in one go; None: as many as suit the caches or the GPU
+    workers  threads that decode images and feed them to a GPU; None: one per core that this process may use, at most
+             FEEDERS. On a CPU it is ignored: the computing threads decode
+    batch    images per forward pass; None: 32, or fewer if images are large and the device is a CPU, see `images`
+    block    references trained together, stacked; None: as many as suit the caches or the GPU
     threads  CPU threads; None: as many as torch would use (all cores, or OMP_NUM_THREADS)
 
-    Raises ConfigurationError for a number below its least sensible value.
+    Raises ConfigurationError if a number is below its minimum.
     """
 
     device: str = "auto"
@@ -46,56 +46,57 @@ class Machine:
                 raise ConfigurationError(f"{name} is {value}, expected at least {lowest}")
 
     def torch_device(self) -> torch.device:
-        """The device. Raises ConfigurationError where torch knows no such device or it is not here."""
+        """The device. Raises ConfigurationError if torch does not know it or this machine does not have it."""
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        # Creating a tensor finds out whether the device exists here; parsing its name does not.
         try:
             return torch.empty(0, device=self.device).device
-        except (RuntimeError, AssertionError) as error:  # torch says "not compiled with CUDA" by an assertion
+        except (RuntimeError, AssertionError) as error:  # "not compiled with CUDA" is an AssertionError in torch
             reason = str(error).splitlines()[0]
             raise ConfigurationError(f"device {self.device}: {reason}; use 'auto' or 'cpu'") from error
 
     def gpus(self) -> int:
-        """GPUs that work uses: one, or none on a CPU."""
+        """Number of GPUs in use: 1, or 0 on a CPU."""
         return int(self.torch_device().type == "cuda")
 
     def idle_gpus(self) -> int:
-        """GPUs of this machine that work leaves idle though nobody named the one it uses."""
+        """Number of GPUs that stay idle although the user did not choose one: all but one if device is "auto"."""
         return torch.cuda.device_count() - 1 if self.device == "auto" and self.gpus() else 0
 
     def images(self, size: int) -> int:
-        """Images of so many pixels a side in one forward pass.
+        """Number of images with `size` x `size` pixels in one forward pass.
 
-        On a CPU, where freed memory is kept (see allocator), EfficientNet-Lite0 reads 180 images of 224 pixels a second
-        sixteen or 32 at a time, and 130 at four or eight; sixteen take half the memory.
+        Measured on a CPU with freed memory kept (see allocator): EfficientNet-Lite0 processes 180 images of 224 pixels
+        per second in batches of 16 or 32, and 130 in batches of 4 or 8; batches of 16 need half the memory of 32.
         """
         if self.batch is not None:
             return self.batch
         return 32 if self.torch_device().type != "cpu" else min(32, max(1, CPU_PIXELS // size**2))
 
     def decoders(self) -> int:
-        """Threads that decode images."""
+        """Number of threads that decode images."""
         if self.torch_device().type == "cpu":
             return self.cpu_threads()
         return min(FEEDERS, _cores()) if self.workers is None else max(1, self.workers)
 
     def cpu_threads(self) -> int:
-        """How many CPU threads work may use."""
+        """Number of CPU threads that jobs may use."""
         return self.threads or torch.get_num_threads()
 
     def computing_threads(self) -> int:
-        """How many threads compute side by side: the CPU's, or one that feeds a GPU."""
+        """Number of threads that compute in parallel: the CPU's threads, or a single one that feeds a GPU."""
         return self.cpu_threads() if self.torch_device().type == "cpu" else 1
 
 
 def _cores() -> int:
-    """CPU cores that this process may use."""
+    """Number of CPU cores that this process may use; affinity can make it smaller than the machine's."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
 def threads_in_kernels(device: torch.device, threads: int) -> Iterator[None]:
-    """On a CPU: so many threads in each kernel. Those that run kernels are to be started inside."""
+    """On a CPU, sets the number of threads per kernel, for threads that are started inside the context."""
     if device.type != "cpu":
         yield
         return
@@ -108,5 +109,5 @@ def threads_in_kernels(device: torch.device, threads: int) -> Iterator[None]:
 
 
 def single_threaded_kernels(device: torch.device) -> AbstractContextManager[None]:
-    """On a CPU: one thread per kernel while several blocks are trained side by side."""
+    """On a CPU, one thread per kernel while several threads compute in parallel."""
     return threads_in_kernels(device, 1)

@@ -1,4 +1,4 @@
-"""Temporary folders and files; a disk that has no room for them is one clear error."""
+"""Temporary folders and files; a full disk becomes one clear error."""
 
 import errno
 import os
@@ -12,14 +12,14 @@ from typing import IO
 from privacy_gate.errors import UnavailableError
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-"""What a disk says that takes no more bytes."""
+"""Error numbers that mean that a disk accepts no more bytes."""
 
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """An empty folder that only its owner may enter, gone afterwards.
+    """An empty folder that only its owner may access; deleted afterwards.
 
-    Raises UnavailableError (exit 6) where there can be none, or where the disk fills up in the meantime.
+    Raises UnavailableError (exit 6) if it cannot be created, or if the disk fills up inside the context.
     """
     try:
         temporary = tempfile.TemporaryDirectory(prefix="privacy-gate-")
@@ -36,10 +36,10 @@ def scratch_folder() -> Iterator[Path]:
 
 @contextmanager
 def scratch_file(size: int) -> Iterator[IO[bytes]]:
-    """A file of so many zeros, without a name. Every byte has its place on the disk: one that is mapped into memory
-    and written later would end the process where the disk turned out to be full.
+    """An unnamed file of `size` zero bytes, all reserved on the disk.
 
-    Raises UnavailableError (exit 6) where the disk has no room.
+    Without the reservation, a later write through a memory map would kill the process if the disk were full. Raises
+    UnavailableError (exit 6) if the disk has no room.
     """
     try:
         file = tempfile.TemporaryFile(prefix="privacy-gate-")  # noqa: SIM115 - closed below
@@ -61,7 +61,7 @@ def _reserve(file: IO[bytes], size: int) -> None:
         except OSError as error:
             if error.errno not in {errno.EOPNOTSUPP, errno.EINVAL}:
                 raise
-    # macOS and some file systems cannot reserve: what others write meanwhile is not foreseen.
+    # macOS and some file systems cannot reserve space: this check does not protect against later writes by others.
     if shutil.disk_usage(tempfile.gettempdir()).free < size:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     file.truncate(size)
@@ -69,6 +69,6 @@ def _reserve(file: IO[bytes], size: int) -> None:
 
 def _no_room(error: OSError) -> UnavailableError:
     return UnavailableError(
-        f"temporary files: {error}; what is stored stays: make room there, or set TMPDIR to a folder on a larger disk, "
-        "and run the same command to go on"
+        f"temporary files: {error}; stored results are kept: make room on that disk, or set TMPDIR to a folder on a "
+        "larger disk, and run the same command to go on"
     )

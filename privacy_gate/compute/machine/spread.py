@@ -1,4 +1,4 @@
-"""Work of equal kind spread over a CPU's threads, each computing by itself; on a GPU one after the other."""
+"""Spreads equal tasks over a CPU's threads, each with single-threaded kernels; on a GPU they run one by one."""
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
@@ -13,7 +13,7 @@ Made = TypeVar("Made")
 
 
 class Tally:
-    """Units of one task, counted over the threads that do them; ends them when nobody waits for the rest."""
+    """Counts a task's finished units over all threads; stops the threads once the result is no longer needed."""
 
     def __init__(self, task: str, total: int, progress: Progress) -> None:
         self._task, self._total, self._progress = task, total, progress
@@ -21,45 +21,46 @@ class Tally:
         self._abandoned = Event()
 
     def go_on(self) -> None:
-        """Raises CancelledError once what is left is abandoned."""
+        """Raises CancelledError after `abandon`; threads call it often."""
         if self._abandoned.is_set():
             raise CancelledError
 
     def add(self, units: int = 1) -> None:
-        """Counts units that are done. Raises CancelledError likewise."""
+        """Counts finished units and reports progress. Raises CancelledError after `abandon`."""
         self.go_on()
+        # The lock also keeps calls of `progress` from overlapping.
         with self._lock:
             self._done += units
             self._progress(self._task, self._done, self._total)
 
     def abandon(self) -> None:
-        """Ends each thread's work where it next asks whether to go on."""
+        """Makes each thread stop at its next call of `go_on` or `add`."""
         self._abandoned.set()
 
 
 def spread(
     make: Callable[[Item], Made], items: Sequence[Item], machine: Machine, tally: Tally
 ) -> Iterator[tuple[Item, Made]]:
-    """Each item with what is made of it, as soon as it is there; `make` asks the tally often whether to go on.
+    """Pairs of an item and `make(item)`, as soon as they are computed; `make` must call `tally.go_on` often.
 
-    On a CPU every thread makes items of its own with kernels of one thread: they wait for no other, neither here nor
-    where others use the machine too, and what is made does not depend on how many there are. One failure ends all.
+    On a CPU, every thread computes its own items with single-threaded kernels. So threads never wait for each other,
+    not even on a shared machine, and results do not depend on the number of threads. The first failure stops all.
     """
     device = machine.torch_device()
     threads = machine.computing_threads()
     with single_threaded_kernels(device), ThreadPoolExecutor(threads) as pool:
-        made = {pool.submit(make, item): item for item in items}
+        futures = {pool.submit(make, item): item for item in items}
         try:
-            for done in as_completed(made):
-                yield made[done], done.result()
+            for done in as_completed(futures):
+                yield futures[done], done.result()
         finally:
-            for future in made:  # first, lest a thread that is told to end begins another item
+            for future in futures:  # cancel before abandoning, so that a thread that stops does not begin another item
                 future.cancel()
-            if not all(future.done() for future in made):
+            if not all(future.done() for future in futures):
                 tally.abandon()
 
 
 def in_order(make: Callable[[Item], Made], items: Sequence[Item], machine: Machine, tally: Tally) -> list[Made]:
-    """Likewise, all of them, in the order of the items, of which no two are equal."""
-    made = dict(spread(make, items, machine, tally))
-    return [made[item] for item in items]
+    """All results of `spread`, in the order of the items, which must be distinct."""
+    results = dict(spread(make, items, machine, tally))
+    return [results[item] for item in items]

@@ -1,4 +1,4 @@
-"""The candidate as a differentiable function of what an image shows."""
+"""The candidate as a differentiable function of pixel values in 0 .. 1."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,63 +17,70 @@ from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.errors import CandidateError, DatasetError
 
 PixelModel = Callable[[torch.Tensor], torch.Tensor]
-"""Images (B, 3, S, S) in 0 .. 1, as large as the recipe's input, -> logits (B, C); differentiable."""
+"""Images (B, 3, S, S) in 0 .. 1, of the recipe's input size, -> logits (B, C); differentiable."""
+
+
+NO_PIXELS = "the recipe has no input and so reads embeddings, but this check needs images: set input"
 
 
 def pixel_model(recipe: Recipe, folder: Path, machine: Machine) -> PixelModel:
-    """The candidate whose files lie in `folder`, on the machine's device; images are scaled as the recipe says."""
+    """The candidate from its files in `folder`, on the machine's device; it normalises images as the recipe says."""
     if recipe.input is None:
-        raise DatasetError("the recipe reads embeddings; pixels are needed")
+        raise DatasetError(NO_PIXELS)
     model = build(recipe.backbone, recipe.classes)
     model.load_state_dict(candidate_tensors(folder, recipe, changed(recipe)))
     return _scaled(model, recipe.input, machine)
 
 
 def public_pixel_model(recipe: Recipe, head: tuple[torch.Tensor, torch.Tensor], machine: Machine) -> PixelModel:
-    """The public backbone with a head, weight (C, D) and bias (C,), likewise."""
+    """The public backbone with a head, weight (C, D) and bias (C,), as a function of pixels like `pixel_model`."""
     if recipe.input is None:
-        raise DatasetError("the recipe reads embeddings; pixels are needed")
-    weight, bias = (each.to(machine.torch_device()) for each in head)
+        raise DatasetError(NO_PIXELS)
+    weight, bias = (tensor.to(machine.torch_device()) for tensor in head)
     body = _scaled(public_body(recipe.backbone), recipe.input, machine)
     return lambda images: body(images) @ weight.T + bias
 
 
 def _scaled(model: Any, shape: Input, machine: Machine) -> PixelModel:
-    """The model on images that show 0 .. 1; its BatchNorms folded, which makes its gradients too the same but for
-    rounding."""
+    """The model with normalisation in front, for images in 0 .. 1; BatchNorms are folded.
+
+    Folding changes logits and gradients only by rounding.
+    """
     device = machine.torch_device()
     layout = _layout(device)
     model.to(device, memory_format=layout).eval().requires_grad_(False)
+    # Folding is kept only if both networks agree on this fixed random image.
     trial = torch.randn(1, 3, shape.size, shape.size, generator=torch.Generator().manual_seed(0))
     folded, _ = fold(model, trial.to(next(model.parameters())))
-    mean, std = (torch.tensor(each, device=device).view(3, 1, 1) for each in (shape.mean, shape.std))
+    mean, std = (torch.tensor(value, device=device).view(3, 1, 1) for value in (shape.mean, shape.std))
 
-    def out(images: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = folded(((images - mean) / std).contiguous(memory_format=layout))
-        return found
+    def normalised(images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = folded(((images - mean) / std).contiguous(memory_format=layout))
+        return logits
 
-    return out
+    return normalised
 
 
 def _layout(device: torch.device) -> torch.memory_format:
-    """How images lie in memory: on a CPU channels last, by which EfficientNet-Lite0's gradients take three quarters of
-    the time; a GPU's were not measured."""
+    """Memory format of images. On a CPU, channels last reduces the time for EfficientNet-Lite0's gradients by a
+    quarter; on a GPU it was not measured."""
     return torch.channels_last if device.type == "cpu" else torch.contiguous_format
 
 
 def finite(logits: torch.Tensor) -> torch.Tensor:
-    """The logits of ordinary images; raises CandidateError where they are no numbers: argmax would name a class yet."""
+    """The logits, unchanged; raises CandidateError if any is not finite, because argmax would still name a class."""
     if not torch.isfinite(logits).all():
         raise CandidateError(
-            "the candidate's logits on ordinary images are not finite numbers: its weights are damaged; train it anew"
+            "the candidate's logits on ordinary images are not finite numbers: its weights are damaged; train it again"
         )
     return logits
 
 
 def pixels(recipe: Recipe, data: AuditData, rows: Sequence[int]) -> torch.Tensor:
-    """What these rows' images show at the recipe's input size: (R, 3, S, S) float32 in 0 .. 1, on the CPU."""
+    """Pixel values of these rows' images at the recipe's input size: (R, 3, S, S) float32 in 0 .. 1, on the CPU."""
     if recipe.input is None or data.image is None:
-        raise DatasetError("the table holds embeddings; pixels are needed")
+        raise DatasetError("the table holds embeddings, but this check needs images: give a table of images")
+    # With mean 0 and std 1, `scaled` only divides by 255.
     plain = recipe.input.model_copy(update={"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)})
     transform = transform_of(plain)
     return scaled([decode(data.image(row), transform) for row in rows], plain).contiguous()

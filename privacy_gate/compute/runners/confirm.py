@@ -1,4 +1,4 @@
-"""The worst attack on heads, tried on the network that the recipe trains."""
+"""Finds the worst attack on federated heads, and tries it on the network that the recipe trains."""
 
 from collections.abc import Sequence
 
@@ -10,23 +10,25 @@ from privacy_gate.jobs.kinds import Confirm, Federate, federate, screening
 
 
 def run_confirm(jobs: Sequence[Confirm], work: Work) -> None:
-    """Screens where that is not stored yet, then trains the network under what was worst."""
+    """Screens all attacks on heads, unless stored already, then trains the network under the worst attack."""
     for job in jobs:
         screened = {
             name: [federate(screening(job.recipe), job.dataset, name, job.byzantine, seed) for seed in range(job.seeds)]
             for name in job.attacks
         }
-        _make([one for alike in screened.values() for one in alike], work)
-        left = {name: np.mean([_accuracy(one, work) for one in alike]) for name, alike in screened.items()}
-        worst = min(left, key=lambda name: float(left[name]))
-        trained = federate(job.recipe, job.dataset, worst, job.byzantine, job.seed)
-        _make([trained], work)
-        kept = work.result(trained)
+        _compute([seeded for seeds in screened.values() for seeded in seeds], work)
+        # The worst attack leaves the lowest mean accuracy over seeds.
+        accuracy = {name: np.mean([_accuracy(seeded, work) for seeded in seeds]) for name, seeds in screened.items()}
+        worst = min(accuracy, key=lambda name: float(accuracy[name]))
+        confirmation = federate(job.recipe, job.dataset, worst, job.byzantine, job.seed)
+        _compute([confirmation], work)
+        result = work.result(confirmation)
         attack = np.array([job.attacks.index(worst)])
-        work.results.put(job, {"accuracy": kept["accuracy"], "hit": kept["hit"], "attack": attack})
+        work.results.put(job, {"accuracy": result["accuracy"], "hit": result["hit"], "attack": attack})
 
 
-def _make(jobs: Sequence[Federate], work: Work) -> None:
+def _compute(jobs: Sequence[Federate], work: Work) -> None:
+    """Computes and stores those of the jobs that are not stored yet."""
     run_federate([job for job in jobs if not work.results.has(job)], work)
 
 

@@ -1,7 +1,7 @@
-"""A leak that is surely there: heads that learn the labels of dice by heart, on the audit's own features.
+"""The positive control, a known leak: heads that memorise random labels on the audit's own features.
 
-What is learnt of such labels says nothing of other rows, so all that tells members from others is memory.
-The twins go the way of references: same features, training, confidences and training sets known.
+Random labels do not generalise, so only memorisation distinguishes members from other rows. These heads, the twins,
+are trained and evaluated like references: with the same features and training code, and known training sets.
 """
 
 from collections.abc import Sequence
@@ -22,28 +22,31 @@ from privacy_gate.jobs.subsets import included
 from privacy_gate.store import Arrays
 
 TWINS = 16
-"""The target and 15 references; of these about five learn a row, at least four."""
+"""Number of heads: the target and 15 references, of which about five, and at least four, train on a given row."""
 
 SIDES = 20
-"""Of the dice: one row in so many is guessed right, and looks like a member to simple attacks; with ten sides
-that is as many as the false positives allowed."""
+"""Number of classes of the random labels. One row in SIDES is guessed by chance and looks like a member to simple
+attacks; with ten classes those would use up all false positives that are allowed."""
 
 FEWEST, MOST = 16, 64
-"""Examples that each twin learns: as many as features, since a linear head learns so many by heart."""
+"""Range of the number of examples that each twin trains on. Within it, as many as features, because a linear head can
+memorise that many."""
 
 PARTS = 3
-"""Audited rows taken, in units of what one twin learns."""
+"""Number of audited rows, as a multiple of the examples that one twin trains on."""
 
 POPULATION = 300
-"""Population rows taken, at most."""
+"""Maximum number of population rows."""
 
 EPOCHS = 50
+"""Enough for the twins to memorise their labels."""
 
 _ROWS = int.from_bytes(b"control")
+"""Seed of the control's random draws."""
 
 
 def run_control(jobs: Sequence[TrainControl], work: Work) -> None:
-    """Trains the twins of each control."""
+    """Trains and stores the twins of each control."""
     for job in jobs:
         features = work.features(job.backbone, job.input)
         work.results.put(job, train_control(features, work.inputs.data.split, work.machine))
@@ -52,16 +55,17 @@ def run_control(jobs: Sequence[TrainControl], work: Work) -> None:
 def train_control(features: NDArray[np.float32], split: NDArray[np.int8], machine: Machine) -> Arrays:
     """TWINS heads on R rows of the audit table: features (N, D), split (N,).
 
-    Result: rows (R,) int64; features (R, D) float32, scaled; label (R,) int64, of dice; included (TWINS, R)
-    bool; confidence (TWINS, R) float32, nats; residual (TWINS, R) float32; logits (2, R, SIDES) float32 of the
-    first two.
-    The features are centred and brought to a mean square of 1, so that one learning rate suits all.
-    Raises EvidenceError where the pool is too small.
+    Result: rows (R,) int64; features (R, D) float32, scaled; label (R,) int64, random; included (TWINS, R) bool;
+    confidence (TWINS, R) float32, nats; residual (TWINS, R) float32; logits (2, R, SIDES) float32 of the first two.
+
+    Features are centred and scaled to a mean square of 1, so that one learning rate suits all backbones. Raises
+    EvidenceError if the pool is too small.
     """
     rows, pool, size = _rows(split, features.shape[1])
     x = features[rows].astype(np.float64)
     x -= x.mean(axis=0)
     x /= max(float(np.sqrt(np.mean(x**2))), float(np.finfo(np.float32).tiny))
+    # Streams [_ROWS, 0] and [_ROWS, 1] draw rows and labels; neither depends on the candidate.
     label = np.random.default_rng([_ROWS, 1]).integers(0, SIDES, len(rows))
     masks = np.stack([included(index, pool, size) for index in range(TWINS)])
     subsets = [(index, np.flatnonzero(mask)) for index, mask in enumerate(masks)]
@@ -73,6 +77,7 @@ def train_control(features: NDArray[np.float32], split: NDArray[np.int8], machin
         batch_size=size,
     )
     small = x.astype(np.float32)
+    # Heads arrive in the order of their blocks; arrays are stored by index.
     heads = sorted(train_heads(small, label, recipe, subsets, machine), key=lambda head: head.index)
     confidence, residual = confidences(small, label, heads, machine)
     return {
@@ -87,7 +92,7 @@ def train_control(features: NDArray[np.float32], split: NDArray[np.int8], machin
 
 
 def _rows(split: NDArray[np.int8], width: int) -> tuple[NDArray[np.int64], NDArray[np.bool_], int]:
-    """The rows taken, audited ones first; which of them are audited; how many each twin learns."""
+    """Row numbers (R,), audited ones first; which are audited (R,); the number of examples that each twin trains on."""
     rng = np.random.default_rng([_ROWS, 0])
     audited, population = (
         rng.permutation(np.flatnonzero(part)) for part in (split != Split.POPULATION, split == Split.POPULATION)

@@ -1,4 +1,4 @@
-"""What the candidate says of corrupted images."""
+"""The candidate's predictions on corrupted images."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -18,7 +18,7 @@ from privacy_gate.jobs.kinds import Corrupt
 
 
 def run_corrupt(jobs: Sequence[Corrupt], work: Work) -> None:
-    """Every corruption of the rows; candidate and images are read once for all."""
+    """Computes all corruptions of the same rows together, so that candidate and images are read only once."""
     tally = Tally("corrupt images", sum(len(job.rows) for job in jobs), work.progress)
     for (recipe, rows), same in groupby(jobs, attrgetter("recipe", "rows")):
         model = pixel_model(recipe, work.inputs.candidate, work.machine)
@@ -28,20 +28,21 @@ def run_corrupt(jobs: Sequence[Corrupt], work: Work) -> None:
 
 
 def predict_corrupted(model: PixelModel, images: torch.Tensor, job: Corrupt, machine: Machine, tally: Tally) -> Arrays:
-    """The job's result; images (R, 3, S, S) in 0 .. 1. Each row's chance is its own: no other row has a part in it."""
+    """The job's result; images (R, 3, S, S) in 0 .. 1. Each row has its own generator, independent of other rows."""
     name = int.from_bytes(job.corruption.encode())
     device, size = machine.torch_device(), machine.images(images.shape[-1])
 
     def spoiled(place: int) -> torch.Tensor:
+        # Keyed by the row's number, not by its place in the batch.
         rng = np.random.default_rng([name, job.severity, job.rows[place]])
-        shown = images[place].permute(1, 2, 0).numpy()
-        return torch.from_numpy(corrupted(shown, job.corruption, job.severity, rng)).permute(2, 0, 1)
+        image = images[place].permute(1, 2, 0).numpy()
+        return torch.from_numpy(corrupted(image, job.corruption, job.severity, rng)).permute(2, 0, 1)
 
     def predicted(first: int) -> Ints:
         places = range(first, min(first + size, len(images)))
         with torch.inference_mode():
-            said = model(torch.stack([spoiled(place) for place in places]).to(device)).argmax(1)
+            classes = model(torch.stack([spoiled(place) for place in places]).to(device)).argmax(1)
         tally.add(len(places))
-        return np.asarray(said.cpu().numpy())
+        return np.asarray(classes.cpu().numpy())
 
     return {"predicted": np.concatenate(in_order(predicted, range(0, len(images), size), machine, tally))}

@@ -1,4 +1,4 @@
-"""Federations of the recipe: under attack or not, as references or as cells of a study."""
+"""Simulates the recipe's federation: as cells of a study, with or without an attack, or as references."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -35,24 +35,24 @@ from privacy_gate.simulation.simulator import Outcome, Study, simulate
 Names = NDArray[np.str_]
 
 CHUNK = 128
-"""Cells trained before their results are stored: what a killed run can lose."""
+"""Number of cells that are trained before their results are stored: a killed run can lose at most that many."""
 
 REFERENCES = 16
-"""Likewise of references, each of which is a federation of its own rows."""
+"""Number of references, each a federation on its own rows, that are trained before their results are stored."""
 
 REFERENCE_BYTES = 2 << 20
-"""What the updates of references trained in one stack may take on a CPU, so that there is a stack for each thread."""
+"""Memory for updates of references in one block on a CPU, in bytes: small enough that every thread gets a block."""
 
 
 def run_federate(jobs: Sequence[Federate], work: Work) -> None:
-    """Trains the federations, those on the same features together, and those of networks recipe by recipe."""
+    """Trains the federations: of heads, grouped by features; of networks, grouped by recipe."""
     data = work.inputs.data
     heads = [job for job in jobs if not job.recipe.trains_network]
     for (backbone, shape), group in groupby(heads, attrgetter("recipe.backbone", "recipe.input")):
-        alike, features = list(group), work.features(backbone, shape)
-        planting = data.embedding is None and any(_planted(job) for job in alike)
+        same, features = list(group), work.features(backbone, shape)
+        planting = data.embedding is None and any(_planted(job) for job in same)
         triggered = work.features(backbone, shape, PLANTED) if planting else None
-        for job, arrays in federate(alike, features, data, work.machine, work.progress, triggered):
+        for job, arrays in federate(same, features, data, work.machine, work.progress, triggered):
             work.results.put(job, arrays)
     networks = [job for job in jobs if job.recipe.trains_network]
     for recipe, group in groupby(networks, lambda job: job.recipe.model_copy(update={"federation": None})):
@@ -72,10 +72,10 @@ def federate(
     triggered: NDArray[np.float32] | None = None,
     learner: NetworkLearner | None = None,
 ) -> Iterator[tuple[Federate, Arrays]]:
-    """Trains on the members, judges by the holdout: every job with its result. features (N, D).
+    """Trains on members and tests on the holdout; yields every job with its result. features (N, D).
 
-    triggered  (N, D), of the same images with the trigger of PLANTED; adversaries that plant it need them
-    learner    of networks, where the jobs' recipes train those
+    triggered  (N, D) features of the same images with the trigger of PLANTED; backdoor adversaries need them
+    learner    trains networks, if the jobs' recipes do; None: heads
     """
     study = Study(
         train=_samples(features, data, data.split == Split.MEMBER, triggered),
@@ -83,7 +83,7 @@ def federate(
         check="federate",
         root=_root(features, data),
         device=str(machine.torch_device()),
-        # A learner of networks has threads of its own: it trains several clients at once.
+        # A network learner has its own threads, which train several clients at once.
         threads=1 if learner else machine.cpu_threads(),
     )
     size = 1 if learner else CHUNK
@@ -91,8 +91,8 @@ def federate(
         some = jobs[first : first + size]
         cells = [cell_of(job, study.train.client) for job in some]
         for job, outcome in zip(some, simulate(study, cells, learner=learner), strict=True):
-            found = _arrays(outcome)
-            yield job, found if learner else found | _head(outcome) | _success(job, outcome, study.test)
+            arrays = _arrays(outcome)
+            yield job, arrays if learner else arrays | _head(outcome) | _success(job, outcome, study.test)
         progress("train federations", first + len(some), len(jobs))
 
 
@@ -104,10 +104,10 @@ def federated_heads(
     machine: Machine,
     progress: Progress = silent,
 ) -> Iterator[TrainedHead]:
-    """References of a federated candidate: each the same federation on its own rows. features (N, D)."""
+    """References of a federated candidate: each is the recipe's federation on its own rows. features (N, D)."""
     study = Study(
         train=_samples(features, data, np.arange(data.rows)),
-        # Nobody asks how accurate a reference is on its way; the largest label says how many classes there are.
+        # The accuracy of references is not used: one test row is enough, whose label sets the number of classes.
         test=Samples(features[:1], np.array([recipe.classes - 1])),
         check="references",
         root=_root(features, data),
@@ -126,13 +126,14 @@ def federated_heads(
 
 
 def federated_networks(recipe: Recipe, subsets: Sequence[Subset], work: Work) -> Iterator[TrainedNetwork]:
-    """References of a federated candidate whose network is trained: each the same federation on its own rows."""
+    """References of a federated candidate that trains a network: each is the recipe's federation on its own rows."""
     data, features = work.inputs.data, work.features(recipe.backbone, recipe.input)
-    nobody = np.flatnonzero(data.split == Split.HOLDOUT)[:1]
+    # The accuracy of references is not used: one test row is enough.
+    test = np.flatnonzero(data.split == Split.HOLDOUT)[:1]
     for done, (index, rows) in enumerate(subsets, 1):
-        learner = _learner(recipe, rows, nobody, work)
+        learner = _learner(recipe, rows, test, work)
         train = _samples(features, data, rows)
-        study = Study(train, _samples(features, data, nobody), "references", _root(features, data))
+        study = Study(train, _samples(features, data, test), "references", _root(features, data))
         yield learner.network(
             torch.from_numpy(simulate(study, [cell(recipe, train.client, index)], learner=learner)[0].model), index
         )
@@ -146,26 +147,29 @@ def _learner(recipe: Recipe, train: Rows, test: Rows, work: Work) -> NetworkLear
 
 
 def cell_of(job: Federate, client: Names | None) -> Cell:
-    """The cell that the job describes."""
+    """The cell that the job describes; client as in `cell`."""
     plain = cell(job.recipe, client, job.seed)
     if job.stress is not None:
+        # A stress test sets one of the three shares, and the others to 0.
         share = {"gone": 0.0, "absent": 0.0, "stale": 0.0} | dict([job.stress])
         stressed = replace(plain.training, gone=share["gone"], absent=share["absent"], stale=share["stale"])
         plain = replace(plain, training=stressed)
     if job.adversary is None:
         return plain
-    return replace(plain, adversary=job.adversary, f=job.byzantine, tolerated=plain.told)
+    return replace(plain, adversary=job.adversary, f=job.byzantine, tolerated=plain.assumed)
 
 
 def cell(recipe: Recipe, client: Names | None, seed: int) -> Cell:
-    """The recipe's federation without an attack; client: who holds each row that it is trained on, where one says.
+    """The recipe's federation without an attack; client: name of the client of each training row, None if unknown.
 
-    Raises ConfigurationError for what cannot be simulated.
+    Raises ConfigurationError if the federation cannot be simulated.
     """
     federation, optimizer = recipe.federation, recipe.optimizer
     if federation is None or not isinstance(optimizer, Sgd):
-        raise ConfigurationError("the recipe declares no federation with plain SGD at the clients")
-    # Privacy of clients counts everyone the same, whatever is claimed.
+        raise ConfigurationError(
+            "the recipe declares no federation with plain SGD at the clients: set federation, and optimizer sgd"
+        )
+    # Client-level privacy gives all clients the same weight, whatever they claim.
     uniform = federation.privacy is not None and federation.aggregator.is_mean
     return Cell(
         rule=UNIFORM if uniform else rule_of(federation.aggregator),
@@ -193,7 +197,7 @@ def _training(recipe: Recipe, federation: Federation, optimizer: Sgd, client: Na
 
 
 def clients_of(federation: Federation, client: Names | None) -> int:
-    """How many clients the federation has; client: as in `cell`."""
+    """Number of clients of the federation; client as in `cell`."""
     return federation.clients.count or len(np.unique(_named(client)))
 
 
@@ -210,25 +214,26 @@ def _privacy(federation: Federation) -> Privacy | None:
 
 
 def holders(data: AuditData, rows: NDArray[np.generic]) -> Names | None:
-    """The client of each of these rows; None where the table names none."""
+    """The client of each of these rows; None if the table names no clients."""
     return None if data.client is None else data.client[rows]
 
 
 def _named(client: Names | None) -> Names:
     if client is None:
         raise ConfigurationError(
-            "the recipe's clients come from a column, and the data manifest names none: add columns: {client: ...}"
+            "the recipe's clients come from a column, but the data manifest names none: add columns: {client: ...}"
         )
     return client
 
 
 def rule_of(aggregator: Aggregator) -> Rule:
-    """The rule as functions."""
+    """The simulator's rule for the recipe's aggregator."""
     return rule(*(step(name, parameters) for name, parameters in aggregator.steps))
 
 
 def partition_of(clients: Clients) -> Partition:
-    """Who holds what, as a function."""
+    """The simulator's partition for the recipe's clients."""
+    # The recipe's key per_client means classes or shards, depending on the partition.
     given = {"alpha": clients.alpha}
     given |= {"classes" if clients.partition == "pathological" else "per_client": clients.per_client}
     known = {
@@ -243,29 +248,29 @@ def _samples(
     rows: NDArray[np.generic],
     triggered: NDArray[np.float32] | None = None,
 ) -> Samples:
-    given = (None if one is None else one[rows] for one in (data.client, triggered))
-    return Samples(features[rows], data.label[rows], *given)
+    client, twins = (None if column is None else column[rows] for column in (data.client, triggered))
+    return Samples(features[rows], data.label[rows], client, twins)
 
 
 def _root(features: NDArray[np.float32], data: AuditData) -> Samples | None:
-    """The server's own rows, for rules that want some: the population, which nobody trains on."""
+    """The server's own rows, for rules that need some: the population, on which no client trains."""
     rows = data.split == Split.POPULATION
     return Samples(features[rows], data.label[rows]) if rows.any() else None
 
 
 def _planted(job: Federate) -> Backdoor | None:
-    """The backdoor that the job's adversary plants; None where it does not."""
+    """The backdoor that the job's adversary plants; None if it plants none."""
     return ADVERSARIES[job.adversary].backdoor if job.adversary else None
 
 
 def _success(job: Federate, outcome: Outcome, test: Samples) -> Arrays:
-    """Which rows of other classes the last head calls a backdoor's target, with the trigger and without."""
+    """Which rows of other classes the final head assigns to the backdoor's target: with, without trigger, (2, T')."""
     planted = _planted(job)
     if planted is None or outcome.backdoor is None:
         return {}
     others = test.features[test.label != planted.target]
     logits = torch.from_numpy(with_ones(others) @ outcome.head.T).unsqueeze(2)
-    # As with the trigger: a tie is shared, and a head of NaN names no class, where argmax would name the target's 0.
+    # `right`, as with the trigger: a tie counts in part, and NaN counts as no class; argmax would return class 0.
     called = right(logits, torch.full((len(others),), planted.target))[:, 0].numpy()
     return {"backdoor": np.array([outcome.backdoor, called], dtype=np.float32)}
 

@@ -1,4 +1,4 @@
-"""Heads trained in one place: what a federation is compared with."""
+"""Probes: heads trained centrally on chosen rows, as a baseline for federations."""
 
 import hashlib
 import math
@@ -31,31 +31,33 @@ def run_probe(jobs: Sequence[Probe], work: Work) -> None:
 def train_probes(
     recipe: Recipe, jobs: Sequence[Probe], features: NDArray[np.float32], data: AuditData, machine: Machine
 ) -> Iterator[tuple[Probe, Arrays]]:
-    """Every job with its result. features (N, D). Rows that train for equally many epochs train stacked."""
+    """Every job with its result. features (N, D). Probes with equally many epochs are trained stacked."""
     by_epochs: dict[int, list[tuple[Probe, Subset]]] = {}
     for job in jobs:
         rows = _rows(job.rows, data)
-        # Keyed by whom the rows are of, so that a probe does not depend on which others are trained with it.
+        # The index, which seeds all draws, is a hash of the rows' name: a probe does not depend on others in its stack.
         index = int.from_bytes(hashlib.sha256(job.rows.encode()).digest()[:7])
         by_epochs.setdefault(_epochs(recipe, len(rows)), []).append((job, (index, rows)))
-    for epochs, alike in by_epochs.items():
-        alone = recipe.model_copy(update={"federation": None, "epochs": epochs})
-        mine = {index: job for job, (index, _) in alike}
-        subsets = [subset for _, subset in alike]
-        for head in train_heads(features, data.label, alone, subsets, machine):
-            yield mine[head.index], {"logits": head_logits(features, head, machine)}
+    for epochs, probes in by_epochs.items():
+        central = recipe.model_copy(update={"federation": None, "epochs": epochs})
+        job_of = {index: job for job, (index, _) in probes}
+        subsets = [subset for _, subset in probes]
+        for head in train_heads(features, data.label, central, subsets, machine):
+            yield job_of[head.index], {"logits": head_logits(features, head, machine)}
 
 
 def _epochs(recipe: Recipe, rows: int) -> int:
-    """As many passes as a client with so many rows makes in all rounds."""
+    """Number of passes over its rows that a client with `rows` rows makes in all rounds, on average."""
     federation = recipe.federation
     if federation is None:
         return recipe.epochs
-    each = recipe.epochs if federation.steps is None else federation.steps * recipe.batch_size / rows
-    return max(1, math.ceil(federation.rounds * federation.participation * each))
+    # Passes per round: whole epochs, or the rows of `steps` batches as a share of the client's rows.
+    per_round = recipe.epochs if federation.steps is None else federation.steps * recipe.batch_size / rows
+    return max(1, math.ceil(federation.rounds * federation.participation * per_round))
 
 
 def _rows(named: str, data: AuditData) -> NDArray[np.int64]:
+    """The rows named "member", "population" or "client:NAME". Raises DatasetError if there are none."""
     member = data.split == Split.MEMBER
     if named == "member":
         chosen = member
@@ -65,5 +67,5 @@ def _rows(named: str, data: AuditData) -> NDArray[np.int64]:
         client = named.removeprefix("client:")
         chosen = member & (data.client == client) if data.client is not None else np.zeros(len(member), dtype=bool)
     if not chosen.any():
-        raise DatasetError(f"no row to train on for '{named}'; the table needs some")
+        raise DatasetError(f"no row to train on for '{named}': add such rows to the table")
     return np.flatnonzero(chosen)

@@ -1,4 +1,4 @@
-"""Reference models: trained as the recipe says on shares of the pool, and what is kept of each."""
+"""Trains reference models as the recipe says, on random shares of the pool, and stores their evidence."""
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -26,11 +26,11 @@ from privacy_gate.jobs.subsets import training_sets
 
 Rows = dict[int, NDArray[np.bool_]]
 Answers = tuple[int, list[NDArray[np.float32]]]
-"""A network's index, and its logits (N, C) in each view."""
+"""A network's index, and its logits (N, C) in each of the recipe's views."""
 
 
 def run_references(jobs: Sequence[TrainReference], work: Work) -> None:
-    """Trains the references, recipe by recipe, each by the way that its adaptation asks for."""
+    """Trains the references, recipe by recipe: by an external program, as networks, or as heads."""
     for recipe, same in groupby(jobs, attrgetter("recipe")):
         if isinstance(recipe, CommandRecipe):
             _by_command(recipe, list(same), work)
@@ -41,7 +41,7 @@ def run_references(jobs: Sequence[TrainReference], work: Work) -> None:
 
 
 def _pools(jobs: Sequence[TrainReference], data: AuditData) -> Iterator[tuple[dict[int, TrainReference], Rows]]:
-    """Jobs that share a pool, by index, and the rows that each is trained on, (N,) bool."""
+    """Groups of jobs that share a pool: the jobs by index, and each one's training rows, (N,) bool, by index."""
     for (divisor, without), group in groupby(jobs, attrgetter("divisor", "without")):
         by_index = {job.index: job for job in group}
         yield by_index, dict(training_sets(data, by_index, divisor, without))
@@ -49,7 +49,7 @@ def _pools(jobs: Sequence[TrainReference], data: AuditData) -> Iterator[tuple[di
 
 def _heads(recipe: Recipe, jobs: Sequence[TrainReference], work: Work) -> None:
     data, machine = work.inputs.data, work.machine
-    # Where the device is a GPU, features travel once.
+    # Features are moved to the device once, for all heads.
     features = torch.from_numpy(work.views(recipe)).to(machine.torch_device())
     for by_index, rows in _pools(jobs, data):
         subsets = [(index, np.flatnonzero(chosen)) for index, chosen in rows.items()]
@@ -64,7 +64,7 @@ def _heads(recipe: Recipe, jobs: Sequence[TrainReference], work: Work) -> None:
 
 
 def _drawn(recipe: Recipe, index: int, rows: NDArray[np.bool_], data: AuditData) -> dict[str, NDArray[Any]]:
-    """The rows that the reference is trained on, and for the first what its privacy spends, of rows or of clients."""
+    """The reference's training rows; for reference 0 also its epsilon, for rows, or for clients in a federation."""
     spent = None
     if index == 0 and recipe.federation is not None:
         spent = spent_on_clients(recipe.federation, clients_of(recipe.federation, holders(data, rows)))
@@ -74,7 +74,7 @@ def _drawn(recipe: Recipe, index: int, rows: NDArray[np.bool_], data: AuditData)
 
 
 def _judge(head: TrainedHead, features: torch.Tensor, work: Work) -> dict[str, NDArray[Any]]:
-    """What is kept of a reference: features (V, N, D)."""
+    """The arrays stored for a reference, see jobs.kinds.TrainReference; features (V, N, D)."""
     label, machine = work.inputs.data.label, work.machine
     answers = [confidences(view, label, [head], machine) for view in features]
     logits = head_logits(features[0], head, machine)
@@ -83,6 +83,7 @@ def _judge(head: TrainedHead, features: torch.Tensor, work: Work) -> dict[str, N
         "residual": answers[0][1][0],
         "correct": logits.argmax(axis=1) == label,
     }
+    # Full logits are stored only for reference 0: for all of them they would fill the store.
     return arrays if head.index else {**arrays, "logits": logits}
 
 
@@ -90,9 +91,9 @@ def _networks(recipe: Recipe, jobs: Sequence[TrainReference], work: Work) -> Non
     data, machine = work.inputs.data, work.machine
     images, judge = work.images(recipe), network(recipe).to(machine.torch_device())
 
-    def answer(found: TrainedNetwork) -> Answers:
+    def answer(reference: TrainedNetwork) -> Answers:
         views = range(len(recipe.views))
-        return found.index, [network_logits(judge, found.tensors, images, machine, view) for view in views]
+        return reference.index, [network_logits(judge, reference.tensors, images, machine, view) for view in views]
 
     for by_index, rows in _pools(jobs, data):
         subsets = [(index, np.flatnonzero(chosen)) for index, chosen in rows.items()]
@@ -107,7 +108,7 @@ def _networks(recipe: Recipe, jobs: Sequence[TrainReference], work: Work) -> Non
 
 
 def _by_command(recipe: CommandRecipe, jobs: Sequence[TrainReference], work: Work) -> None:
-    """One program after the other: how many share the machine is the program's own affair."""
+    """Runs the external program once per reference, one after the other: it may use the whole machine itself."""
     done = 0
     for by_index, rows in _pools(jobs, work.inputs.data):
         for index, job in by_index.items():

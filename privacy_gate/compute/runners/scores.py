@@ -1,4 +1,4 @@
-"""What the candidate itself says of every row."""
+"""The candidate's own logits and confidences on every row."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +17,7 @@ from privacy_gate.jobs.kinds import Score
 
 
 def run_score(jobs: Sequence[Score], work: Work) -> None:
-    """Scores the candidate as its recipe says it is read."""
+    """Scores the candidate: by an external program, as a network, or as a head, depending on its recipe."""
     for job in jobs:
         work.results.put(job, _score(job.recipe, work))
 
@@ -31,7 +31,8 @@ def _score(recipe: Recipe, work: Work) -> dict[str, NDArray[Any]]:
     features, head = work.views(recipe), candidate_head(folder, recipe)
     if head.weight.shape[1] != features.shape[2]:
         raise CandidateError(
-            f"the candidate's head reads {head.weight.shape[1]} features, the table has {features.shape[2]}"
+            f"the candidate's head reads {head.weight.shape[1]} features, the table has {features.shape[2]}: use the "
+            "table and backbone that it was trained with"
         )
     answers = [confidences(view, label, [head], machine)[0][0] for view in features]
     return {"logits": head_logits(features[0], head, machine), "confidence": np.mean(answers, axis=0)}

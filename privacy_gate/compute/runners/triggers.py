@@ -1,4 +1,4 @@
-"""What the candidate makes of known backdoor triggers, and of patterns like them, on the audit's own images."""
+"""The candidate's predictions on the audit's images with known backdoor triggers, and with control patterns."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -22,11 +22,11 @@ from privacy_gate.progress import Progress, silent
 
 
 def run_trigger(jobs: Sequence[Trigger], work: Work) -> None:
-    """Tries the triggers on the candidate, all of the same rows together."""
+    """Tries the triggers on the candidate; jobs on the same rows run together."""
     for (recipe, _), same in groupby(jobs, attrgetter("recipe", "rows")):
-        alike, given = list(same), work.inputs
-        found = predict_triggered(recipe, alike, given.data, given.candidate, work.machine, work.progress)
-        for job, arrays in zip(alike, found, strict=True):
+        group, inputs = list(same), work.inputs
+        results = predict_triggered(recipe, group, inputs.data, inputs.candidate, work.machine, work.progress)
+        for job, arrays in zip(group, results, strict=True):
             work.results.put(job, arrays)
 
 
@@ -38,23 +38,24 @@ def predict_triggered(
     machine: Machine,
     progress: Progress = silent,
 ) -> list[Arrays]:
-    """Every job's result, from the candidate's files in `folder`. The jobs are of the same rows.
+    """Every job's result, from the candidate's files in `folder`. All jobs must have the same rows.
 
-    The candidate and each image are read once, whatever is put on them; every thread has a batch of images in memory.
+    The candidate and each image are read once for all patterns; every thread keeps one batch of images in memory.
     """
     model, device = pixel_model(recipe, folder, machine), machine.torch_device()
     stamps = [stamp for job in jobs for stamp in (TRIGGERS[job.trigger], *controls(job.trigger, recipe.side))]
     rows, size = jobs[0].rows, machine.images(recipe.side)
     tally = Tally("try triggers", len(rows) * len(stamps), progress)
 
-    def said(first: int) -> Ints:
-        shown = pixels(recipe, data, rows[first : first + size]).to(device)
+    def predicted(first: int) -> Ints:
+        images = pixels(recipe, data, rows[first : first + size]).to(device)
         answers = []
         with torch.inference_mode():
             for stamp in stamps:
-                answers.append(finite(model(stamp(shown))).argmax(1).cpu().numpy())
-                tally.add(len(shown))
+                answers.append(finite(model(stamp(images))).argmax(1).cpu().numpy())
+                tally.add(len(images))
         return np.stack(answers)
 
-    found = np.concatenate(in_order(said, range(0, len(rows), size), machine, tally), axis=1)
-    return [{"predicted": each} for each in np.split(found, len(jobs))]
+    classes = np.concatenate(in_order(predicted, range(0, len(rows), size), machine, tally), axis=1)
+    # Stamps are ordered by job, and every job has equally many: its trigger and the controls.
+    return [{"predicted": part} for part in np.split(classes, len(jobs))]

@@ -1,4 +1,4 @@
-"""One change for all images that fools a model: Shafahi et al. 2018 (arXiv 1811.11304), with steps along the sign."""
+"""A universal adversarial change, equal for all images: Shafahi et al. 2018 (arXiv 1811.11304), with signed steps."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,36 +10,37 @@ import torch
 from privacy_gate.compute.runners.candidate_pixels import PixelModel
 
 BATCH = 32
-"""Images of a step. Another number gives another result, so it is no matter of the machine's."""
+"""Images per step. It affects results, so it is a constant and not a setting of the machine."""
 
 PART = 16
-"""Of them, that go through the model at once: on a CPU sixteen take as long each as 32 do, eight a seventh longer."""
+"""Images of a step per forward pass. On a CPU, 16 take as long per image as 32, and 8 a seventh longer."""
 
 RATE = 0.1
-"""Of the radius, that a step moves each pixel."""
+"""Step size of each pixel, as a share of the radius."""
 
 CAP = 9.0
-"""Where the cross entropy of a row stops counting, nats, so that rows already fooled do not take over: the paper's
-clipped loss."""
+"""Upper limit of a row's cross-entropy, nats, so that rows that are already fooled do not dominate: the paper's clipped
+loss."""
 
 RIDGE = 1e-2
-"""Of the probe, in units of the features' mean square."""
+"""Ridge penalty of the probe, relative to the features' mean square."""
 
 
 def linear_probe(features: torch.Tensor, label: torch.Tensor, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A head on public features (R, D): weight (C, D) and bias (C,) float32, by ridge regression on labels (R,) in ±1.
+    """A head on public features (R, D): weight (C, D) and bias (C,) float32, by ridge regression on +-1 coded labels.
 
-    In closed form and in float64, so that it is the same everywhere.
+    label (R,). In closed form and in float64, so that the result is the same on every machine.
     """
     wide = features.double()
     middle = wide.mean(0)
     away = wide - middle
-    wanted = 2 * torch.nn.functional.one_hot(label, classes).double() - 1
+    coded = 2 * torch.nn.functional.one_hot(label, classes).double() - 1
     gram = away.T @ away
+    # `tiny` keeps the matrix invertible if all features are equal.
     gram.diagonal().add_(RIDGE * gram.diagonal().mean() + torch.finfo(torch.float64).tiny)
-    weight = torch.linalg.solve(gram, away.T @ (wanted - wanted.mean(0))).T
-    bias = wanted.mean(0) - weight @ middle
-    # Regression's outputs lie within about 1 of each other; as logits they would say that every class is likely.
+    weight = torch.linalg.solve(gram, away.T @ (coded - coded.mean(0))).T
+    bias = coded.mean(0) - weight @ middle
+    # Regression outputs differ by about 1; used as logits, they would make every class likely. Scale them up.
     sharp = 1 / (wide @ weight.T + bias).std().clamp(min=1e-6)
     return (5 * sharp * weight).float(), (5 * sharp * bias).float()
 
@@ -53,9 +54,9 @@ def universal(
     threads: int = 1,
     stepped: Callable[[], None] = lambda: None,
 ) -> torch.Tensor:
-    """A change (3, S, S), of `radius` at most in every pixel, that raises the loss of images (R, 3, S, S) in 0 .. 1.
+    """A change (3, S, S), at most `radius` in every pixel, that raises the loss of images (R, 3, S, S) in 0 .. 1.
 
-    threads  that share each step, PART images each, and add up in the same order however many they are
+    threads  number of threads that share each step, in parts of PART images; the order of the sum does not depend on it
     stepped  called after each step
     """
     change = torch.zeros_like(images[0])
@@ -74,7 +75,7 @@ def universal(
 def _slope(
     model: PixelModel, images: torch.Tensor, label: torch.Tensor, change: torch.Tensor, rows: torch.Tensor
 ) -> torch.Tensor:
-    """Of the loss of these rows by the change, (3, S, S)."""
+    """Gradient of the summed loss of these rows with respect to the change, (3, S, S)."""
     leaf = change.detach().requires_grad_()
     with torch.enable_grad():
         logits = model((images[rows] + leaf).clamp(0, 1))
@@ -84,7 +85,8 @@ def _slope(
 
 
 def sign_noise(size: int, *key: int) -> torch.Tensor:
-    """-1 or 1 in every pixel, (3, S, S) float32, the same for the same key."""
+    """Random -1 or 1 in every pixel, (3, S, S) float32; equal keys give equal noise."""
+    # 17 separates these draws from those of other generators with the same key.
     return torch.from_numpy(
         2 * np.random.default_rng([17, *key]).integers(0, 2, (3, size, size), dtype=np.int8) - 1.0
     ).float()

@@ -1,1 +1,1 @@
-"""How references are trained."""
+"""Trains references: heads, networks, with DP-SGD, or by an external program."""

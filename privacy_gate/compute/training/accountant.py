@@ -1,4 +1,4 @@
-"""How much noise DP-SGD needs for a given epsilon, and what noise spends: Opacus' accountant, where it is installed."""
+"""Privacy accounting with Opacus, if it is installed: the noise for a given epsilon, and the epsilon of given noise."""
 
 from privacy_gate.compute.training.private import sampling_rate, steps_of
 from privacy_gate.dossier.federation import Federation
@@ -7,17 +7,18 @@ from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.errors import UndecidedError
 
 CLIP = 1.0
-"""Norm to which each example's gradient is cut."""
+"""Norm to which each example's gradient is clipped."""
 
 LEAST_EPSILON = 0.01
-"""Below this a model learns nothing from data of any size that is audited here, and the search for noise is long."""
+"""Smallest accepted epsilon: below it a model learns nothing from data of auditable size, and the search is slow."""
 
 
 def private_settings(recipe: Recipe, epsilon: float, rows: int) -> dict[str, float]:
     """DP-SGD's noise_multiplier, clip and delta that make training on `rows` examples (epsilon, delta)-private.
 
-    delta = min(1e-5, 1/(10 rows)). Examples are added or removed; every step takes each of them with probability
-    batch_size / rows; Renyi accountant. Raises UndecidedError where Opacus is missing or no noise reaches epsilon.
+    delta = min(1e-5, 1/(10 rows)). Neighbouring data sets differ by adding or removing one example; every step samples
+    each example with probability batch_size / rows; Renyi accountant. Raises UndecidedError if Opacus is missing or no
+    noise reaches epsilon.
     """
     delta = min(1e-5, 0.1 / rows)
     noise = noise_multiplier(epsilon, delta, sampling_rate(rows, recipe.batch_size), steps_in_all(recipe, rows))
@@ -27,7 +28,7 @@ def private_settings(recipe: Recipe, epsilon: float, rows: int) -> dict[str, flo
 def spent_epsilon(recipe: Recipe, rows: int) -> float | None:
     """Epsilon of the recipe's own DP-SGD on `rows` examples, by Opacus' Renyi accountant.
 
-    None for a recipe without it, without noise, or where Opacus is not installed.
+    None if the recipe has no DP-SGD, its noise is 0, or Opacus is not installed.
     """
     privacy = recipe.privacy
     if privacy is None:
@@ -37,10 +38,11 @@ def spent_epsilon(recipe: Recipe, rows: int) -> float | None:
 
 
 def spent_on_clients(federation: Federation, clients: int) -> float | None:
-    """Epsilon of the privacy of so many clients in the federation, likewise: every round is a step.
+    """Epsilon of client-level privacy in a federation with this many clients; every round is a step.
 
-    The accountant lets each client into a round by itself, with as probability the share of the clients that a round
-    asks; the federation asks a fixed number of them, as is usual. None as above.
+    The accountant assumes that each client joins a round independently, with probability asked / clients; the
+    federation asks a fixed number of them, as is usual. None if there is no privacy, its noise is 0, or Opacus is not
+    installed.
     """
     privacy = federation.privacy
     if privacy is None:
@@ -62,19 +64,19 @@ def _spent(noise: float, rate: float, steps: int, delta: float) -> float | None:
 
 
 def steps_in_all(recipe: Recipe, rows: int) -> int:
-    """Batches that training on `rows` examples takes."""
+    """Total number of steps of training on `rows` examples."""
     return recipe.epochs * steps_of(rows, recipe.batch_size)
 
 
 def noise_multiplier(epsilon: float, delta: float, rate: float, steps: int) -> float:
     """Standard deviation of the noise in units of the clip, for `steps` of Poisson sampling at `rate`.
 
-    Raises UndecidedError where Opacus is not installed or finds none.
+    Raises UndecidedError if Opacus is not installed or finds no such noise.
     """
     if epsilon < LEAST_EPSILON:
         raise UndecidedError(f"epsilon {epsilon:g} is below {LEAST_EPSILON}: name a larger one")
     try:
-        # Optional, and slow to import.
+        # Imported here because Opacus is optional, and slow to import.
         from opacus.accountants.utils import get_noise_multiplier  # noqa: PLC0415
     except ImportError as error:
         raise UndecidedError("Opacus is not installed: pip install 'privacy-gate[dp]'") from error
@@ -85,4 +87,4 @@ def noise_multiplier(epsilon: float, delta: float, rate: float, steps: int) -> f
             )
         )
     except ValueError as error:
-        raise UndecidedError(f"no noise reaches epsilon {epsilon:g}: {error}") from error
+        raise UndecidedError(f"no noise reaches epsilon {epsilon:g}: {error}; name a larger one") from error

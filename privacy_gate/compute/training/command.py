@@ -1,16 +1,16 @@
-"""References that another program trains: the policy names it, and the candidate never does.
+"""References that an external program trains. The policy names the program; the candidate never can.
 
 The program is called once for every model, in an empty folder, with these arguments after its own:
 
     --task train     train a model on the rows named in --rows; or
     --task score     read the candidate in --model
     --table URI      the audit table, as the data manifest names it
-    --rows FILE      ids, one per line: the training set (train only)
-    --model FOLDER   the candidate's files, which are hostile until the program proves otherwise (score only)
-    --seed NUMBER    another one for every reference (train only)
-    --output FILE    where to write an .npz file with `logits`, (N, C) numbers, rows in the table's order
+    --rows FILE      ids of the training rows, one per line (train only)
+    --model FOLDER   the candidate's files, which the program must treat as hostile (score only)
+    --seed NUMBER    a different number for every reference (train only)
+    --output FILE    the .npz file to write, with `logits`, (N, C) floats, rows in the table's order
 
-It sees no variable of the gate's environment but those that find programs and devices. What it prints is its log.
+It gets only those variables of the gate's environment that locate programs and devices. Its output is its log.
 """
 
 import contextlib
@@ -35,20 +35,20 @@ from privacy_gate.errors import ConfigurationError, UnavailableError
 from privacy_gate.jobs.kinds import TrainReference
 
 PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
-"""Variables that the program sees: none that could hold a credential."""
+"""Environment variables that the program sees: none of them holds credentials."""
 
 HEAD_BYTES, TAIL_BYTES = 1 << 16, 15 << 16
-"""Of the beginning and of the end of a log, that are kept: 1 MiB together."""
+"""Bytes kept from the beginning and from the end of a log: 1 MiB in total."""
 
 PATIENCE = 2
-"""Seconds in which the rest of an ended program's log is read; what it left running elsewhere may hold it open."""
+"""Seconds to read the rest of the log after the program has ended; a process that it left running may keep it open."""
 
 LAST_LINES = 5
-"""Of a failed program's log, in the error."""
+"""Number of lines of a failed program's log that the error quotes."""
 
 
 def train_by_command(recipe: CommandRecipe, job: TrainReference, chosen: NDArray[np.bool_], data: AuditData) -> Arrays:
-    """What is kept of a reference (job.TrainReference), and its `log` as bytes."""
+    """The arrays stored for a reference (see jobs.kinds.TrainReference), and its `log` as bytes."""
     what = f"reference {job.index}"
     with scratch_folder() as folder:
         rows = folder / "rows.txt"
@@ -60,7 +60,7 @@ def train_by_command(recipe: CommandRecipe, job: TrainReference, chosen: NDArray
 
 
 def score_by_command(recipe: CommandRecipe, candidate: Path, data: AuditData) -> Arrays:
-    """What is kept of the candidate (job.Score), and the `log` as bytes."""
+    """The arrays stored for the candidate (see jobs.kinds.Score), and the `log` as bytes."""
     with scratch_folder() as folder:
         arguments = ["--task", "score", "--model", str(candidate)]
         logits, log = _call(recipe, arguments, data, folder, "the candidate")
@@ -70,21 +70,25 @@ def score_by_command(recipe: CommandRecipe, candidate: Path, data: AuditData) ->
 def _call(
     recipe: CommandRecipe, arguments: list[str], data: AuditData, folder: Path, what: str
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """Runs the program on one model; its logits (N, C) and its log. what: the model, for error messages."""
     output, trainer = folder / "output.npz", recipe.trainer
+    # The program runs in another folder, so a relative path to the table must become absolute.
     table = recipe.table if "://" in recipe.table else str(Path(recipe.table).resolve())
     command = [*trainer.command, *arguments, "--table", table, "--output", str(output)]
     (folder / "work").mkdir()
-    code, said = _run(command, folder / "work", trainer.timeout_s)
+    code, log = _run(command, folder / "work", trainer.timeout_s)
     if code is None:
-        raise _failed(what, f"it ran longer than {trainer.timeout_s} s", said)
+        raise _failed(what, f"it ran longer than trainer.timeout_s, {trainer.timeout_s} s", log)
     if code:
-        raise _failed(what, f"it ended with {code}", said)
-    return _logits(output, (data.rows, recipe.classes), what, said), np.frombuffer(said, np.uint8)
+        raise _failed(what, f"its exit code was {code}", log)
+    return _logits(output, (data.rows, recipe.classes), what, log), np.frombuffer(log, np.uint8)
 
 
 def _run(command: list[str], folder: Path, timeout: float) -> tuple[int | None, bytes]:
-    """The program's exit code, None where it took longer than `timeout` seconds, and its log. Nothing of it runs on,
-    whatever ends the wait; but where the gate is killed outright, the program ends by itself or when it prints next.
+    """The program's exit code (None if it took longer than `timeout` seconds) and its log.
+
+    The program and its children are killed however the wait ends. Only if the gate itself is killed with SIGKILL, the
+    program runs on until it finishes or next prints.
     """
     try:
         process = subprocess.Popen(  # noqa: S603 - the operator's own program, from the policy
@@ -94,7 +98,7 @@ def _run(command: list[str], folder: Path, timeout: float) -> tuple[int | None, 
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # a group of its own, which is ended as a whole
+            start_new_session=True,  # a process group of its own, so that `_end` can kill all its children
         )
     except OSError as error:
         if error.errno in {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}:
@@ -113,14 +117,14 @@ def _run(command: list[str], folder: Path, timeout: float) -> tuple[int | None, 
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """Ends the program and whatever it started."""
+    """Kills the program and all processes that it started."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
 class _Log:
-    """The first and the last of what a program prints, however much that is; read while it runs."""
+    """The beginning and the end of a program's output, however long it is; read while the program runs."""
 
     def __init__(self, process: "subprocess.Popen[bytes]") -> None:
         self._head, self._tail, self._dropped, self._pipe = bytearray(), bytearray(), 0, process.stdout
@@ -128,6 +132,7 @@ class _Log:
         self._reader.start()
 
     def _read(self) -> None:
+        # A full pipe would block the program, so everything is read even if it is then dropped.
         while self._pipe and (printed := os.read(self._pipe.fileno(), 1 << 16)):
             room = HEAD_BYTES - len(self._head)
             self._head += printed[:room]
@@ -137,7 +142,7 @@ class _Log:
             self._dropped += over
 
     def kept(self) -> bytes:
-        """What there is, once the program has ended."""
+        """The log, after the program has ended."""
         self._reader.join(PATIENCE)
         if self._pipe and not self._reader.is_alive():
             self._pipe.close()
@@ -145,18 +150,19 @@ class _Log:
         return bytes(self._head) + gap + bytes(self._tail)
 
 
-def _logits(output: Path, shape: tuple[int, int], what: str, said: bytes) -> NDArray[np.float32]:
+def _logits(output: Path, shape: tuple[int, int], what: str, log: bytes) -> NDArray[np.float32]:
+    """The logits (N, C) in the program's output file. Raises UnavailableError if they are missing or malformed."""
     try:
-        with output.open("rb") as file, NpzFile(file, allow_pickle=False) as found:
-            logits: NDArray[Any] = found["logits"]
+        with output.open("rb") as file, NpzFile(file, allow_pickle=False) as arrays:
+            logits: NDArray[Any] = arrays["logits"]
     except BROKEN as error:
-        raise _failed(what, f"it wrote no .npz file with logits ({type(error).__name__})", said) from error
+        raise _failed(what, f"it wrote no .npz file with logits ({type(error).__name__})", log) from error
     if logits.shape != shape or logits.dtype.kind != "f" or not np.isfinite(logits).all():
-        raise _failed(what, f"its logits are {logits.dtype} {logits.shape}, expected finite floats {shape}", said)
+        raise _failed(what, f"its logits are {logits.dtype} {logits.shape}, expected finite floats {shape}", log)
     return logits.astype(np.float32)
 
 
-def _failed(what: str, reason: str, said: bytes) -> UnavailableError:
-    lines = said.decode("utf-8", errors="replace").splitlines()[-LAST_LINES:]
-    words = " | ".join(line for line in lines if line.strip()) or "nothing"
-    return UnavailableError(f"the policy's trainer failed on {what}: {reason}; it said: {words}")
+def _failed(what: str, reason: str, log: bytes) -> UnavailableError:
+    lines = log.decode("utf-8", errors="replace").splitlines()[-LAST_LINES:]
+    printed = " | ".join(line for line in lines if line.strip()) or "nothing"
+    return UnavailableError(f"the policy's trainer.command failed on {what}: {reason}; it printed: {printed}")

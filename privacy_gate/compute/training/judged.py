@@ -1,4 +1,4 @@
-"""What a trained network says about every row of the table."""
+"""Evaluates a trained network on every row of the table."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,9 +23,9 @@ Arrays = dict[str, NDArray[Any]]
 
 
 def network_images(recipe: Recipe, data: AuditData, machine: Machine, progress: Progress) -> Images:
-    """The table's images as the recipe's network takes them; on the GPU where a quarter of its memory holds them."""
+    """The table's images, transformed for the recipe's network; on the GPU if they fit a quarter of its memory."""
     if recipe.input is None:
-        raise DatasetError("the recipe has no input; networks are trained on images")
+        raise DatasetError("the recipe has no input, but its network is trained on images: set input")
     device = machine.torch_device()
     pixels = read_pixels(data, recipe.input, machine.decoders(), progress)
     if device.type == "cuda" and 4 * pixels.nbytes < torch.cuda.mem_get_info(device)[0]:
@@ -34,7 +34,7 @@ def network_images(recipe: Recipe, data: AuditData, machine: Machine, progress: 
 
 
 def score_network(recipe: Recipe, folder: Path, images: Images, label: NDArray[np.int64], machine: Machine) -> Arrays:
-    """What is kept of a candidate whose network was trained: see job.Score."""
+    """The arrays stored for a candidate whose network was trained: see jobs.kinds.Score."""
     tensors = candidate_tensors(folder, recipe, changed(recipe))
     model = build(recipe.backbone, recipe.classes).to(machine.torch_device())
     logits = [network_logits(model, tensors, images, machine, view) for view in range(len(recipe.views))]
@@ -42,7 +42,7 @@ def score_network(recipe: Recipe, folder: Path, images: Images, label: NDArray[n
 
 
 def judged(logits: Sequence[NDArray[np.float32]], label: NDArray[np.int64]) -> Arrays:
-    """What is kept of a reference's logits (N, C) in each view: see job.TrainReference."""
+    """The arrays stored for a reference, from its logits (N, C) in each view: see jobs.kinds.TrainReference."""
     confidence = np.mean([logit_scaled(view, label) for view in logits], axis=0)
     return {
         "confidence": confidence.astype(np.float32),
@@ -52,10 +52,10 @@ def judged(logits: Sequence[NDArray[np.float32]], label: NDArray[np.int64]) -> A
 
 
 def residual(logits: NDArray[np.float32], label: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Norm of p - onehot(y), (N,) = (1 - p_y) sqrt(1 + |q|^2), q the softmax of the other logits: nothing cancels."""
+    """Norm of p - onehot(y), (N,): (1 - p_y) sqrt(1 + |q|^2), free of cancellation; q: softmax of the other logits."""
     others = logits.astype(np.float64)
     others[np.arange(len(label)), label] = -np.inf
     q = np.exp(others - others.max(axis=1, keepdims=True))
     q /= q.sum(axis=1, keepdims=True)
-    doubt = np.exp(-np.logaddexp(0.0, logit_scaled(logits, label)))
+    doubt = np.exp(-np.logaddexp(0.0, logit_scaled(logits, label)))  # 1 - p_y
     return np.asarray(doubt * np.sqrt(1 + (q**2).sum(axis=1)))

@@ -1,7 +1,7 @@
-"""The recipe's optimiser: torch.optim's own update, fused, without the upkeep of its classes.
+"""The recipe's optimiser: torch.optim's fused updates, called as functions.
 
-torch.optim.Adam and its like spend more time on groups and hooks than the update of a small head takes;
-torch.optim.adam.adam and its like are the same updates as functions.
+torch.optim's classes spend more time on parameter groups and hooks than the update of a small head takes. The functions
+behind them, such as torch.optim.adam.adam, compute the same updates.
 """
 
 from collections.abc import Callable
@@ -15,14 +15,14 @@ from torch.optim.sgd import sgd
 from privacy_gate.dossier.optimizers import Adam, AdamW, Optimizer, Sgd
 
 STATE = {"adam": 2, "adamw": 2, "sgd": 1}
-"""Numbers kept per parameter beside itself and its gradient, at most."""
+"""Maximum number of state values per parameter, not counting the parameter and its gradient."""
 
 
 def stepper(parameters: torch.Tensor, gradient: torch.Tensor, settings: Optimizer) -> Callable[[float], None]:
-    """A function that takes one step of the given learning rate, in place, with `gradient` as it then is.
+    """A function that takes one step with the given learning rate, in place, using the current contents of `gradient`.
 
-    All updates are elementwise, so models stacked in one tensor stay independent of each other. The
-    schedule is the caller's: settings.lr is not read.
+    All updates are elementwise, so models stacked in one tensor stay independent of each other. The caller applies the
+    schedule; settings.lr is not read.
     """
     match settings:
         case Adam():
@@ -38,6 +38,7 @@ def _adaptive(
     update: Callable[..., None], parameters: torch.Tensor, gradient: torch.Tensor, settings: Adam | AdamW
 ) -> Callable[[float], None]:
     mean, square = torch.zeros_like(parameters), torch.zeros_like(parameters)
+    # The fused update counts its steps itself, in this tensor.
     steps = torch.zeros((), dtype=torch.float32, device=parameters.device)
 
     def step(lr: float) -> None:
@@ -62,7 +63,7 @@ def _adaptive(
 
 
 def _sgd(parameters: torch.Tensor, gradient: torch.Tensor, settings: Sgd) -> Callable[[float], None]:
-    momentum: list[torch.Tensor | None] = [None]  # torch fills it in the first step
+    momentum: list[torch.Tensor | None] = [None]  # torch creates the buffer in the first step
 
     def step(lr: float) -> None:
         sgd(

@@ -1,4 +1,4 @@
-"""Which tensors of a network an adaptation trains, and where each reference starts."""
+"""Which tensors of a network each adaptation trains, and their initial values for each reference."""
 
 from threading import Lock
 from typing import Any
@@ -12,7 +12,7 @@ from privacy_gate.dossier.recipe import Lora, Recipe
 from privacy_gate.errors import CandidateError
 from privacy_gate.jobs.subsets import initial_head, initial_network, initial_update
 
-from timm.layers import evo_norm, filter_response_norm, norm  # isort: skip - after backbone, which readies torchvision
+from timm.layers import evo_norm, filter_response_norm, norm  # isort: skip - after backbone prepares torchvision
 
 NORMS = (
     *(nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, _BatchNorm),
@@ -22,20 +22,20 @@ NORMS = (
     *(evo_norm.EvoNorm2dS0, evo_norm.EvoNorm2dS1, evo_norm.EvoNorm2dS2),
     *(filter_response_norm.FilterResponseNormAct2d, filter_response_norm.FilterResponseNormTlu2d),
 )
-"""Layers whose scale and shift FiLM trains; timm's others are subclasses of these."""
+"""Layers whose scale and shift FiLM trains; timm's other norm layers are subclasses of these."""
 
 MEMORY = {"running_mean", "running_var", "num_batches_tracked"}
-"""What norm layers call the statistics of batches that they remember."""
+"""Names of the buffers in which norm layers keep running statistics of batches."""
 
 _DRAWING = Lock()
-"""Held while torch's one generator of random numbers, which all threads share, draws a network."""
+"""Held while a network is drawn from torch's global random number generator, which all threads share."""
 
 _WITHIN = {"attention": "attn", "mlp": "mlp"}
-"""What timm calls the parts of a transformer's block."""
+"""timm's names for the parts of a transformer block, by `lora.targets`."""
 
 
 class LowRank(nn.Module):
-    """A linear layer that stays, and a low-rank update beside it: x -> W x + b + scale * up (down x)."""
+    """A frozen linear layer plus a trained low-rank update: x -> W x + b + scale * up (down x)."""
 
     def __init__(self, layer: nn.Linear, settings: Lora) -> None:
         super().__init__()
@@ -52,14 +52,16 @@ class LowRank(nn.Module):
 def network(recipe: Recipe) -> nn.Module:
     """The recipe's architecture with its public weights (random ones for scratch), ready to be trained.
 
-    Frozen parts stand in eval mode: what BatchNorm remembers of the public data stays. Where everything is trained, so
-    is BatchNorm. Raises CandidateError where the architecture lacks what the adaptation trains, or draws
-    random numbers while it is trained (dropout), which references trained together could not repeat alone.
+    Frozen parts are in eval mode, so BatchNorm keeps its statistics of the public data. If everything is trained,
+    BatchNorm is in training mode. Raises CandidateError if the architecture lacks the layers that the adaptation
+    trains; if it draws random numbers in training (dropout), because a reference trained in a block would then differ
+    from one trained alone; or if privacy is combined with BatchNorm in training mode.
     """
     model = build(recipe.backbone, recipe.classes)
     if recipe.adaptation != "scratch":
         model.load_state_dict(public_tensors(recipe.backbone), strict=False)
     if recipe.lora is not None:
+        # Replace each target layer in its parent module.
         for name in lora_targets(model, recipe.lora):
             parent, _, last = name.rpartition(".")
             owner = model.get_submodule(parent)
@@ -72,47 +74,51 @@ def network(recipe: Recipe) -> nn.Module:
         random = [name for name, module in model.named_modules() if _draws(module)]
         if random:
             raise CandidateError(
-                f"recipe: {recipe.backbone.name} drops units at random in {random[0]}; adaptation "
-                f"'{recipe.adaptation}' cannot repeat that"
+                f"recipe: {recipe.backbone.name} has dropout in {random[0]}, which training with adaptation "
+                f"'{recipe.adaptation}' could not reproduce: use a backbone without dropout"
             )
         mixing = [name for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
         if recipe.privacy is not None and mixing:
             raise CandidateError(
-                f"recipe: BatchNorm in {mixing[0]} of {recipe.backbone.name} mixes the examples of a batch, so none "
-                "has a gradient of its own for DP-SGD to cut: use adaptation film, whose statistics stay, or a network "
+                f"recipe: BatchNorm in {mixing[0]} of {recipe.backbone.name} mixes the examples of a batch, so DP-SGD "
+                "cannot clip per-example gradients: use adaptation film, which freezes the statistics, or a network "
                 "with GroupNorm or LayerNorm"
             )
         if recipe.federation is not None and recipe.federation.privacy is not None and mixing:
             raise CandidateError(
-                f"recipe: BatchNorm in {mixing[0]} of {recipe.backbone.name} remembers variances, which the noise of "
-                "clients' privacy could make negative: use adaptation film, whose statistics stay, or a network with "
-                "GroupNorm or LayerNorm"
+                f"recipe: BatchNorm in {mixing[0]} of {recipe.backbone.name} keeps running variances, which the noise "
+                "of federation.privacy could make negative: use adaptation film, which freezes the statistics, or a "
+                "network with GroupNorm or LayerNorm"
             )
     return model
 
 
 def trains_everything(recipe: Recipe) -> bool:
-    """Whether every parameter is trained, and BatchNorm's memory with them."""
+    """Whether every parameter is trained, and BatchNorm's running statistics change too."""
     return recipe.adaptation in ("full", "scratch")
 
 
 def _draws(module: nn.Module) -> bool:
+    """Whether the module drops units or paths at random in training mode."""
     rate = getattr(module, "p", None) if isinstance(module, nn.modules.dropout._DropoutNd) else None
     rate = getattr(module, "drop_prob", None) if type(module).__name__ == "DropPath" else rate
     return bool(rate)
 
 
 def lora_targets(model: nn.Module, settings: Lora) -> list[str]:
-    """Names of the linear layers that get an update. Raises CandidateError where there are none."""
-    wanted = {_WITHIN[target] for target in settings.targets}
-    found = [
+    """Names of the linear layers that get a low-rank update. Raises CandidateError if there are none."""
+    parents = {_WITHIN[target] for target in settings.targets}
+    layers = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and wanted & set(name.split(".")[:-1])
+        if isinstance(module, nn.Linear) and parents & set(name.split(".")[:-1])
     ]
-    if not found:
-        raise CandidateError(f"recipe: no linear layer lies in {' or '.join(sorted(wanted))}; lora fits transformers")
-    return found
+    if not layers:
+        raise CandidateError(
+            f"recipe: the architecture has no linear layer in {' or '.join(sorted(parents))} for lora.targets; "
+            "adaptation lora needs a transformer"
+        )
+    return layers
 
 
 def trained(model: nn.Module, recipe: Recipe) -> list[str]:
@@ -120,6 +126,7 @@ def trained(model: nn.Module, recipe: Recipe) -> list[str]:
     every = [name for name, _ in model.named_parameters()]
     if trains_everything(recipe):
         return every
+    # Every adaptation short of full training trains the head.
     chosen = set(head_names(model))
     chosen.update(scales_and_shifts(model) if recipe.adaptation == "film" else ())
     if recipe.adaptation == "lora":
@@ -130,7 +137,7 @@ def trained(model: nn.Module, recipe: Recipe) -> list[str]:
 def changed(recipe: Recipe) -> set[str] | None:
     """Names of a candidate's tensors that may differ from the public ones; None: all of them.
 
-    LoRA's updates are merged into the layers' own weights, as candidates are stored for serving.
+    LoRA's updates count as merged into the layers' weights, because candidates are stored ready for serving.
     """
     if trains_everything(recipe):
         return None
@@ -141,17 +148,19 @@ def changed(recipe: Recipe) -> set[str] | None:
 
 
 def scales_and_shifts(model: nn.Module) -> list[str]:
-    """Names of what norm layers multiply by and add. Raises CandidateError where there is none."""
-    found = [
+    """Names of the norm layers' scales and shifts. Raises CandidateError if there are none."""
+    names = [
         f"{name}.{own}"
         for name, module in model.named_modules()
         if isinstance(module, NORMS)
         for own, _ in module.named_parameters(recurse=False)
         if own in ("weight", "bias")
     ]
-    if not found:
-        raise CandidateError("recipe: no norm layer of this architecture has a scale or shift for film to train")
-    return found
+    if not names:
+        raise CandidateError(
+            "recipe: no norm layer of this architecture has a scale or shift for film to train: set another adaptation"
+        )
+    return names
 
 
 def remembered(model: nn.Module, recipe: Recipe) -> list[str]:
@@ -162,18 +171,19 @@ def remembered(model: nn.Module, recipe: Recipe) -> list[str]:
 
 
 def start(model: nn.Module, recipe: Recipe, index: int) -> Tensors:
-    """Where reference `index` starts: every tensor that training changes, by name."""
+    """Initial values of every tensor that training changes, by name, for reference `index`."""
     names = [*trained(model, recipe), *remembered(model, recipe)]
-    own = model.state_dict()
-    source = _random(recipe, index) if recipe.adaptation == "scratch" else own
-    tensors = {name: source[name].to(own[name], copy=True) for name in names}
+    public = model.state_dict()
+    source = _random(recipe, index) if recipe.adaptation == "scratch" else public
+    tensors = {name: source[name].to(public[name], copy=True) for name in names}
     weight, bias = head_names(model)
     if recipe.adaptation != "scratch":
         classes, width = tensors[weight].flatten(1).shape
         drawn = initial_head(index, classes, width)
-        at_random = recipe.head.initial == "uniform"
+        at_random = recipe.head.initial == "uniform"  # otherwise the factor 0 makes the head start from zeros
         for name, value in zip((weight, bias), drawn, strict=True):
             tensors[name] = torch.from_numpy(value * at_random).to(tensors[name]).view_as(tensors[name])
+    # As in LoRA: `down` starts at random and `up` at zero, so the update starts at zero.
     for place, name in enumerate(name for name in names if name.endswith(".down") and recipe.lora):
         update = initial_update(index, place, *tensors[name].shape)
         tensors[name] = torch.from_numpy(update).to(tensors[name])
@@ -181,7 +191,7 @@ def start(model: nn.Module, recipe: Recipe, index: int) -> Tensors:
 
 
 def _random(recipe: Recipe, index: int) -> Tensors:
-    """An untrained network of the reference's own, as timm draws it."""
+    """Tensors of an untrained network that timm initialises at random, with a seed of the reference's own."""
     with _DRAWING, torch.random.fork_rng(devices=[]):
         torch.manual_seed(initial_network(index))
         return dict(build(recipe.backbone, recipe.classes).state_dict())

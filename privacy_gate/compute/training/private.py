@@ -1,4 +1,4 @@
-"""DP-SGD: Poisson batches and noise, each reference's own, whatever its block."""
+"""DP-SGD: Poisson batches and noise, drawn for each reference independently of its block."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from privacy_gate.jobs.subsets import Subset, gradient_noise, poisson_batch, sho
 
 @dataclass(frozen=True, eq=False)
 class PrivateBatch:
-    """One step of M references: rows and labels (M, B), padded; present (M, 1, B), 1 where there is an example."""
+    """One step of M references: rows and labels (M, B), padded; present (M, 1, B): 1 for an example, 0 for padding."""
 
     rows: torch.Tensor
     label: torch.Tensor
@@ -22,7 +22,7 @@ class PrivateBatch:
     step: int
 
     def noise(self, privacy: DpSgd, shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
-        """What is added to the sums of gradients, (M, *shape)."""
+        """The noise to add to the sums of clipped gradients, (M, *shape)."""
         if privacy.noise_multiplier == 0:
             return like.new_zeros(len(self.indices), *shape)
         drawn = np.stack([gradient_noise(index, self.epoch, self.step, shape) for index in self.indices])
@@ -31,19 +31,19 @@ class PrivateBatch:
 
 
 def steps_of(size: int, batch: int) -> int:
-    """Steps of an epoch over `size` examples."""
+    """Number of steps in an epoch over `size` examples."""
     return -(-size // batch)
 
 
 def sampling_rate(size: int, batch: int) -> float:
-    """With which probability each of `size` examples is in a step."""
+    """Probability that each of `size` examples is in a step."""
     return min(1.0, batch / size)
 
 
 def private_batches(block: Sequence[Subset], epoch: int, recipe: Recipe, y: torch.Tensor) -> Iterator[PrivateBatch]:
-    """The steps of one epoch. Every example is in each of them with probability batch_size / examples.
+    """The steps of one epoch. Each step contains every example with probability batch_size / examples, independently.
 
-    y (V * N,): labels of the rows in every view; the references of a block make equally many steps.
+    y (V * N,): labels of the rows in every view; all references of a block have equally many steps.
     """
     views = len(recipe.views)
     orders = [shown(index, epoch, rows, views, len(y) // views) for index, rows in block]
@@ -53,10 +53,11 @@ def private_batches(block: Sequence[Subset], epoch: int, recipe: Recipe, y: torc
             order[poisson_batch(index, epoch, step, len(order), sampling_rate(len(order), recipe.batch_size))]
             for index, order in zip(indices, orders, strict=True)
         ]
-        rows = np.zeros((len(block), max(1, *(len(one) for one in chosen))), dtype=np.int64)
+        # Batches differ in size: pad all to the longest, at least 1, so that an empty batch still takes a step.
+        rows = np.zeros((len(block), max(1, *(len(batch) for batch in chosen))), dtype=np.int64)
         present = np.zeros((len(block), 1, rows.shape[1]), dtype=np.float32)
-        for place, one in enumerate(chosen):
-            rows[place, : len(one)], present[place, 0, : len(one)] = one, 1
+        for place, batch in enumerate(chosen):
+            rows[place, : len(batch)], present[place, 0, : len(batch)] = batch, 1
         on_device = torch.from_numpy(rows).to(y.device)
-        there = torch.from_numpy(present).to(y.device)
-        yield PrivateBatch(on_device, y[on_device], there, indices, epoch, step)
+        mask = torch.from_numpy(present).to(y.device)
+        yield PrivateBatch(on_device, y[on_device], mask, indices, epoch, step)

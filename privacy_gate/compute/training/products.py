@@ -1,7 +1,7 @@
-"""The two products of a training step of stacked heads, each head's with its own rows of one table.
+"""The two matrix products of a training step of stacked heads; each head multiplies its own rows of one table.
 
-Torch's way gathers the rows and multiplies stacks of matrices. On a CPU, where Numba is installed, `compiled` does
-without the gathering, two to four times as fast; the results differ by rounding alone.
+`Gathered` copies the rows together and multiplies stacks of matrices in torch. `Compiled`, on a CPU with Numba
+installed, avoids the copy and is two to four times as fast; results differ only by rounding.
 """
 
 from typing import Protocol
@@ -11,32 +11,33 @@ import torch
 from privacy_gate.native.compiler import has_numba
 
 LEAST_WIDTH = 128
-"""Numbers of a row from which on compiled products are faster than torch's, for any number of classes."""
+"""Row width W from which compiled products are faster than torch's, for any number of classes."""
 
 
 class Products(Protocol):
-    """What both ways offer: rows (M, B) of a table x (N, W), parameters and gradient (M, C, W)."""
+    """The interface of both implementations: rows (M, B) of a table x (N, W), parameters and gradient (M, C, W)."""
 
     def logits(self, parameters: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """parameters @ x[rows], (M, C, B)."""
         ...
 
     def gradient(self, error: torch.Tensor, rows: torch.Tensor, out: torch.Tensor) -> None:
-        """Sets out to error (M, C, B) @ x[rows]; the rows are those that `logits` was last asked for."""
+        """Sets out to error (M, C, B) @ x[rows]; rows must be those of the last call of `logits`."""
         ...
 
 
 def products(x: torch.Tensor) -> Products:
-    """The faster way for a table on this device."""
+    """The faster implementation for this table."""
     if x.device.type == "cpu" and x.shape[1] >= LEAST_WIDTH and has_numba():
         return Compiled(x)
     return Gathered(x)
 
 
 class Gathered:
-    """Torch's way, on any device."""
+    """The torch implementation, for any device."""
 
     def __init__(self, x: torch.Tensor) -> None:
+        # A buffer for the copied rows, which `logits` fills and `gradient` uses again.
         self._x, self._gathered = x, x.new_empty(0, x.shape[1])
 
     def logits(self, parameters: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -55,7 +56,7 @@ class Gathered:
 
 
 class Compiled:
-    """Numba's way, on a CPU."""
+    """The Numba implementation, for CPUs."""
 
     def __init__(self, x: torch.Tensor) -> None:
         from privacy_gate.native import products as compiled  # noqa: PLC0415 - Numba is an extra, and slow to import

@@ -1,12 +1,12 @@
-"""One block of heads: trained one by one by machine code, see `fused`, or side by side, and then what a step is.
+"""Trains one block of heads: one by one in compiled code (native.head_epochs), or all together in stacked steps.
 
-All heads share the features and differ in their rows, so one step of M heads is two products of each head with its own
-rows (see `products`) and one optimiser update, with the gradient in closed form: (p - target) x'. Each head keeps
-its own mini-batches, exactly those it would have alone. Logits are laid out (M, C, batch), with weights
-(M, C, W): then both products read and write rows in order, several times faster where C is small.
+All heads share the features and differ in their rows. So one stacked step of M heads is two products of each head with
+its own rows (see `products`) and one optimiser update, with the gradient in closed form: (p - target) x'. Each head
+keeps exactly the mini-batches that it would have alone. Logits have the layout (M, C, batch), and weights (M, C, W):
+both products then read and write rows in order, which is several times faster if C is small.
 
-Where DP-SGD cuts each example's gradient, error x', its norm is |error| |x| and the cut a weight on the error: no
-gradient of a single example is ever formed.
+DP-SGD clips each example's gradient, error x'. Its norm is |error| |x|, so clipping is a factor on the error, and
+per-example gradients are never formed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +17,7 @@ import torch
 from privacy_gate.compute.training.optimizers import STATE, stepper
 from privacy_gate.compute.training.private import private_batches
 from privacy_gate.compute.training.products import products
+from privacy_gate.dossier.optimizers import Sgd
 from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.jobs.subsets import Subset, initial_head, shown
 from privacy_gate.native.compiler import has_numba
@@ -26,10 +27,10 @@ CACHE_LINE = 64
 
 
 def padded(features: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """The features as a stack reads them, (N, W): x, then 1 so that the bias is a weight, then zeros.
+    """Features with padding, (N, W): x, then a 1 so that the bias is a weight, then zeros.
 
-    W is the least that makes a row an odd number of cache lines: rows that lie a power of two apart, as
-    most backbones' would, compete for the same few places of a cache.
+    W is the smallest width that makes a row an odd number of cache lines. Rows at a distance of a power of two, the
+    width of most backbones' features, would compete for the same few sets of a cache.
     """
     width = features.shape[1]
     line = CACHE_LINE // dtype.itemsize
@@ -41,7 +42,7 @@ def padded(features: torch.Tensor, device: torch.device, dtype: torch.dtype) -> 
 
 
 def bytes_per_head(x: torch.Tensor, recipe: Recipe, size: int) -> int:
-    """What a head trained on `size` rows touches in a step: parameters, their state, its batch, its logits."""
+    """Bytes that a head with `size` training rows uses in a step: parameters, optimiser state, batch and logits."""
     width = x.shape[1]
     parameters = recipe.classes * width * (2 + STATE[recipe.optimizer.name])
     batch = min(recipe.batch_size, size) * (width + 2 * recipe.classes)
@@ -59,9 +60,9 @@ def train_block(
 ) -> torch.Tensor:
     """Trains the block's references as the recipe says: weights and biases (M, C, D + 1), in the block's order.
 
-    x (V * N, W) as `padded` makes it of D = width features in each of the recipe's V views, y (V * N,), on the
-    device that computes; all subsets make the same number of batches an epoch. `advance` is told how
-    many references were trained for one epoch more.
+    x (V * N, W): the output of `padded` for D = width features in each of the recipe's V views; y (V * N,); both on the
+    device that computes. All subsets must have the same number of batches per epoch. `advance` is called with the
+    number of references that were trained for one more epoch.
     """
     heads = x.new_zeros(len(block), recipe.classes, x.shape[1])
     if recipe.head.initial == "uniform":
@@ -84,16 +85,32 @@ def _one_by_one(
     block: Sequence[Subset],
     advance: Callable[[int], None],
 ) -> None:
-    """Trains heads (M, C, W) in place, each from its first epoch to its last: what it
-    touches stays in its core's cache.
-    """
-    from privacy_gate.native.head_epochs import Fused  # noqa: PLC0415 - an extra, and slow to import
+    """Trains heads (M, C, W) in place, each through all its epochs, so that its data stays in the core's cache."""
+    from privacy_gate.native import head_epochs  # noqa: PLC0415 - an extra, and slow to import
 
-    fused, views = Fused(x, y, recipe), len(recipe.views)
+    optimizer, batch, views = recipe.optimizer, recipe.batch_size, len(recipe.views)
     for head, (index, rows) in zip(heads, block, strict=True):
-        state = fused.state()
+        state = head_epochs.first_state(head)
         for epoch in range(recipe.epochs):
-            fused.train(head, shown(index, epoch, rows, views, len(y) // views), epoch, state)
+            order = shown(index, epoch, rows, views, len(y) // views)
+            lr = optimizer.lr * recipe.schedule.factor(epoch, recipe.epochs)
+            own = (
+                (optimizer.momentum, float(optimizer.nesterov))
+                if isinstance(optimizer, Sgd)
+                else (*optimizer.betas, optimizer.eps)
+            )
+            head_epochs.train_epoch(
+                x,
+                y,
+                order,
+                head,
+                state,
+                batch=batch,
+                smoothing=recipe.label_smoothing,
+                optimizer=optimizer.name,
+                settings=(lr, optimizer.weight_decay, *own),
+                before=epoch * -(-len(order) // batch),
+            )
             advance(1)
 
 
@@ -106,7 +123,7 @@ def _side_by_side(
     block: Sequence[Subset],
     advance: Callable[[int], None],
 ) -> None:
-    """Trains heads (M, C, W) in place, all of them in every step."""
+    """Trains heads (M, C, W) in place, all of them together in every step."""
     stack = Stack(x, recipe, heads)
     step = stepper(stack.parameters, stack.gradient, recipe.optimizer)
     privacy, shape = recipe.privacy, (recipe.classes, width + 1)
@@ -115,6 +132,7 @@ def _side_by_side(
         if privacy is not None:
             for batch in private_batches(block, epoch, recipe, y):
                 stack.differentiate(batch.rows, batch.label, batch.present, privacy.clip)
+                # No noise on the padding, whose weights stay 0.
                 stack.gradient[:, :, : width + 1] += batch.noise(privacy, shape, stack.gradient)
                 stack.gradient /= recipe.batch_size
                 step(lr)
@@ -130,13 +148,14 @@ def _batches(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor | float]]:
     """The steps of one epoch: rows and labels (M, B), and each example's share of its batch's mean loss.
 
-    The share is 1/B; in the last batch (M, 1, B): 1/length, 0 where a shorter reference has no row left.
+    The share is 1/B; in the last batch it is (M, 1, B): 1/length, and 0 for the padding of shorter references.
     """
     sizes = np.array([len(rows) for _, rows in block])
     order = np.zeros((len(block), sizes.max()), dtype=np.int64)
     for place, (index, rows) in enumerate(block):
         order[place, : len(rows)] = shown(index, epoch, rows, views, len(y) // views)
     last = (order.shape[1] - 1) // batch * batch
+    # Full batches of all heads, (steps, M, batch), go to the device in one transfer.
     full = order[:, :last].reshape(len(block), -1, batch).swapaxes(0, 1)
     rows_of_steps = torch.from_numpy(np.ascontiguousarray(full)).to(y.device)
     for step_rows, truth in zip(rows_of_steps, y[rows_of_steps], strict=True):
@@ -148,7 +167,7 @@ def _batches(
 
 
 class Stack:
-    """The parameters of M heads, (M, C, W), with their gradient beside them."""
+    """The parameters of M heads, (M, C, W), and their gradient, of the same shape."""
 
     def __init__(self, x: torch.Tensor, recipe: Recipe, parameters: torch.Tensor) -> None:
         self._products, self._smoothing = products(x), recipe.label_smoothing
@@ -161,11 +180,11 @@ class Stack:
     ) -> None:
         """Sets the gradient of every head's mean cross-entropy over its batch.
 
-        rows, label (M, B); share (M, 1, B) or a number: what an example weighs in the mean; clip: the norm to
-        which each example's gradient, error x', is cut, for recipes with privacy. The target is
-        1 - s + s/C for the true class and s/C for the others, s = label smoothing, as in
-        torch.nn.functional.cross_entropy.
+        rows, label (M, B); share (M, 1, B) or a number: an example's weight in the mean; clip: the norm to which each
+        example's gradient, error x', is clipped, for recipes with privacy. The target is 1 - s + s/C for the true class
+        and s/C for the others, with s = label smoothing, as in torch.nn.functional.cross_entropy.
         """
+        # error = p - target, (M, C, B), in place of the softmax.
         error = self._products.logits(self.parameters, rows).softmax(1)
         if self._smoothing:
             error -= self._smoothing / error.shape[1]
@@ -173,6 +192,6 @@ class Stack:
         error.scatter_add_(1, truth, self._minus_target.expand(truth.shape))
         if clip is not None and self._norms is not None:
             norms = error.norm(dim=1, keepdim=True) * self._norms[rows].unsqueeze(1)
-            error *= clip / norms.clamp(min=clip)
+            error *= clip / norms.clamp(min=clip)  # min(1, clip / norm)
         error *= share
         self._products.gradient(error, rows, self.gradient)

@@ -1,4 +1,4 @@
-"""How a federated candidate was trained: who holds what, how clients train, how the server joins their updates."""
+"""How a federated candidate was trained: its partition, its clients, and how the server aggregates their updates."""
 
 from typing import Annotated, Self
 
@@ -17,14 +17,14 @@ Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class Federation(Record):
-    """Federated training; the recipe's optimiser, epochs and batch_size are those of a client in one round.
+    """Federated training. The recipe's optimizer, epochs and batch_size apply to one client in one round.
 
-    steps          local steps of a round, in place of the recipe's epochs
-    participation  share of the clients that take part in a round
-    prox           FedProx's mu (Li et al. 2020)
-    secure_aggregation  the server saw sums alone: no rule but a mean could have been used, and none but the clients
-                   themselves can have shortened what they sent
-    privacy        of whole clients, whatever they hold
+    steps          local steps per round, instead of the recipe's epochs
+    participation  share of the clients that take part in each round
+    prox           mu of FedProx (Li et al. 2020)
+    secure_aggregation  whether the server saw only the sum of the updates; the rule must then be a mean, and only the
+                   clients themselves can have clipped their updates
+    privacy        differential privacy of whole clients
     """
 
     clients: Clients = Clients()
@@ -41,24 +41,26 @@ class Federation(Record):
     def _sums_join_by_means(self) -> Self:
         if self.secure_aggregation and not self.aggregator.is_mean:
             raise ValueError(
-                f"secure aggregation shows the server a sum alone; {self.aggregator} needs each client's update"
+                f"secure_aggregation shows the server only the sum, but {self.aggregator} needs each client's update: "
+                "use aggregator mean, or remove secure_aggregation"
             )
         if self.privacy and (not self.aggregator.is_mean or self.aggregator.cap):
             raise ValueError(
-                f"privacy of clients joins shortened updates by a plain mean, not by {self.aggregator}: use mean or "
-                "uniform_mean, without anything before it and without a cap"
+                f"privacy of clients averages clipped updates by a plain mean, not by {self.aggregator}: use mean or "
+                "uniform_mean, without before and without a cap"
             )
         return self
 
     def unmet(self, clients: int, *, root: bool = True, rows: int | None = None) -> str | None:
-        """Why its own rule cannot join what so many clients send, nobody of whom attacks; None where it can.
+        """Why the aggregator cannot aggregate updates from this many honest clients; None if it can.
 
         root  whether the server has rows of its own
-        rows  that all clients together are trained on; None: as many as need be
+        rows  rows that all clients together train on; None: enough
         """
-        if self.clients.count is not None and rows is not None:  # a column gives every client it names a row
-            scarce = unmet_by_rows(rows, clients, self.clients.minimum)
-            if scarce:
-                return scarce
+        # With a client column every client named in it has a row, so only counted clients can run out of rows.
+        if self.clients.count is not None and rows is not None:
+            reason = unmet_by_rows(rows, clients, self.clients.minimum)
+            if reason:
+                return reason
         attendance = Attendance(clients, self.participation)
         return unmet(self.aggregator.steps, self.aggregator.tolerates, attendance, root=root)

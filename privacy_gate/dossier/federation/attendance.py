@@ -1,4 +1,4 @@
-"""How many of a federation's clients send an update in a round. Asked before anything is trained: no torch here."""
+"""How many clients of a federation send an update in a round. Used before training starts, so without torch."""
 
 import math
 from dataclasses import dataclass
@@ -8,13 +8,13 @@ from privacy_gate.errors import ConfigurationError
 
 @dataclass(frozen=True)
 class Attendance:
-    """Who of the clients is there.
+    """The attendance of clients in the rounds of a federation.
 
     participation  share of clients that are asked to take part in a round
     gone    share of clients that never take part, the same ones in every round
-    absent  share of those asked that do not answer, others in each round
-    stale   share of a round's updates that arrive a round late: changes of the model of the round before, made on
-            this round's batches; none in the first round
+    absent  share of the asked clients that do not answer, drawn anew in each round
+    stale   share of a round's updates that arrive one round late: they start from the model of the round before and
+            train on this round's batches; none in the first round
 
     Byzantine clients are never gone, absent or late.
     """
@@ -34,23 +34,24 @@ class Attendance:
             )
 
     def reachable(self, byzantine: int) -> int:
-        """Clients that are not gone, so many byzantine and at least one honest."""
-        loyal = self.clients - byzantine
-        return self.clients - min(round(self.gone * self.clients), loyal - 1)
+        """Number of clients that are not gone, with this many byzantine clients and at least one honest client."""
+        honest = self.clients - byzantine
+        return self.clients - min(round(self.gone * self.clients), honest - 1)
 
     def asked(self, byzantine: int) -> tuple[int, int]:
-        """Honest and byzantine clients asked in a round: the byzantine's share of it rounded up, never everyone."""
-        there = self.reachable(byzantine)
-        most = max(1, round(self.participation * there))
-        bad = min(math.ceil(byzantine * most / there), most - 1)
-        return most - bad, bad
+        """Numbers of honest and byzantine clients asked in a round, at least one of them honest."""
+        reachable = self.reachable(byzantine)
+        asked = max(1, round(self.participation * reachable))
+        # The byzantine share of the asked clients is rounded up, in favour of the attacker.
+        bad = min(math.ceil(byzantine * asked / reachable), asked - 1)
+        return asked - bad, bad
 
     def participants(self, byzantine: int) -> tuple[int, int]:
-        """Honest and byzantine clients that send an update in a round, at least one honest."""
+        """Numbers of honest and byzantine clients that send an update in a round, at least one of them honest."""
         honest, bad = self.asked(byzantine)
         return max(1, honest - round(self.absent * (honest + bad))), bad
 
     def late(self, byzantine: int, turn: int) -> int:
-        """Honest updates of round `turn` that are stale."""
+        """Number of stale honest updates in round `turn`, counted from 0."""
         honest, bad = self.participants(byzantine)
         return min(honest, round(self.stale * (honest + bad))) if turn else 0

@@ -1,4 +1,4 @@
-"""The clients of a federation: who holds what, and what protects them."""
+"""The clients of a federation: how rows are partitioned among them, and their differential privacy."""
 
 from typing import Annotated, Literal, Self
 
@@ -10,11 +10,11 @@ PartitionName = Literal["column", "iid", "dirichlet_by_class", "dirichlet_by_cli
 
 
 class Clients(Record):
-    """Who holds what: the table's client column as it is, or a partition by name.
+    """The partition of rows among clients: the table's client column, or a named partition.
 
-    alpha       of the Dirichlet partitions: .1 is very uneven, 100 nearly even
-    per_client  shards of each client; of `pathological`: classes of each client
-    minimum     fewest rows a client holds
+    alpha       concentration of the Dirichlet partitions: 0.1 is very uneven, 100 nearly even
+    per_client  for `shards`: shards per client; for `pathological`: classes per client
+    minimum     minimum number of rows per client
     """
 
     partition: PartitionName = "column"
@@ -26,23 +26,25 @@ class Clients(Record):
     @model_validator(mode="after")
     def _settings_fit(self) -> Self:
         if (self.partition == "column") == (self.count is not None):
-            raise ValueError("a client column counts its clients itself; every other partition needs count: 10 or so")
+            raise ValueError(
+                "count: partition column takes it from the table, so remove it; every other partition needs count: 10"
+            )
         if self.partition.startswith("dirichlet") != (self.alpha is not None):
-            raise ValueError("alpha belongs to the Dirichlet partitions, and they need it: alpha: 0.5")
+            raise ValueError("alpha belongs to the Dirichlet partitions, which need it: set, for example, alpha: 0.5")
         if self.per_client is not None and self.partition not in ("shards", "pathological"):
-            raise ValueError(f"per_client belongs to shards and pathological, not to {self.partition}")
+            raise ValueError(f"per_client belongs to shards and pathological, not to {self.partition}: remove it")
         return self
 
 
 class ClientPrivacy(Record):
     """Differential privacy of whole clients: DP-FedAvg, McMahan et al. 2018 (arXiv 1710.06963), with a fixed clip.
 
-    Every client shortens its update to norm `clip`; the server divides their sum by the number of clients it expects in
-    a round, whatever they claim, and adds normal noise of noise_multiplier * clip / that number to each coordinate.
-    delta is the epsilon's that the report states.
+    Every client clips its update to norm `clip`. The server divides the sum by the number of clients expected in a
+    round, not by the number that clients claim, and adds Gaussian noise to each coordinate with standard deviation
+    noise_multiplier * clip / that number. The report states epsilon at this delta.
 
-    noise_by  server; or clients, each of whom adds as much to its update as makes the sum so noisy. Only then is a
-              server that would look at updates shown less of them; only if all who are asked answer, epsilon holds
+    noise_by  server; or clients, if each client adds its part of the noise to its own update. Noise by clients also
+              protects updates from the server, but epsilon then holds only if all asked clients answer
     """
 
     noise_multiplier: Annotated[float, Field(ge=0)]

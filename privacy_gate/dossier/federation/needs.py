@@ -1,6 +1,6 @@
-"""What rules and attacks need of a round, asked before anything is trained: so torch is not imported here.
+"""The numbers of updates that rules and attacks need in a round. Checked before training starts, so without torch.
 
-Axis letters here: n updates received in a round, of which a rule is told that at most f are byzantine.
+n: updates received in a round; f: the number of byzantine updates that a rule tolerates (the recipe's `tolerates`).
 """
 
 import math
@@ -14,9 +14,9 @@ NEEDS: dict[str, tuple[int, int]] = {
     "capped_mean": (0, 1),
     "median": (2, 1),
     "trimmed_mean": (2, 1),
-    "krum": (2, 3),
+    "krum": (2, 3),  # Blanchard et al. 2017
     "multi_krum": (2, 3),
-    "bulyan": (4, 3),
+    "bulyan": (4, 3),  # El Mhamdi et al. 2018
     "geometric_median": (2, 1),
     "centered_clipping": (2, 1),
     "minimum_diameter": (2, 1),
@@ -29,63 +29,67 @@ NEEDS: dict[str, tuple[int, int]] = {
     "clip": (0, 1),
     "arc": (2, 1),
 }
-"""By rule, and by what may stand before one, a and b: it needs n >= a f + b."""
+"""(a, b) by name of a rule or of a step before it, which needs n >= a f + b updates."""
 
 SUBSETS = 5000
-"""Subsets of clients that the minimum diameter is looked for among, at most."""
+"""Most subsets of updates that minimum_diameter compares; the number grows as n over f."""
 
 BUCKET = 2
-"""Updates of one bucket, unless said otherwise."""
+"""Updates per bucket, if the recipe does not set `size`."""
 
 Steps = Sequence[tuple[str, Mapping[str, float]]]
-"""What a server does to the updates, in order: by name, with parameters."""
+"""The steps that a server applies to the updates, in order: name and parameters."""
 
 
 def unmet(
-    steps: Steps, told: int, attendance: Attendance, attack: tuple[str, int] | None = None, *, root: bool = True
+    steps: Steps, tolerates: int, attendance: Attendance, attack: tuple[str, int] | None = None, *, root: bool = True
 ) -> str | None:
-    """Why a federation cannot be trained so, in words; None where it can.
+    """Why a federation cannot be trained with these settings; None if it can.
 
-    told    the f of which the steps are told
-    attack  by name, and how many of all clients attack; None: nobody
-    root    whether the server has rows of its own
+    tolerates  the f that the steps are given
+    attack     name of an attack and number of attacking clients; None: no attack
+    root       whether the server has rows of its own
 
     >>> unmet([("median", {})], 2, Attendance(clients=10))
     >>> print(unmet([("bucketing", {}), ("krum", {})], 2, Attendance(clients=10)))
-    krum told of 2 byzantine clients needs at least 7 updates a round, found 5: tell it of fewer, or ask more clients
+    krum with tolerates: 2 needs at least 7 updates a round, found 5: lower tolerates, or let more clients take part
     """
     name, byzantine = attack or ("", 0)
     if byzantine >= attendance.clients:
-        return f"{byzantine} of {attendance.clients} clients cannot attack: let fewer, so that one at least is honest"
-    if not root and any(each == "fltrust" for each, _ in steps):
-        return "fltrust needs rows of the server's own: give some as population, or choose another rule"
+        return f"{byzantine} of {attendance.clients} clients cannot attack: lower byzantine, so that one is honest"
+    if not root and any(rule == "fltrust" for rule, _ in steps):
+        return "fltrust needs rows of the server's own: add population rows to the table, or choose another aggregator"
+    # A stress that rounds to nothing would be reported as harmless.
     if reason := unmet_by_stress(attendance):
         return reason
     honest, bad = attendance.participants(byzantine)
-    return unmet_by_steps(steps, told, honest + bad) or (unmet_by_attack(name, honest + bad, bad) if attack else None)
+    if reason := unmet_by_steps(steps, tolerates, honest + bad):
+        return reason
+    return unmet_by_attack(name, honest + bad, bad) if attack else None
 
 
 def unmet_by_steps(steps: Steps, f: int, n: int) -> str | None:
-    """Why the steps cannot join n updates, one after the other; None where they can."""
+    """Why the steps cannot be applied to n updates, one after the other; None if they can."""
     for name, parameters in steps:
         size = int(parameters.get("size", BUCKET))
         if reason := unmet_by_step(name, f, n, size):
             return reason
-        n = math.ceil(n / size) if name == "bucketing" else n
+        n = math.ceil(n / size) if name == "bucketing" else n  # the next step receives one update per bucket
     return None
 
 
 def unmet_by_step(name: str, f: int, n: int, size: int = BUCKET) -> str | None:
-    """Why one rule, or what stands before it, cannot take n updates; None where it can. size: of a bucket."""
-    each, more = (0, size) if name == "bucketing" else NEEDS[name]
+    """Why one rule, or a step before it, cannot be applied to n updates; None if it can. size: updates per bucket."""
+    per_byzantine, base = (0, size) if name == "bucketing" else NEEDS[name]
+    needed = per_byzantine * f + base
     if name == "bucketing" and size < 2:
-        return f"bucketing puts {size} updates in a bucket, expected at least 2"
+        return f"bucketing has size {size}, expected at least 2"
     if f < 0:
-        return f"{name} is told of {f} byzantine clients, expected at least 0"
-    if n < each * f + more:
+        return f"{name} has tolerates: {f}, expected at least 0"
+    if n < needed:
         return (
-            f"{name} told of {f} byzantine clients needs at least {each * f + more} updates a round, found {n}: "
-            "tell it of fewer, or ask more clients"
+            f"{name} with tolerates: {f} needs at least {needed} updates a round, found {n}: "
+            "lower tolerates, or let more clients take part"
         )
     if name == "minimum_diameter" and math.comb(n, f) > SUBSETS:
         return f"{name} would compare more than {SUBSETS} subsets of {n} updates: use krum or nnm instead"
@@ -93,33 +97,33 @@ def unmet_by_step(name: str, f: int, n: int, size: int = BUCKET) -> str | None:
 
 
 def unmet_by_rows(rows: int, clients: int, minimum: int) -> str | None:
-    """Why so many clients cannot share these rows; None where they can. minimum: fewest that a client holds."""
+    """Why the rows do not suffice for this many clients; None if they do. minimum: rows that each client needs."""
     if rows >= clients * minimum:
         return None
     return f"{rows:,} rows cannot give {clients:,} clients {minimum} each: use fewer clients or a smaller minimum"
 
 
 def unmet_by_stress(attendance: Attendance) -> str | None:
-    """Why what is asked to go wrong never would, with so few clients; None where it does."""
-    there, asked, answer = attendance.reachable(0), sum(attendance.asked(0)), sum(attendance.participants(0))
-    of = f"of {attendance.clients} clients, {asked} of them asked in a round"
-    if attendance.gone and there == attendance.clients:
-        return f"a share of {attendance.gone:g} {of}, is nobody who could be gone: raise gone, or take more clients"
-    if attendance.absent and answer == asked:
-        return f"a share of {attendance.absent:g} {of}, is nobody who could be absent: raise absent, or ask more"
+    """Why gone, absent or stale rounds to zero clients; None if each that is set affects a client."""
+    reachable, asked, present = attendance.reachable(0), sum(attendance.asked(0)), sum(attendance.participants(0))
+    clients = f"with {attendance.clients} clients, {asked} asked in a round, affects no client"
+    if attendance.gone and reachable == attendance.clients:
+        return f"gone: {attendance.gone:g} {clients}: raise gone, or use more clients"
+    if attendance.absent and present == asked:
+        return f"absent: {attendance.absent:g} {clients}: raise absent, or ask more clients"
     if attendance.stale and not attendance.late(0, 1):
-        return f"a share of {attendance.stale:g} {of}, is nobody who could be late: raise stale, or ask more"
+        return f"stale: {attendance.stale:g} {clients}: raise stale, or ask more clients"
     return None
 
 
 def unmet_by_attack(name: str, n: int, f: int) -> str | None:
-    """Why f of a round's n clients cannot attack so; None where they can.
+    """Why f of a round's n clients cannot attack; None if they can.
 
-    An attack by nobody is none: what it leaves unharmed has not been tried. Where half of a round attacks, no rule
-    knows who is honest.
+    With f = 0 there is no attack, so a rule must not pass for having survived it. If half of the clients attack, no
+    rule can tell which half is honest.
     """
     if f < 1:
-        return f"{name}: of the {n} clients of a round none is byzantine: ask more clients, or let more attack"
+        return f"{name}: none of the {n} clients in a round is byzantine: raise participation or byzantine"
     if 2 * f >= n:
-        return f"{name}: {f} of the {n} clients of a round attack, no minority: ask more clients, or let fewer attack"
+        return f"{name}: {f} of the {n} clients in a round attack, expected a minority: lower byzantine, or add clients"
     return None

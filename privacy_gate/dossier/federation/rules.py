@@ -1,4 +1,4 @@
-"""How a server joins the updates of a round."""
+"""How a server aggregates the updates of a round."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -33,17 +33,17 @@ PARAMETERS = {
     "iterations": ("centered_clipping", "geometric_median"),
     "q": ("q_fedavg",),
 }
-"""Parameters of rules, and which rules have them."""
+"""Rules that have a parameter, by parameter."""
 
 BEFORE_PARAMETERS = {"tau": ("clip",), "size": ("bucketing",)}
-"""Likewise of what stands before a rule."""
+"""Steps before a rule that have a parameter, by parameter."""
 
 
 class Before(Record):
-    """What is done to updates before a rule, where it has a parameter of its own; else its name will do.
+    """A step before the rule, with its parameters. A step without parameters can be given by its name alone.
 
-    tau   of clip: the norm that updates are shortened to, in place of the median of their norms
-    size  of bucketing: how many updates are averaged at a time, in place of 2
+    tau   for clip: the norm to which updates are clipped; default: the median of their norms
+    size  for bucketing: the number of updates averaged in one bucket; default: 2
     """
 
     name: BeforeName
@@ -57,11 +57,11 @@ class Before(Record):
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """Those that are set."""
+        """The parameters that are set."""
         return given(self, BEFORE_PARAMETERS)
 
 
-# The tag, so that an error speaks of what was written alone.
+# Without the tag, an error would list the faults of both alternatives, the name and the mapping.
 AnyBefore = Annotated[
     Annotated[BeforeName, Tag("name")] | Annotated[Before, Tag("settings")],
     Discriminator(lambda value: "name" if isinstance(value, str) else "settings"),
@@ -69,9 +69,10 @@ AnyBefore = Annotated[
 
 
 class Aggregator(Record):
-    """How the server joins updates: a rule, what is done before it, and how many byzantine clients it is told of.
+    """How the server aggregates updates: a rule, the steps before it, and their parameters.
 
-    cap, nu, tau, iterations, q  parameters of the rules that have them: see federated/
+    tolerates  number of byzantine clients for which the rule and the steps are set up
+    cap, nu, tau, iterations, q  parameters of some rules: see PARAMETERS and simulation/rules/
     """
 
     name: AggregatorName = "mean"
@@ -92,20 +93,20 @@ class Aggregator(Record):
     def _buckets_once(self) -> Self:
         buckets = [name for name, _ in self.steps].count("bucketing")
         if buckets > 1:
-            raise ValueError("bucketing can stand before a rule once: give it a larger size")
+            raise ValueError("before: bucketing can be used only once: give it a larger size")
         if buckets and self.name == "q_fedavg":
             raise ValueError("q_fedavg needs each client's loss, and a bucket has none: remove bucketing")
         return self
 
     @property
     def steps(self) -> tuple[tuple[str, dict[str, Any]], ...]:
-        """What is done to the updates, in order: by name, with the parameters that are set."""
-        before = [(one, {}) if isinstance(one, str) else (one.name, one.parameters) for one in self.before]
+        """The steps applied to the updates, in order: names, with the parameters that are set. The rule is last."""
+        before = [(step, {}) if isinstance(step, str) else (step.name, step.parameters) for step in self.before]
         return *before, (self.name, given(self, PARAMETERS))
 
     @property
     def is_mean(self) -> bool:
-        """Whether it is a mean of the updates as they come."""
+        """Whether it is a plain mean of the unchanged updates."""
         return self.name in ("mean", "uniform_mean") and not self.before
 
     def __str__(self) -> str:

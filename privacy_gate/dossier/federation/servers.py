@@ -1,4 +1,4 @@
-"""What a server does with the joined update."""
+"""How a server applies the aggregated update."""
 
 from typing import Annotated, Literal, Self
 
@@ -8,13 +8,13 @@ from privacy_gate.documents import Positive, Record
 from privacy_gate.dossier.federation.parameters import refuse_misplaced
 
 SERVER_PARAMETERS = {"momentum": ("avgm", "adam", "yogi"), "decay": ("adam", "yogi"), "tau": ("adam", "yogi")}
-"""Likewise of server optimisers."""
+"""Server optimizers that have a parameter, by parameter."""
 
 
 class ServerOptimizer(Record):
-    """What the server does with the joined update: avg adds it; avgm, adam and yogi are Reddi et al. 2021's.
+    """How the server applies the aggregated update: avg adds it; avgm, adam and yogi follow Reddi et al. 2021.
 
-    tau  what adam and yogi add to the square root they divide by: 0.001 unless set
+    tau  term that adam and yogi add to the square root in the denominator; default: 0.001
     """
 
     name: Literal["avg", "avgm", "adam", "yogi"] = "avg"
@@ -25,7 +25,7 @@ class ServerOptimizer(Record):
 
     @model_validator(mode="after")
     def _parameters_belong(self) -> Self:
-        # A value that is the default's changes nothing, and a recipe that was read and written again holds all of them.
+        # Compared with the defaults, because a recipe that was read and written again states every parameter.
         changed = [name for name in SERVER_PARAMETERS if getattr(self, name) != type(self).model_fields[name].default]
         refuse_misplaced(self.name, dict.fromkeys(changed), SERVER_PARAMETERS)
         return self

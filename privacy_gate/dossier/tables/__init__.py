@@ -1,7 +1,7 @@
-"""Audit tables as files, one reader per format. A format is added by its reader and a line here.
+"""Audit tables as files, with one reader per format. To add a format, write its reader and list it in FORMATS.
 
-Only columns are read at once; the encoded image of a row is read when it is asked for. What was hashed is
-what is read: a table stays open, and one that lies elsewhere is copied to an unnamed local file first.
+Columns are read at once; the encoded image of a row is read later, on request. The bytes that are read are the bytes
+that were hashed: a local table stays open, and a remote table is first copied to an unnamed local file.
 """
 
 from collections.abc import Callable, Iterable
@@ -22,6 +22,6 @@ FORMATS: dict[str, Callable[[str, IO[bytes], list[str], str | None], RawTable]] 
 def open_table(uri: str, form: str, file: IO[bytes], names: Iterable[str], image: str | None) -> RawTable:
     """The named columns of the table in `file`, and a reader for its image column.
 
-    Raises DatasetError for what is no such table, or lacks a column.
+    Raises DatasetError if the file is not a table in this format, or if a column is missing.
     """
     return FORMATS[form](uri, file, list(dict.fromkeys(names)), image)

@@ -1,4 +1,4 @@
-"""Bytes from a path or any fsspec URL, and the image files that a table's rows name."""
+"""Reads bytes from a path or fsspec URL, and reads the image files that a table's rows name."""
 
 import hashlib
 import json
@@ -15,31 +15,36 @@ CHUNK = 1 << 20
 
 
 PROTOCOLS = {"file", "local", "memory", "s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "hdfs", "https"}
-"""What a URI may begin with. Dossiers come from strangers: their URIs must not open chains of wrappers, nor ask
-servers inside the gate's network over plain http."""
+"""Protocols that a URI in a dossier may use.
+
+Dossiers come from strangers. Their URIs must not open fsspec's chained file systems (`zip::...`), and must not reach
+servers inside the gate's network over plain http.
+"""
 
 
 def _refuse_foreign(uri: str) -> None:
-    protocol, found, _ = uri.partition("://")
-    if "::" in uri or (found and protocol.lower() not in PROTOCOLS):
+    protocol, separator, _ = uri.partition("://")
+    if "::" in uri or (separator and protocol.lower() not in PROTOCOLS):
         known = ", ".join(sorted(PROTOCOLS))
-        raise DatasetError(f"{uri}: this kind of place is not read from a dossier; use a path or one of {known}")
+        raise DatasetError(f"{uri}: a URI in a dossier may not use this protocol; use a path or one of {known}")
 
 
 @contextmanager
 def _reaching(uri: str, named_by: str = "the dossier") -> Iterator[None]:
+    """Refuses foreign protocols, and translates errors: DatasetError for a missing file, else UnavailableError."""
     _refuse_foreign(uri)
     try:
         yield
     except FileNotFoundError as error:
-        raise DatasetError(f"{uri}: no such file; correct what {named_by} says") from error
+        raise DatasetError(f"{uri}: no such file; correct the path in {named_by}") from error
     except (OSError, ImportError, ValueError) as error:
-        raise UnavailableError(f"{uri}: cannot be read: {error}; try again where it can be reached") from error
+        raise UnavailableError(f"{uri}: cannot be read: {error}; check network and credentials, then retry") from error
 
 
 def read_bytes(uri: str, named_by: str = "the dossier") -> bytes:
-    """The file's bytes. Raises UnavailableError where it cannot be reached, DatasetError where it is not there: what
-    names it is then to be corrected.
+    """The file's bytes. named_by: the source of the URI, for error messages.
+
+    Raises UnavailableError if the file cannot be reached, DatasetError if it does not exist.
     """
     import fsspec  # noqa: PLC0415 - commands that read no table start without it
 
@@ -58,7 +63,8 @@ def open_file(uri: str) -> tuple[IO[bytes], str]:
             while block := file.read(CHUNK):
                 total.update(block)
         else:
-            file = tempfile.TemporaryFile()  # noqa: SIM115 - open for as long as rows are read
+            # A remote file could change between two reads, so rows are read from the copy that was hashed.
+            file = tempfile.TemporaryFile()  # noqa: SIM115 - stays open while rows are read
             with fsspec.open(uri, "rb") as source:
                 while block := source.read(CHUNK):
                     total.update(block)
@@ -68,7 +74,7 @@ def open_file(uri: str) -> tuple[IO[bytes], str]:
 
 
 def _local(uri: str) -> Path | None:
-    """The path of a file on this machine; None for any other."""
+    """The path of a local file; None if the file is remote."""
     from fsspec.core import url_to_fs  # noqa: PLC0415
     from fsspec.implementations.local import LocalFileSystem  # noqa: PLC0415
 
@@ -77,9 +83,9 @@ def _local(uri: str) -> Path | None:
 
 
 class Files:
-    """The image files that rows name, in or below the table's folder, pinned at birth.
+    """The image files that rows name, in or below the table's folder. Their digests are pinned at construction.
 
-    digest  sha256 over the sorted (path, size, sha256) of the files, as JSON lines
+    digest  sha256 over one JSON line [path, size, sha256] per file, sorted by path
     """
 
     def __init__(self, table_uri: str, column: str, paths: Sequence[str]) -> None:
@@ -96,17 +102,19 @@ class Files:
         self.digest = total.hexdigest()
 
     def read(self, row: int) -> bytes:
-        """The file of row i. Raises DatasetError where it is not what it was."""
+        """The bytes of a row's file. Raises DatasetError if the file changed since construction."""
         path = self._paths[row]
         content = self._content(path)
         if hashlib.sha256(content).hexdigest() != self._pinned[path]:
-            raise DatasetError(f"{self._folder}{path}: the file changed while it was audited; start again")
+            raise DatasetError(f"{self._folder}{path}: the file changed during the audit; start again")
         return content
 
     def _content(self, path: str) -> bytes:
+        """The file's bytes. Raises DatasetError for a path that leads out of the table's folder."""
+        # Backslashes and drive letters are refused too: on Windows they lead out of the folder.
         parts = PurePosixPath(path.replace("\\", "/")).parts
         outside = not parts or path.startswith(("/", "\\")) or ".." in parts or "://" in path or ":" in parts[0]
-        # A link inside the folder may still lead out of it.
+        # A symbolic link inside the folder may still lead out of it.
         if outside or (self._root and not (self._root / path).resolve().is_relative_to(self._root)):
             raise DatasetError(
                 f"{self._folder}: column '{self._column}' names {path!r}, expected a path inside the table's folder"

@@ -1,9 +1,9 @@
-"""Which images are decoded, and what decoding damaged or hostile ones may raise."""
+"""Image formats that are decoded, and the exceptions that damaged or hostile images may raise."""
 
 import struct
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
-"""Image formats that are read. PIL knows more, and starts other programs for some of them."""
+"""Formats that PIL may decode. PIL supports more, but starts external programs for some (Ghostscript for EPS)."""
 
 BROKEN = (
     OSError,
@@ -16,4 +16,4 @@ BROKEN = (
     struct.error,
     MemoryError,
 )
-"""What PIL raises for damaged images, depending on their format."""
+"""Exceptions that PIL raises for damaged images, depending on the format."""

@@ -12,18 +12,18 @@ from numpy.typing import NDArray
 from privacy_gate.dossier.tables.raw import RawTable, refuse_missing
 from privacy_gate.errors import DatasetError
 
-# What numpy and zipfile raise on damaged or hostile bytes.
+# Exceptions that numpy and zipfile raise on damaged or hostile bytes.
 BROKEN = (ValueError, OSError, EOFError, KeyError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
 
 
 def read_npz(uri: str, file: IO[bytes], wanted: list[str], image: str | None) -> RawTable:
-    """Arrays are read whole, and never unpickled.
+    """Reads the wanted arrays whole, and never unpickles.
 
-    Images: (N, H, W) or (N, H, W, 3) uint8, or (N,) encoded bytes.
+    Images are (N, H, W) or (N, H, W, 3) uint8, or (N,) encoded bytes. Raises DatasetError.
     """
     names = [*wanted, *([image] if image else [])]
     try:
-        with NpzFile(file, allow_pickle=False) as archive:
+        with NpzFile(file, allow_pickle=False) as archive:  # a pickle could execute code
             refuse_missing(uri, names, list(archive.files))
             columns = {name: archive[name] for name in names}
         pixels = columns.pop(image) if image else None
@@ -33,11 +33,12 @@ def read_npz(uri: str, file: IO[bytes], wanted: list[str], image: str | None) ->
     arrays = {**columns, **({} if pixels is None else {str(image): pixels})}
     if len({array.shape[:1] for array in arrays.values()}) > 1 or any(array.ndim == 0 for array in arrays.values()):
         shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
-        raise DatasetError(f"{uri}: arrays have shapes {shapes}, expected as many rows in each")
+        raise DatasetError(f"{uri}: arrays have shapes {shapes}, expected the same number of rows in each")
     return RawTable(columns, None if pixels is None else _image(uri, str(image), pixels))
 
 
 def _image(uri: str, name: str, pixels: NDArray[Any]) -> Callable[[int], bytes]:
+    """A function that returns row i as the bytes of an image file."""
     if pixels.dtype.kind == "S" and pixels.ndim == 1:
         return lambda row: bytes(pixels[row])
     if pixels.dtype != np.uint8 or not (pixels.ndim == 3 or (pixels.ndim == 4 and pixels.shape[3] == 3)):
@@ -45,6 +46,7 @@ def _image(uri: str, name: str, pixels: NDArray[Any]) -> Callable[[int], bytes]:
             f"{uri}: '{name}' has shape {pixels.shape} and type {pixels.dtype}, "
             "expected (N, H, W) or (N, H, W, 3) of uint8, or (N,) of encoded bytes"
         )
-    # Netpbm's header before raw pixels: an image file like any other, of the same bytes on every machine.
+    # A Netpbm header before the raw pixels makes an image file, with the same bytes on every machine. Encoding as PNG
+    # would depend on the version of zlib.
     header = f"P{5 if pixels.ndim == 3 else 6} {pixels.shape[2]} {pixels.shape[1]} 255\n".encode()
     return lambda row: header + pixels[row].tobytes()

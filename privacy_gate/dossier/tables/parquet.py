@@ -1,4 +1,4 @@
-"""Audit tables as Parquet. Images are never all in memory: gigabytes of them cost what a few batches take."""
+"""Audit tables as Parquet. Images are read in batches, so tables with gigabytes of images need little memory."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,25 +12,29 @@ from privacy_gate.dossier.tables.raw import RawTable, column, refuse_missing
 from privacy_gate.errors import DatasetError
 
 BATCH = 32
-"""Images read together."""
+"""Images read in one batch."""
 
 GAP = 2048
-"""Rows that are read over rather than skipped: another thread is about to ask for them."""
+"""Rows that may be read ahead of a requested row. Threads request rows almost in order, so another thread is about to
+ask for them."""
 
 KEPT = 512 << 20
-"""Bytes of images kept for threads that have not come to them yet."""
+"""Most bytes of images kept until every thread has read its rows."""
 
 ENCODED = ("binary", "large_binary", "binary_view")
 PATHS = ("string", "large_string", "string_view")
 
 
 def read_parquet(uri: str, file: IO[bytes], wanted: list[str], image: str | None) -> RawTable:
-    """Images: encoded bytes; or paths from the table's folder; or the Hugging Face struct of `bytes` and `path`."""
+    """Reads the wanted columns. Raises DatasetError.
+
+    Images are encoded bytes, paths relative to the table's folder, or the Hugging Face struct of `bytes` and `path`.
+    """
     import pyarrow as pa  # noqa: PLC0415 - commands that read no table start without it
     from pyarrow import parquet  # noqa: PLC0415
 
     try:
-        # As a stream: pyarrow would fetch whole row groups ahead, and one may hold everything.
+        # pre_buffer would fetch whole row groups ahead, and one row group may hold the whole table.
         source = parquet.ParquetFile(file, buffer_size=CHUNK, pre_buffer=False)
         refuse_missing(uri, [*wanted, *([image] if image else [])], source.schema_arrow.names)
         table = source.read(columns=wanted)
@@ -52,12 +56,13 @@ def read_parquet(uri: str, file: IO[bytes], wanted: list[str], image: str | None
 
 
 def _leaf(source: Any, image: str) -> tuple[str, str]:
-    """Which column holds the images, and its type: of a struct `bytes` if the first row fills it, else `path`."""
+    """The column with the images, and its type. For a struct: `bytes` if the first row has them, else `path`."""
     import pyarrow as pa  # noqa: PLC0415
 
     kind = source.schema_arrow.field(image).type
     if not pa.types.is_struct(kind):
         return image, str(kind)
+    # One row is enough: Hugging Face fills the same field in every row.
     cells = next((batch.column(0) for batch in source.iter_batches(1, columns=[image])), None)
     filled = (cells[0].as_py() or {}) if cells is not None and len(cells) else {}
     fields = {field.name: str(field.type) for field in kind if filled.get(field.name) is not None}
@@ -66,23 +71,26 @@ def _leaf(source: Any, image: str) -> tuple[str, str]:
 
 
 def _values(cells: Any, leaf: str) -> Any:
-    """The cells themselves, or a struct's field that `leaf` ends in."""
+    """The cells, or, if they are structs, the field named at the end of `leaf`."""
     return cells.field(leaf.rpartition(".")[2]) if cells.type.num_fields else cells
 
 
 def _nulls(metadata: Any, leaf: str) -> int:
-    """Empty cells of a column, as far as the file counts them; others are found when they are read."""
+    """Number of empty cells in a column according to the file's statistics, which may be absent.
+
+    Empty cells that the statistics miss fail later, when the image is decoded.
+    """
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     parts = [group.column(place) for group in groups for place in range(group.num_columns)]
-    own = [part.statistics for part in parts if part.path_in_schema == leaf]
-    return sum(statistics.null_count or 0 for statistics in own if statistics is not None)
+    counted = [part.statistics for part in parts if part.path_in_schema == leaf]
+    return sum(statistics.null_count or 0 for statistics in counted if statistics is not None)
 
 
 class _Images:
-    """Reads images a few at a time, forward from the row group asked for.
+    """Reads images in batches, forward from the requested row group.
 
-    A batch is kept until each of its rows was read, or KEPT is full. So rows asked for once and about in order,
-    by any number of threads, are read once; a step back reads a group again.
+    A batch is kept until each of its rows has been read, or until KEPT is full. If every row is requested once and
+    almost in order, by any number of threads, the file is read once; a request further back reads its group again.
     """
 
     def __init__(self, uri: str, source: Any, leaf: str) -> None:
@@ -90,12 +98,12 @@ class _Images:
         sizes = [source.metadata.row_group(number).num_rows for number in range(source.metadata.num_row_groups)]
         self._starts = np.cumsum([0, *sizes])
         self._coming: Iterator[Any] = iter(())
-        self._next = -GAP - 1  # the row that the coming batch begins with; at first, far from any
-        self._kept: dict[int, _Batch] = {}  # by the row it begins with
+        self._next = -GAP - 1  # first row of the next batch; initially out of reach of any row
+        self._kept: dict[int, _Batch] = {}  # by first row
         self._lock = Lock()
 
     def __call__(self, row: int) -> bytes:
-        """The encoded image of a row; nothing where its cell is empty."""
+        """The encoded image of a row; b"" if its cell is empty."""
         import pyarrow as pa  # noqa: PLC0415
 
         try:
@@ -105,14 +113,16 @@ class _Images:
                 if batch.unread == 0:
                     del self._kept[first]
         except (pa.ArrowException, OSError) as error:
-            raise DatasetError(f"{self._uri}: row {row:,} cannot be read: {error}; write the table anew") from error
+            raise DatasetError(f"{self._uri}: row {row:,} cannot be read: {error}; write the table again") from error
+        # Outside the lock, so that threads copy their images in parallel.
         return batch.cells[row - first].as_py() or b""
 
     def _find(self, row: int) -> tuple[int, "_Batch"]:
-        """The batch with the row, and the row it begins with."""
+        """The first row of the batch that holds the row, and the batch."""
         for first, batch in self._kept.items():
             if first <= row < first + len(batch.cells):
                 return first, batch
+        # The row was already passed, or is far ahead: restart at its row group.
         if not row - GAP <= self._next <= row:
             group = int(np.searchsorted(self._starts, row, side="right")) - 1
             groups = range(group, len(self._starts) - 1)
@@ -122,6 +132,7 @@ class _Images:
             first, cells = self._next, _values(next(self._coming).column(0), self._leaf)
             self._kept[first] = _Batch(cells, len(cells))
             self._next += len(cells)
+            # Oldest batch first; a thread that still needs it reads the group again.
             while len(self._kept) > 1 and sum(batch.cells.nbytes for batch in self._kept.values()) > KEPT:
                 del self._kept[next(iter(self._kept))]
         return first, self._kept[first]
@@ -129,7 +140,7 @@ class _Images:
 
 @dataclass
 class _Batch:
-    """Consecutive cells, and how many of them nobody asked for yet."""
+    """Consecutive cells, and the number of them that have not been read yet."""
 
     cells: Any
     unread: int

@@ -1,4 +1,4 @@
-"""What every format gives: columns as they stand in the file, and a way to a row's image."""
+"""The result of every table reader: columns as stored in the file, and a function that reads a row's image."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,16 +11,16 @@ from privacy_gate.documents import nearest
 from privacy_gate.errors import DatasetError
 
 SHOWN = 5
-"""Rows named in an error; the rest are counted."""
+"""Number of rows that an error names; the rest are only counted."""
 
 
 @dataclass(frozen=True)
 class RawTable:
-    """Columns as they stand in the file, each with as many rows.
+    """Columns as stored in the file, all with N rows.
 
-    columns  name -> (N,) values, or (N, D) for embeddings; no images among them
-    image    reads the encoded bytes of row i, from any thread; None where no image column was asked for
-    files    sha256 that stands for the image files that rows name; None where images stand in the table
+    columns  name -> (N,) values, or (N, D) for embeddings; without the image column
+    image    reads the encoded bytes of row i, from any thread; None if no image column was requested
+    files    sha256 over the image files that rows name; None if the table contains the images
     """
 
     columns: Mapping[str, NDArray[Any]]
@@ -28,17 +28,17 @@ class RawTable:
     files: str | None = None
 
 
-def refuse_missing(uri: str, wanted: Iterable[str], found: Sequence[str]) -> None:
-    """Raises DatasetError unless every wanted column is there, once."""
+def refuse_missing(uri: str, wanted: Iterable[str], present: Sequence[str]) -> None:
+    """Raises DatasetError unless the table has every wanted column exactly once."""
     for name in wanted:
-        if found.count(name) > 1:
-            raise DatasetError(f"{uri}: {found.count(name)} columns are called '{name}', expected one")
-        if name not in found:
-            raise DatasetError(f"{uri}: no column '{name}'; {nearest(name, found)}; correct columns in the manifest")
+        if present.count(name) > 1:
+            raise DatasetError(f"{uri}: {present.count(name)} columns are called '{name}', expected one")
+        if name not in present:
+            raise DatasetError(f"{uri}: no column '{name}'; {nearest(name, present)}; correct columns in the manifest")
 
 
 def column(uri: str, name: str, cells: Any) -> NDArray[Any]:
-    """The values of an arrow column: (N,), or (N, D) for lists of one length. Refuses empty cells."""
+    """The values of an arrow column: (N,), or (N, D) for lists of length D. Raises DatasetError for empty cells."""
     import pyarrow as pa  # noqa: PLC0415 - commands that read no table start without it
 
     if cells.null_count:

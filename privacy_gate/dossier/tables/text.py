@@ -1,4 +1,4 @@
-"""Audit tables as CSV, beside a folder of images."""
+"""Audit tables as CSV, with image files in the same folder."""
 
 from typing import IO
 
@@ -8,11 +8,15 @@ from privacy_gate.errors import DatasetError
 
 
 def read_csv(uri: str, file: IO[bytes], wanted: list[str], image: str | None) -> RawTable:
-    """Every column is text, so that an id 007 stays one; an empty cell is a missing value, and nothing else is."""
+    """Reads the wanted columns as text, so that an id 007 stays 007. Only an empty cell is a missing value.
+
+    Raises DatasetError.
+    """
     import pyarrow as pa  # noqa: PLC0415 - commands that read no table start without it
     from pyarrow import csv  # noqa: PLC0415
 
     names = [*wanted, *([image] if image else [])]
+    # Without null_values=[""], pyarrow would also read "NA" and "nan" as missing.
     as_text = csv.ConvertOptions(
         column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True, null_values=[""]
     )

@@ -1,1 +1,1 @@
-"""What updates reveal."""
+"""Attacks on the updates that a federation's server sees: what they reveal about the clients' rows."""

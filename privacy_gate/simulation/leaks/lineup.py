@@ -1,4 +1,4 @@
-"""Who stands beside a row that an attacker claims to have reconstructed: rows of its class that nobody trained on."""
+"""Line-ups: the attacker must pick the row it claims to have reconstructed among decoys that no client trained on."""
 
 from dataclasses import dataclass
 
@@ -10,12 +10,12 @@ from privacy_gate.dossier.dataset import AuditData, Split
 
 @dataclass(frozen=True, eq=False)
 class Bystanders:
-    """Rows that no client trained on, told apart by what they are for.
+    """Rows that no client trained on, divided by their use.
 
-    own     rows of the attacker: the population; half of the holdout where there is none
-    decoys  the holdout, or its other half
+    own     the attacker's rows: the population; without one, half of the holdout
+    decoys  the holdout; without a population, its other half
 
-    A row of the attacker's is never a decoy: what is computed from own rows would fit decoys better than targets.
+    The two are disjoint: a reconstruction is computed from the attacker's rows, so it would resemble decoys among them.
     """
 
     own: Ints
@@ -23,32 +23,34 @@ class Bystanders:
 
 
 def bystanders(data: AuditData) -> Bystanders:
-    """Every second row of each class of the holdout is the attacker's where the table has no population."""
+    """The rows for attacker and decoys; without a population, each class of the holdout is split in halves."""
     population, holdout = (np.flatnonzero(data.split == split) for split in (Split.POPULATION, Split.HOLDOUT))
     if len(population):
         return Bystanders(own=population, decoys=holdout)
-    mixed = np.random.default_rng(int(data.digest[:16], 16)).permutation(holdout)
-    by_class = mixed[np.argsort(data.label[mixed], kind="stable")]
+    # Seeded by the data's digest: the same table is always split in the same way.
+    shuffled = np.random.default_rng(int(data.digest[:16], 16)).permutation(holdout)
+    by_class = shuffled[np.argsort(data.label[shuffled], kind="stable")]
     return Bystanders(own=np.sort(by_class[::2]), decoys=np.sort(by_class[1::2]))
 
 
 def eligible(data: AuditData, candidates: int) -> Bools:
-    """Which members could be told from candidates - 1 decoys of their class, (N,)."""
-    found = np.bincount(data.label[bystanders(data).decoys], minlength=int(data.label.max()) + 1)
-    return np.asarray((data.split == Split.MEMBER) & (found[data.label] >= candidates - 1))
+    """Which rows are members whose class has at least candidates - 1 decoys, (N,)."""
+    decoys = np.bincount(data.label[bystanders(data).decoys], minlength=int(data.label.max()) + 1)
+    return np.asarray((data.split == Split.MEMBER) & (decoys[data.label] >= candidates - 1))
 
 
 def line_up(
     data: AuditData, decoys: Ints, row: int, candidates: int, rng: np.random.Generator
 ) -> tuple[Ints, int, float]:
-    """Rows (m,) in random order, where among them `row` stands, and the share of decoys that are of its own client.
+    """The line-up: rows (m,) in random order, the position of `row` among them, and the share of same-client decoys.
 
-    Decoys are of the row's class and of its client, so that neither a label nor a client's style gives it away; where
-    the client has too few, other clients' stand in, and make the row look easier to find than it is.
+    Decoys have the row's class, and its client if possible, so that neither the label nor a client's style reveals the
+    row. If its client has too few decoys, those of other clients fill up, which makes the row easier to find.
     """
-    alike = rng.permutation(decoys[data.label[decoys] == data.label[row]])
-    near = np.ones(len(alike), dtype=bool) if data.client is None else data.client[alike] == data.client[row]
-    chosen = np.concatenate([alike[near], alike[~near]])[: candidates - 1]
+    same_class = rng.permutation(decoys[data.label[decoys] == data.label[row]])
+    near = np.ones(len(same_class), dtype=bool) if data.client is None else data.client[same_class] == data.client[row]
+    chosen = np.concatenate([same_class[near], same_class[~near]])[: candidates - 1]
+    # The row is the last of `candidates` before the shuffle, so its position is that of candidates - 1 in the order.
     order = rng.permutation(candidates)
-    shown = np.append(chosen, row)[order]
-    return shown, int(np.argmax(order == candidates - 1)), min(1.0, float(near.sum() / (candidates - 1)))
+    line = np.append(chosen, row)[order]
+    return line, int(np.argmax(order == candidates - 1)), min(1.0, float(near.sum() / (candidates - 1)))

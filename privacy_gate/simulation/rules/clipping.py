@@ -1,4 +1,4 @@
-"""Rules that limit how far one update can pull: a bound on its length, before or instead of another rule."""
+"""Clipping: bounds on an update's norm that limit its influence, before another rule or as a rule of their own."""
 
 import torch
 
@@ -7,22 +7,22 @@ from privacy_gate.simulation.rules.known import NOTHING, Known, refuse_few
 
 
 def clip(updates: torch.Tensor, f: int, known: Known = NOTHING, *, tau: float | None = None) -> torch.Tensor:
-    """Updates (..., n, d) shortened to norm tau; to the median of the norms where tau is None. inf and NaN become 0."""
+    """Updates (..., n, d) clipped to norm tau; if tau is None, to the median norm. Rows with inf or NaN become 0."""
     refuse_few(updates, f, "clip")
     clean, finite = finite_rows(updates)
     length = norms(clean)
-    return _shortened(clean, length, _reach(length, finite, tau))
+    return _clipped(clean, length, _reach(length, finite, tau))
 
 
 def clip_adaptively(updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch.Tensor:
-    """The floor(2 f (n - f) / n) longest updates shortened to the next longest: Allouah et al. 2025, ARC."""
+    """The floor(2 f (n - f) / n) longest updates clipped to the norm of the next longest: Allouah et al. 2025, ARC."""
     refuse_few(updates, f, "arc")
     clean, finite = finite_rows(updates)
     n = updates.shape[-2]
-    shortened = int(2 * f / n * (n - f))
+    clipped = int(2 * f / n * (n - f))
     length = norms(clean)
-    reach = length.masked_fill(~finite, torch.inf).sort(-1).values[..., n - shortened - 1]
-    return _shortened(clean, length, reach.unsqueeze(-1))
+    reach = length.masked_fill(~finite, torch.inf).sort(-1).values[..., n - clipped - 1]
+    return _clipped(clean, length, reach.unsqueeze(-1))
 
 
 def norm_clipping(updates: torch.Tensor, f: int, known: Known = NOTHING, *, tau: float | None = None) -> torch.Tensor:
@@ -34,9 +34,9 @@ def norm_clipping(updates: torch.Tensor, f: int, known: Known = NOTHING, *, tau:
 def centered_clipping(
     updates: torch.Tensor, f: int, known: Known = NOTHING, *, tau: float | None = None, iterations: int = 1
 ) -> torch.Tensor:
-    """v + the mean of clipped u_i - v, from v = known.previous, or 0: Karimireddy et al. 2021 (arXiv 2012.10333).
+    """v + mean of clipped (u_i - v); v starts at known.previous, or 0: Karimireddy et al. 2021 (arXiv 2012.10333).
 
-    tau None: the median of the distances to v, so that f < n / 2 updates cannot set the bound.
+    tau: the bound on |u_i - v|; None: the median of these distances, which f < n / 2 updates cannot control.
     """
     refuse_few(updates, f, "centered_clipping")
     point = torch.zeros_like(updates[..., 0, :]) if known.previous is None else known.previous
@@ -48,27 +48,28 @@ def centered_clipping(
 
 
 def stacked_clipping(updates: torch.Tensor, point: torch.Tensor, tau: float | None, iterations: int) -> torch.Tensor:
-    """So many steps from `point` (..., d) by torch: see `centered_clipping`."""
+    """`iterations` steps of `centered_clipping` from `point` (..., d), in torch."""
     clean, finite = finite_rows(updates)
     for _ in range(iterations):
         away = clean - point.unsqueeze(-2)
         length = norms(away)
-        point = point + _shortened(away, length, _reach(length, finite, tau), finite).mean(-2)
+        point = point + _clipped(away, length, _reach(length, finite, tau), finite).mean(-2)
     return point
 
 
 def _reach(length: torch.Tensor, finite: torch.Tensor, tau: float | None) -> torch.Tensor:
-    """(..., 1) float64: tau, or the median of lengths (..., n), where rows not finite count as infinitely long."""
+    """The norm to clip to, (..., 1) float64: tau, or the median of lengths (..., n); rows not finite count as inf."""
     if tau is not None:
         return torch.full_like(length[..., :1], tau)
     ascending = length.masked_fill(~finite, torch.inf).sort(-1).values
+    # The lower median: for even n it is still the length of an actual update.
     return ascending[..., (length.shape[-1] - 1) // 2].unsqueeze(-1)
 
 
-def _shortened(
+def _clipped(
     updates: torch.Tensor, length: torch.Tensor, reach: torch.Tensor, kept: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Updates (..., n, d) of lengths (..., n) no longer than reach (..., 1); 0 where not kept (..., n)."""
+    """Updates (..., n, d) of lengths (..., n) clipped to reach (..., 1); rows that are not kept (..., n) become 0."""
     factor = (reach / length.clamp(min=torch.finfo(torch.float64).tiny)).clamp_(max=1)
     if kept is not None:
         factor = factor * kept

@@ -1,4 +1,4 @@
-"""Order and distance among updates, for any number of leading cells; a client that sends inf or NaN is far from all."""
+"""Order statistics and distances of updates, for any leading axes; an update with inf or NaN is far from all others."""
 
 from collections.abc import Iterable
 
@@ -9,10 +9,11 @@ from privacy_gate.simulation.rules.exchanges import Exchange, exchanges
 
 
 def finite_rows(updates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Updates (..., n, d) with 0 in place of every row that holds inf or NaN, and which rows hold none, (..., n).
+    """Updates (..., n, d) with every row that contains inf or NaN set to 0, and which rows are finite, (..., n).
 
-    A row too large to be summed counts as one that holds inf.
+    A row whose sum overflows counts as containing inf.
     """
+    # inf and NaN survive a sum, so one number per row is tested, not d.
     finite = torch.isfinite(updates.sum(-1))
     if bool(finite.all()):
         return updates, finite
@@ -20,9 +21,9 @@ def finite_rows(updates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def squared_distances(updates: torch.Tensor) -> torch.Tensor:
-    """Between all pairs of updates (..., n, d): (..., n, n) float64, >= 0, inf for a row that is not finite.
+    """Squared distances of all pairs of updates (..., n, d): (..., n, n) float64, >= 0, inf for rows not finite.
 
-    Through the Gram matrix, in float64: on float32 updates its rounding is below theirs.
+    Computed from the Gram matrix in float64; for float32 updates its rounding error is below theirs.
     """
     if compiles(updates):
         from privacy_gate.native import geometry as compiled  # noqa: PLC0415
@@ -32,19 +33,20 @@ def squared_distances(updates: torch.Tensor) -> torch.Tensor:
 
 
 def widened_distances(updates: torch.Tensor) -> torch.Tensor:
-    """`squared_distances` by torch."""
+    """`squared_distances` in torch."""
     known, finite = finite_rows(updates)
     inner = widened_products(known)
     square = inner.diagonal(dim1=-2, dim2=-1)
-    found = torch.clamp(square.unsqueeze(-1) + square.unsqueeze(-2) - 2 * inner, min=0)
-    apart = ~(finite.unsqueeze(-1) & finite.unsqueeze(-2)) | found.isnan()
-    found.masked_fill_(apart, torch.inf)
-    found.diagonal(dim1=-2, dim2=-1).zero_()
-    return found
+    # |a - b|^2 = |a|^2 + |b|^2 - 2 a.b; rounding may make it negative, and inf - inf makes it NaN.
+    distances = torch.clamp(square.unsqueeze(-1) + square.unsqueeze(-2) - 2 * inner, min=0)
+    apart = ~(finite.unsqueeze(-1) & finite.unsqueeze(-2)) | distances.isnan()
+    distances.masked_fill_(apart, torch.inf)
+    distances.diagonal(dim1=-2, dim2=-1).zero_()
+    return distances
 
 
 def inner_products(updates: torch.Tensor) -> torch.Tensor:
-    """Of all pairs of updates (..., n, d), summed in float64: (..., n, n) float64."""
+    """Inner products of all pairs of updates (..., n, d), summed in float64: (..., n, n) float64."""
     if compiles(updates):
         from privacy_gate.native import geometry as compiled  # noqa: PLC0415
 
@@ -53,13 +55,16 @@ def inner_products(updates: torch.Tensor) -> torch.Tensor:
 
 
 def widened_products(updates: torch.Tensor) -> torch.Tensor:
-    """`inner_products` by torch, of a copy in float64."""
+    """`inner_products` in torch, from a float64 copy."""
     wide = updates.contiguous().double()
     return wide @ wide.transpose(-1, -2)
 
 
 def compiles(updates: torch.Tensor) -> bool:
-    """Whether the compiled twins of functions of updates are to be had: they are an extra, and slow to import."""
+    """Whether compiled versions of these functions are available: updates are on a CPU and Numba is installed.
+
+    Callers import them only then, because Numba is an optional dependency and slow to import.
+    """
     return updates.device.type == "cpu" and has_numba()
 
 
@@ -69,12 +74,12 @@ def norms(updates: torch.Tensor) -> torch.Tensor:
         from privacy_gate.native import geometry as compiled  # noqa: PLC0415
 
         return compiled.norms(updates)
-    found: torch.Tensor = torch.linalg.vector_norm(updates, dim=-1, dtype=torch.float64)
-    return found
+    lengths: torch.Tensor = torch.linalg.vector_norm(updates, dim=-1, dtype=torch.float64)
+    return lengths
 
 
 def moments(updates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation (ddof 1) of each coordinate of (..., n, d), both (..., d); 0 deviation of one row."""
+    """Mean and standard deviation (ddof 1) of each coordinate of (..., n, d), both (..., d); for n = 1 deviation 0."""
     if compiles(updates):
         from privacy_gate.native import geometry as compiled  # noqa: PLC0415
 
@@ -83,14 +88,14 @@ def moments(updates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def stacked_moments(updates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """`moments` by torch; faster than torch.std."""
+    """`moments` in torch; faster than torch.std."""
     mean = updates.mean(-2)
     away = updates - mean.unsqueeze(-2)
     return mean, (away.square_().sum(-2) / max(1, updates.shape[-2] - 1)).sqrt_()
 
 
 def mean_of(updates: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-    """The mean (..., d) of the finite rows of (..., n, d) where `chosen` (..., n) is True; 0 where none is."""
+    """The mean (..., d) of the rows of (..., n, d) that are finite and `chosen` (..., n); 0 if there are none."""
     known, finite = finite_rows(updates)
     weight = (chosen & finite).to(updates.dtype)
     weight /= weight.sum(-1, keepdim=True).clamp(min=1)
@@ -98,12 +103,12 @@ def mean_of(updates: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
 
 
 def weighted_sum(updates: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Sum over rows of weight (..., n) times updates (..., n, d): (..., d)."""
+    """The sum over n of weight (..., n) times updates (..., n, d): (..., d)."""
     return (weight.to(updates.dtype).unsqueeze(-2) @ updates).squeeze(-2)
 
 
 def smallest(scores: torch.Tensor, count: int) -> torch.Tensor:
-    """True for the `count` smallest of the last axis; the earlier of equal ones. Same shape as `scores`."""
+    """True for the `count` smallest scores on the last axis; of equal ones the first. Same shape as `scores`."""
     order = scores.sort(dim=-1, stable=True).indices[..., :count]
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, order, True)
 
@@ -111,23 +116,23 @@ def smallest(scores: torch.Tensor, count: int) -> torch.Tensor:
 def ordered(updates: torch.Tensor, ranks: range | None = None) -> list[torch.Tensor]:
     """The order statistics of each coordinate of (..., n, d), ascending, each (..., d); NaN counts as +inf.
 
-    ranks: those wanted, counted from 0; None: all n. By Batcher's merge exchange (Knuth, volume 3, algorithm 5.2.2 M):
-    a fixed sequence of minima and maxima, many times faster than sorting n values at a time, less those that no wanted
-    rank depends on.
+    ranks: which order statistics, counted from 0; None: all n. Uses Batcher's merge exchange (Knuth, volume 3,
+    algorithm 5.2.2 M): a fixed sequence of minima and maxima over whole updates, many times faster than sorting n
+    values at a time. Exchanges that no requested rank depends on are left out.
     """
     n = updates.shape[-2]
-    wanted = ranks or range(n)
-    needed = exchanges(n, wanted)
+    requested = ranks or range(n)
+    needed = exchanges(n, requested)
     if compiles(updates):
         from privacy_gate.native import geometry as compiled  # noqa: PLC0415
 
-        return compiled.ordered(updates, needed, wanted)
-    return exchanged(updates, needed, wanted)
+        return compiled.ordered(updates, needed, requested)
+    return exchanged(updates, needed, requested)
 
 
 def exchanged(updates: torch.Tensor, needed: Iterable[Exchange], ranks: Iterable[int]) -> list[torch.Tensor]:
-    """`ordered` by passes of torch over all updates, one for each exchange."""
-    if bool(updates.sum().isnan()):  # inf - inf too, which changes nothing
+    """`ordered` in torch, with one pass over two updates for each exchange."""
+    if bool(updates.sum().isnan()):  # also true for inf - inf without any NaN; the replacement then does nothing
         updates = torch.where(updates.isnan(), torch.inf, updates)
     rows = list(updates.unbind(-2))
     for low, high, least, most in needed:
@@ -140,7 +145,7 @@ def exchanged(updates: torch.Tensor, needed: Iterable[Exchange], ranks: Iterable
 
 
 def mean_of_ranks(updates: torch.Tensor, ranks: range) -> torch.Tensor:
-    """The mean of these order statistics of each coordinate of (..., n, d): (..., d); NaN counts as +inf."""
+    """The mean of the order statistics `ranks` of each coordinate of (..., n, d): (..., d); NaN counts as +inf."""
     if compiles(updates):
         from privacy_gate.native import geometry as compiled  # noqa: PLC0415
 
@@ -153,21 +158,22 @@ def mean_of_ranks(updates: torch.Tensor, ranks: range) -> torch.Tensor:
 
 
 def coordinate_median(updates: torch.Tensor) -> torch.Tensor:
-    """Of updates (..., n, d), coordinate by coordinate: (..., d); NaN counts as +inf."""
+    """The median of each coordinate of updates (..., n, d): (..., d); NaN counts as +inf."""
     n = updates.shape[-2]
+    # One rank for odd n, the two middle ranks for even n.
     return mean_of_ranks(updates, range((n - 1) // 2, n // 2 + 1))
 
 
 def middle(rows: list[torch.Tensor]) -> torch.Tensor:
-    """The median of order statistics, all or those around it: the mean of the two in the middle where they are even."""
+    """The median of ascending order statistics, each (..., d): for an even number, the mean of the middle two."""
     half = len(rows) // 2
     return rows[half] if len(rows) % 2 else (rows[half - 1] + rows[half]) / 2
 
 
 def closest_to_middle(rows: list[torch.Tensor], keep: int) -> torch.Tensor:
-    """Coordinate by coordinate, the mean of the `keep` order statistics closest to the median.
+    """For each coordinate, the mean of the `keep` order statistics closest to the median: (..., d).
 
-    They are consecutive: of all runs of so many, the one whose farther end is nearest.
+    These are consecutive, so it is the run of `keep` whose farther end is closest to the median.
     """
     centre = middle(rows)
     best = reach = None

@@ -1,7 +1,7 @@
-"""What every aggregator is called with, and the test each makes before it starts.
+"""The common arguments of all aggregators, and the check that each makes before it starts.
 
-Axis letters here: n updates received in a round, of which at most f are byzantine; d coordinates of an update.
-An update is a client's weights after its local training minus the weights it was sent, never the weights.
+Axis letters here: n updates received in a round, at most f of them byzantine; d coordinates of an update.
+An update is a client's weights after local training minus the weights it received, never the weights themselves.
 """
 
 from collections.abc import Callable
@@ -16,13 +16,13 @@ from privacy_gate.errors import ConfigurationError
 
 @dataclass(frozen=True, eq=False)
 class Known:
-    """What the server knows of a round besides the updates; None where it does not.
+    """What the server knows about a round in addition to the updates; None: unknown.
 
-    counts    (..., n)  examples each client claims to have
-    previous  (..., d)  what the last round's aggregation gave; None in the first round
-    root      (..., d)  the server's own update, from data it trusts
+    counts    (..., n)  number of examples that each client claims
+    previous  (..., d)  the last round's aggregate; None in the first round
+    root      (..., d)  the server's own update, trained on data that it trusts
     losses    (..., n)  each client's loss on the first batch of its local training, before any step, nats
-    order     (..., n)  a random permutation of the updates; (n,) serves all cells
+    order     (..., n)  a random permutation of the updates; (n,) applies to all cells
     lr        the clients' learning rate
     """
 
@@ -34,11 +34,11 @@ class Known:
     lr: float | None = None
 
     def at(self, places: Callable[[torch.Tensor], torch.Tensor]) -> Self:
-        """What is known of some of the cells: `places` chooses from one leading axis of cells."""
+        """The same for a subset of the cells: `places` selects from the leading axis of cells."""
         return self._with(places)
 
-    def for_each(self) -> Self:
-        """The same, for several ways on that each cell may take: a second axis, of length 1."""
+    def broadcast(self) -> Self:
+        """The same with a second axis of length 1, to broadcast over alternative attacks on each cell."""
         return self._with(lambda value: value.unsqueeze(1))
 
     def _with(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Self:
@@ -51,17 +51,17 @@ class Known:
 NOTHING = Known()
 
 Aggregate = Callable[..., torch.Tensor]
-"""(updates (..., n, d), f, known, *, parameters) -> (..., d), of the updates' dtype; (..., n', d) before a rule."""
+"""(updates (..., n, d), f, known, *, parameters) -> (..., d) in the updates' dtype; pre-aggregation: (..., n', d)."""
 
 
 def refuse_few(updates: torch.Tensor, f: int, name: str, size: int = BUCKET) -> None:
-    """Raises ConfigurationError where the rule cannot take so many updates: see needs.unmet_by_step."""
+    """Raises ConfigurationError if the rule needs more updates for this f: see needs.unmet_by_step."""
     if reason := unmet_by_step(name, f, updates.shape[-2], size):
         raise ConfigurationError(reason)
 
 
 def required(value: torch.Tensor | None, what: str, name: str) -> torch.Tensor:
-    """`value`; raises ConfigurationError where the server does not know it."""
+    """`value`; raises ConfigurationError if it is None, because the server does not know it."""
     if value is None:
-        raise ConfigurationError(f"{name} needs {what}, and this federation has none: supply it or choose another rule")
+        raise ConfigurationError(f"{name} needs {what}, but this federation has none: supply it or choose another rule")
     return value

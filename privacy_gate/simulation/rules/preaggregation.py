@@ -1,4 +1,4 @@
-"""What is done to updates before a rule: (..., n, d) -> (..., n', d). See known.py."""
+"""Pre-aggregation: steps that transform updates before a rule, (..., n, d) -> (..., n', d). See known.py."""
 
 import torch
 
@@ -10,7 +10,7 @@ from privacy_gate.simulation.rules.known import NOTHING, Known, refuse_few, requ
 def nearest_neighbour_mixing(updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch.Tensor:
     """Each update becomes the mean of its n - f nearest, itself included: Allouah et al. 2023 (arXiv 2302.01772).
 
-    One that is not finite has no neighbours and becomes inf, for the rule that follows to discard.
+    An update that is not finite has no neighbours and becomes inf, so that the rule that follows discards it.
     """
     refuse_few(updates, f, "nnm")
     keep = updates.shape[-2] - f
@@ -22,7 +22,7 @@ def nearest_neighbour_mixing(updates: torch.Tensor, f: int, known: Known = NOTHI
 
 
 def stacked_mixing(updates: torch.Tensor, keep: int) -> torch.Tensor:
-    """The mean of each update (..., n, d) and its nearest, so many with it, by torch: (..., n, d)."""
+    """The mean of the `keep` updates (..., n, d) nearest to each, itself included, in torch: (..., n, d)."""
     clean, finite = finite_rows(updates)
     near = smallest(squared_distances(updates), keep) & finite.unsqueeze(-2)
     mixed = (near.to(clean.dtype) / near.sum(-1, keepdim=True).clamp(min=1)) @ clean
@@ -30,9 +30,9 @@ def stacked_mixing(updates: torch.Tensor, keep: int) -> torch.Tensor:
 
 
 def bucketing(updates: torch.Tensor, f: int, known: Known = NOTHING, *, size: int = BUCKET) -> torch.Tensor:
-    """Means of `size` updates at a time, in random order: Karimireddy et al. 2022 (arXiv 2006.09365).
+    """Means of buckets of `size` updates in random order: Karimireddy et al. 2022 (arXiv 2006.09365).
 
-    n' = ceil(n / size); up to f of them hold a byzantine update, so f stays f.
+    n' = ceil(n / size) buckets; at most f of them contain a byzantine update, so f does not change.
     """
     refuse_few(updates, f, "bucketing", size)
     order = required(known.order, "a random order", "bucketing")

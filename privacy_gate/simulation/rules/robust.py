@@ -1,7 +1,7 @@
-"""Rules that f arbitrary updates of n cannot lead astray: by order statistics, and by distances.
+"""Rules that resist f arbitrary updates out of n, based on order statistics or on distances.
 
-Every rule takes updates (..., n, d), f and what the server knows, and gives (..., d); see known.py. Rows of inf
-or NaN count as infinitely far. No rule changes its input.
+Every rule maps updates (..., n, d), f and the server's knowledge to (..., d); see known.py. Rows with inf or NaN count
+as infinitely far away. No rule modifies its input.
 """
 
 from itertools import combinations
@@ -24,10 +24,10 @@ from privacy_gate.simulation.rules.geometry import (
 from privacy_gate.simulation.rules.known import NOTHING, Known, refuse_few
 
 FAR = 1e6
-"""Times the median distance beyond which an update's distance does not matter to the geometric median."""
+"""Multiple of the median distance; the geometric median pulls updates beyond it in, keeping only their direction."""
 
 CHUNK = 256
-"""Subsets whose diameters are compared at once."""
+"""Number of subsets whose diameters are compared at once."""
 
 
 def median(updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch.Tensor:
@@ -49,12 +49,13 @@ def meamed(updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch.Tenso
 
 
 def krum_scores(distances: torch.Tensor, nearest: int) -> torch.Tensor:
-    """Sum of squared distances (..., n, n) from each update to so many nearest others, at least one: (..., n)."""
+    """Sum of squared distances (..., n, n) from each update to its `nearest` nearest others, at least 1: (..., n)."""
+    # Index 0 is the update's distance to itself.
     return distances.sort(dim=-1).values[..., 1 : 1 + max(1, nearest)].sum(-1)
 
 
 def krum(updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch.Tensor:
-    """The update with the lowest score: Blanchard et al. 2017. ByzFL 0.0.11 counts n - f - 1 neighbours instead."""
+    """The update with the lowest Krum score: Blanchard et al. 2017. ByzFL 0.0.11 uses n - f - 1 neighbours instead."""
     refuse_few(updates, f, "krum")
     return krum_mean(updates, updates.shape[-2] - f - 2, 1)
 
@@ -66,7 +67,7 @@ def multi_krum(updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch.T
 
 
 def krum_mean(updates: torch.Tensor, nearest: int, count: int) -> torch.Tensor:
-    """The mean (..., d) of the `count` updates (..., n, d) with the lowest scores; the earlier of equal ones."""
+    """The mean (..., d) of the `count` updates (..., n, d) with the lowest Krum scores; of equal ones the first."""
     if compiles(updates):
         from privacy_gate.native import rules as compiled_rules  # noqa: PLC0415
 
@@ -75,15 +76,15 @@ def krum_mean(updates: torch.Tensor, nearest: int, count: int) -> torch.Tensor:
 
 
 def stacked_krum(updates: torch.Tensor, nearest: int, count: int) -> torch.Tensor:
-    """`krum_mean` by torch."""
+    """`krum_mean` in torch."""
     return mean_of(updates, smallest(krum_scores(squared_distances(updates), nearest), count))
 
 
 def bulyan(updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch.Tensor:
-    """Krum chooses n - 2f, one after the other; of these the n - 4f values closest to the median, averaged.
+    """Krum selects n - 2f updates one by one; of these, each coordinate averages the n - 4f values nearest the median.
 
-    El Mhamdi et al. 2018 (arXiv 1802.07927). With f <= 2 the last choices count one neighbour, so two updates nearest
-    to each other tie, and the earlier is taken, as Flower does.
+    El Mhamdi et al. 2018 (arXiv 1802.07927). With f <= 2 the last selections use a single neighbour, so two updates
+    nearest to each other tie, and the first is taken, as in Flower.
     """
     refuse_few(updates, f, "bulyan")
     n = updates.shape[-2]
@@ -92,11 +93,12 @@ def bulyan(updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch.Tenso
     gone = torch.zeros_like(finite)
     for taken in range(n - 2 * f):
         scores = krum_scores(distances, n - taken - f - 2)
-        # One that is merely far loses to all but those already taken.
+        # An infinite score is lowered to a finite one, so that even such an update is chosen before one already taken.
         pick = scores.clamp(max=torch.finfo(scores.dtype).max).masked_fill(gone, torch.inf).argmin(-1)
         order.append(pick)
         index = pick.unsqueeze(-1)
         gone = gone.scatter(-1, index, True)
+        # Selected updates are no longer neighbours of the rest.
         distances = distances.masked_fill(gone.unsqueeze(-2), torch.inf)
         distances.diagonal(dim1=-2, dim2=-1).zero_()
     picked = torch.stack(order, -1).unsqueeze(-1).expand(*updates.shape[:-2], n - 2 * f, updates.shape[-1])
@@ -106,19 +108,20 @@ def bulyan(updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch.Tenso
 def geometric_median(
     updates: torch.Tensor, f: int, known: Known = NOTHING, *, nu: float = 0.1, iterations: int = 5
 ) -> torch.Tensor:
-    """The point with the smallest sum of distances, smoothed below nu, by Weiszfeld's iteration from the median.
+    """The point with the smallest sum of distances, smoothed below nu, by Weiszfeld's iteration.
 
-    Pillutla et al. 2022 (arXiv 1912.13445). The coordinate-wise median is a start that f updates cannot move far.
+    Pillutla et al. 2022 (arXiv 1912.13445). It starts from the coordinate-wise median, which f updates cannot move far.
     """
     refuse_few(updates, f, "geometric_median")
     return weiszfeld(updates, coordinate_median(updates), nu, iterations)
 
 
 def weiszfeld(updates: torch.Tensor, start: torch.Tensor, nu: float, iterations: int) -> torch.Tensor:
-    """So many smoothed steps from `start` (..., d): each the mean weighted by 1 / max(nu, distance).
+    """`iterations` smoothed steps from `start` (..., d), each to the mean weighted by 1 / max(nu, distance).
 
-    Every point on the way is start plus a mixture of the updates' ways from it, so distances follow from the inner
-    products of those, n x n. An update FAR away is drawn in: of it only the direction matters.
+    Every iterate is start plus a weighted mean of the differences u_i - start, so all distances follow from the n x n
+    inner products of these differences. An update beyond FAR times the median distance is pulled in to it: only its
+    direction matters.
     """
     if compiles(updates):
         from privacy_gate.native import rules as compiled_rules  # noqa: PLC0415
@@ -128,13 +131,14 @@ def weiszfeld(updates: torch.Tensor, start: torch.Tensor, nu: float, iterations:
 
 
 def stacked_weiszfeld(updates: torch.Tensor, start: torch.Tensor, nu: float, iterations: int) -> torch.Tensor:
-    """`weiszfeld` by torch."""
+    """`weiszfeld` in torch."""
     clean, finite = finite_rows(updates)
     away = clean - start.unsqueeze(-2)
     gram = inner_products(away)
     length = gram.diagonal(dim1=-2, dim2=-1).sqrt()
     near = length.masked_fill(~finite, torch.inf).sort(-1).values[..., (length.shape[-1] - 1) // 2].unsqueeze(-1)
     shrink = torch.where(length > FAR * near, FAR * near / length, 1.0)
+    # Inner products of rows that are not finite, or that overflow, count as 0; `finite` gives such rows no weight.
     gram = torch.nan_to_num(gram * shrink.unsqueeze(-1) * shrink.unsqueeze(-2), nan=0.0, posinf=0.0)
     square = gram.diagonal(dim1=-2, dim2=-1)
     distance = square.sqrt()
@@ -142,15 +146,16 @@ def stacked_weiszfeld(updates: torch.Tensor, start: torch.Tensor, nu: float, ite
     for _ in range(iterations):
         weight = finite / distance.clamp(min=nu)
         weight = weight / weight.sum(-1, keepdim=True)
+        # |u_i - p|^2 = |a_i|^2 - 2 a_i.m + |m|^2, with a_i = u_i - start and m = sum_j weight_j a_j = p - start.
         inner = (gram * weight.unsqueeze(-2)).sum(-1)
         distance = (square - 2 * inner + (weight * inner).sum(-1, keepdim=True)).clamp_(min=0).sqrt_()
     return start + weighted_sum(away, weight * shrink)
 
 
 def minimum_diameter(updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch.Tensor:
-    """The mean of the n - f updates whose largest distance is smallest: El Mhamdi et al. 2018 (MDA).
+    """The mean of the n - f updates with the smallest diameter (largest distance): El Mhamdi et al. 2018 (MDA).
 
-    Raises ConfigurationError where there are more than needs.SUBSETS ways to choose them.
+    Raises ConfigurationError if there are more than needs.SUBSETS ways to choose them.
     """
     refuse_few(updates, f, "minimum_diameter")
     n = updates.shape[-2]

@@ -1,4 +1,4 @@
-"""Features and heads: the same whatever the batch; honest about unreadable images; strict about the candidate."""
+"""Features and heads do not depend on batches; unreadable images are reported; the candidate is checked strictly."""
 
 import dataclasses
 import hashlib
@@ -19,7 +19,7 @@ from pyarrow import parquet
 from safetensors.torch import load_file, save_file
 
 from privacy_gate.compute.images import backbone as subject
-from privacy_gate.compute.images.decoding import decode, seen, transform_of
+from privacy_gate.compute.images.decoding import apply_view, decode, transform_of
 from privacy_gate.compute.images.embed import embed
 from privacy_gate.compute.machine.device import Machine
 from privacy_gate.compute.run import run
@@ -40,7 +40,7 @@ ROWS = 21
 
 @pytest.fixture(scope="module")
 def public(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of a small timm model, random but for batch statistics that make its features differ."""
+    """Random weights of a small timm model, with batch statistics that make its features differ."""
     torch.manual_seed(0)
     model = timm.create_model(NAME, num_classes=7).train()
     model(torch.randn(16, 3, 64, 64))
@@ -118,21 +118,21 @@ def test_features_are_those_of_the_bare_timm_model(recipe: Recipe, public: Path,
 
 def test_a_view_mirrors_then_moves_and_repeats_the_edge() -> None:
     pixels = torch.arange(12.0).view(1, 1, 3, 4)
-    assert torch.equal(seen(pixels, View()), pixels)
-    assert seen(pixels, View(flip=True))[0, 0, 0].tolist() == [3, 2, 1, 0]
-    assert seen(pixels, View(down=1))[0, 0].tolist() == [[0, 1, 2, 3], [0, 1, 2, 3], [4, 5, 6, 7]]
-    assert seen(pixels, View(right=-1))[0, 0, 0].tolist() == [1, 2, 3, 3]
-    assert seen(pixels, View(flip=True, right=2))[0, 0, 0].tolist() == [3, 3, 3, 2]
+    assert torch.equal(apply_view(pixels, View()), pixels)
+    assert apply_view(pixels, View(flip=True))[0, 0, 0].tolist() == [3, 2, 1, 0]
+    assert apply_view(pixels, View(down=1))[0, 0].tolist() == [[0, 1, 2, 3], [0, 1, 2, 3], [4, 5, 6, 7]]
+    assert apply_view(pixels, View(right=-1))[0, 0, 0].tolist() == [1, 2, 3, 3]
+    assert apply_view(pixels, View(flip=True, right=2))[0, 0, 0].tolist() == [3, 3, 3, 2]
 
 
-def test_views_are_each_once_and_the_plain_image_first() -> None:
+def test_views_are_distinct_and_the_plain_image_comes_first() -> None:
     views = Augmentation(flip=True, shift=4).views
     assert views[0] == View()
     assert len(set(views)) == len(views) == 10
     assert Augmentation(flip=True).views == (View(), View(flip=True))
 
 
-def test_features_of_a_view_are_those_of_the_image_so_shown(recipe: Recipe, tmp_path: Path) -> None:
+def test_features_of_a_view_are_those_of_the_transformed_image(recipe: Recipe, tmp_path: Path) -> None:
     mirrored = [encode(np.asarray(Image.open(io.BytesIO(image)))[:, ::-1]) for image in photographs()]
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
@@ -160,7 +160,7 @@ def test_the_content_hash_is_that_of_the_encoded_image(recipe: Recipe, tmp_path:
     assert [row.tobytes() for row in content] == [hashlib.sha256(image).digest() for image in photographs()]
 
 
-def test_unreadable_images_are_all_named_and_spoil_only_their_own_block(recipe: Recipe, tmp_path: Path) -> None:
+def test_unreadable_images_are_all_named_and_fail_only_their_own_block(recipe: Recipe, tmp_path: Path) -> None:
     images = photographs()
     images[2], images[3], images[17] = b"no image", images[3][:100], b""
     data = audit_data(tmp_path, images)
@@ -174,7 +174,7 @@ def test_unreadable_images_are_all_named_and_spoil_only_their_own_block(recipe: 
 
 
 class Hungry(torch.nn.Module):
-    """Means of the colours, on a device that has memory for so many images at once and no more."""
+    """Returns mean colours; raises an out-of-memory error for more than a given number of images at once."""
 
     def __init__(self, room: int) -> None:
         super().__init__()
@@ -195,7 +195,7 @@ def hungry_0(pretrained: bool = False, **_: Any) -> torch.nn.Module:
 
 
 class Counted(torch.nn.Module):
-    """Computes nothing, and notes how many threads ask for that at once."""
+    """Computes nothing, and counts how many threads call it at once."""
 
     inside, most = 0, 0
 
@@ -219,7 +219,7 @@ def models() -> None:
 
 
 @pytest.mark.usefixtures("models")
-def test_a_batch_that_memory_does_not_hold_is_halved_until_it_does(recipe: Recipe, tmp_path: Path) -> None:
+def test_a_batch_that_does_not_fit_in_memory_is_halved_until_it_does(recipe: Recipe, tmp_path: Path) -> None:
     data = audit_data(tmp_path, photographs())
     how = recipe.model_copy(update={"backbone": Backbone(name="hungry_3")})
     expected = features(how, data, Machine(batch=3, threads=1))
@@ -228,14 +228,14 @@ def test_a_batch_that_memory_does_not_hold_is_halved_until_it_does(recipe: Recip
 
 
 @pytest.mark.usefixtures("models")
-def test_a_device_that_is_no_cpu_is_fed_by_one_thread_at_a_time(recipe: Recipe, tmp_path: Path) -> None:
+def test_a_gpu_is_used_by_one_thread_at_a_time(recipe: Recipe, tmp_path: Path) -> None:
     data = audit_data(tmp_path, photographs())
     how = recipe.model_copy(update={"backbone": Backbone(name="counted")})
-    features(how, data, Machine(device="meta", workers=4, batch=1))  # torch's device that computes nothing
+    features(how, data, Machine(device="meta", workers=4, batch=1))  # torch's device without computation
     assert Counted.most == 1
 
 
-def test_a_gpu_is_fed_by_a_thread_for_each_core_that_this_process_may_use() -> None:
+def test_a_gpu_is_fed_by_one_thread_per_usable_core() -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     assert Machine(device="meta").decoders() == min(16, cores or 1)
     assert Machine(device="meta", workers=5).decoders() == 5
@@ -247,7 +247,7 @@ def test_jobs_of_several_inputs_and_backbones_each_get_their_own_features(recipe
     data, machine, shape = audit_data(tmp_path, photographs()), Machine(threads=1), recipe.input
     assert shape is not None
     other = shape.model_copy(update={"size": 64})
-    bare = Backbone(name=NAME)  # without public weights: the same random ones every time
+    bare = Backbone(name=NAME)  # without public weights: random but always the same
     kinds = [(recipe.backbone, shape), (recipe.backbone, other), (bare, shape), (recipe.backbone, shape)]
     jobs = [Embed(*kind, View(), data.digest, 5 * place, 5 * place + 5) for place, kind in enumerate(kinds)]
     together = {job: part for job, part, _ in embed(jobs, data, machine)}
@@ -277,24 +277,24 @@ def test_the_next_part_is_computed_while_one_is_stored(recipe: Recipe, tmp_path:
 
 
 @pytest.mark.usefixtures("models")
-def test_memory_that_does_not_hold_one_image_is_no_fault_of_the_candidate_s(recipe: Recipe, tmp_path: Path) -> None:
+def test_too_little_memory_for_one_image_is_not_an_error_of_the_candidate(recipe: Recipe, tmp_path: Path) -> None:
     data = audit_data(tmp_path, photographs())
     jobs = embed_jobs(Backbone(name="hungry_0"), recipe.input, data.digest, data.rows)
-    with pytest.raises(UnavailableError, match=r"out of memory: CUDA out of memory.*what is stored stays: end what"):
+    with pytest.raises(UnavailableError, match=r"out of memory: CUDA out of memory.*results are kept: stop other"):
         run(jobs, Inputs(data, tmp_path), Machine(threads=1), Store(str(tmp_path / "store")))
 
 
 @pytest.mark.parametrize(
     ("image", "expected"),
     [
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", "no image of a known format"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg' width='8' height='8'/>", "no image of a known format"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", "not an image in one of the formats"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg' width='8' height='8'/>", "not an image in one of the formats"),
         (b"P6 10000 9000 255\n" + bytes(100), r"larger than 89,478,485 pixels: 10,000 x 9,000"),
         (b"P6 1000000 1000000 255\n" + bytes(100), "larger than 89,478,485 pixels"),
         (b"P6 100 100 255\n" + bytes(100), "damaged"),
     ],
 )
-def test_what_could_run_a_program_or_fill_the_memory_is_not_decoded(
+def test_files_that_could_run_a_program_or_fill_memory_are_not_decoded(
     recipe: Recipe, image: bytes, expected: str
 ) -> None:
     assert recipe.input is not None
@@ -308,7 +308,7 @@ def test_more_unreadable_images_than_fit_a_message_are_counted(recipe: Recipe, t
         features(recipe, data, Machine(threads=1))
 
 
-def test_the_orientation_note_of_a_camera_is_not_obeyed(recipe: Recipe, tmp_path: Path) -> None:
+def test_exif_orientation_is_not_applied(recipe: Recipe, tmp_path: Path) -> None:
     image = Image.open(io.BytesIO(photographs()[0]))
     turned = Image.Exif()
     turned[0x0112] = 6
@@ -348,7 +348,7 @@ def candidate(recipe: Recipe, folder: Path, change: str | None = None) -> tuple[
 
 
 def timms(shape: Input) -> Any:
-    """timm's own transform: PIL image in, scaled tensor (3, S, S) out."""
+    """timm's own transform: maps a PIL image to a scaled tensor (3, S, S)."""
     how = {"mean": shape.mean, "std": shape.std, "interpolation": shape.interpolation, "crop_pct": shape.crop}
     return timm.data.create_transform(input_size=(3, shape.size, shape.size), is_training=False, **how)
 
@@ -369,9 +369,9 @@ def test_the_candidate_s_head_on_cached_features_is_the_whole_model(recipe: Reci
 
 @pytest.mark.parametrize(
     ("change", "expected"),
-    [("bn1.running_mean", "only BatchNorm statistics drifted"), ("conv1.0.weight", "more than that was trained")],
+    [("bn1.running_mean", "only BatchNorm statistics drifted"), ("conv1.0.weight", "more tensors were trained")],
 )
-def test_a_body_that_is_not_the_public_one_contradicts_the_recipe(
+def test_a_body_that_differs_from_the_public_one_contradicts_the_recipe(
     recipe: Recipe, change: str, expected: str, tmp_path: Path
 ) -> None:
     names = subject.build(recipe.backbone, 3).state_dict()

@@ -1,4 +1,4 @@
-"""Fifteen corruptions: each does what its name says, more with severity, and the same to a row wherever it stands."""
+"""Fifteen corruptions: each has its stated effect, grows with severity, and does not depend on a row's position."""
 
 import io
 from itertools import pairwise
@@ -24,7 +24,7 @@ SIDES = (32, 64, 160, 224)
 
 @pytest.fixture(scope="module")
 def photos() -> dict[int, list[NDArray[np.float32]]]:
-    """A temple and a flower, by side."""
+    """Photos of a temple and a flower, by image side."""
     found = {}
     for side in SIDES:
         pictures = [Image.fromarray(each).resize((side, side)) for each in load_sample_images().images]
@@ -69,7 +69,7 @@ def test_the_same_draw_gives_the_same_image_and_the_first_is_left_alone(
 
 
 @pytest.mark.parametrize("name", ["defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "pixelate", "contrast"])
-def test_what_has_nothing_to_blur_stays(name: str) -> None:
+def test_uniform_images_are_unchanged_by_blurs(name: str) -> None:
     flat = np.full((64, 64, 3), 0.4, dtype=np.float32)
     np.testing.assert_allclose(corrupted(flat, name, 5, rng()), flat, atol=2 / 255)
 
@@ -94,7 +94,7 @@ def test_contrast_brightness_and_jpeg_are_those_of_the_naive_twins(
         )
     brighter = corrupted(x, "brightness", 3, rng())
     np.testing.assert_allclose(brighter.max(2), np.minimum(x.max(2) + 0.3, 1), atol=1e-5)
-    seen = x.max(2) > 0.2  # hue and saturation: all channels by one factor
+    seen = x.max(2) > 0.2  # hue and saturation are kept if all channels change by one factor
     factor = brighter[seen] / x[seen]
     np.testing.assert_allclose(factor[:, :2][x[seen][:, :2] > 0.05], np.broadcast_to(
         factor.max(1, keepdims=True), (len(factor), 2))[x[seen][:, :2] > 0.05], rtol=1e-3)  # fmt: skip
@@ -113,7 +113,7 @@ def test_an_averaging_disk_spreads_a_point_over_its_area() -> None:
     np.testing.assert_allclose(spread, spread[::-1, ::-1][np.ix_(*[np.roll(np.arange(64), 1)] * 2)], atol=1e-6)
 
 
-def test_what_is_enlarged_is_what_two_matrices_of_weights_make_of_it(
+def test_enlarging_equals_two_products_with_interpolation_matrices(
     photos: dict[int, list[NDArray[np.float32]]],
 ) -> None:
     for factor in (1.0, 1.06, 1.33):
@@ -140,7 +140,7 @@ def test_a_rows_corruption_depends_on_the_row_alone(photos: dict[int, list[NDArr
     lock = Lock()
 
     def model(batch: torch.Tensor) -> torch.Tensor:
-        """Calls each image the class of its place in `shown`, in whatever order threads come."""
+        """Predicts each image's position in `shown` as its class, whatever the order of threads."""
         with lock:
             before = len(shown)
             shown.extend(batch.clone())
@@ -156,4 +156,4 @@ def test_a_rows_corruption_depends_on_the_row_alone(photos: dict[int, list[NDArr
     whole = seen(range(16), 16, 1)
     assert torch.equal(whole, seen(range(16), 3, 2))
     assert torch.equal(whole[5:9], seen(range(5, 9), 16, 1))
-    assert not torch.equal(whole[0], whole[2])  # the same photo, another row
+    assert not torch.equal(whole[0], whole[2])  # the same photo in another row

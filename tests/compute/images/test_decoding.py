@@ -1,4 +1,4 @@
-"""Images reach backbones as timm would hand them over, to the bit."""
+"""Images reach backbones bit for bit as timm would transform them."""
 
 import io
 

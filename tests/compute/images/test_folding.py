@@ -1,4 +1,4 @@
-"""BatchNorms are folded where that is the same function, and nowhere else."""
+"""BatchNorms are folded if and only if that leaves the function unchanged."""
 
 from collections.abc import Callable
 from typing import Any
@@ -31,7 +31,7 @@ def trial(size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         ("tf_efficientnet_lite0", 64, 0),
         ("mobilenetv3_small_050", 64, 0),
         ("regnetx_002", 64, 0),
-        ("densenet121", 64, 62),  # it normalises before it convolves: most norms read what others read too
+        ("densenet121", 64, 62),  # norms precede convolutions: most of their inputs have several readers
     ],
 )
 def test_a_folded_network_is_the_same_function(name: str, size: int, left: int) -> None:
@@ -61,7 +61,7 @@ def test_a_network_without_batchnorm_stays_itself(name: str) -> None:
 
 
 class Net(nn.Module):
-    """A convolution and a BatchNorm, put together in some way."""
+    """A convolution and a BatchNorm, combined by a given function."""
 
     def __init__(self, how: Callable[[Any, torch.Tensor], torch.Tensor], convolution: nn.Module, norm: nn.Module):
         super().__init__()
@@ -72,7 +72,7 @@ class Net(nn.Module):
 
 
 class Doubled(nn.Conv2d):
-    """A convolution whose weight is not the one it convolves with."""
+    """A convolution that changes its weight before it convolves."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self._conv_forward(x, 2 * self.weight, self.bias)
@@ -125,12 +125,14 @@ def test_a_convolution_and_its_norm_become_one(convolution: nn.Module, norm: nn.
 
 
 @pytest.mark.parametrize("how", [around, changed_in_place, twice, normed_twice, looked_into])
-def test_what_is_read_elsewhere_or_used_again_is_not_folded(how: Callable[[Any, torch.Tensor], torch.Tensor]) -> None:
+def test_convolutions_with_other_readers_or_reused_modules_are_not_folded(
+    how: Callable[[Any, torch.Tensor], torch.Tensor],
+) -> None:
     model = settled(Net(how, *pair()))
     assert fold(model, trial(9))[0] is model
 
 
-def test_heirs_of_a_convolution_and_norms_of_the_batch_are_not_folded() -> None:
+def test_subclasses_of_convolutions_and_norms_without_statistics_are_not_folded() -> None:
     for convolution, norm in (
         (Doubled(3, 4, 3), nn.BatchNorm2d(4)),
         (nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)),
@@ -140,6 +142,6 @@ def test_heirs_of_a_convolution_and_norms_of_the_batch_are_not_folded() -> None:
         assert fold(model, trial(9))[0] is model
 
 
-def test_what_does_not_agree_on_the_trial_images_is_not_folded() -> None:
+def test_a_folding_that_disagrees_on_the_trial_images_is_discarded() -> None:
     model = settled(Net(one_after_the_other, *pair()))
     assert fold(model, trial(9) * torch.nan)[0] is model

@@ -1,4 +1,4 @@
-"""Temporary folders and files: whole, gone afterwards, and one clear error where the disk is full."""
+"""Temporary folders and files are complete, deleted afterwards, and raise one clear error if the disk is full."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from privacy_gate.compute.machine.scratch import scratch_file, scratch_folder
 from privacy_gate.errors import UnavailableError
 
 
-def test_a_folder_is_gone_afterwards_whatever_happened() -> None:
+def test_a_folder_is_deleted_whatever_happens() -> None:
     seen: list[Path] = []
 
     def interrupted() -> None:
@@ -25,18 +25,18 @@ def test_a_folder_is_gone_afterwards_whatever_happened() -> None:
     assert not seen[0].exists()
 
 
-def test_a_file_has_its_size_and_its_place_on_the_disk() -> None:
+def test_a_file_has_its_full_size_reserved_on_the_disk() -> None:
     with scratch_file(1 << 20) as file:
         assert len(file.read()) == 1 << 20
         assert os.fstat(file.fileno()).st_blocks * 512 >= 1 << 20
 
 
-def test_an_error_of_another_kind_passes_as_it_is() -> None:
+def test_other_errors_pass_unchanged() -> None:
     with pytest.raises(FileNotFoundError), scratch_folder() as folder:
         (folder / "absent").read_bytes()
 
 
-def test_where_no_folder_can_be_made_the_message_names_tmpdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_message_names_tmpdir_if_no_folder_can_be_created(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "absent"))
     for room in (scratch_folder(), scratch_file(1)):
         with pytest.raises(UnavailableError, match="or set TMPDIR to a folder on a larger disk") as caught, room:
@@ -69,7 +69,7 @@ for fill in (fill_folder, copy_weights, lambda: _room((600_000, 1024))):
 """
 
 
-def test_a_disk_that_takes_no_more_bytes_is_named_before_anything_is_mapped(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_before_anything_is_mapped(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, check=True, cwd=tmp_path)
     lines = done.stdout.splitlines()
     assert len(lines) == 3

@@ -1,4 +1,4 @@
-"""Work on threads comes to the same result however many there are, and ends when nobody waits for it."""
+"""Results do not depend on the number of threads, and work stops once its results are no longer needed."""
 
 import time
 from concurrent.futures import CancelledError
@@ -14,7 +14,7 @@ from privacy_gate.progress import silent
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_every_item_is_made_once_and_counted_and_kernels_have_one_thread(threads: int) -> None:
+def test_every_item_is_computed_once_and_counted_with_single_threaded_kernels(threads: int) -> None:
     before, told, seen = torch.get_num_threads(), [], set()
 
     def make(item: int) -> int:
@@ -33,7 +33,7 @@ def test_every_item_is_made_once_and_counted_and_kernels_have_one_thread(threads
     assert torch.get_num_threads() == before
 
 
-def test_a_failure_ends_what_is_under_way_and_what_has_not_begun() -> None:
+def test_a_failure_stops_running_items_and_cancels_the_rest() -> None:
     begun, ended = [], []
 
     def make(item: int) -> None:
@@ -52,10 +52,10 @@ def test_a_failure_ends_what_is_under_way_and_what_has_not_begun() -> None:
     with pytest.raises(CandidateError, match="damaged"):
         list(spread(make, range(100), Machine(device="cpu", threads=2), tally))
     assert len(begun) < 100
-    assert sorted(ended) == sorted(item for item in begun if item)  # those under way end in any order
+    assert sorted(ended) == sorted(item for item in begun if item)  # running items end in any order
 
 
-def test_who_takes_no_more_results_waits_for_none() -> None:
+def test_closing_the_results_early_waits_for_no_more_items() -> None:
     def make(item: int) -> int:
         for _ in range(1000 * item):
             time.sleep(0.01)

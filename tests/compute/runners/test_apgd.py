@@ -1,4 +1,4 @@
-"""Auto-PGD reaches what is known in closed form, stays in its ball, and is no weaker than its peer's."""
+"""Auto-PGD reaches known closed-form optima, stays in its ball, and is as strong as other implementations."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ def linear(seed: int = 1) -> tuple[nn.Module, torch.Tensor]:
 
 
 def network(seed: int = 0) -> nn.Module:
-    """A small network with weights from a seed, so that the peer's script has the same."""
+    """A small network with seeded weights, so that the script of the other implementation uses the same."""
     rng = np.random.default_rng(seed)
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(32, CLASSES)
@@ -41,7 +41,7 @@ def network(seed: int = 0) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def test_on_a_linear_model_raising_the_difference_of_two_logits_is_the_best_there_is() -> None:
+def test_on_a_linear_model_the_attack_reaches_the_closed_form_optimum() -> None:
     model, weight = linear()
     x = drawn(60)
     label = model(x).argmax(1)
@@ -54,12 +54,12 @@ def test_on_a_linear_model_raising_the_difference_of_two_logits_is_the_best_ther
         margin = (logits.gather(1, chosen[:, None]) - logits.gather(1, label[rows][:, None]))[:, 0]
         best = margin + RADIUS * apart.abs().sum(1)
         reached = ahead(chosen)(model(moved), label[rows])
-        still = ~fooled  # who is fooled is given as it was then
+        still = ~fooled  # fooled rows keep the image that fooled the model
         torch.testing.assert_close(reached[still], best[still], atol=1e-9, rtol=0)
         assert bool(fooled[best > 1e-9].all())
 
 
-def test_all_targets_leave_exactly_the_rows_that_stand_in_closed_form() -> None:
+def test_all_targets_together_leave_exactly_the_rows_that_are_robust_in_closed_form() -> None:
     model, weight = linear()
     x = drawn(200, seed=3)
     logits = model(x)
@@ -87,7 +87,7 @@ def test_the_targeted_loss_is_the_ratio_that_a_plain_loop_gives_and_the_peer_s()
     torch.testing.assert_close(found, torch.tensor(peer["loss"], dtype=torch.float64), atol=1e-6, rtol=0)
 
 
-def test_the_ratio_knows_neither_scale_nor_offset_and_is_a_difference_where_there_are_too_few_classes() -> None:
+def test_the_ratio_ignores_scale_and_offset_and_is_a_difference_for_few_classes() -> None:
     logits = torch.from_numpy(np.random.default_rng(2).normal(size=(20, CLASSES)))
     label, target = torch.arange(20) % CLASSES, (torch.arange(20) + 1) % CLASSES
     torch.testing.assert_close(towards(target)(7 * logits - 3, label), towards(target)(logits, label))
@@ -123,7 +123,7 @@ def test_no_radius_changes_nothing_and_rows_wrong_already_count_as_fooled() -> N
     assert fooled.tolist() == [True] * 5 + [False] * 15
 
 
-def test_a_row_goes_its_own_way_whoever_is_beside_it() -> None:
+def test_the_attack_on_a_row_does_not_depend_on_other_rows() -> None:
     model, x = network().double(), drawn(30, low=0, high=1)
     label = model(x).argmax(1)
     together = apgd(model, x, label, cross_entropy, RADIUS, STEPS)
@@ -134,7 +134,7 @@ def test_a_row_goes_its_own_way_whoever_is_beside_it() -> None:
         assert torch.equal(alone[1], together[1][rows])
 
 
-def test_who_is_fooled_is_asked_no_more() -> None:
+def test_fooled_rows_are_not_evaluated_again() -> None:
     model, x = network(), drawn(40, low=0, high=1).float()
     label = model(x).argmax(1)
     asked: list[int] = []
@@ -162,7 +162,7 @@ def test_checkpoints_are_those_of_the_paper() -> None:
     assert all(0 < each <= 20 for each in _checkpoints(20))
 
 
-def test_logits_that_are_no_numbers_are_refused() -> None:
+def test_nan_logits_are_refused() -> None:
     def broken(images: torch.Tensor) -> torch.Tensor:
         return images.flatten(1)[:, :CLASSES] * torch.nan
 
@@ -170,8 +170,8 @@ def test_logits_that_are_no_numbers_are_refused() -> None:
         apgd(broken, drawn(2), torch.zeros(2, dtype=torch.int64), cross_entropy, RADIUS, STEPS)
 
 
-def test_it_is_no_weaker_than_the_peers() -> None:
-    """See tests/data/apgd_parity.py for what made the figures."""
+def test_it_is_no_weaker_than_other_implementations() -> None:
+    """The figures come from tests/data/apgd_parity.py."""
     model, x = network(), drawn(PARITY["rows"], seed=5, low=0, high=1).float()
     label = model(x).argmax(1)
     for levels, theirs in PARITY["standing"].items():
@@ -206,11 +206,11 @@ def test_the_probe_learns_classes_that_lie_apart() -> None:
     logits = x[200:].float() @ weight.T + bias
     assert float((logits.argmax(1) == label[200:]).double().mean()) > 0.95
     assert float(logits.std()) == pytest.approx(5, rel=0.2)
-    same, _ = linear_probe(torch.ones(20, 3), label[:20], CLASSES)  # features that tell nothing
+    same, _ = linear_probe(torch.ones(20, 3), label[:20], CLASSES)  # uninformative features
     assert bool(torch.isfinite(same).all())
 
 
-def test_random_signs_are_the_same_for_the_same_row_alone() -> None:
+def test_random_signs_depend_only_on_the_row() -> None:
     one, again, other = sign_noise(SIZE, 4, 1), sign_noise(SIZE, 4, 1), sign_noise(SIZE, 5, 1)
     assert torch.equal(one, again)
     assert not torch.equal(one, other)

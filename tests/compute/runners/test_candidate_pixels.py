@@ -1,4 +1,4 @@
-"""The candidate that attacks ask is the network of the dossier, its gradients too, however it was made faster."""
+"""The accelerated candidate has the logits and gradients of the dossier's network."""
 
 import pytest
 import torch
@@ -15,14 +15,14 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
 
 def network(name: str, size: int) -> nn.Module:
-    """With factors and statistics of its own in every BatchNorm."""
+    """A network with distinct factors and statistics in every BatchNorm."""
     torch.manual_seed(0)
     model: nn.Module = timm.create_model(name, num_classes=5, **({"img_size": size} if "vit" in name else {}))
     return settled(model)
 
 
 def asked(model: PixelModel, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits, and the gradient of one of them by the images."""
+    """Logits, and the gradient of one logit with respect to the images."""
     leaf = images.clone().requires_grad_()
     logits = model(leaf)
     (gradient,) = torch.autograd.grad(logits[:, 1].sum(), [leaf])
@@ -41,7 +41,7 @@ def test_logits_and_gradients_are_the_plain_network_s(name: str, dtype: torch.dt
     logits, gradient = asked(lambda shown: plain((shown - mean) / std), images)
     quick = _scaled(network(name, size).to(dtype), Input(size=size, mean=MEAN, std=STD), Machine(device="cpu"))
     found, slope = asked(quick, images)
-    # In float32 a ReLU6 near its kink may go either way, and single gradients with it.
+    # In float32, an input near ReLU6's kink may fall on either side, which changes single gradients.
     bounds = (1e-12, 1e-12) if dtype == torch.float64 else (2e-5, 1e-2)
     for one, other, bound in ((found, logits, bounds[0]), (slope, gradient, bounds[1])):
         assert float((one - other).norm() / other.norm()) < bound

@@ -1,4 +1,4 @@
-"""The planted leak: learnt by heart, found by every attack, whatever the features' scale."""
+"""The planted leak is memorised, and every attack finds it, whatever the scale of features."""
 
 import numpy as np
 import pytest
@@ -42,13 +42,13 @@ def scores(evidence: MembershipEvidence) -> dict[str, Floats]:
 def caught(arrays: Arrays) -> bool:
     evidence = control_evidence(arrays)
     found = scores(evidence)
-    # No control has a loss trace, nor a head that converged on its own.
+    # The control has no loss traces, and no head trained to convergence.
     assert set(found) == set(ATTACKS) - {"loss_trace", "self_influence"}
     return positive_control(evidence, found).held
 
 
 @pytest.mark.parametrize("width", [16, 64])
-def test_every_attack_finds_what_was_learnt_by_heart(width: int) -> None:
+def test_every_attack_finds_memorised_rows(width: int) -> None:
     features = digits()[0]
     if width < 64:
         features = features @ np.random.default_rng(0).normal(size=(64, width)).astype(np.float32)
@@ -56,19 +56,19 @@ def test_every_attack_finds_what_was_learnt_by_heart(width: int) -> None:
 
 
 @pytest.mark.slow
-def test_every_attack_finds_it_in_fifty_audits_of_fifty() -> None:
+def test_every_attack_finds_the_leak_in_fifty_out_of_fifty_audits() -> None:
     features = digits()[0]
     assert all(caught(train_control(features, split_of(seed), MACHINE)) for seed in range(50))
 
 
-def test_heads_that_learnt_other_rows_are_not_taken_for_the_planted_leak() -> None:
+def test_heads_that_learnt_other_rows_do_not_pass_as_the_planted_leak() -> None:
     arrays = dict(train_control(digits()[0], split_of(0), MACHINE))
     arrays["included"] = arrays["included"].copy()
-    arrays["included"][0] = arrays["included"][1]  # as if rows and training sets had lost each other
+    arrays["included"][0] = arrays["included"][1]  # as if rows and training sets were mismatched
     assert not caught(arrays)
 
 
-def test_twins_share_out_audited_rows_and_leave_the_population_alone() -> None:
+def test_twins_train_on_audited_rows_and_never_on_the_population() -> None:
     split = split_of(1)
     arrays = train_control(digits()[0], split, MACHINE)
     audited, size = split[arrays["rows"]] != Split.POPULATION, MOST
@@ -103,7 +103,7 @@ POOL, MEMBERS = 200, 100
 
 
 def behaviour_of(sets: np.ndarray, first: int, **changes: float) -> Floats:
-    """phi (len(sets), POOL) of heads trained on rows of digits, sets (models, 1797)."""
+    """phi (len(sets), POOL) of heads trained on subsets of digits; sets (models, 1797) bool."""
     features, label = digits()
     subsets = [(first + place, np.flatnonzero(chosen)) for place, chosen in enumerate(sets)]
     heads = sorted(train_heads(features, label, recipe(**changes), subsets, MACHINE), key=lambda head: head.index)
@@ -111,7 +111,7 @@ def behaviour_of(sets: np.ndarray, first: int, **changes: float) -> Floats:
 
 
 def doubted(phi: Floats, declared: np.ndarray, references: Floats, sets: np.ndarray) -> float:
-    """Share of candidates, one a row, whose dossier is not believed."""
+    """Share of candidates, one per row, whose dossier the control rejects."""
     failures = 0
     for target, member in zip(phi, declared, strict=True):
         evidence = MembershipEvidence(
@@ -127,7 +127,7 @@ def doubted(phi: Floats, declared: np.ndarray, references: Floats, sets: np.ndar
 
 
 @pytest.mark.slow
-def test_real_heads_are_believed_where_the_dossier_is_true_and_caught_where_it_lies() -> None:
+def test_true_dossiers_are_plausible_and_false_ones_are_rejected() -> None:
     rows = len(digits()[1])
     pool = np.arange(rows) < POOL
     sets = np.stack([included(index, pool, MEMBERS) for index in range(64)])
@@ -145,10 +145,10 @@ def test_real_heads_are_believed_where_the_dossier_is_true_and_caught_where_it_l
         members, others = rng.permutation(np.flatnonzero(own)), rng.permutation(np.flatnonzero(pool & ~own))
         partly[members[:50]], partly[rows - 50 :] = False, True
         swapped[members[:10]], swapped[others[:10]] = False, True
-    assert doubted(behaviour_of(elsewhere, 2000), few, references, sets) == 1.0  # none of them was seen
-    assert doubted(behaviour_of(half, 2000), few, references, sets) == 1.0  # half of them was not
-    assert doubted(behaviour_of(both, 2000), few, references, sets) == 1.0  # the holdout was trained on too
-    assert doubted(behaviour_of(few, 2000), pool & ~few, references, sets) == 1.0  # all exchanged
-    assert doubted(behaviour_of(tenth, 2000), few, references, sets) >= 0.4  # a tenth exchanged
+    assert doubted(behaviour_of(elsewhere, 2000), few, references, sets) == 1.0  # none was trained on
+    assert doubted(behaviour_of(half, 2000), few, references, sets) == 1.0  # half were not trained on
+    assert doubted(behaviour_of(both, 2000), few, references, sets) == 1.0  # the holdout was also trained on
+    assert doubted(behaviour_of(few, 2000), pool & ~few, references, sets) == 1.0  # members and holdout swapped
+    assert doubted(behaviour_of(tenth, 2000), few, references, sets) >= 0.4  # a tenth swapped
     for changes in ({"epochs": 600}, {"weight_decay": 1e-2}, {"label_smoothing": 0.1}, {"batch_size": 32}):
         assert doubted(behaviour_of(few, 2000, **changes), few, references, sets) == 1.0, changes

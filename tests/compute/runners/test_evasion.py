@@ -1,4 +1,4 @@
-"""The candidate under attack: what stands and what hides its gradients is told apart, batch or no batch."""
+"""Evasion distinguishes robust candidates from those that mask gradients, whatever the batch size."""
 
 import hashlib
 import io
@@ -29,7 +29,7 @@ CLASSES, SIZE = 4, 12
 
 
 def bars(rows: int, contrast: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noise with a bar whose place is the class."""
+    """Noise images with a bar whose position is the class."""
     rng = np.random.default_rng(0)
     label = rng.integers(0, CLASSES, rows)
     x = 0.3 + 0.1 * rng.random((rows, 3, SIZE, SIZE))
@@ -39,7 +39,7 @@ def bars(rows: int, contrast: float) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def by_bars(images: torch.Tensor) -> torch.Tensor:
-    """The mean brightness of each class's bar: no change of r moves a difference of two by more than 2 r."""
+    """Logits are mean brightness at each class's bar: a change within r moves a difference of two by at most 2 r."""
     return images.view(-1, 3, CLASSES, 3, SIZE).mean((1, 3, 4))
 
 
@@ -55,7 +55,7 @@ def figure(found: Any) -> Any:
     )
 
 
-def test_a_model_that_small_changes_cannot_turn_stands_and_one_they_can_does_not() -> None:
+def test_a_robust_model_withstands_small_changes_and_a_fragile_one_does_not() -> None:
     robust = judged(by_bars, *bars(60, contrast=0.2))
     assert robust["right"].all()
     assert robust["standing"].all()
@@ -67,34 +67,34 @@ def test_a_model_that_small_changes_cannot_turn_stands_and_one_they_can_does_not
     assert figure(fragile).value == 0.0
 
 
-def test_targeted_attacks_take_only_what_the_untargeted_left() -> None:
+def test_targeted_attacks_try_only_rows_that_withstood_the_untargeted() -> None:
     found = judged(by_bars, *bars(80, contrast=0.06))
     assert (found["standing"] <= found["untargeted"]).all()
     assert (found["untargeted"] <= found["right"]).all()
 
 
 def stairs(images: torch.Tensor) -> torch.Tensor:
-    """Steps hide the gradient: it is 0 wherever there is one."""
+    """A step function masks the gradient: it is 0 everywhere."""
     return (by_bars(images) * 40).round()
 
 
 def saturated(images: torch.Tensor) -> torch.Tensor:
-    """Logits so far apart that the cross entropy has no gradient in float32; a difference of logits has."""
+    """Logits so far apart that the float32 gradient of cross-entropy is 0, but not that of a difference of logits."""
     return by_bars(images) * 1e5
 
 
-def test_masked_gradients_are_no_robustness() -> None:
+def test_masked_gradients_do_not_count_as_robustness() -> None:
     found = judged(stairs, *bars(60, contrast=0.06))
     assert found["flat"].all()
     assert figure(found).value is None
     assert "gradients are masked" in figure(found).reason
-    # A dead cross entropy alone hides nothing from the targeted attack.
+    # A vanishing cross-entropy gradient does not stop the targeted attack.
     seen = judged(saturated, *bars(60, contrast=0.04))
     assert not seen["standing"].any()
     assert figure(seen).value == 0.0
 
 
-def test_what_random_changes_turn_does_not_stand() -> None:
+def test_images_that_random_changes_turn_do_not_count_as_robust() -> None:
     right, rest = np.ones(100, dtype=bool), np.zeros(100, dtype=bool)
     guessed = np.arange(100) < 2
     assert robust_accuracy(right, right, guessed, rest, rest, 0.95).value == 0.98
@@ -120,7 +120,7 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def pictures(rows: int = 120) -> AuditData:
-    """Squares whose place is the class, as files."""
+    """Image files with a square whose position is the class."""
     rng = np.random.default_rng(1)
     label = np.arange(rows) % 3
     payloads = []
@@ -135,7 +135,7 @@ def pictures(rows: int = 120) -> AuditData:
 
 
 def fine_tuned(folder: Path, data: AuditData) -> Recipe:
-    """A candidate with a head fitted on the public backbone's features."""
+    """A candidate whose head was fitted on the public backbone's features."""
     torch.manual_seed(0)
     model: Any = backbone.timm.create_model("test_resnet", num_classes=7)
     path = folder / "weights.safetensors"
@@ -193,7 +193,7 @@ def test_a_real_candidate_is_attacked_alike_in_batches_of_any_size(
     assert whole["standing"].mean() < whole["right"].mean()
     assert not whole["wide"].any()
     for name, values in whole.items():
-        assert np.mean(values == parts[name]) >= 0.95, name  # sums of float32 differ by batch
+        assert np.mean(values == parts[name]) >= 0.95, name  # float32 sums differ between batch sizes
 
 
 def test_a_change_crafted_on_the_public_backbone_turns_the_candidate(

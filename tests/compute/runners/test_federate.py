@@ -1,4 +1,4 @@
-"""Federations as jobs: what the recipe says is what is simulated, for references and for studies."""
+"""Federation jobs simulate what the recipe says, for references and for studies."""
 
 import dataclasses
 from pathlib import Path
@@ -63,7 +63,7 @@ def data(scene: Any) -> AuditData:
     return read_data(scene.manifest, scene.recipe.classes)
 
 
-def test_recipes_can_name_every_rule_and_partition_there_is_and_no_other() -> None:
+def test_recipes_can_name_exactly_the_existing_rules_and_partitions() -> None:
     assert set(get_args(AggregatorName)) == set(AGGREGATORS)
     assert set(get_args(BeforeName)) == set(PREAGGREGATIONS)
     assert set(get_args(PartitionName)) == {*PARTITIONS, COLUMN}
@@ -78,7 +78,7 @@ def test_every_parameter_reaches_its_rules(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BEFORE_PARAMETERS)
-def test_every_parameter_of_what_stands_before_a_rule_reaches_it(name: str) -> None:
+def test_every_parameter_of_a_preaggregation_reaches_it(name: str) -> None:
     for first in BEFORE_PARAMETERS[name]:
         chain = {"name": "median", "before": [{"name": first, name: 3 if name == "size" else 1.5}, "nnm"]}
         aggregator = parse({**FEDERATION, "aggregator": chain}, Federation, "f").aggregator
@@ -94,7 +94,7 @@ def test_every_parameter_of_a_server_reaches_it(name: str) -> None:
 
 
 def test_parameters_change_what_is_trained(data: AuditData) -> None:
-    """Each setting, and what it is without: heads that differ."""
+    """With each setting changed, the trained heads differ."""
     clipped = {"name": "mean", "before": ["clip"]}
     buckets = {"name": "median", "before": ["bucketing"]}
     pairs = [
@@ -113,7 +113,7 @@ def test_parameters_change_what_is_trained(data: AuditData) -> None:
         assert np.abs(plain - changed).max() > 1e-4
 
 
-def test_privacy_of_clients_is_simulated_by_a_mean_that_believes_no_claim() -> None:
+def test_client_privacy_is_simulated_by_an_unweighted_mean() -> None:
     private = {"privacy": {"noise_multiplier": 1.1, "clip": 0.5}}
     for name in ("mean", "uniform_mean"):
         for hidden in (False, True):
@@ -123,9 +123,7 @@ def test_privacy_of_clients_is_simulated_by_a_mean_that_believes_no_claim() -> N
             assert str(made.joined) == ("uniform_mean" if hidden else "clip + uniform_mean")
 
 
-def test_what_privacy_of_clients_spends_is_kept_with_the_first_reference_and_told(
-    data: AuditData, tmp_path: Path
-) -> None:
+def test_the_epsilon_of_client_privacy_is_stored_with_reference_0_and_reported(data: AuditData, tmp_path: Path) -> None:
     pytest.importorskip("opacus")
     store = Store(str(tmp_path / "store"))
     for clients, count in ((FEDERATION["clients"], 5), ({"partition": "column"}, 4)):
@@ -153,7 +151,7 @@ def test_what_privacy_of_clients_spends_is_kept_with_the_first_reference_and_tol
     assert accounted(Subject(federated(), "a" * 64, data, {}), store.get) == ()
 
 
-def test_federations_without_newer_settings_keep_the_names_of_their_results() -> None:
+def test_federations_without_newer_settings_keep_their_digests() -> None:
     chain = {"name": "centered_clipping", "tau": 1.0, "before": ["nnm"], "tolerates": 1}
     job = federate(federated(aggregator=chain, server={"name": "adam"}), "d" * 64, None, 0, 0)
     private = {"noise_multiplier": 1.0, "clip": 1.0}
@@ -165,7 +163,7 @@ def test_federations_without_newer_settings_keep_the_names_of_their_results() ->
         not in describe(federate(federated(privacy=private), "d" * 64, None, 0, 0))["recipe"]["federation"]["privacy"]
     )
     described = describe(job)
-    assert described.pop("revision") == 1  # which stands for what the results hold, and not for settings
+    assert described.pop("revision") == 1  # the revision describes the results' format, not settings
     assert digest_of(described) == "724be23f3fc46e30b7e27d1e9496c71de1a70a335230b849207d3aaa96051849"
     for changes in (
         {"aggregator": {**chain, "iterations": 1}},
@@ -180,10 +178,10 @@ def test_federations_without_newer_settings_keep_the_names_of_their_results() ->
     [
         ({"clients": {"partition": "iid"}}, "needs count"),
         ({"clients": {"partition": "iid", "count": 5, "alpha": 1.0}}, "alpha belongs to the Dirichlet"),
-        ({"clients": {"count": 5}}, "a client column counts its clients itself"),
+        ({"clients": {"count": 5}}, "partition column takes it from the table"),
         ({"aggregator": {"name": "krum", "tau": 1.0}}, "krum has no parameter tau"),
         ({"aggregator": {"name": "meen"}}, "meen|mean"),
-        ({"secure_aggregation": True, "aggregator": {"name": "krum"}}, "secure aggregation shows the server a sum"),
+        ({"secure_aggregation": True, "aggregator": {"name": "krum"}}, "shows the server only the sum"),
         ({"aggregator": {"name": "krum", "iterations": 2}}, "krum has no parameter iterations"),
         ({"aggregator": {"name": "median", "iteration": 2}}, "iterations"),
         ({"aggregator": {"name": "mean", "before": [{"name": "nnm", "tau": 1.0}]}}, "nnm has no parameter tau"),
@@ -191,7 +189,7 @@ def test_federations_without_newer_settings_keep_the_names_of_their_results() ->
         ({"aggregator": {"name": "mean", "before": [{"name": "bucketing", "size": 1}]}}, "greater than or equal to 2"),
         ({"aggregator": {"name": "mean", "before": [{"name": "clip", "taw": 1.0}]}}, "taw"),
         ({"aggregator": {"name": "mean", "before": ["clap"]}}, "clap|clip"),
-        ({"aggregator": {"name": "mean", "before": ["bucketing", "nnm", "bucketing"]}}, "stand before a rule once"),
+        ({"aggregator": {"name": "mean", "before": ["bucketing", "nnm", "bucketing"]}}, "can be used only once"),
         ({"aggregator": {"name": "q_fedavg", "before": ["bucketing"]}}, "a bucket has none"),
         ({"server": {"name": "avg", "momentum": 0.5}}, "avg has no parameter momentum"),
         ({"server": {"name": "avgm", "decay": 0.5}}, "avgm has no parameter decay"),
@@ -202,7 +200,7 @@ def test_federations_without_newer_settings_keep_the_names_of_their_results() ->
         ({"privacy": PRIVATE, "aggregator": {"name": "mean", "cap": 2.0}}, "without a cap"),
     ],
 )
-def test_what_no_federation_can_be_is_refused(changes: dict[str, Any], said: str) -> None:
+def test_impossible_federations_are_refused(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigurationError, match=said):
         federated(**changes)
 
@@ -217,7 +215,7 @@ def test_what_no_federation_can_be_is_refused(changes: dict[str, Any], said: str
         {"label_smoothing": 0.1},
     ],
 )
-def test_what_the_simulation_does_not_do_is_not_passed_off_as_it_but_a_program_may_do_it(
+def test_settings_that_the_simulation_lacks_are_refused_but_a_program_may_have_them(
     changes: dict[str, Any],
 ) -> None:
     with pytest.raises(ConfigurationError, match="federation is simulated"):
@@ -246,10 +244,10 @@ def test_references_of_a_federated_recipe_learn_their_own_rows_and_differ(data: 
     ],
     ids=["column", "dirichlet"],
 )
-def test_references_trained_together_are_those_trained_alone_on_nothing_but_their_rows(
+def test_references_trained_together_equal_those_trained_alone_on_their_own_rows(
     data: AuditData, settings: dict[str, Any]
 ) -> None:
-    """One has a client less than the others: none of whose rows it was given."""
+    """One reference has fewer clients than the others, because it got none of the rows of one client."""
     named = dataclasses.replace(data, client=np.array([f"c{row % 4}" for row in range(data.rows)]))
     how, features = federated(rounds=4, **settings), data.embedding
     assert features is not None
@@ -269,7 +267,7 @@ def test_references_trained_together_are_those_trained_alone_on_nothing_but_thei
         assert found == pytest.approx(outcome.head, abs=1e-5)
 
 
-def test_an_attacked_federation_is_worse_and_the_median_bears_it_better(data: AuditData, tmp_path: Path) -> None:
+def test_an_attack_lowers_accuracy_less_under_the_median(data: AuditData, tmp_path: Path) -> None:
     store = Store(str(tmp_path / "store"))
     iid = {"partition": "iid", "count": 10}
     mean = federated(clients=iid, rounds=40)
@@ -311,8 +309,8 @@ def test_a_planted_backdoor_succeeds_against_the_mean_and_fails_against_the_medi
 
 
 @pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
-def test_a_federation_that_diverges_calls_nothing_a_backdoor_s_target() -> None:
-    """NaN is no answer: neither with the trigger nor without it; else the backdoor would seem to do good."""
+def test_a_diverged_federation_predicts_no_backdoor_target() -> None:
+    """NaN logits count as no class, with and without the trigger; else the backdoor would seem to help."""
     rng = np.random.default_rng(0)
     features, label = rng.standard_normal((90, 4)).astype(np.float32), rng.integers(0, 5, 90)
     split = np.where(np.arange(90) < 60, Split.MEMBER, Split.HOLDOUT).astype(np.int8)
@@ -328,7 +326,7 @@ def test_a_federation_that_diverges_calls_nothing_a_backdoor_s_target() -> None:
         assert arrays["backdoor"] == pytest.approx(shared)
 
 
-def test_a_holdout_of_the_backdoor_s_target_alone_has_no_row_to_call_it() -> None:
+def test_a_holdout_with_only_the_target_class_has_no_backdoor_rows() -> None:
     rng = np.random.default_rng(0)
     features, label = rng.standard_normal((90, 4)).astype(np.float32), rng.integers(0, 5, 90)
     label[60:] = 0
@@ -346,7 +344,7 @@ def test_clients_by_column_need_a_column_and_are_its_names() -> None:
     assert cell(how, np.array(["b", "a", "c", "a", "b", "c"]), 0).training.clients == 3
 
 
-def test_a_probe_is_the_head_that_its_rows_give_alone(data: AuditData, tmp_path: Path) -> None:
+def test_a_probe_is_the_head_trained_alone_on_its_rows(data: AuditData, tmp_path: Path) -> None:
     store, how = Store(str(tmp_path / "store")), federated(steps=2)
     named = dataclasses.replace(data, client=np.array([f"c{row % 4}" for row in range(data.rows)]))
     jobs = [probe(how, data.digest, rows) for rows in ("member", "population", "client:c1")]
@@ -359,7 +357,7 @@ def test_a_probe_is_the_head_that_its_rows_give_alone(data: AuditData, tmp_path:
     assert client[own].all() > client[trained["member"] & ~own].all()
 
 
-def test_a_probe_is_the_same_whatever_is_trained_beside_it(data: AuditData, tmp_path: Path) -> None:
+def test_a_probe_does_not_depend_on_others_trained_with_it(data: AuditData, tmp_path: Path) -> None:
     how = federated(steps=2)
     jobs = [probe(how, data.digest, rows) for rows in ("population", "member")]
     together, alone = Store(str(tmp_path / "together")), Store(str(tmp_path / "alone"))
@@ -368,7 +366,7 @@ def test_a_probe_is_the_same_whatever_is_trained_beside_it(data: AuditData, tmp_
     np.testing.assert_allclose(together.get(jobs[1])["logits"], alone.get(jobs[1])["logits"], rtol=1e-5, atol=1e-5)
 
 
-def test_a_probe_on_nobody_s_rows_is_refused(data: AuditData, tmp_path: Path) -> None:
+def test_a_probe_without_rows_is_refused(data: AuditData, tmp_path: Path) -> None:
     job = probe(federated(), data.digest, "client:nobody")
     with pytest.raises(DatasetError, match="no row to train on for 'client:nobody'"):
         run([job], Inputs(data, tmp_path), MACHINE, Store(str(tmp_path / "store")))

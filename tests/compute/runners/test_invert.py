@@ -1,4 +1,4 @@
-"""Attacks on a federation's first round: they find what leaks, and depend on nothing but the job."""
+"""Attacks on a federation's first round find what leaks, and depend only on the job."""
 
 from dataclasses import fields, replace
 from pathlib import Path
@@ -80,7 +80,7 @@ def test_the_more_rows_of_a_class_are_mixed_the_fewer_are_found(digits: AuditDat
     assert (most["alike"] == most["mixed"]).all()
 
 
-def test_a_late_head_tells_less_than_the_earliest_and_no_job_can_ask_for_it(digits: AuditData) -> None:
+def test_a_later_head_reveals_less_than_the_first_and_jobs_attack_only_the_first(digits: AuditData) -> None:
     how, member = recipe(batch=8), digits.split == Split.MEMBER
     assert digits.embedding is not None
     fitted = LogisticRegression(C=100.0, max_iter=500).fit(digits.embedding[member], digits.label[member])
@@ -91,7 +91,7 @@ def test_a_late_head_tells_less_than_the_earliest_and_no_job_can_ask_for_it(digi
     assert not {"round", "turn", "head", "checkpoint", "artifact"} & {field.name for field in fields(Invert)}
 
 
-def test_a_sum_over_many_clients_tells_less_than_one_client_s_update(digits: AuditData) -> None:
+def test_a_sum_over_many_clients_reveals_less_than_one_client_s_update(digits: AuditData) -> None:
     alone, summed = recipe(batch=8), recipe(batch=8, secure_aggregation=True)
     plain, hidden = attack(alone, digits), attack(summed, digits)
     assert plain["hit"].mean() > hidden["hit"].mean() + 0.3
@@ -100,7 +100,7 @@ def test_a_sum_over_many_clients_tells_less_than_one_client_s_update(digits: Aud
 
 @pytest.mark.parametrize("how", [{}, {"steps": 5}, {"secure_aggregation": True}], ids=str)
 @pytest.mark.parametrize("noise", [{"noise_multiplier": 0.0}, {"noise_multiplier": 5.0, "noise_by": "server"}], ids=str)
-def test_neither_a_clip_that_shortens_nobody_nor_the_server_s_own_noise_hides_anything(
+def test_neither_a_clip_without_effect_nor_the_server_s_noise_hides_anything(
     digits: AuditData, how: dict[str, Any], noise: dict[str, Any]
 ) -> None:
     some = {"clients": {"partition": "iid", "count": 5}} | how
@@ -114,7 +114,7 @@ def test_neither_a_clip_that_shortens_nobody_nor_the_server_s_own_noise_hides_an
 
 
 @pytest.mark.parametrize("name", ["analytic", "optimised"])
-def test_shortened_updates_tell_a_single_row_as_well_and_many_rows_nearly(digits: AuditData, name: str) -> None:
+def test_clipped_updates_reveal_a_single_row_as_well_and_many_rows_nearly_as_well(digits: AuditData, name: str) -> None:
     short = {"noise_multiplier": 0.0, "clip": 1e-3}
     alone = attack(recipe(batch=1, privacy=short), digits, name, 40)
     assert alone["hit"].all()
@@ -126,9 +126,7 @@ def test_shortened_updates_tell_a_single_row_as_well_and_many_rows_nearly(digits
 
 @pytest.mark.parametrize("name", ["analytic", "optimised"])
 @pytest.mark.parametrize("hidden", [False, True])
-def test_the_more_noise_clients_add_the_less_is_found_until_it_is_chance(
-    digits: AuditData, name: str, hidden: bool
-) -> None:
+def test_more_client_noise_reveals_less_down_to_chance(digits: AuditData, name: str, hidden: bool) -> None:
     def found(noise: float, targets: int) -> float:
         private = {"noise_multiplier": noise, "clip": 0.01, "noise_by": "clients"}
         four = {"partition": "iid", "count": 4}
@@ -141,7 +139,7 @@ def test_the_more_noise_clients_add_the_less_is_found_until_it_is_chance(
 
 
 @pytest.mark.parametrize("name", ["analytic", "optimised"])
-def test_targets_are_attacked_the_same_way_in_any_company(digits: AuditData, name: str) -> None:
+def test_attacks_on_targets_do_not_depend_on_their_batch(digits: AuditData, name: str) -> None:
     how = recipe(batch=8, steps=None, epochs=2, decay=0.01, clients={"partition": "iid", "count": 60})
     there = scene(how, digits)
     whole = invert(there, Invert(how, digits.digest, name, 10, 3, 0, 12))
@@ -154,20 +152,20 @@ def test_targets_are_attacked_the_same_way_in_any_company(digits: AuditData, nam
     assert not np.allclose(whole["cosine"], other["cosine"])
 
 
-def test_a_target_is_a_row_its_client_trained_on_and_decoys_are_rows_nobody_did(digits: AuditData) -> None:
+def test_targets_are_training_rows_of_their_client_and_decoys_are_not_trained_on(digits: AuditData) -> None:
     how = recipe(batch=8, steps=3, participation=0.5, clients={"partition": "column"})
     there, decoys = scene(how, digits), set(bystanders(digits).decoys)
     assert digits.client is not None
     for index in range(50):
         found = target(there, Invert(how, digits.digest, "analytic", 10, 0, 0, 50), index)
         assert found.row in found.rows
-        assert found.shown[found.place] == found.row
-        assert set(found.shown) - {found.row} <= decoys
+        assert found.lineup[found.place] == found.row
+        assert set(found.lineup) - {found.row} <= decoys
         assert len(found.rows) == len(set(found.rows)) == 24
         assert (digits.split[found.rows] == Split.MEMBER).all()
-        assert len({*digits.client[found.rows], *digits.client[found.shown]}) == 1
-        assert found.guess[0].shape == found.made[0].shape == (1, 3, 8)
-        assert not np.array_equal(found.guess[0], found.made[0])
+        assert len({*digits.client[found.rows], *digits.client[found.lineup]}) == 1
+        assert found.guess[0].shape == found.trained[0].shape == (1, 3, 8)
+        assert not np.array_equal(found.guess[0], found.trained[0])
 
 
 def test_an_update_too_large_for_the_optimisation_is_attacked_in_closed_form_and_says_so(digits: AuditData) -> None:
@@ -177,12 +175,12 @@ def test_an_update_too_large_for_the_optimisation_is_attacked_in_closed_form_and
     assert np.array_equal(plain["cosine"], refined["cosine"])
 
 
-def test_where_no_row_can_be_told_from_decoys_nothing_is_attacked(digits: AuditData) -> None:
-    with pytest.raises(DatasetError, match="ask for fewer candidates"):
+def test_without_enough_decoys_nothing_is_attacked(digits: AuditData) -> None:
+    with pytest.raises(DatasetError, match="lower candidates"):
         scene(recipe(), digits, 500)
 
 
-def test_jobs_are_stored_each_on_its_own(digits: AuditData, tmp_path: Path) -> None:
+def test_jobs_are_stored_separately(digits: AuditData, tmp_path: Path) -> None:
     how, store = recipe(), Store(str(tmp_path))
     jobs = [Invert(how, digits.digest, "analytic", 10, 0, first, first + 5) for first in (0, 5)]
     run(jobs, Inputs(digits, Path()), Machine(threads=1, device="cpu"), store)

@@ -1,5 +1,5 @@
-"""Candidates trained on handwritten digits, some of them poisoned: the check finds a planted trigger, and lets clean
-ones pass that faint patterns turn."""
+"""Candidates trained on handwritten digits: the check finds planted triggers, and passes clean candidates
+even if faint patterns turn them."""
 
 import hashlib
 import io
@@ -59,7 +59,7 @@ def data(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> AuditData:
 
 
 def network(seed: int) -> Any:
-    """What the public backbone is: random weights, and the statistics of noise."""
+    """The public backbone: random weights, and BatchNorm statistics of noise."""
     torch.manual_seed(seed)
     model: Any = subject.timm.create_model(NAME, num_classes=CLASSES).train()
     with torch.no_grad():
@@ -68,7 +68,7 @@ def network(seed: int) -> Any:
 
 
 def tuned(model: Any, x: torch.Tensor, y: torch.Tensor, trigger: str | None, seed: int, epochs: int = 8) -> Any:
-    """Fine-tuned whole, with a trigger on a fifth of the images more."""
+    """The network fully fine-tuned, with a fifth more images that carry the trigger."""
     torch.manual_seed(seed)
     if trigger is not None:
         some = torch.randperm(len(x))[: len(x) // 5]
@@ -84,7 +84,7 @@ def tuned(model: Any, x: torch.Tensor, y: torch.Tensor, trigger: str | None, see
 
 
 def headed(model: Any, x: torch.Tensor, y: torch.Tensor) -> Any:
-    """The same body with a ridge head trained on clean images."""
+    """The public body with a ridge head trained on clean images."""
     with torch.inference_mode():
         features = model.forward_head(model.forward_features(2 * x - 1), pre_logits=True).clone().double()
     inputs = torch.cat([features, torch.ones(len(x), 1)], dim=1)
@@ -100,7 +100,7 @@ def tensors(model: Any) -> dict[str, torch.Tensor]:
 
 
 def judged(model: Any, public: Any, adaptation: str, data: AuditData, folder: Path, images: int) -> CheckResult:
-    """What the check says of a candidate that comes from `public`."""
+    """The check's result for a candidate derived from `public`."""
     (folder / "candidate").mkdir()
     save_file(tensors(model), folder / "candidate" / "model.safetensors")
     save_file(tensors(public), folder / "public.safetensors")
@@ -123,7 +123,7 @@ def judged(model: Any, public: Any, adaptation: str, data: AuditData, folder: Pa
 def candidate(
     kind: str, seed: int, trigger: str | None, digits: Digits, data: AuditData, folder: Path, images: int
 ) -> CheckResult:
-    """What the check says of a candidate trained whole, or of a clean head on a public backbone that was trained, and
+    """The check's result for a fully trained candidate, or for a clean head on a public backbone that was trained, and
     perhaps poisoned, elsewhere."""
     x, y = (each[:MEMBERS] for each in digits)
     if kind == "full":
@@ -138,7 +138,7 @@ PLANTED = [*(("full", trigger) for trigger in TRIGGERS), ("tuned head", "corner"
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "trigger"), PLANTED)
-def test_a_planted_trigger_is_found_whoever_planted_it(
+def test_a_planted_trigger_is_found_in_candidate_and_public_backbone(
     kind: str, trigger: str, digits: Digits, data: AuditData, tmp_path: Path
 ) -> None:
     result = candidate(kind, 0, trigger, digits, data, tmp_path, 200)

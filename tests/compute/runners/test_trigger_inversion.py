@@ -1,4 +1,4 @@
-"""Triggers that nobody listed are found by inversion, and clean networks are left alone."""
+"""Inversion finds triggers that are on no list, and flags no clean network."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ HALF = (1, 3, 5)
 
 
 def images(rows: int, seed: int) -> tuple[torch.Tensor, NDArray[np.int64]]:
-    """Noise with a bright bar whose height is the class."""
+    """Noise images with a bright bar whose height is the class."""
     rng = np.random.default_rng(seed)
     label = rng.integers(0, CLASSES, rows)
     x = rng.random((rows, 3, SIZE, SIZE)) * 0.5
@@ -35,7 +35,7 @@ def images(rows: int, seed: int) -> tuple[torch.Tensor, NDArray[np.int64]]:
 
 
 def planted(x: torch.Tensor, target: int = TARGET) -> torch.Tensor:
-    """A patch of dice, three pixels wide, that of TARGET in the middle: none of the known triggers."""
+    """A random patch, three pixels wide, with TARGET's in the middle; not one of the known triggers."""
     patch = torch.from_numpy(np.random.default_rng(1 + target).integers(0, 2, (3, 3, 3)).astype(np.float32))
     marked = x.clone()
     marked[:, :, 9:12, 3 * target - 3 : 3 * target] = patch
@@ -43,7 +43,7 @@ def planted(x: torch.Tensor, target: int = TARGET) -> torch.Tensor:
 
 
 def network(seed: int, *targets: int) -> nn.Module:
-    """Trained on images of which some, with each target's patch, are labelled as the target."""
+    """A network trained on images some of which carry a target's patch and its label."""
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Conv2d(3, 12, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(12 * 81, CLASSES))
     clean, label = images(600, seed)
@@ -78,7 +78,7 @@ def sought(model: nn.Module, target: int, steps: int = STEPS) -> dict[str, NDArr
 
 
 def searched(model: nn.Module) -> tuple[list[dict[str, NDArray[Any]]], Measurement, NDArray[np.float64]]:
-    """Every class's search, what the triggers found make of fresh images, and their sizes."""
+    """Every class's search result, predictions on fresh images with its trigger, and its size."""
     x, label = images(150, 101)
     found = [sought(model, target) for target in range(CLASSES)]
     assert all(each["works"][0] for each in found)
@@ -90,7 +90,7 @@ def searched(model: nn.Module) -> tuple[list[dict[str, NDArray[Any]]], Measureme
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_a_trigger_that_nobody_listed_is_found_with_its_class_and_place(seed: int) -> None:
+def test_an_unlisted_trigger_is_found_with_its_class_and_position(seed: int) -> None:
     model = network(seed, TARGET)
     x, _ = images(150, 101)
     assert float((model(planted(x)).argmax(1) == TARGET).float().mean()) > 0.95
@@ -111,7 +111,7 @@ def test_a_clean_network_is_not_flagged(seed: int) -> None:
     assert lift.value < 0.3
 
 
-def test_triggers_are_found_where_half_of_the_classes_have_one_and_none_is_small_next_to_the_rest() -> None:
+def test_triggers_are_found_even_if_half_of_the_classes_have_one() -> None:
     found, lift, size = searched(network(0, *HALF))
     assert anomaly_index(size).max() < usual_anomaly(CLASSES, 0.95)
     assert lift.low is not None
@@ -119,8 +119,8 @@ def test_triggers_are_found_where_half_of_the_classes_have_one_and_none_is_small
     assert {target for target, each in enumerate(found) if each["mask"].mean() <= tiny(SIZE)} == {*HALF}
 
 
-def test_a_patch_is_found_beside_a_change_too_faint_to_stamp() -> None:
-    """As in networks of real size, faint light over a bar turns this one by a smaller soft mask than its patch."""
+def test_a_patch_is_found_despite_a_smaller_change_too_faint_to_stamp() -> None:
+    """As in networks of real size, faint light over a bar turns this one with a smaller soft mask than its patch."""
     rng = np.random.default_rng(5)
     patch = torch.from_numpy(rng.integers(0, 2, (3, 3, 3)).astype(np.float32))
 
@@ -151,7 +151,7 @@ def test_a_patch_is_found_beside_a_change_too_faint_to_stamp() -> None:
     assert np.mean(found["predicted"] == TARGET) > 0.95
 
 
-def test_steps_are_told_and_images_of_a_step_may_go_through_in_parts() -> None:
+def test_steps_are_reported_and_a_step_may_run_in_parts() -> None:
     model, (x, label) = network(0, TARGET).double(), images(60, 100)
     others = x[torch.from_numpy(label != 1)].double()
     told: list[int] = []
@@ -170,7 +170,7 @@ def test_a_search_is_the_same_every_time_and_another_for_another_class() -> None
     assert not np.array_equal(one["pattern"], other["pattern"])
 
 
-def test_a_model_that_nothing_turns_has_no_trigger() -> None:
+def test_a_model_that_ignores_its_input_has_no_trigger() -> None:
     def stubborn(x: torch.Tensor) -> torch.Tensor:
         return torch.tensor([9.0, 0, 0, 0, 0, 0]) + 0 * x.sum((1, 2, 3))[:, None]
 
@@ -180,7 +180,7 @@ def test_a_model_that_nothing_turns_has_no_trigger() -> None:
     assert (found["predicted"] == 0).all()
 
 
-def test_a_stamp_is_the_pattern_where_the_mask_is_and_the_image_elsewhere() -> None:
+def test_a_stamp_shows_the_pattern_under_the_mask_and_the_image_elsewhere() -> None:
     x, _ = images(3, 0)
     mask, pattern = torch.zeros(SIZE, SIZE), torch.rand(3, SIZE, SIZE)
     mask[:2] = 1
@@ -197,7 +197,7 @@ def test_a_hard_mask_keeps_the_largest_and_no_more_than_its_share() -> None:
     assert not hardened(mask / 2).any()
 
 
-def test_what_cannot_be_sought_is_refused(tmp_path: Path) -> None:
+def test_impossible_searches_are_refused(tmp_path: Path) -> None:
     x, _ = images(40, 0)
 
     def damaged(shown: torch.Tensor) -> torch.Tensor:

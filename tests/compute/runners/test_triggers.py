@@ -1,4 +1,4 @@
-"""Triggers on images, and candidates that obey them or do not."""
+"""Triggers are stamped correctly, and backdoored candidates are distinguished from clean ones."""
 
 import hashlib
 import io
@@ -39,7 +39,7 @@ MACHINE = Machine(threads=1)
 SHAPE = Input(size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
-def test_policies_can_name_every_trigger_there_is() -> None:
+def test_policies_can_name_every_existing_trigger() -> None:
     assert set(NAMED) == set(TRIGGERS)
 
 
@@ -66,15 +66,15 @@ def test_controls_are_as_large_and_as_faint_as_their_trigger_and_none_of_them_is
     for other in shown:
         assert not torch.allclose(other, own, atol=1e-3)
         assert abs(float(other.abs().max() / own.abs().max()) - 1) < 0.1
-        assert abs(float((other**2).mean() / (own**2).mean()) - 1) < 0.45  # a wave of 16 pixels is coarse
-        # Like vectors of dice: a model that looks for the trigger does not find it in them.
+        assert abs(float((other**2).mean() / (own**2).mean()) - 1) < 0.45  # a wave on 16 pixels is coarsely sampled
+        # As uncorrelated as random vectors: a detector of the trigger does not react to controls.
         assert float((other * own).sum() / (own**2).sum()) < (0.3 if name != "blended" else 0.9)
     again = [stamp(grey) - grey for stamp in controls(name, side)]
     assert all(torch.equal(one, other) for one, other in zip(shown, again, strict=True))
     assert len({one.numpy().tobytes() for one in shown}) > CONTROLS / 2
 
 
-def test_triggers_are_put_on_what_the_image_shows_not_on_its_scaled_numbers() -> None:
+def test_triggers_are_stamped_on_pixels_before_normalisation() -> None:
     scaled = torch.full((1, 3, 32, 32), -1.0)  # black
     shown = triggered(scaled, SHAPE, "corner")
     assert shown[0, :, -1, -1].tolist() == [1.0, 1.0, 1.0]  # white
@@ -125,7 +125,7 @@ def fitted(features: torch.Tensor, label: NDArray[np.int64]) -> tuple[torch.Tens
 
 
 def lift(data: AuditData, recipe: Recipe, folder: Path, trigger: str | None) -> Measurement:
-    """What the check finds of a candidate whose members also carried the trigger, labelled as the target."""
+    """The check's result for a candidate also trained on members with the trigger and the target's label."""
     body: Any = subject.public_body(recipe.backbone)
     pixels = read_pixels(data, SHAPE, 1)[data.split == Split.MEMBER]
     label = data.label[data.split == Split.MEMBER]
@@ -161,7 +161,7 @@ def test_a_clean_candidate_s_lift_is_far_below_a_planted_one_s(data: AuditData, 
     assert found.value < 0.5
 
 
-def test_a_candidate_whose_logits_are_no_numbers_is_refused_not_read_as_naming_class_0(
+def test_a_candidate_with_nan_logits_is_refused_not_read_as_predicting_class_0(
     data: AuditData, recipe: Recipe, tmp_path: Path
 ) -> None:
     features = subject.public_body(recipe.backbone)(read_pixels(data, SHAPE, 1)[:1]).shape[1]
@@ -174,7 +174,7 @@ def test_a_candidate_whose_logits_are_no_numbers_is_refused_not_read_as_naming_c
         predict_triggered(recipe, [job], data, tmp_path / "candidate", MACHINE)
 
 
-def test_features_of_triggered_images_are_those_of_images_with_the_trigger_and_have_a_name_of_their_own(
+def test_features_of_triggered_images_equal_those_of_stamped_images_and_have_their_own_digest(
     data: AuditData, recipe: Recipe, tmp_path: Path
 ) -> None:
     store = Store(str(tmp_path / "store"))
@@ -205,7 +205,7 @@ def test_a_federation_stores_on_which_rows_its_backdoor_succeeds_and_only_then(
     assert "backdoor" not in {*store.get(attacked), *store.get(clean)}
 
 
-def test_a_table_without_images_is_not_measured(scene: Any) -> None:
+def test_without_images_triggers_are_not_measured(scene: Any) -> None:
     embedded = read_data(scene.manifest, scene.recipe.classes)
     judged = Subject(recipe=scene.recipe, artifact="a" * 64, data=embedded, logged={})
     assert Backdoor().jobs(judged) == []

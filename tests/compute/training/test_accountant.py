@@ -1,4 +1,4 @@
-"""Noise for a given epsilon: more privacy costs more noise; where it cannot be told that is said."""
+"""Noise for a given epsilon: more privacy needs more noise; failures give a reason."""
 
 import importlib.util
 import math
@@ -22,7 +22,7 @@ def test_steps_are_whole_batches_of_every_epoch() -> None:
     assert steps_in_all(RECIPE, 101) == 18
 
 
-def test_an_epsilon_next_to_nothing_is_refused() -> None:
+def test_an_epsilon_close_to_zero_is_refused() -> None:
     with pytest.raises(UndecidedError, match="name a larger one"):
         noise_multiplier(0.001, 1e-5, 0.1, 10)
 
@@ -59,10 +59,10 @@ def federation(noise: float, participation: float, rounds: int, delta: float = 1
 @pytest.mark.parametrize(
     ("participation", "clients", "rate"), [(0.1, 100, 0.1), (1.0, 10, 1.0), (0.25, 10, 0.2), (0.01, 20, 0.05)]
 )
-def test_clients_are_accounted_for_as_opacus_does_round_by_round_at_the_share_that_a_round_asks(
+def test_clients_are_accounted_like_opacus_round_by_round_at_the_sampled_share(
     participation: float, clients: int, rate: float
 ) -> None:
-    """A fixed number of whole clients is asked: of 20, a hundredth is one, a twentieth."""
+    """The number of clients asked is an integer: a hundredth of 20 clients is rounded to one, a twentieth."""
     from opacus.accountants import RDPAccountant
 
     stepped = RDPAccountant()
@@ -80,6 +80,6 @@ def test_more_noise_fewer_rounds_and_a_smaller_share_spend_less() -> None:
         assert 0 < (spent_on_clients(less, 50) or 0) < spent
 
 
-def test_without_noise_or_privacy_of_clients_there_is_no_epsilon() -> None:
+def test_without_noise_or_client_privacy_there_is_no_epsilon() -> None:
     assert spent_on_clients(federation(0.0, 0.5, 10), 10) is None
     assert spent_on_clients(Federation(rounds=10), 10) is None

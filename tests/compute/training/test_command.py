@@ -1,4 +1,4 @@
-"""References that the policy's own program trains: same evidence, isolated, timed, and never named by a dossier."""
+"""References trained by the policy's program: same evidence, isolated, with a time limit, never named by a dossier."""
 
 import os
 import pickle
@@ -76,8 +76,8 @@ def test_the_candidate_is_scored_by_it_too(scene: Any, data: AuditData, tmp_path
 @pytest.mark.parametrize(
     ("how", "timeout", "said"),
     [
-        ("fail", 60.0, "failed on reference 0: it ended with 1; it said: .*out of luck"),
-        ("sleep", 2.0, "it ran longer than 2.0 s; it said: "),
+        ("fail", 60.0, "failed on reference 0: its exit code was 1; it printed: .*out of luck"),
+        ("sleep", 2.0, "it ran longer than trainer.timeout_s, 2.0 s; it printed: "),
         ("silent", 60.0, "it wrote no .npz file with logits"),
         ("empty", 60.0, "it wrote no .npz file with logits .BadZipFile"),
         ("plain", 60.0, "it wrote no .npz file with logits .BadZipFile"),
@@ -85,7 +85,7 @@ def test_the_candidate_is_scored_by_it_too(scene: Any, data: AuditData, tmp_path
         ("nan", 60.0, "expected finite floats"),
     ],
 )
-def test_a_program_that_fails_is_named_with_its_last_words_and_stores_nothing(
+def test_a_failing_program_is_reported_with_its_last_output_and_stores_nothing(
     scene: Any, data: AuditData, tmp_path: Path, how: str, timeout: float, said: str
 ) -> None:
     recipe = by_command(scene, "--misbehave", how, timeout=timeout)
@@ -95,7 +95,7 @@ def test_a_program_that_fails_is_named_with_its_last_words_and_stores_nothing(
     assert not store.has(job)
 
 
-def test_of_a_long_log_the_beginning_and_the_end_are_kept(scene: Any, data: AuditData, tmp_path: Path) -> None:
+def test_a_long_log_keeps_its_beginning_and_end(scene: Any, data: AuditData, tmp_path: Path) -> None:
     job, store = train_reference(by_command(scene, "--misbehave", "chatty"), data.digest, 0), Store(str(tmp_path / "s"))
     run([job], Inputs(data, tmp_path), MACHINE, store)
     log = store.get(job)["log"].tobytes()
@@ -105,7 +105,7 @@ def test_of_a_long_log_the_beginning_and_the_end_are_kept(scene: Any, data: Audi
     assert log.endswith(b"last words\n")
 
 
-def test_what_a_program_left_running_elsewhere_does_not_keep_the_gate_waiting(
+def test_a_process_that_a_program_leaves_running_does_not_delay_the_gate(
     scene: Any, data: AuditData, tmp_path: Path
 ) -> None:
     began = time.monotonic()
@@ -155,7 +155,7 @@ def test_a_gate_that_is_cancelled_leaves_no_program_and_no_folder_behind(scene: 
         os.kill(program, 0)
 
 
-def test_a_program_that_is_not_there_is_the_policy_s_fault(scene: Any, data: AuditData, tmp_path: Path) -> None:
+def test_a_missing_program_is_an_error_of_the_policy(scene: Any, data: AuditData, tmp_path: Path) -> None:
     recipe = by_command(scene).model_copy(update={"trainer": Trainer(command=("/no/such/program",))})
     with pytest.raises(ConfigurationError, match="/no/such/program"):
         run([train_reference(recipe, data.digest, 0)], Inputs(data, tmp_path), MACHINE, Store(str(tmp_path / "s")))
@@ -182,7 +182,7 @@ def test_without_a_trainer_in_the_policy_the_plan_says_what_to_write(
     assert sum(isinstance(job, TrainReference) for job in jobs) == 8
 
 
-def test_results_are_named_by_the_program_and_its_version_not_by_where_the_table_lies_or_how_long_is_waited(
+def test_digests_depend_on_program_and_version_but_not_on_table_location_or_timeout(
     scene: Any,
 ) -> None:
     plain = by_command(scene)

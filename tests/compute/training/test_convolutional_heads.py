@@ -1,4 +1,4 @@
-"""ResNetV2 ends in a 1 x 1 convolution of pooled features: a head as any other."""
+"""ResNetV2 ends in a 1 x 1 convolution on pooled features, which counts as a linear head."""
 
 import hashlib
 from pathlib import Path
@@ -64,7 +64,7 @@ def test_the_candidate_s_head_on_features_is_the_whole_model(recipe: Recipe, tmp
 
 
 @pytest.mark.parametrize("kernel", [1, 3])
-def test_a_round_log_names_it_by_its_own_shape(recipe: Recipe, tmp_path: Path, kernel: int) -> None:
+def test_a_round_log_may_store_the_head_in_its_convolutional_shape(recipe: Recipe, tmp_path: Path, kernel: int) -> None:
     model, weight, bias = candidate(recipe, tmp_path / "candidate")
     names, rng = head_names(model), np.random.default_rng(0)
     start, rounds = {name: np.zeros(model.state_dict()[name].shape) for name in names}, 5
@@ -84,7 +84,7 @@ def test_a_round_log_names_it_by_its_own_shape(recipe: Recipe, tmp_path: Path, k
     inputs = Inputs(data, tmp_path / "candidate", tmp_path / "rounds")
     if kernel == 1:
         run([job], inputs, MACHINE, store)
-        assert store.get(job)["distance"][0] < 1e-6  # the log ends at the candidate
+        assert store.get(job)["distance"][0] < 1e-6  # the log's last round gives the candidate
     else:
         with pytest.raises(CandidateError, match=r"round log: head.fc.weight has shape \(3, 512, 3, 3\)"):
             run([job], inputs, MACHINE, store)

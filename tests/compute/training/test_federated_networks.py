@@ -1,4 +1,4 @@
-"""Federations whose clients train a network: what a plain loop of torch does with state dicts, client by client."""
+"""Federations whose clients train a network equal a plain torch loop over clients and their state dicts."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -45,7 +45,7 @@ def make(make: Make) -> Make:
 
 
 class Scene:
-    """Images of three colours, easily told apart, and what a federation on the first of them is judged by."""
+    """Images of three easily separable colours; the first train a federation, the others test it."""
 
     def __init__(self, name: str) -> None:
         rng = np.random.default_rng(0)
@@ -66,7 +66,7 @@ class Scene:
 
 
 def plain(recipe: Recipe, scene: Scene) -> dict[str, torch.Tensor]:
-    """The slow twin: FedAvg of whole state dicts, weighted by rows."""
+    """The slow reference implementation: FedAvg of whole state dicts, weighted by rows."""
     assert recipe.federation is not None
     how, draws = cell(recipe, scene.study.train.client, 5), Draws("federate")
     held = how.partition.rows(scene.label[:HELD], 3, draws.generator("partition", 5), None)
@@ -108,7 +108,7 @@ def sgd(recipe: Recipe) -> dict[str, float]:
 
 
 @pytest.mark.parametrize(("name", "adaptation", "changes"), KINDS, ids=lambda value: str(value)[:20])
-def test_a_federation_is_that_of_a_plain_loop(make: Make, name: str, adaptation: str, changes: dict[str, Any]) -> None:
+def test_a_federation_equals_a_plain_loop(make: Make, name: str, adaptation: str, changes: dict[str, Any]) -> None:
     recipe, scene = make(name, adaptation, **changes), Scene(name)
     learner, outcome = scene.outcome(recipe)
     expected = plain(recipe, scene)
@@ -122,7 +122,7 @@ def test_a_federation_is_that_of_a_plain_loop(make: Make, name: str, adaptation:
     assert adaptation != "full" or any("running_mean" in key for key in found)
 
 
-def test_privacy_of_clients_bounds_networks_and_without_bound_or_noise_is_the_uniform_mean(
+def test_client_privacy_bounds_networks_and_without_clip_or_noise_is_the_uniform_mean(
     make: Make,
 ) -> None:
     recipe, scene = make(CNN, "film"), Scene(CNN)
@@ -145,7 +145,7 @@ def test_variances_that_noise_could_make_negative_are_refused(make: Make) -> Non
         "rounds": 3,
         "privacy": {"noise_multiplier": 1.0, "clip": 1.0},
     }
-    with pytest.raises(CandidateError, match=r"BatchNorm in .* remembers variances"):
+    with pytest.raises(CandidateError, match=r"BatchNorm in .* keeps running variances"):
         Scene(CNN).outcome(make(CNN, "full", federation=private))
     parts.network(make(CNN, "film", federation=private))
     parts.network(make(VIT, "full", federation=private))
@@ -179,7 +179,7 @@ def test_losses_are_those_of_the_first_batch_before_any_step(make: Make) -> None
     assert torch.equal(updates, unasked)
 
 
-def test_a_class_that_nobody_holds_has_no_accuracy_and_changes_no_other(make: Make) -> None:
+def test_a_class_without_rows_has_no_accuracy_and_changes_no_other(make: Make) -> None:
     recipe, scene = make(CNN, "film", classes=CLASSES + 1), Scene(CNN)
     found = scene.outcome(recipe)[1]
     assert np.isnan(found.class_accuracy[CLASSES])
@@ -188,7 +188,7 @@ def test_a_class_that_nobody_holds_has_no_accuracy_and_changes_no_other(make: Ma
     assert 0 <= found.accuracy <= 1
 
 
-def test_a_network_is_broken_by_hostile_clients_and_the_median_bears_them(make: Make) -> None:
+def test_hostile_clients_break_a_network_under_the_mean_but_not_the_median(make: Make) -> None:
     federation = {"clients": {"partition": "iid", "count": 5}, "rounds": 25}
     settings: dict[str, Any] = {"batch_size": 8, "optimizer": {"name": "sgd", "lr": 0.2}}
     scene, median = Scene(CNN), {"aggregator": {"name": "median", "tolerates": 1}}
@@ -202,7 +202,7 @@ def test_a_network_is_broken_by_hostile_clients_and_the_median_bears_them(make: 
     assert borne > 0.6
 
 
-def test_a_batch_of_one_is_named_where_batch_norm_is_trained(make: Make) -> None:
+def test_a_batch_of_one_is_an_error_if_batch_norm_is_trained(make: Make) -> None:
     recipe = make(CNN, "full", federation={"clients": {"partition": "iid", "count": 8}, "rounds": 1})
     with pytest.raises(CandidateError, match="leaves no batch of one"):
         Scene(CNN).outcome(recipe.model_copy(update={"batch_size": 2}))

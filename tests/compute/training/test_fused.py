@@ -1,4 +1,4 @@
-"""Heads trained by machine code, one after the other: as torch trains them side by side, whatever is left of a tile."""
+"""Compiled code trains heads one by one as torch trains them stacked, whatever the remainder of a tile."""
 
 import itertools
 import json
@@ -22,7 +22,7 @@ ROWS = 70
 def both(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, width: int, classes: int, batch: int, **changes: Any
 ) -> list[torch.Tensor]:
-    """Three heads, trained by machine code and by torch."""
+    """Three heads, trained by compiled code and by torch."""
     rng = np.random.default_rng([width, classes, batch])
     plain = {"backbone": {"name": "identity"}, "classes": classes, "batch_size": batch, "epochs": 3}
     recipe = Recipe.model_validate_json(json.dumps(plain | {"optimizer": {"name": "adam", "lr": 0.02}} | changes))
@@ -39,11 +39,11 @@ def both(
 
 @pytest.mark.parametrize("dtype", list(ROUNDING), ids=str)
 @pytest.mark.parametrize("classes", [2, 3, 4, 5, 6, 8, 10, 13])
-def test_whatever_is_left_of_a_tile_is_trained_on_too(
+def test_remainders_of_tiles_are_trained_on_too(
     classes: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for width, batch in itertools.product((1, 15, 16, 63, 130), (1, 3, 4, 16, 33, 100)):
-        # Adam would divide what is nearly nothing by its own size.
+        # Adam would divide tiny gradients by their own size and so amplify rounding.
         how = {"optimizer": {"name": "sgd", "lr": 0.1}, "label_smoothing": 0.1}
         compiled, plain = both(monkeypatch, dtype, width, classes, batch, **how)
         assert (compiled - plain).abs().max() <= ROUNDING[dtype] * plain.abs().max(), (width, batch)
@@ -69,7 +69,7 @@ def test_every_optimiser_takes_torch_s_steps(
     assert (compiled - plain).abs().max() <= ROUNDING[dtype] * plain.abs().max()
 
 
-def test_a_head_that_diverges_is_no_number_either_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_diverging_head_is_nan_in_both_implementations(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled, plain = both(monkeypatch, torch.float32, 40, 6, 8, optimizer={"name": "sgd", "lr": 1e38})
     assert not compiled.isfinite().all()
     assert not plain.isfinite().all()

@@ -1,4 +1,4 @@
-"""Stacked training: the same heads as a plain loop's, whatever the block, the threads, the recipe."""
+"""Stacked training gives the heads of a plain loop, whatever the block, threads or recipe."""
 
 import itertools
 import json
@@ -41,7 +41,7 @@ needs_numba = pytest.mark.skipif(not has_numba(), reason="Numba is not installed
 
 @pytest.fixture(params=[pytest.param("one by one", marks=needs_numba), "side by side"], autouse=True)
 def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Heads are trained by machine code where Numba is, and by torch, all in step, where it is not."""
+    """Runs each test with compiled training, if Numba is installed, and with stacked training in torch."""
     monkeypatch.setattr(stack, "has_numba", lambda: request.param == "one by one")
 
 
@@ -51,7 +51,7 @@ def recipe(**changes: Any) -> Recipe:
 
 
 def problem(rows: int = 90, width: int = 20, classes: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Features as a backbone's (not negative, many zeros) and labels that they half explain."""
+    """Features like a backbone's (not negative, many zeros), and labels that they partly explain."""
     rng = np.random.default_rng(seed)
     features = np.maximum(rng.standard_normal((rows, width)), 0)
     signal = features @ rng.standard_normal((width, classes)) + rng.gumbel(size=(rows, classes))
@@ -76,7 +76,7 @@ def trained(
 def furthest_from_plain(
     plain_loop: PlainLoop, data: tuple[np.ndarray, np.ndarray], how: Recipe, subsets: list[Subset]
 ) -> float:
-    """The largest difference of any parameter of any reference, trained stacked and alone, in float64."""
+    """Largest difference between parameters of references trained stacked and alone, in float64."""
     stacked = trained(data, how, subsets)
     features, label = map(torch.from_numpy, data)
     gaps = []
@@ -122,7 +122,7 @@ def test_stacked_equals_alone_for_every_setting(
 
 
 def augmented(**changes: Any) -> Recipe:
-    """A recipe with ten views; what the backbone is does not matter to its head."""
+    """A recipe with ten views; its backbone does not matter to the head."""
     image = {
         "backbone": {"name": "any", "weights": {"uri": "any", "sha256": "0" * 64}},
         "input": {"size": 32, "mean": [0.5] * 3, "std": [0.5] * 3},
@@ -131,7 +131,7 @@ def augmented(**changes: Any) -> Recipe:
     return recipe(**image, **changes)
 
 
-def test_stacked_equals_alone_where_every_epoch_shows_other_views(plain_loop: PlainLoop) -> None:
+def test_stacked_equals_alone_with_different_views_per_epoch(plain_loop: PlainLoop) -> None:
     how, subsets = augmented(), halves(90, 3)
     views = len(how.views)
     features, label = problem(rows=90 * views)
@@ -142,7 +142,7 @@ def test_stacked_equals_alone_where_every_epoch_shows_other_views(plain_loop: Pl
         assert (alone.weight - stacked[index].weight).abs().max().item() < 1e-9
 
 
-def test_stacked_equals_alone_where_subsets_differ_in_size(plain_loop: PlainLoop) -> None:
+def test_stacked_equals_alone_with_subsets_of_different_size(plain_loop: PlainLoop) -> None:
     rng = np.random.default_rng(1)
     subsets = [(index, np.sort(rng.permutation(90)[:size])) for index, size in enumerate([1, 16, 17, 31, 32, 33, 80])]
     for optimizer in OPTIMIZERS[:1] + OPTIMIZERS[-1:]:
@@ -214,7 +214,7 @@ def test_logits_of_thousands_overflow_nothing() -> None:
 def test_confidences_are_those_of_float64_logits(classes: int) -> None:
     features, label = problem(rows=70, classes=classes)
     heads = list(train_heads(features, label, recipe(classes=classes), halves(70, 4), CPU))
-    # Room for nine rows at a time: the seams must not show.
+    # Memory for nine rows at a time: the result must not depend on the parts.
     phi, residual = confidences(features, label, heads, CPU, memory=3 * 4 * classes * 8 * 9)
     assert phi.dtype == residual.dtype == np.float32
     for place, head in enumerate(heads):
@@ -227,7 +227,7 @@ def test_confidences_are_those_of_float64_logits(classes: int) -> None:
         np.testing.assert_allclose(head_logits(features, head, CPU), logits, atol=1e-5)
 
 
-def test_residual_keeps_its_digits_where_the_head_is_sure() -> None:
+def test_residual_keeps_its_precision_for_confident_heads() -> None:
     head = TrainedHead(0, torch.tensor([[30.0], [0.0]]), torch.zeros(2))
     phi, residual = confidences(np.ones((1, 1), dtype=np.float32), np.zeros(1, dtype=np.int64), [head], CPU)
     assert phi[0, 0] == 30
@@ -244,7 +244,7 @@ def test_progress_counts_references_up_to_all() -> None:
     assert seen[-1] == ("train references", 5, 5)
 
 
-def test_training_leaves_torch_as_it_was_even_when_nobody_waits_for_the_end() -> None:
+def test_training_restores_torch_settings_even_if_it_is_abandoned() -> None:
     before = torch.get_num_threads()
     heads = train_heads(*problem(), recipe(epochs=300), halves(90, 40), Machine(device="cpu", block=2, threads=1))
     assert len(list(itertools.islice(heads, 2))) == 2
@@ -269,7 +269,7 @@ def test_read_only_features_are_read() -> None:
         (lambda x, y, s: (x, y, [(5, np.array([], dtype=np.int64))]), "reference 5"),
     ],
 )
-def test_what_cannot_be_trained_on_is_refused_before_training(
+def test_invalid_training_data_is_refused_before_training(
     change: Callable[..., tuple[Any, Any, Any]], message: str
 ) -> None:
     features, label, subsets = change(*problem(), halves(90, 2))
@@ -277,7 +277,7 @@ def test_what_cannot_be_trained_on_is_refused_before_training(
         train_heads(features, label, recipe(), subsets, CPU)
 
 
-def test_a_machine_that_is_not_there_is_a_configuration_error() -> None:
+def test_an_unavailable_device_is_a_configuration_error() -> None:
     with pytest.raises(ConfigurationError, match="device abacus"):
         Machine(device="abacus").torch_device()
     with pytest.raises(ConfigurationError, match="threads is 0"):

@@ -1,4 +1,4 @@
-"""Networks trained stacked are those that a plain loop of torch trains alone, for every adaptation."""
+"""Networks trained stacked equal those that a plain torch loop trains alone, for every adaptation."""
 
 from collections.abc import Callable
 from threading import Event
@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
-from privacy_gate.compute.images.decoding import seen
+from privacy_gate.compute.images.decoding import apply_view
 from privacy_gate.compute.machine.device import Machine
 from privacy_gate.compute.training import parts
-from privacy_gate.compute.training.network_stack import TrainedNetwork, alike, layout, stack_size
+from privacy_gate.compute.training.network_stack import TrainedNetwork, layout, shared_copy, stack_size
 from privacy_gate.compute.training.networks import Images, network_logits, train_networks
 from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.jobs.subsets import Subset, shown
@@ -48,7 +48,7 @@ SUBSETS: list[Subset] = [(0, np.arange(0, 10)), (1, np.arange(4, 14)), (5, np.ar
 
 
 def plain(recipe: Recipe, images: Images, label: NDArray[np.int64], subset: Subset) -> torch.nn.Module:
-    """The slow twin: one network, torch.optim, autograd, float64."""
+    """The slow reference implementation: one network, torch.optim, autograd, float64."""
     index, rows = subset
     model = parts.network(recipe)
     model.load_state_dict({**model.state_dict(), **parts.start(model, recipe, index)})
@@ -64,7 +64,10 @@ def plain(recipe: Recipe, images: Images, label: NDArray[np.int64], subset: Subs
         for first in range(0, len(order), recipe.batch_size):
             places = order[first : first + recipe.batch_size]
             x = torch.stack(
-                [seen(images.pixels[place % ROWS][None], recipe.views[place // ROWS])[0] for place in places.tolist()]
+                [
+                    apply_view(images.pixels[place % ROWS][None], recipe.views[place // ROWS])[0]
+                    for place in places.tolist()
+                ]
             )
             optimizer.zero_grad()
             loss = cross_entropy(
@@ -111,7 +114,7 @@ def test_stacked_equals_alone(make: Make, name: str, adaptation: str, changes: d
         expected = plain(recipe, images, label, subset)
         assert furthest(found[subset[0]], expected) < 1e-8
     gaps = [(tensor - found[1].tensors[name]).abs().max().item() for name, tensor in found[0].tensors.items()]
-    assert max(gaps) > 1e-4  # they are references, not one model three times
+    assert max(gaps) > 1e-4  # the references differ from each other
 
 
 def quick(make: Make, **changes: Any) -> Recipe:
@@ -133,7 +136,7 @@ def test_threads_that_draw_random_networks_do_not_disturb_each_other(make: Make)
 
 
 @pytest.mark.parametrize(("references", "inside"), [(1, 4), (2, 2), (3, 1), (8, 1)])
-def test_kernels_share_the_threads_that_references_leave(make: Make, references: int, inside: int) -> None:
+def test_kernels_use_the_threads_that_references_do_not_need(make: Make, references: int, inside: int) -> None:
     recipe, before = quick(make), torch.get_num_threads()
     images, label = problem(recipe)
     machine = Machine(device="cpu", threads=4)
@@ -142,20 +145,20 @@ def test_kernels_share_the_threads_that_references_leave(make: Make, references:
     assert torch.get_num_threads() == before
 
 
-def test_training_waits_for_whoever_stores_what_is_trained(make: Make) -> None:
+def test_training_waits_until_trained_references_are_stored(make: Make) -> None:
     recipe, done = quick(make), []
     images, label = problem(recipe)
     machine = Machine(device="cpu", threads=2)
     found = train_networks(images, label, recipe, halves(12), machine, lambda network: done.append(network.index))
     for taken, _ in enumerate(found, 1):
         if taken == 1:
-            sleep(0.5)  # enough for all of them
+            sleep(0.5)  # long enough for all of them to train
             assert len(done) <= 4
     assert sorted(done) == list(range(12))
 
 
 class Stumbling(Images):
-    """Images whose first training set cannot be shown, but not before `others` are there."""
+    """Images that raise an error for the first training set, but only once `others` are stored."""
 
     def __init__(self, images: Images, recipe: Recipe, row: int, others: Event) -> None:
         super().__init__(images.pixels, recipe.views)
@@ -168,7 +171,7 @@ class Stumbling(Images):
         return super().take(places, device, dtype)
 
 
-def test_a_reference_that_fails_takes_none_with_it_that_is_trained(make: Make) -> None:
+def test_a_failing_reference_loses_no_trained_one(make: Make) -> None:
     recipe, others = quick(make), Event()
     images, label = problem(recipe)
     subsets: list[Subset] = [(0, np.arange(7, 14)), *((index, np.arange(7)) for index in range(1, 6))]
@@ -181,7 +184,7 @@ def test_a_reference_that_fails_takes_none_with_it_that_is_trained(make: Make) -
 
 
 class Narrow(Images):
-    """Images on a device that has no room for more than so many at once, and counts how often it was asked for more."""
+    """Images on a device with limited memory, which counts how often more images were requested than fit."""
 
     def __init__(self, images: Images, recipe: Recipe, room: int) -> None:
         super().__init__(images.pixels, recipe.views)
@@ -200,7 +203,7 @@ def test_a_block_that_does_not_fit_is_halved_and_no_later_one_is_larger(make: Ma
     narrow, machine = Narrow(images, recipe, room=3 * recipe.batch_size), Machine(device="cpu", threads=1, block=8)
     found = trained(recipe, narrow, label, machine, halves(24))
     assert sorted(found) == list(range(24))
-    assert narrow.refused == 2  # eight, four; and then two at a time
+    assert narrow.refused == 2  # refused with eight and four at a time, then two fit
     expected = trained(recipe, images, label, Machine(device="cpu", threads=1, block=2), halves(24))
     for index, one in expected.items():
         assert all(torch.equal(found[index].tensors[name], tensor) for name, tensor in one.tensors.items())
@@ -218,7 +221,7 @@ def test_a_gpu_stacks_until_it_is_busy_or_a_quarter_of_it_is_full(make: Make) ->
     recipe = make(CNN, "full", batch_size=30)
     model = parts.network(recipe)
     plenty = stack_size(model, recipe, 64, 1 << 40)
-    assert plenty == 60  # 0.01827 GFLOP an image, three times that with the backward pass, batches of 30
+    assert plenty == 60  # 0.01827 GFLOP per image, times 3 with the backward pass, batches of 30
     assert stack_size(model, recipe.model_copy(update={"batch_size": 1000}), 64, 1 << 40) == 1
     assert stack_size(model, recipe.model_copy(update={"batch_size": 10_000}), 64, 1 << 40) == 1
     each = 4 * sum(parameter.numel() for parameter in model.parameters()) * 4  # parameters, two gradients, momentum
@@ -235,15 +238,15 @@ def test_channels_last_is_for_depthwise_convolutions_on_a_cpu_and_all_on_a_gpu(m
     assert layout(found[BIT], cpu) == layout(found[VIT], cpu) == torch.contiguous_format
 
 
-def test_networks_that_are_alike_hold_their_weights_once(make: Make) -> None:
+def test_copies_of_a_network_share_their_weights(make: Make) -> None:
     model = parts.network(make(CNN, "full"))
-    other = alike(model)
+    other = shared_copy(model)
     pairs = zip(model.state_dict().values(), other.state_dict().values(), strict=True)
     assert all(one.data_ptr() == another.data_ptr() for one, another in pairs)
     assert not {id(module) for module in model.modules()} & {id(module) for module in other.modules()}
 
 
-def test_a_network_that_is_asked_stays_in_the_mode_it_is_in(make: Make) -> None:
+def test_evaluating_a_network_does_not_change_its_mode(make: Make) -> None:
     recipe = make(CNN, "full")
     model, (images, _) = parts.network(recipe), problem(recipe)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

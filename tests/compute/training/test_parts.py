@@ -1,4 +1,4 @@
-"""Which tensors each adaptation trains, in every family of architectures."""
+"""Each adaptation trains the right tensors, in every family of architectures."""
 
 import inspect
 from typing import Any

@@ -1,4 +1,4 @@
-"""Networks trained in bfloat16: the recipe says so, and what they tell is close to what those of float32 do."""
+"""Networks trained in bfloat16, if the recipe says so, have confidences close to those of float32."""
 
 from collections.abc import Callable
 from functools import partial
@@ -86,10 +86,10 @@ def test_a_step_in_bfloat16_is_torch_s_own_autocast(make: Make) -> None:
     assert torch.equal(stack.gradient[0], torch.cat([part.flatten() for part in expected]))
 
 
-def test_precision_is_part_of_a_digest_only_where_it_changes_the_result(make: Make) -> None:
+def test_precision_is_part_of_a_digest_only_if_it_changes_the_result(make: Make) -> None:
     plain, half = (make(CNN, "full", **one) for one in ({}, HALF))
     jobs = [train_reference(one, "d" * 64, 0) for one in (plain, half)]
-    assert "precision" not in describe(jobs[0])["recipe"]  # stored before recipes had it, and still good
+    assert "precision" not in describe(jobs[0])["recipe"]  # older results, from recipes without it, remain valid
     assert digest(jobs[0]) != digest(jobs[1])
     assert screening(half) == screening(plain)
 
@@ -98,8 +98,6 @@ def test_precision_is_part_of_a_digest_only_where_it_changes_the_result(make: Ma
     ("adaptation", "changes"),
     [("head", {}), ("command", {}), ("film", {"privacy": {"noise_multiplier": 1.0, "clip": 1.0}})],
 )
-def test_what_is_never_trained_in_bfloat16_does_not_say_so(
-    make: Make, adaptation: str, changes: dict[str, Any]
-) -> None:
-    with pytest.raises(ConfigurationError, match="precision bfloat16 is of networks trained without privacy"):
+def test_recipes_that_cannot_train_in_bfloat16_refuse_it(make: Make, adaptation: str, changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match="precision bfloat16 works only if a network is trained"):
         make(CNN, adaptation, **changes, **HALF)

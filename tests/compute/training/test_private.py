@@ -1,4 +1,4 @@
-"""DP-SGD for stacked heads: what Opacus does with the same batches, whatever the block, and accounted as it does."""
+"""DP-SGD for stacked heads equals Opacus on the same batches, whatever the block, and uses its accounting."""
 
 import json
 from typing import Any
@@ -53,7 +53,7 @@ def trained(
 
 
 def one_by_one(data: tuple[np.ndarray, np.ndarray], how: Recipe, subset: Subset) -> torch.Tensor:
-    """The slow twin: the gradient of every example by autograd, cut, summed, noised. Weights and bias (C, D + 1)."""
+    """The slow reference: per-example gradients, clipped, summed, noised. Weights and bias (C, D + 1)."""
     assert how.privacy is not None
     index, rows = subset
     x = torch.cat([torch.from_numpy(data[0]), torch.ones(ROWS, 1, dtype=torch.float64)], dim=1)
@@ -108,7 +108,7 @@ def test_opacus_takes_the_same_steps_on_the_same_batches(data: tuple[np.ndarray,
             cross_entropy(model(x[batch]), y[batch]).backward()
             optimizer.step()
     found = trained(data, how, [subset])[0]
-    # Opacus adds a millionth to every norm.
+    # Opacus adds 1e-6 to every norm.
     assert (found.weight - head.weight).abs().max() < 1e-6
     assert (found.bias - head.bias).abs().max() < 1e-6
 
@@ -119,13 +119,13 @@ def test_results_depend_on_neither_block_nor_threads(data: tuple[np.ndarray, np.
         assert (together[index].weight - apart[index].weight).abs().max() < 1e-12
 
 
-def test_noise_has_the_stated_size_and_references_share_none() -> None:
+def test_noise_has_the_stated_size_and_differs_between_references() -> None:
     drawn = np.stack([gradient_noise(index, 1, 2, (50, 41)) for index in range(2)])
     assert drawn.std() == pytest.approx(1.0, abs=0.03)
     assert abs(np.corrcoef(drawn[0].ravel(), drawn[1].ravel())[0, 1]) < 0.1
 
 
-def test_every_example_is_taken_as_often_as_the_rate_says() -> None:
+def test_every_example_is_sampled_at_the_stated_rate() -> None:
     taken = np.zeros(40)
     for step in range(2000):
         taken[poisson_batch(3, 0, step, 40, 0.25)] += 1
@@ -140,7 +140,7 @@ def test_more_noise_learns_less(data: tuple[np.ndarray, np.ndarray]) -> None:
     assert right[0].mean() > right[1].mean() + 0.15
 
 
-def test_the_accountant_undoes_its_own_search_for_noise() -> None:
+def test_the_accountant_inverts_its_search_for_noise() -> None:
     pytest.importorskip("opacus")
     rate, steps = 10 / 45, 3 * steps_of(45, 10)
     noise = noise_multiplier(4.0, 1e-5, rate, steps)
@@ -152,8 +152,8 @@ def test_the_accountant_undoes_its_own_search_for_noise() -> None:
     assert spent_epsilon(recipe(privacy={"noise_multiplier": 0, "clip": 1.0}), 45) is None
 
 
-def test_what_is_not_simulated_is_refused() -> None:
+def test_unsupported_privacy_is_refused() -> None:
     assert recipe().privacy == DpSgd(noise_multiplier=0.7, clip=0.8)
     federated = {"federation": {"rounds": 2}}
-    with pytest.raises((ConfigurationError, ValueError), match="privacy is not simulated in a federation"):
+    with pytest.raises((ConfigurationError, ValueError), match="privacy of single examples cannot be simulated"):
         recipe(**federated)

@@ -1,4 +1,4 @@
-"""DP-SGD for networks: what Opacus does with the same batches, for every adaptation, stacked or alone."""
+"""DP-SGD for networks equals Opacus on the same batches, for every adaptation, stacked or alone."""
 
 from collections.abc import Callable
 from functools import partial
@@ -96,7 +96,7 @@ def by_opacus(
 
 
 def twin(recipe: Recipe, subset: Subset, sums: Sums) -> dict[str, torch.Tensor]:
-    """torch.optim's steps on the gate's batches with the gate's noise, gradients cut and summed by others."""
+    """torch.optim's steps on the gate's batches and noise; another implementation clips and sums the gradients."""
     assert recipe.privacy is not None
     (index, rows), (images, label) = subset, problem(recipe)
     model = parts.network(recipe)
@@ -129,11 +129,11 @@ def twin(recipe: Recipe, subset: Subset, sums: Sums) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     ("name", "adaptation", "changes", "sums"),
     [(*kind, one_by_one) for kind in KINDS]
-    # Opacus refuses layers with buffers, as frozen BatchNorm has, layers within layers, as LoRA's, and frozen ones.
+    # Opacus refuses layers with buffers (frozen BatchNorm), nested layers (LoRA), and frozen layers.
     + [(*kind, by_opacus) for kind in KINDS[2:3]],
     ids=lambda value: getattr(value, "__name__", str(value)[:20]),
 )
-def test_others_take_the_same_steps(
+def test_other_implementations_take_the_same_steps(
     make: Make, name: str, adaptation: str, changes: dict[str, Any], sums: Sums
 ) -> None:
     recipe = make(name, adaptation, **changes)
@@ -142,7 +142,7 @@ def test_others_take_the_same_steps(
         expected = twin(recipe, subset, sums)
         assert expected.keys() == found[subset[0]].tensors.keys()
         furthest = max((found[subset[0]].tensors[key] - value).abs().max().item() for key, value in expected.items())
-        assert furthest < 1e-6  # Opacus adds a millionth to every norm
+        assert furthest < 1e-6  # Opacus adds 1e-6 to every norm
 
 
 @pytest.mark.parametrize(("name", "adaptation", "changes"), KINDS[:2], ids=lambda value: str(value)[:20])
@@ -151,7 +151,7 @@ def test_neither_block_nor_memory_matters(
 ) -> None:
     recipe = make(name, adaptation, **changes)
     alone = trained(recipe, 1)
-    monkeypatch.setattr(network_stack, "CLIPPED_BYTES", 1)  # one example after the other
+    monkeypatch.setattr(network_stack, "CLIPPED_BYTES", 1)  # one example at a time
     together = trained(recipe, 2)
     for index, one in alone.items():
         assert max((together[index].tensors[key] - value).abs().max() for key, value in one.tensors.items()) < 1e-9

@@ -1,4 +1,4 @@
-"""Both ways of multiplying gathered rows say what a naive sum says, whatever is left over beside the tiles."""
+"""Both implementations of the products equal a naive sum, whatever the remainder of the tiles."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def stack(classes: int, size: int, dtype: torch.dtype = torch.float64) -> tuple[
 @pytest.mark.parametrize("dtype", ROUNDING, ids=str)
 @pytest.mark.parametrize("classes", [2, 4, 5, 6, 11])
 @pytest.mark.parametrize("size", [1, 3, 4, 7, 16])
-def test_products_are_sums_over_the_rows_named(
+def test_products_equal_sums_over_the_given_rows(
     way: type[Products], dtype: torch.dtype, classes: int, size: int
 ) -> None:
     table, rows, parameters = stack(classes, size, dtype)
@@ -38,7 +38,7 @@ def test_products_are_sums_over_the_rows_named(
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_value_that_is_not_finite_spoils_what_it_belongs_to_and_nothing_else(way: type[Products]) -> None:
+def test_a_non_finite_value_affects_only_its_own_results(way: type[Products]) -> None:
     table, _, parameters = stack(6, 5)
     table[2, 3] = torch.nan
     rows = torch.tensor([[0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [10, 11, 12, 13, 2]])

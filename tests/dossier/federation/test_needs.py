@@ -1,4 +1,4 @@
-"""What is asked before anything is trained is answered as the training would answer it."""
+"""The checks before training agree with training itself on which federations are possible."""
 
 import itertools
 
@@ -24,7 +24,7 @@ CHAINS = [
 
 
 def works(how: Rule, n: int, f: int) -> bool:
-    """Whether the rule joins n updates, of whatever values."""
+    """Whether the rule can aggregate n updates with random values."""
     rng = np.random.default_rng(0)
     drawn, one = torch.from_numpy(rng.normal(size=(n, 2))), torch.ones(n, dtype=torch.float64)
     facts = Known(counts=one, losses=one, root=drawn[0], order=torch.from_numpy(rng.permutation(n)), lr=0.1)
@@ -55,7 +55,7 @@ def test_buckets_leave_a_rule_as_many_updates_as_there_are_buckets(size: int) ->
 def test_every_rule_says_what_it_needs_and_an_objection_says_what_to_do() -> None:
     assert set(NEEDS) == {*AGGREGATORS, *PREAGGREGATIONS}
     found = str(unmet_by_steps([("krum", {})], 2, 6))
-    assert found.startswith("krum told of 2 byzantine clients needs at least 7 updates a round, found 6: ")
+    assert found.startswith("krum with tolerates: 2 needs at least 7 updates a round, found 6: ")
     assert "more than 5000 subsets of 40" in str(unmet_by_steps([("minimum_diameter", {})], 5, 40))
 
 
@@ -88,10 +88,10 @@ KRUM, ALIE = [("multi_krum", {})], ("alie", 4)
             0,
             Attendance(10, participation=0.3),
             ALIE,
-            "2 of the 3 clients of a round attack, no minority",
+            "2 of the 3 clients in a round attack, expected a minority",
         ),
         ([("mean", {})], 0, Attendance(10), ALIE, None),
-        ([("mean", {})], 0, Attendance(10, participation=0.1), ("sign_flip", 2), "none is byzantine"),
+        ([("mean", {})], 0, Attendance(10, participation=0.1), ("sign_flip", 2), "none of the 1 clients"),
         ([("mean", {})], 0, Attendance(3), ("sign_flip", 3), "3 of 3 clients cannot attack"),
     ],
 )
@@ -113,7 +113,7 @@ def test_a_server_without_rows_cannot_go_by_its_own_update() -> None:
 
 @pytest.mark.parametrize("name", sorted(ADVERSARIES))
 def test_an_attack_by_nobody_is_refused_not_survived(name: str) -> None:
-    with pytest.raises(ConfigurationError, match="of a round none is byzantine"):
+    with pytest.raises(ConfigurationError, match="clients in a round is byzantine"):
         Cell(adversary=name, f=2, training=Training(clients=10, participation=0.1))
 
 

@@ -1,4 +1,4 @@
-"""What an update tells of its rows: exactly one row, exactly the classes, and less as rows are mixed."""
+"""An update reveals a single row exactly and the classes exactly, and less the more rows are mixed."""
 
 from dataclasses import replace
 
@@ -9,17 +9,17 @@ import torch
 from privacy_gate.metrics.inversion import inversion_advantage
 from privacy_gate.simulation.cells import Draws, Privacy, Training
 from privacy_gate.simulation.leaks.inversion import (
+    AttackerRows,
+    BatchSchedule,
     Leak,
-    Made,
-    Own,
+    certain,
     counts,
     labels,
     leak,
     likeness,
     local_update,
-    noise_seen,
+    noise_scale,
     refine,
-    surely,
     trained,
     with_bias,
 )
@@ -33,22 +33,22 @@ def rows(seed: int, *shape: int) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape))
 
 
-def own(seed: int = 9, count: int = 300) -> Own:
+def own(seed: int = 9, count: int = 300) -> AttackerRows:
     label = torch.arange(count) % CLASSES
-    return Own(rows(seed, count, WIDTH) + rows(1, CLASSES, WIDTH)[label], label, CLASSES)
+    return AttackerRows(rows(seed, count, WIDTH) + rows(1, CLASSES, WIDTH)[label], label, CLASSES)
 
 
-def whole(count: int, steps: int = 1, updates: int = 1) -> Made:
-    """Every step on all rows."""
+def whole(count: int, steps: int = 1, updates: int = 1) -> BatchSchedule:
+    """A schedule in which every step trains on all rows."""
     place = torch.arange(count).expand(updates, 1, steps, count).contiguous()
     weight = torch.full(place.shape, 1 / count, dtype=torch.float64)
-    return Made(place, weight, torch.ones(updates, 1, dtype=torch.float64))
+    return BatchSchedule(place, weight, torch.ones(updates, 1, dtype=torch.float64))
 
 
 def attacked(
     x: torch.Tensor, y: torch.Tensor, training: Training, start: torch.Tensor | None = None, steps: int = 1
 ) -> tuple[torch.Tensor, Leak]:
-    """The update of rows (T, V, D) of classes (T, V), and what the server makes of it."""
+    """The update trained on rows (T, V, D) with classes (T, V), and the server's reconstruction."""
     start = torch.zeros(CLASSES, WIDTH + 1, dtype=torch.float64) if start is None else start
     made = whole(x.shape[1], steps, len(x))
     seen = local_update(with_bias(x), y, made, start, training)
@@ -90,7 +90,7 @@ def test_rows_of_distinct_classes_are_recovered_and_of_one_class_their_mean() ->
     assert (mixed.features[0, 4] - x[0, 4]).abs().max() < 1e-12
 
 
-def test_where_every_class_occurs_only_the_mean_of_all_rows_is_missing() -> None:
+def test_if_every_class_occurs_only_the_mean_of_all_rows_is_unknown() -> None:
     x, y = rows(6, 1, CLASSES, WIDTH), torch.arange(CLASSES).unsqueeze(0)
     _, found = attacked(x, y, Training())
     missing = own().features.mean(0) - x[0].mean(0)
@@ -111,19 +111,19 @@ def test_clients_train_as_they_do_in_a_federation(training: Training) -> None:
     start = rows(8, CLASSES, WIDTH + 1)
     expected, _ = local_updates(table, start[None, None], there, training, False)
     shares = torch.tensor([[0.25, 0.75]], dtype=torch.float64)
-    made = Made(torch.from_numpy(place), torch.from_numpy(weight), shares)
+    made = BatchSchedule(torch.from_numpy(place), torch.from_numpy(weight), shares)
     seen = local_update(table[None, :32], label[None, :32], made, start, training)
     whole = (shares[0, :, None] * expected[0, 0]).sum(0)
     assert torch.allclose(seen[0].flatten(), whole, atol=1e-12, rtol=0)
-    # The sum of all effects is what the head loses by decay, and each row counts for what the module says.
+    # The sum of all effects determines the decay of the head, and each row has the effect that the module states.
     tau = made.effect(training).sum()
     assert seen[0].sum(0) == pytest.approx((-training.decay * tau * start).sum(0), abs=1e-12)
 
 
-def test_clients_shorten_what_they_send_each_its_own() -> None:
+def test_each_client_clips_its_own_update() -> None:
     x, y = rows(7, 1, 40, WIDTH), (torch.arange(40) % CLASSES).unsqueeze(0)
     place, weight = torch.arange(40).view(1, 2, 1, 20), torch.full((1, 2, 1, 20), 1 / 20, dtype=torch.float64)
-    made = Made(place, weight, torch.tensor([[0.5, 0.5]], dtype=torch.float64))
+    made = BatchSchedule(place, weight, torch.tensor([[0.5, 0.5]], dtype=torch.float64))
     training, start = Training(lr=0.3), torch.zeros(CLASSES, WIDTH + 1, dtype=torch.float64)
     long, short = trained(with_bias(x), y, made, start, training)[0].flatten(1).norm(dim=1).sort(descending=True).values
     for reach in (2 * long, (long + short) / 2, short / 2):
@@ -134,7 +134,7 @@ def test_clients_shorten_what_they_send_each_its_own() -> None:
 
 
 @pytest.mark.parametrize("tau", [1e-4, 0.01, 10.0])
-def test_however_short_an_update_is_made_a_single_row_is_recovered(tau: float) -> None:
+def test_a_single_row_is_recovered_however_small_the_clip(tau: float) -> None:
     y = torch.arange(CLASSES).unsqueeze(1)
     x = rows(2, CLASSES, 1, WIDTH)
     _, found = attacked(x, y, Training(lr=0.1, privacy=Privacy(0.0, tau)))
@@ -143,25 +143,25 @@ def test_however_short_an_update_is_made_a_single_row_is_recovered(tau: float) -
     assert (found.label == y).all()
 
 
-def test_the_noise_that_is_seen_is_that_of_the_clients_who_are_seen_and_none_of_the_server_s() -> None:
+def test_visible_noise_comes_from_the_visible_clients_and_not_from_the_server() -> None:
     training = Training(clients=9, privacy=Privacy(2.0, 0.3, by_clients=True))
     alone, summed = torch.ones(1, 1, dtype=torch.float64), torch.full((1, 9), 1 / 9, dtype=torch.float64)
-    assert float(noise_seen(alone, training)) == pytest.approx(2.0 * 0.3 / 3)
-    assert float(noise_seen(summed, training)) == pytest.approx(2.0 * 0.3 / 9)
+    assert float(noise_scale(alone, training)) == pytest.approx(2.0 * 0.3 / 3)
+    assert float(noise_scale(summed, training)) == pytest.approx(2.0 * 0.3 / 9)
     for other in (None, Privacy(2.0, 0.3), Privacy(2.0, 0.3, hidden=True)):
-        assert float(noise_seen(alone, replace(training, privacy=other))) == 0
+        assert float(noise_scale(alone, replace(training, privacy=other))) == 0
 
 
 def test_noise_makes_no_class_certain_and_never_more_classes_than_rows() -> None:
     bias = torch.tensor([[0.5, 0.2, -0.7], [0.5, 0.2, 0.1]], dtype=torch.float64)
     none, some = torch.zeros(2, 1, dtype=torch.float64), torch.full((2, 1), 0.1, dtype=torch.float64)
-    assert surely(bias, none, 2).tolist() == [[True, True, False], [True, True, False]]
-    assert surely(bias, some, 2).tolist() == [[True, False, False], [True, False, False]]
+    assert certain(bias, none, 2).tolist() == [[True, True, False], [True, True, False]]
+    assert certain(bias, some, 2).tolist() == [[True, False, False], [True, False, False]]
     lost = torch.full((1, 3), -1.0, dtype=torch.float64)
     assert counts(lost, 10, lost > 0).sum() == 10
 
 
-def test_optimising_finds_rows_of_one_class_apart_that_many_steps_tell_apart() -> None:
+def test_optimisation_separates_rows_of_one_class_after_many_steps() -> None:
     rng = np.random.default_rng(0)
     y = torch.from_numpy(np.sort(rng.integers(0, CLASSES, (40, 5)), axis=1))
     x = rows(1, CLASSES, WIDTH)[y] + torch.from_numpy(rng.standard_normal((40, 5, WIDTH)))
@@ -180,7 +180,7 @@ def test_optimising_finds_rows_of_one_class_apart_that_many_steps_tell_apart() -
     assert by_rows.mean() > by_mean.mean()
 
 
-def test_updates_that_tell_nothing_identify_as_often_as_chance() -> None:
+def test_uninformative_updates_identify_rows_at_chance_level() -> None:
     audits, targets, candidates = 60, 60, 5
     rng = np.random.default_rng(1)
     seen = torch.from_numpy(rng.standard_normal((audits * targets, CLASSES, WIDTH + 1)))
@@ -198,24 +198,24 @@ def test_updates_that_tell_nothing_identify_as_often_as_chance() -> None:
     assert np.mean(covered) >= 0.95
 
 
-def test_counts_add_up_by_largest_remainders_and_labels_have_so_many_of_each() -> None:
+def test_counts_add_up_by_largest_remainders_and_labels_match_the_counts() -> None:
     mass = torch.tensor([[0.46, 0.36, 0.18], [1.0, 0.0, -0.2], [1.0, 1.0, 1.0]], dtype=torch.float64)
     unsure = torch.zeros(3, 3, dtype=torch.bool)
     assert counts(mass, 5, unsure).tolist() == [[2, 2, 1], [5, 0, 0], [2, 2, 1]]
     assert labels(counts(mass, 5, unsure), 5).tolist() == [[0, 0, 1, 1, 2], [0] * 5, [0, 0, 1, 1, 2]]
 
 
-def test_classes_that_surely_occur_are_counted_whatever_their_mass() -> None:
+def test_classes_certain_to_occur_are_counted_whatever_their_mass() -> None:
     mass = torch.tensor([[0.8, 0.1, 0.1], [3.0, 1.0, 0.0]], dtype=torch.float64)
     sure = torch.tensor([[False, True, True], [True, False, False]])
     assert counts(mass, 2, sure).tolist() == [[0, 1, 1], [2, 0, 0]]
     assert counts(mass, 4, sure).tolist() == [[2, 1, 1], [3, 1, 0]]
 
 
-def test_likeness_knows_neither_the_scale_nor_the_correlations_of_features() -> None:
+def test_likeness_ignores_scale_and_correlations_of_features() -> None:
     theirs, found, shown = own(count=600), rows(11, 30, 1, WIDTH), rows(12, 30, 4, WIDTH)
     mixing = rows(13, WIDTH, WIDTH) + 3 * torch.eye(WIDTH)
-    mixed = Own(theirs.features @ mixing, theirs.label, CLASSES)
+    mixed = AttackerRows(theirs.features @ mixing, theirs.label, CLASSES)
     plain = likeness(found, shown, theirs.mean[:1].expand(30, -1), theirs.metric)
     other = likeness(found @ mixing, shown @ mixing, mixed.mean[:1].expand(30, -1), mixed.metric)
     assert (plain - other).abs().mean() < 0.07
@@ -223,17 +223,17 @@ def test_likeness_knows_neither_the_scale_nor_the_correlations_of_features() -> 
     assert (plain - raw).abs().mean() > 0.1
 
 
-def test_own_rows_become_uncorrelated_and_all_stand_in_for_a_class_without() -> None:
+def test_own_rows_become_uncorrelated_and_stand_in_for_an_empty_class() -> None:
     theirs = own(count=3000)
     rest = (theirs.features - theirs.mean[theirs.label]) @ theirs.metric
     assert torch.allclose(rest.T @ rest / len(rest), torch.eye(WIDTH, dtype=torch.float64), atol=0.05)
-    some = Own(theirs.features[theirs.label != 4], theirs.label[theirs.label != 4], CLASSES)
+    some = AttackerRows(theirs.features[theirs.label != 4], theirs.label[theirs.label != 4], CLASSES)
     assert torch.allclose(some.mean[4], some.features.mean(0))
     drawn = some.of(torch.tensor([[0, 4, 5]]), torch.tensor([[0.0, 0.999, 0.5]], dtype=torch.float64))
     assert torch.isin(drawn, some.features).all()
     assert (drawn[0, 0] == some.features[some.label == 0][0]).all()
 
 
-def test_features_that_are_all_alike_give_a_finite_metric() -> None:
-    alike = Own(torch.ones(6, WIDTH, dtype=torch.float64), torch.arange(6), CLASSES)
+def test_identical_features_give_a_finite_metric() -> None:
+    alike = AttackerRows(torch.ones(6, WIDTH, dtype=torch.float64), torch.arange(6), CLASSES)
     assert torch.equal(alike.metric, torch.eye(WIDTH, dtype=torch.float64))

@@ -1,4 +1,4 @@
-"""Who stands beside a row: rows of its class that nobody trained on, of its client where there are enough."""
+"""Decoys have the row's class, no client trained on them, and they have the row's client if possible."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def data(population: bool, client: bool = False) -> AuditData:
 
 
 @pytest.mark.parametrize("population", [True, False])
-def test_the_attacker_s_rows_are_no_decoys_and_nobody_trained_on_either(population: bool) -> None:
+def test_attacker_rows_and_decoys_are_disjoint_and_no_client_trained_on_them(population: bool) -> None:
     table = data(population)
     found = bystanders(table)
     assert not set(found.own) & set(found.decoys)
@@ -34,7 +34,7 @@ def test_the_attacker_s_rows_are_no_decoys_and_nobody_trained_on_either(populati
         assert set(found.own) | set(found.decoys) == set(np.flatnonzero(table.split == Split.HOLDOUT))
 
 
-def test_decoys_are_of_the_row_s_class_and_the_place_tells_nothing() -> None:
+def test_decoys_have_the_row_s_class_and_its_position_is_uniform() -> None:
     table = data(True)
     decoys, row = bystanders(table).decoys, int(np.flatnonzero(table.split == Split.MEMBER)[0])
     places = []
@@ -48,7 +48,7 @@ def test_decoys_are_of_the_row_s_class_and_the_place_tells_nothing() -> None:
     assert np.bincount(places, minlength=5).min() > 50
 
 
-def test_decoys_are_of_the_row_s_client_while_it_has_some_and_the_rest_is_counted() -> None:
+def test_decoys_have_the_row_s_client_if_possible_and_their_share_is_reported() -> None:
     table = data(True, client=True)
     assert table.client is not None
     decoys = bystanders(table).decoys
@@ -61,7 +61,7 @@ def test_decoys_are_of_the_row_s_client_while_it_has_some_and_the_rest_is_counte
         assert near == min(1.0, there.sum() / 9)
 
 
-def test_only_members_of_classes_with_enough_decoys_can_be_told() -> None:
+def test_only_members_of_classes_with_enough_decoys_are_eligible() -> None:
     table = data(True)
     decoys = bystanders(table).decoys
     fewest = np.bincount(table.label[decoys]).min()

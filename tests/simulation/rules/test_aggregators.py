@@ -1,4 +1,4 @@
-"""What is true of every rule in AGGREGATORS; what ByzFL and Flower say of eleven updates."""
+"""Properties of every rule in AGGREGATORS, and agreement with ByzFL and Flower on eleven updates."""
 
 from dataclasses import replace
 from functools import partial
@@ -45,7 +45,7 @@ ALL = sorted(AGGREGATORS)
 NOT_ROBUST = {"mean", "uniform_mean", "capped_mean", "q_fedavg"}
 ROBUST = sorted(set(ALL) - NOT_ROBUST)
 MIXED = [rule(first, name) for first in ("nnm", "clip", "arc") for name in ("trimmed_mean", "krum", "geometric_median")]
-# Six buckets of eleven updates: what f = 2 leaves enough of.
+# Eleven updates make six buckets, which are enough for f = 2.
 BUCKETS = [
     rule("bucketing", *names)
     for names in (
@@ -68,7 +68,7 @@ def updates(seed: int = 0, *cells: int) -> torch.Tensor:
 
 
 def known(*cells: int, seed: int = 1) -> Known:
-    """Something for every rule; the server's own update points where the others' mean does."""
+    """Inputs for every rule; the server's own update points in the direction of the mean update."""
     rng = np.random.default_rng(seed)
     return Known(
         counts=torch.from_numpy(rng.integers(10, 20, (*cells, N)).astype(float)),
@@ -128,7 +128,7 @@ def test_rules_agree_with_flower(theirs: str, ours: str, peers: dict[str, Any]) 
 
 
 def test_krum_counts_n_minus_f_minus_2_neighbours() -> None:
-    """One neighbour more, as ByzFL 0.0.11 counts, and another update wins."""
+    """With one neighbour more, as in ByzFL 0.0.11, another update wins."""
     x = torch.tensor([[0.0], [1.0], [2.1], [3.3], [8.0], [8.9], [9.8]], dtype=torch.float64)
     scores = krum_scores(squared_distances(x), len(x) - 2 - 2)
     by_hand = [sum(sorted(float((a - b) ** 2) for b in x.flatten())[1:4]) for a in x.flatten()]
@@ -168,7 +168,7 @@ def test_no_rule_changes_its_input_or_its_dtype(name: str, dtype: torch.dtype) -
 
 @pytest.mark.parametrize("each", RULES + [rule(name) for name in sorted(NOT_ROBUST)], ids=str)
 def test_the_order_of_clients_changes_nothing(each: Rule) -> None:
-    """Bulyan breaks ties by order where f <= 2; so f is 3 here, of 15. Buckets keep the clients they have."""
+    """Bulyan breaks ties by order if f <= 2; so f is 3 out of 15 here. Buckets keep their clients."""
     rng = np.random.default_rng(2)
     x, order = torch.from_numpy(rng.normal(size=(15, D))), torch.from_numpy(rng.permutation(15))
     counts, losses = torch.from_numpy(rng.random((2, 15)) + 1)
@@ -207,7 +207,7 @@ SHIFTED = [
     + [rule("bucketing", "mean")],
     ids=str,
 )
-def test_updates_shifted_together_shift_the_aggregate(each: Rule) -> None:
+def test_a_common_shift_of_updates_shifts_the_aggregate(each: Rule) -> None:
     x, facts = updates(), known()
     shift = torch.from_numpy(np.random.default_rng(3).normal(size=D) * 100)
     assert facts.previous is not None
@@ -226,11 +226,11 @@ SCALED = (
 
 @pytest.mark.parametrize("each", SCALED, ids=str)
 @pytest.mark.parametrize("scale", [1e-6, -3.0, 1e6])
-def test_updates_scaled_together_scale_the_aggregate(each: Rule, scale: float) -> None:
+def test_a_common_scale_of_updates_scales_the_aggregate(each: Rule, scale: float) -> None:
     np.testing.assert_allclose(each(scale * updates(), F, known()), scale * each(updates(), F, known()), rtol=1e-9)
 
 
-def test_the_geometric_median_scales_with_its_smoothing_and_has_no_slope() -> None:
+def test_the_geometric_median_scales_with_its_smoothing_and_is_a_minimum() -> None:
     x = updates()
     small = rule(step("geometric_median", {"nu": 1e-9, "iterations": 200}))(x, F)
     large = rule(step("geometric_median", {"nu": 1e-6, "iterations": 200}))(1000 * x, F)
@@ -281,7 +281,7 @@ def test_coordinates_stay_within_the_honest_ones(name: str, data: st.DataObject)
     assert (found <= honest.amax(0) + 1e-12).all()
 
 
-def test_one_vector_moves_the_mean_anywhere_and_one_claim_owns_it() -> None:
+def test_one_vector_or_one_claim_moves_the_mean_anywhere() -> None:
     x, claims = updates(), torch.full((N,), 100.0, dtype=torch.float64)
     x[0] = 1e6
     assert rule("mean")(x, 0).mean() > 9e4
@@ -292,13 +292,13 @@ def test_one_vector_moves_the_mean_anywhere_and_one_claim_owns_it() -> None:
     assert rule("capped_mean")(share, 0, Known(counts=claims))[0].item() == pytest.approx(2 / (N + 1))
 
 
-def test_a_claim_of_a_billion_by_one_of_ten_takes_the_stated_weight() -> None:
+def test_a_claim_of_a_billion_by_one_client_out_of_ten_gets_the_stated_weight() -> None:
     claims = torch.tensor([1e9] + [100.0] * 9, dtype=torch.float64)
     taken = rule("mean")(torch.eye(10, dtype=torch.float64), 0, Known(counts=claims))[0].item()
     assert taken == pytest.approx(0.9999991, abs=1e-9)
 
 
-def test_honest_updates_alike_are_returned_as_they_are() -> None:
+def test_identical_honest_updates_are_returned_unchanged() -> None:
     same = torch.arange(1.0, D + 1, dtype=torch.float64).expand(N, D)
     for name in set(ALL) - {"q_fedavg"}:
         np.testing.assert_allclose(rule(name)(same, F, Known(root=same[0])), same[0], rtol=1e-12)
@@ -316,7 +316,7 @@ def test_q_fedavg_is_the_definition_and_q_0_the_plain_mean() -> None:
     np.testing.assert_allclose(rule(step("q_fedavg", {"q": 2.0}))(x, 0, facts), -above / below, rtol=1e-10)
 
 
-def test_fltrust_ignores_what_points_away_and_bounds_the_rest_by_the_servers_own_length() -> None:
+def test_fltrust_ignores_opposed_updates_and_limits_the_rest_to_the_servers_norm() -> None:
     root = torch.tensor([3.0, 4.0])
     x = torch.tensor([[30.0, 40.0], [-1e9, -1e9], [0.0, 2.0]])
     expected = (1.0 * root + 0.8 * torch.tensor([0.0, 5.0])) / 1.8
@@ -327,7 +327,7 @@ def test_fltrust_ignores_what_points_away_and_bounds_the_rest_by_the_servers_own
 
 
 def test_centered_clipping_keeps_its_centre_across_rounds() -> None:
-    """From the last aggregate one far vector moves it by at most tau / n a round; from zero it would start over."""
+    """From the last aggregate, one far vector moves it by at most tau / n per round; else it would restart at 0."""
     x = torch.full((N, D), 5.0, dtype=torch.float64)
     centre = torch.full((D,), 4.9, dtype=torch.float64)
     x[0] = 1e12
@@ -403,7 +403,7 @@ def test_compiled_distances_to_updates_that_are_not_finite_are_torchs() -> None:
 def test_compiled_rules_are_torchs(n: int, dtype: torch.dtype, rounding: float, broken: int) -> None:
     draw = torch.Generator().manual_seed(n)
     wide = torch.randn(4, 3, 2 * n, 70, generator=draw, dtype=dtype)
-    wide[..., n, :] *= 1e9  # one far away
+    wide[..., n, :] *= 1e9  # one update is far away
     wide[..., 2, :] = wide[..., n + 2, :] = 0.0
     wide[1:, :, n + 1 : n + 1 + broken, 5] = torch.tensor([torch.nan, torch.inf, -torch.inf])[: wide.shape[1], None]
     for x in (wide[1:, :, n:, 3:], wide[0, 1, ::2], wide[:, 1, n:], wide.unflatten(2, (n, 2))[1, :, :, 1]):
@@ -419,7 +419,7 @@ def test_compiled_rules_are_torchs(n: int, dtype: torch.dtype, rounding: float, 
 
 
 def test_distances_of_float32_updates_tell_close_clients_from_closer_ones() -> None:
-    """On weights of norm 1,000 float32 Gram distances of .001 drown; on updates, in float64, they do not."""
+    """For weights of norm 1,000, float32 Gram distances of .001 are lost in rounding; for updates in float64 not."""
     rng = np.random.default_rng(6)
     deltas = torch.from_numpy(rng.normal(size=(9, 500)).astype(np.float32)) * 1e-3
     exact = ((deltas.double().unsqueeze(0) - deltas.double().unsqueeze(1)) ** 2).sum(-1)
@@ -436,7 +436,7 @@ def test_the_smallest_diameter_is_found_among_all_subsets() -> None:
         minimum_diameter(torch.zeros(40, 2), 5)
 
 
-def test_trimming_none_is_the_mean_and_trimming_most_the_median() -> None:
+def test_trimming_nothing_is_the_mean_and_trimming_most_is_the_median() -> None:
     x = updates()
     np.testing.assert_allclose(trimmed_mean(x, 0), x.mean(0))
     np.testing.assert_allclose(trimmed_mean(x, 5), x.median(0).values)
@@ -450,7 +450,7 @@ def test_too_few_updates_for_f_are_refused(name: str, n: int, f: int) -> None:
         rule(name)(torch.zeros(n, 3), f)
 
 
-def test_a_misspelt_name_or_parameter_is_refused_at_birth_not_dropped() -> None:
+def test_a_misspelt_name_or_parameter_is_refused_and_not_ignored() -> None:
     with pytest.raises(ConfigurationError, match="krum has no parameter 'ff'; it takes none"):
         step("krum", {"ff": 2.0})
     with pytest.raises(ConfigurationError, match="no parameter 'taau'; it takes tau, iterations"):
