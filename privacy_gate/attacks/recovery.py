@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
 
-from privacy_gate.arrays import Floats
+from privacy_gate.arrays import Bools, Floats
 from privacy_gate.attacks.release import FLOAT32, Release, released
 
 MOST_STEPS, TOLERANCE = 200, 1e-6
@@ -47,7 +47,7 @@ def recover(x: Floats, answers: Floats, unit: float = 0.0) -> Recovered:
     """
     with np.errstate(divide="ignore"):
         logs = np.log(answers)
-    seen = answers > max(unit / 2, np.finfo(np.float32).tiny)
+    seen = answers > max(unit / 2, float(np.finfo(np.float32).tiny))
     logs = np.where(seen, logs, 0.0)
     if unit == 0 and bool(seen.all()):
         centred = logs - logs.mean(axis=1, keepdims=True)
@@ -58,7 +58,7 @@ def recover(x: Floats, answers: Floats, unit: float = 0.0) -> Recovered:
     return _judged(x, logs, weight, _weighted(x, logs, weight), seen)
 
 
-def _judged(x: Floats, logs: Floats, weight: Floats, head: Floats, seen: Floats) -> Recovered:
+def _judged(x: Floats, logs: Floats, weight: Floats, head: Floats, seen: Bools) -> Recovered:
     left, spread = (_without_constant(values, weight) for values in (logs - x @ head.T, logs))
     size = float((weight * spread**2).sum())
     residual = float(np.sqrt((weight * left**2).sum() / max(size, np.finfo(np.float64).tiny)))

@@ -58,7 +58,7 @@ def alone(statistic: Statistic) -> Callable[[MembershipEvidence], Floats]:
     """The attack that accuses by the candidate's statistic itself: no reference is used, (N,)."""
 
     def score(evidence: MembershipEvidence) -> Floats:
-        return statistic_of(statistic, evidence, references=False)[0]
+        return np.asarray(statistic_of(statistic, evidence, references=False)[0])
 
     return score
 
