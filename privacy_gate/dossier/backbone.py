@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from privacy_gate.documents import Positive, Record
+from privacy_gate.documents import InDigest, Positive, Record
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -15,9 +15,9 @@ class PublicWeights(Record):
     licence  what they may be used under, in the producer's words: shown, never judged
     """
 
-    uri: Annotated[str, Field(min_length=1)]
+    uri: Annotated[str, Field(min_length=1), InDigest.NEVER]
     sha256: Sha256
-    licence: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    licence: Annotated[Annotated[str, Field(min_length=1, max_length=200)] | None, InDigest.NEVER] = None
 
 
 class Backbone(Record):

@@ -13,7 +13,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from privacy_gate.errors import StoreError
-from privacy_gate.jobs.kinds import Job, describe
+from privacy_gate.jobs.digests import describe
+from privacy_gate.jobs.kinds import Job
 
 Arrays = Mapping[str, NDArray[Any]]
 

@@ -25,8 +25,18 @@ from privacy_gate.dossier.federation import Federation
 from privacy_gate.dossier.optimizers import Sgd
 from privacy_gate.dossier.recipe import Recipe, Trainer
 from privacy_gate.errors import ConfigurationError, DatasetError
-from privacy_gate.jobs.batches import REFERENCE_BLOCK, batches
-from privacy_gate.jobs.kinds import Embed, Federate, Job, TrainReference, embed_jobs, federate, probe, train_reference
+from privacy_gate.jobs.batches import batches
+from privacy_gate.jobs.kinds import (
+    REFERENCE_BLOCK,
+    Embed,
+    Federate,
+    Job,
+    TrainReference,
+    embed_jobs,
+    federate,
+    probe,
+    train_reference,
+)
 from privacy_gate.verdict.judgement import CheckResult, Limit, Measurement, not_measured
 
 RECIPE = load(

@@ -1,11 +1,17 @@
 """The names under which results are stored never change by themselves: results computed years ago are found."""
 
-from typing import get_args
+import json
+from collections.abc import Iterator
+from copy import deepcopy
+from typing import Any
 
 import pytest
 
-from privacy_gate.jobs.kinds import Job, digest
-from tests.jobs.samples import jobs
+from privacy_gate.documents import InDigest, Record, parse
+from privacy_gate.dossier.recipe import CommandRecipe, Recipe
+from privacy_gate.jobs.digests import current, describe, digest, digest_of
+from privacy_gate.jobs.kinds import Job, TrainReference
+from tests.jobs.samples import ARTIFACT, DATASET, RECIPES, jobs, recipe
 
 DIGESTS = {
     "reference, head": "ee4d74f07c5ee65ab4c0cdc424f63f1799628c34a8606b8a7718b8024a35660c",
@@ -67,5 +73,107 @@ def test_results_stored_by_earlier_versions_are_found(name: str) -> None:
 
 def test_the_sample_has_every_kind_of_job_and_no_two_share_a_digest() -> None:
     assert set(jobs()) == set(DIGESTS)
-    assert {type(job) for job in jobs().values()} == set(get_args(Job))
+    assert {type(job) for job in jobs().values()} == set(Job.__subclasses__())
     assert len(set(DIGESTS.values())) == len(DIGESTS)
+
+
+@pytest.mark.parametrize("name", DIGESTS)
+def test_a_description_read_back_from_a_file_has_the_digest_of_its_job_and_is_current(name: str) -> None:
+    job = jobs()[name]
+    described = json.loads(json.dumps(describe(job)))
+    assert digest_of(described) == digest(job)
+    assert current(described)
+    assert not current(described | {"format": 1})
+    assert not current(described | {"revision": job.revision + 1})
+
+
+def test_kinds_that_this_version_does_not_know_are_current_in_the_format_alone() -> None:
+    assert current({"format": 2, "kind": "Foretell", "revision": 3})
+    assert not current({"format": 1, "kind": "Foretell"})
+
+
+def records(value: Any) -> Iterator[Record]:
+    """The record and all records in it."""
+    if isinstance(value, Record):
+        yield value
+        for name in type(value).model_fields:
+            yield from records(getattr(value, name))
+    if isinstance(value, tuple):
+        for one in value:
+            yield from records(one)
+
+
+def defaults(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """Where a field has its default, in the record and all records in it."""
+    if isinstance(value, Record):
+        for name, field in type(value).model_fields.items():
+            inner = getattr(value, name)
+            if not field.is_required() and inner == field.default:
+                yield (*path, name)
+            yield from defaults(inner, (*path, name))
+    if isinstance(value, tuple):
+        for place, one in enumerate(value):
+            yield from defaults(one, (*path, place))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_default_gives_the_same_digest_written_out_or_left_out(name: str) -> None:
+    how, kind = recipe(name), CommandRecipe if "trainer" in RECIPES[name] else Recipe
+    everything = how.model_dump(mode="json")
+    assert digest(TrainReference(parse(everything, kind, name), DATASET, 0)) == digest(TrainReference(how, DATASET, 0))
+    for *way, last in defaults(how):
+        if (*way, last) == ("schedule", "name"):
+            continue  # says which schedule it is: where one is written, so is its name
+        shorter = holder = deepcopy(everything)
+        for step in way:
+            holder = holder[step]
+        del holder[last]
+        same = kind.model_validate_json(json.dumps(shorter))
+        assert digest(TrainReference(same, DATASET, 0)) == digest(TrainReference(how, DATASET, 0)), (*way, last)
+
+
+def test_every_record_s_fields_are_described_but_those_that_say_otherwise() -> None:
+    """Fields that are never part of digests are nowhere; those added later where they differ from their default."""
+    left_out: set[str] = set()
+    for job in jobs().values():
+        for place, record in ((place, one) for place, value in vars(job).items() for one in records(value)):
+            described = json.dumps(describe(job)[place])
+            for name, field in type(record).model_fields.items():
+                part = next((one for one in field.metadata if isinstance(one, InDigest)), InDigest.ALWAYS)
+                if part is InDigest.ALWAYS:
+                    assert f'"{name}": ' in described, (job, name)
+                else:
+                    left_out.add(f"{type(record).__name__}.{name}")
+    assert left_out == {
+        "Aggregator.iterations",
+        "ClientPrivacy.noise_by",
+        "CommandRecipe.precision",
+        "CommandRecipe.table",
+        "Federation.privacy",
+        "PublicWeights.licence",
+        "PublicWeights.uri",
+        "Recipe.precision",
+        "ServerOptimizer.tau",
+        "Trainer.timeout_s",
+        "View.trigger",
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({"backbone": {"name": "resnet18", "weights": {"uri": "/elsewhere", "sha256": "c" * 64}}}, True),
+        ({"backbone": {"name": "resnet18", "weights": {"uri": "s3://bucket/w", "sha256": "e" * 64}}}, False),
+        ({"precision": "bfloat16"}, False),
+        ({"seed": 8}, False),
+    ],
+)
+def test_only_what_changes_a_result_changes_its_digest(changes: dict[str, Any], same: bool) -> None:
+    other = parse(RECIPES["full"] | changes, Recipe, "changed")
+    one, two = (digest(TrainReference(how, ARTIFACT, 0)) for how in (recipe("full"), other))
+    assert (one == two) is same
+
+
+def test_no_two_kinds_have_one_name() -> None:
+    names = [kind.__name__ for kind in Job.__subclasses__()]
+    assert len(set(names)) == len(names)

@@ -17,15 +17,13 @@ from privacy_gate.dossier.backbone import Input
 from privacy_gate.dossier.federation import Aggregator
 from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.errors import ConfigurationError
+from privacy_gate.jobs.digests import FORMAT, describe, digest
 from privacy_gate.jobs.kinds import (
-    FORMAT,
     Confirm,
     Embed,
     Job,
     Score,
     TrainReference,
-    describe,
-    digest,
     embed_jobs,
     federate,
     screening,
