@@ -11,16 +11,10 @@ import numpy as np
 
 from privacy_gate.auditing.policy import Policy
 from privacy_gate.auditing.tiers import Ran, evidence_notes
-from privacy_gate.checks import AnyCheck
+from privacy_gate.checks import CHECKS, AnyCheck
 from privacy_gate.checks.base.check import Results, Subject
 from privacy_gate.checks.base.federations import refuse_untrainable, untrainable_references
-from privacy_gate.checks.disparity import Disparity
-from privacy_gate.checks.dp_claim import DpClaim
-from privacy_gate.checks.membership import Membership
-from privacy_gate.checks.power_law import PowerLaw
-from privacy_gate.checks.recipe import RecipeLeak
 from privacy_gate.checks.utility import Utility
-from privacy_gate.checks.vulnerability import Vulnerability
 from privacy_gate.dossier.candidate import Candidate
 from privacy_gate.dossier.champion import Champion
 from privacy_gate.dossier.dataset import AuditData, Split
@@ -40,25 +34,6 @@ THREAT_MODEL = (
     "examples from the population the figures are conservative, by about a factor sqrt(2) in the separation.",
     "Attackers train reference models as the recipe says; the audit does the same.",
 )
-
-NOT_TESTED_WITHOUT = {
-    "backdoor": "backdoors",
-    "evasion": "evasion",
-    "corruption": "accuracy on corrupted images",
-    "fairness": "whom the model serves worse",
-}
-"""What is left open where the policy lacks a check."""
-
-NOT_TESTED_OF_FEDERATIONS = {
-    "trajectory": "privacy of a federation's rounds",
-    "robustness": "the federation under hostile clients",
-    "system_stress": "the federation under absent, late and unlike clients",
-    "inversion": "reconstruction from clients' updates",
-}
-"""Likewise of a candidate that a federation trained, or of which the policy asks for one of these."""
-
-BY_REFERENCES = (Disparity, DpClaim, Membership, PowerLaw, RecipeLeak, Vulnerability)
-"""Checks that speak of the attacker of THREAT_MODEL."""
 
 NOT_TESTED = (
     "reconstruction and model inversion",
@@ -186,7 +161,7 @@ def audit(
         findings=tuple(findings),
         verdict=decided,
         exit_code=decided.exit_code,
-        threat_model=THREAT_MODEL if any(isinstance(check, BY_REFERENCES) for check, _ in ran) else (),
+        threat_model=THREAT_MODEL if any(check.by_references for check, _ in ran) else (),
         not_tested=(*NOT_TESTED, *_untested(candidate.recipe, [check for check, _ in ran])),
         notes=(
             *policy.idle_waivers(candidate.name, findings, now.date()),
@@ -251,11 +226,11 @@ def _remarked(champion: Champion | None) -> list[str]:
 
 def _untested(recipe: Recipe, checks: Iterable[AnyCheck]) -> list[str]:
     """What the policy did not ask for, as far as it says something of such a candidate."""
-    asked = {check.name for check in checks}
-    # Who asks for a federation and is told of none is not told either that there was nothing else to ask.
-    federated = recipe.federation is not None or not asked.isdisjoint(NOT_TESTED_OF_FEDERATIONS)
-    known = NOT_TESTED_WITHOUT | (NOT_TESTED_OF_FEDERATIONS if federated else {})
-    return [text for name, text in known.items() if name not in asked]
+    asked = {type(check) for check in checks}
+    # If the policy asks for a federation that the recipe does not declare, the report still lists the other checks.
+    federated = recipe.federation is not None or any(kind.federated for kind in asked)
+    absent = [kind for kind in CHECKS.values() if kind not in asked and (federated or not kind.federated)]
+    return [kind.left_open for kind in sorted(absent, key=lambda kind: kind.federated) if kind.left_open]
 
 
 def _identify(candidate: Candidate) -> CandidateRecord:

@@ -3,22 +3,11 @@
 from collections.abc import Iterable
 
 from privacy_gate.checks import AnyCheck
-from privacy_gate.checks.backdoor import Backdoor
 from privacy_gate.checks.base.check import Subject
-from privacy_gate.checks.corruption import Corruption
-from privacy_gate.checks.evasion import Evasion
-from privacy_gate.checks.fairness import Fairness
-from privacy_gate.checks.inversion import Inversion
-from privacy_gate.checks.robustness import Robustness
-from privacy_gate.checks.stress import SystemStress
-from privacy_gate.checks.trajectory import TrajectoryMia
 from privacy_gate.verdict.judgement import CheckResult, Measurement
 
 Ran = tuple[AnyCheck, CheckResult]
 """A check of the policy, and what it brought."""
-
-TIERED = (Backdoor, Corruption, Evasion, Fairness, Inversion, Robustness, SystemStress, TrajectoryMia)
-"""Checks that need more of a candidate the more they tell: the others ask for members and holdout alone."""
 
 EVIDENCE = (
     "a checkpoint and labelled rows",
@@ -32,9 +21,9 @@ EVIDENCE = (
 def evidence_notes(subject: Subject, ran: Iterable[Ran]) -> list[str]:
     """The tier that the candidate's evidence reached, what reaches the next, and which checks lacked what.
 
-    Nothing where the policy has no check of TIERED. A round log counts only where it was fit to be judged.
+    Nothing where the policy has no tiered check. A round log counts only where it was fit to be judged.
     """
-    tiered = [each for each in ran if isinstance(each[0], TIERED)]
+    tiered = [each for each in ran if each[0].tiered]
     if not tiered:
         return []
     tier = _tier(subject, tiered)

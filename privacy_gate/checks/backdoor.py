@@ -1,7 +1,7 @@
 """Does a trigger make the candidate say what its planter wants? (arXiv 2402.01857: one-access poisoning)"""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, ClassVar, Literal, Self, get_args
 
 import numpy as np
 from pydantic import Field, field_validator, model_validator
@@ -61,6 +61,11 @@ class Backdoor(Check):
     images     holdout images they are put on, at most
     inversion  how others are sought; without it they are not
     """
+
+    title: ClassVar[str] = "Backdoor triggers"
+    attack_class: ClassVar[str | None] = "backdoors"
+    left_open: ClassVar[str | None] = "backdoors"
+    tiered: ClassVar[bool] = True
 
     check: Literal["backdoor"] = "backdoor"
     triggers: Annotated[tuple[str, ...], Field(min_length=1)] = TRIGGERS

@@ -54,6 +54,10 @@ class Evasion(Versus):
     universal  how the one change is crafted; without it there is none
     """
 
+    title: ClassVar[str] = "The model under adversarial images"
+    attack_class: ClassVar[str | None] = "evasion"
+    left_open: ClassVar[str | None] = "evasion"
+    tiered: ClassVar[bool] = True
     comparable: ClassVar[tuple[str, ...]] = ("robust_accuracy", "universal_transfer")
 
     check: Literal["evasion"] = "evasion"

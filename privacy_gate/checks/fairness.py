@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +60,10 @@ class Fairness(WhereDeclared):
 
     Reported, never limited: evenness of clients' accuracies, contribution_match, and the parts of group_gap.
     """
+
+    title: ClassVar[str] = "Whom the model serves worse"
+    left_open: ClassVar[str | None] = "whom the model serves worse"
+    tiered: ClassVar[bool] = True
 
     check: Literal["fairness"] = "fairness"
     attribution: bool = True

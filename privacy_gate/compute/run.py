@@ -1,7 +1,7 @@
 """Jobs in, arrays into the store: the one door to the GPU floor."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from privacy_gate.compute.machine.allocator import keep_freed_memory
 from privacy_gate.compute.machine.device import Machine
@@ -39,22 +39,33 @@ from privacy_gate.jobs.kinds import (
 )
 from privacy_gate.progress import Progress, silent
 
-RUNNERS: Mapping[type[Job], Callable[[Sequence[Any], Work], None]] = {
-    Embed: run_embed,
-    Score: run_score,
-    TrainControl: run_control,
-    TrainReference: run_references,
-    Federate: run_federate,
-    Confirm: run_confirm,
-    Trigger: run_trigger,
-    InvertTrigger: run_invert_trigger,
-    Probe: run_probe,
-    Invert: run_invert,
-    Trajectory: run_trajectory,
-    Evade: run_evade,
-    Universal: run_universal,
-    Corrupt: run_corrupt,
-}
+Kind = TypeVar("Kind", bound=Job)
+Runner = Callable[[Sequence[Any], Work], None]
+
+
+def _runs(kind: type[Kind], runner: Callable[[Sequence[Kind], Work], None]) -> tuple[type[Job], Runner]:
+    """The pair, whose types a type checker compares: a runner of another kind of job is refused."""
+    return kind, runner
+
+
+RUNNERS: Mapping[type[Job], Runner] = dict(
+    (
+        _runs(Embed, run_embed),
+        _runs(Score, run_score),
+        _runs(TrainControl, run_control),
+        _runs(TrainReference, run_references),
+        _runs(Federate, run_federate),
+        _runs(Confirm, run_confirm),
+        _runs(Trigger, run_trigger),
+        _runs(InvertTrigger, run_invert_trigger),
+        _runs(Probe, run_probe),
+        _runs(Invert, run_invert),
+        _runs(Trajectory, run_trajectory),
+        _runs(Evade, run_evade),
+        _runs(Universal, run_universal),
+        _runs(Corrupt, run_corrupt),
+    )
+)
 """Every kind of job with what computes it, in the order in which kinds are computed: features first, since all
 else stands on them."""
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
+from privacy_gate.checks import CHECKS
 from privacy_gate.documents import Record
 from privacy_gate.reports.words import capital, check_title, plain
 from privacy_gate.verdict.report import CheckRecord, Report
@@ -22,16 +23,14 @@ class Reference(Record):
 
 
 class AttackClass(Record):
-    """A class of attacks in public taxonomies.
+    """A class of attacks in public taxonomies. Checks name the one that they test.
 
-    checks  the checks that test it
-    words   how lists of what was not tested speak of it
+    words  how lists of what was not tested speak of it
     """
 
     name: str
     nist: tuple[str, ...] = ()
     atlas: tuple[str, ...] = ()
-    checks: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
 
 
@@ -63,19 +62,22 @@ class Coverage:
 def coverage(report: Report) -> list[Coverage]:
     """What was tested, by which checks; then what was not, as the report lists it. Both with taxonomy ids."""
     known = references().attacks
-    mapped = {name for attacks in known for name in attacks.checks}
-    lines = [
-        _tested(
-            capital(attacks.name), [check for check in report.checks if check.check in attacks.checks], _ids([attacks])
-        )
-        for attacks in known
-    ]
-    others = [check for check in report.checks if check.check not in mapped]
+    lines = []
+    for attacks in known:
+        checks = [check for check in report.checks if _attacks(check) == attacks.name]
+        lines.append(_tested(capital(attacks.name), checks, _ids([attacks])))
+    others = [check for check in report.checks if _attacks(check) is None]
     lines += [_tested(check_title(check.check), [check], "", attacks=False) for check in others]
     for line in report.not_tested:
         named = [attacks for attacks in known if any(word in line.lower() for word in attacks.words)]
         lines.append(Coverage(capital(plain(line)), "not tested", False, _ids(named)))
     return [line for line in lines if line.outcome]
+
+
+def _attacks(check: CheckRecord) -> str | None:
+    """The class of attacks that the check tests."""
+    known = CHECKS.get(check.check)
+    return known.attack_class if known else None
 
 
 def _tested(what: str, checks: Sequence[CheckRecord], ids: str, *, attacks: bool = True) -> Coverage:
