@@ -9,7 +9,7 @@ from typing import Self
 
 import numpy as np
 
-from privacy_gate.auditing.policy import Policy
+from privacy_gate.auditing.policy import Policy, PolicyInForce
 from privacy_gate.auditing.tiers import Ran, evidence_notes
 from privacy_gate.checks import CHECKS, AnyCheck
 from privacy_gate.checks.base.check import Results, Subject
@@ -126,25 +126,22 @@ def plan(policy: Policy, candidate: Candidate, data: AuditData, champion: Champi
 
 
 def audit(
-    policy: Policy,
-    policy_sha256: str,
-    source: str,
+    rules: PolicyInForce,
     candidate: Candidate,
     data: AuditData,
     results: Results,
-    recorded: str,
     now: datetime.datetime,
+    *,
     progress: Progress = silent,
     champion: Champion | None = None,
 ) -> Report:
     """Measures, judges and reports, from stored results alone.
 
-    policy_sha256, source  what the policy's bytes are and where they were read
-    recorded               when that sha256 was noted, before anything was measured
-    champion               the version promoted now, where the policy's limits speak of it
+    champion  the version promoted now, if the policy's limits are relative to it
 
     Raises UndecidedError where a result is missing, EvidenceError where results cannot be judged.
     """
+    policy = rules.policy
     subject = subject_of(candidate, data, policy, champion)
     ran = _measured(policy, subject, results, progress)
     findings = [one for each in ran for one in policy.judge(candidate.name, *each, now.date())]
@@ -154,7 +151,7 @@ def audit(
         tool=f"privacy-gate {metadata.version('privacy-gate')}",
         versions=_versions(),
         candidate=_identify(candidate),
-        policy=_cite(policy, policy_sha256, source, recorded),
+        policy=_cite(rules),
         recipe=candidate.recipe,
         data=_describe(data),
         checks=tuple(_record(*each) for each in ran),
@@ -197,13 +194,14 @@ def _record(check: AnyCheck, result: CheckResult) -> CheckRecord:
     return CheckRecord(check=check.name, settings=settings, result=result)
 
 
-def _cite(policy: Policy, sha256: str, source: str, recorded: str) -> PolicyRecord:
+def _cite(rules: PolicyInForce) -> PolicyRecord:
+    policy = rules.policy
     return PolicyRecord(
         name=policy.name,
         version=policy.version,
-        source=source,
-        sha256=sha256,
-        recorded=recorded,
+        source=rules.source,
+        sha256=rules.sha256,
+        recorded=rules.recorded,
         release_context=policy.release_context,
         confidence=policy.confidence,
         alias=policy.promotion.alias if policy.promotion else None,

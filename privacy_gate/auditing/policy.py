@@ -3,6 +3,7 @@
 import datetime
 import hashlib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -119,6 +120,21 @@ class Policy(Record):
             for waiver in self.waivers
             if waiver.model == model and (waiver.check, waiver.metric) not in used
         ]
+
+
+@dataclass(frozen=True)
+class PolicyInForce:
+    """The policy that a candidate is judged by, and what proves that it was not written after the results.
+
+    sha256    of its bytes
+    source    where they were read
+    recorded  when that sha256 was noted, before anything was measured
+    """
+
+    policy: Policy
+    sha256: str
+    source: str
+    recorded: str
 
 
 def load_policy(path: Path) -> tuple[Policy, str]:

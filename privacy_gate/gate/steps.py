@@ -12,7 +12,7 @@ from privacy_gate.auditing.audit import Shard, subject_of
 from privacy_gate.checks.base.federations import untrainable_references
 from privacy_gate.dossier.alternatives import Family, alternatives
 from privacy_gate.errors import CandidateError, UndecidedError
-from privacy_gate.gate.case import Case, open_case
+from privacy_gate.gate.case import Case, Request, open_case
 from privacy_gate.gate.output import make_folder, refuse_thumbnails, write_report, write_thumbnails
 from privacy_gate.gate.preparation import Prepared, compute, prepare
 from privacy_gate.progress import Progress
@@ -27,12 +27,9 @@ if TYPE_CHECKING:
 
 
 def check(
-    uri: str,
-    policy: Path,
+    request: Request,
     *,
-    store: str,
     output: Path,
-    tracking_uri: str | None,
     machine: "Machine",
     now: datetime.datetime,
     progress: Progress,
@@ -42,7 +39,7 @@ def check(
     """The whole pass but for the decision's writing: the report and its files, and thumbnails where asked for; and what
     was computed for it.
     """
-    with open_case(uri, policy, store=store, tracking_uri=tracking_uri, now=now) as case:
+    with open_case(request, now) as case:
         if thumbnails:
             refuse_thumbnails(thumbnails, output, case.policy)
         make_folder(output)
@@ -55,18 +52,15 @@ def check(
 
 
 def audit(
-    uri: str,
-    policy: Path,
+    request: Request,
     *,
-    store: str,
     output: Path,
-    tracking_uri: str | None,
     now: datetime.datetime,
     progress: Progress,
     thumbnails: Path | None = None,
 ) -> tuple[Report, list[Path]]:
     """Judges what `prepare` stored: the report and its files, and thumbnails if asked for."""
-    with open_case(uri, policy, store=store, tracking_uri=tracking_uri, now=now) as case:
+    with open_case(request, now) as case:
         if thumbnails:
             refuse_thumbnails(thumbnails, output, case.policy)
         report = case.audit(now, progress)
@@ -145,7 +139,7 @@ def advise(
         as_is = as_is or trained
         rows.append(advice.measure(option, subject, trained, as_is, goals, case.policy.confidence))
     progress("alternatives", len(options), len(options))
-    return advice.advice(case.candidate, case.policy, case.policy_sha256, subject, references, rows, now), computed
+    return advice.advice(case.candidate, case.policy, case.rules.sha256, subject, references, rows, now), computed
 
 
 def _named(name: str, progress: Progress) -> Progress:

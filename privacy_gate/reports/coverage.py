@@ -66,7 +66,8 @@ def coverage(report: Report) -> list[Coverage]:
     for attacks in known:
         checks = [check for check in report.checks if _attacks(check) == attacks.name]
         lines.append(_tested(capital(attacks.name), checks, _ids([attacks])))
-    others = [check for check in report.checks if _attacks(check) is None]
+    mapped = {attacks.name for attacks in known}
+    others = [check for check in report.checks if _attacks(check) not in mapped]
     lines += [_tested(check_title(check.check), [check], "", attacks=False) for check in others]
     for line in report.not_tested:
         named = [attacks for attacks in known if any(word in line.lower() for word in attacks.words)]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from privacy_gate.auditing.audit import Shard
-from privacy_gate.auditing.policy import Policy
+from privacy_gate.auditing.policy import Policy, PolicyInForce
 from privacy_gate.checks.base.check import Subject
 from privacy_gate.checks.trajectory import TrajectoryMia
 from privacy_gate.compute.cluster import Cluster
@@ -316,7 +316,7 @@ def test_where_only_what_reads_the_round_log_is_missing_no_cluster_is_asked(
         rounds=folder / "rounds", rounds_digest=RoundLog.open(folder / "rounds").digest,
     )  # fmt: skip
     policy = load("{name: p, version: 1, release_context: api, checks: [{check: trajectory}]}", Policy, "policy")
-    case = Case(policy, "", "", candidate, data, Store(str(tmp_path / "store")), "")
+    case = Case(PolicyInForce(policy, "", "", ""), candidate, data, Store(str(tmp_path / "store")))
     machine = Machine(device="cpu", threads=1)
     others = [job for job in case.jobs if not hasattr(job, "rounds")]
     run(others, Inputs(data, folder / "candidate"), machine, case.store)

@@ -11,7 +11,7 @@ import torch
 from privacy_gate.auditing.audit import Shard
 from privacy_gate.compute.cluster import Cluster, connected
 from privacy_gate.errors import ConfigurationError, ConflictError
-from privacy_gate.gate.case import open_case
+from privacy_gate.gate.case import Request, open_case
 from privacy_gate.gate.preparation import prepare
 from privacy_gate.jobs.kinds import Score
 from privacy_gate.progress import silent
@@ -253,11 +253,11 @@ def test_steps_and_shards_read_both_models_and_a_champion_judged_before_is_not_c
     whole = check(uri, policy, tracking, tmp_path)
 
     def prepared(store: str, part: Shard, of: str = uri) -> int:
-        with open_case(of, policy, store=str(tmp_path / store), tracking_uri=tracking, now=NOW) as case:
+        with open_case(Request(of, policy, str(tmp_path / store), tracking), NOW) as case:
             return prepare(case, MACHINE, part, silent).computed
 
     assert [prepared("parts", Shard(index, 2)) for index in (1, 2)] == [1, 1]
-    with open_case(uri, policy, store=str(tmp_path / "parts"), tracking_uri=tracking, now=NOW) as case:
+    with open_case(Request(uri, policy, str(tmp_path / "parts"), tracking), NOW) as case:
         assert case.audit(NOW, silent) == whole
         asked = [job.artifact for job in case.jobs if isinstance(job, Score)]
         assert asked == [case.candidate.digest, case.champion.artifact]  # type: ignore[union-attr]
@@ -275,12 +275,12 @@ def test_a_cluster_s_workers_read_both_models(scene: Any, policy: Path, tracking
     uri = register(scene, name, tracking, seen=12)
     here = check(uri, policy, tracking, tmp_path)
     with connected(Cluster(), cpus=1):
-        with open_case(uri, policy, store=str(tmp_path / "far"), tracking_uri=tracking, now=NOW) as case:
+        with open_case(Request(uri, policy, str(tmp_path / "far"), tracking), NOW) as case:
             assert prepare(case, MACHINE, Shard(), silent, Cluster()).computed == 2
             assert case.audit(NOW, silent) == here
         register(scene, name, tracking, model=torch.nn.Linear(3, 5))
         enthrone(name, 3, tracking)
-        with open_case(uri, policy, store=str(tmp_path / "far"), tracking_uri=tracking, now=NOW) as case:
+        with open_case(Request(uri, policy, str(tmp_path / "far"), tracking), NOW) as case:
             prepare(case, MACHINE, Shard(), silent, Cluster())
             assert (
                 "in the candidate's place, it failed: the candidate's head reads 3 features"
