@@ -34,7 +34,7 @@ NOT_ASKED = "the policy asks for no inversion: add inversion: {} to the check"
 KNOWN_ONLY = "backdoor: only the triggers listed were tried; none was searched for by inversion"
 
 
-class Inversion(Record):
+class InversionSettings(Record):
     """How triggers are sought, class by class: Wang et al. 2019.
 
     images  holdout images they are sought on, at most, and half of the holdout at most
@@ -70,7 +70,7 @@ class Backdoor(Check):
     check: Literal["backdoor"] = "backdoor"
     triggers: Annotated[tuple[str, ...], Field(min_length=1)] = TRIGGERS
     images: Annotated[int, Field(ge=50, le=100_000)] = 1000
-    inversion: Inversion | None = None
+    inversion: InversionSettings | None = None
     limits: Mapping[BackdoorMetric, Limit] = Field(default_factory=dict)
 
     @field_validator("triggers")

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal, get_args
 import numpy as np
 from pydantic import Field
 
-from privacy_gate.arrays import Floats
+from privacy_gate.arrays import Floats, Names
 from privacy_gate.attacks import ATTACKS
 from privacy_gate.attacks.evidence import MembershipEvidence
 from privacy_gate.checks.base.check import Check, Results, Subject
@@ -15,7 +15,6 @@ from privacy_gate.dossier.dataset import AuditData
 from privacy_gate.jobs.kinds import Job
 from privacy_gate.metrics.parties.disparity import (
     Accusations,
-    Names,
     accusations,
     disparity_tests,
     group_vulnerability,

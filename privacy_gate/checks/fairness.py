@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
-from privacy_gate.arrays import Bools, Floats, Ints
+from privacy_gate.arrays import Bools, Floats, Ints, Names
 from privacy_gate.checks.base.check import NO_FEDERATION, Results, Subject, WhereDeclared
 from privacy_gate.checks.base.references import feature_jobs
 from privacy_gate.dossier.dataset import AuditData, Split
@@ -42,8 +41,6 @@ NO_BACKBONE = (
     "fairness: what of a gap between groups comes from the frozen backbone is not measured: it needs public weights, "
     "and population rows that nobody else trains on"
 )
-
-Names = NDArray[np.str_]
 
 
 class Fairness(WhereDeclared):

@@ -19,7 +19,7 @@ from privacy_gate.compute.runners.scores import run_score
 from privacy_gate.compute.runners.trajectory import run_trajectory
 from privacy_gate.compute.runners.trigger_inversion import run_invert_trigger
 from privacy_gate.compute.runners.triggers import run_trigger
-from privacy_gate.compute.work import Inputs, Results, Work, run_embed
+from privacy_gate.compute.work import Inputs, ResultStore, Work, run_embed
 from privacy_gate.jobs.kinds import (
     Confirm,
     Corrupt,
@@ -70,7 +70,9 @@ RUNNERS: Mapping[type[Job], Runner] = dict(
 else stands on them."""
 
 
-def run(jobs: Sequence[Job], inputs: Inputs, machine: Machine, results: Results, progress: Progress = silent) -> None:
+def run(
+    jobs: Sequence[Job], inputs: Inputs, machine: Machine, results: ResultStore, progress: Progress = silent
+) -> None:
     """Computes the jobs, in float32 with all its bits, and stores each result as soon as it is there.
 
     Raises UnavailableError where memory does not suffice.

@@ -4,9 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from privacy_gate.documents import InDigest, Positive, Record
-
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+from privacy_gate.documents import InDigest, Positive, Record, Sha256
 
 
 class PublicWeights(Record):

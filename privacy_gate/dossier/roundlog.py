@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from privacy_gate.arrays import Arrays
 from privacy_gate.documents import Record, parse
 from privacy_gate.errors import CandidateError, ConfigurationError
 
@@ -39,8 +39,6 @@ MAX_NAME = 200
 """Characters of a client's or a tensor's name."""
 
 _FILE = re.compile(r"round-(\d{6})\.safetensors\Z")
-
-Arrays = Mapping[str, NDArray[Any]]
 
 
 def round_named(path: str) -> int | None:

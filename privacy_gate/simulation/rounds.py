@@ -23,7 +23,7 @@ from privacy_gate.simulation.rules.known import Known
 Key = TypeVar("Key")
 
 
-class Federation:
+class BlockTraining:
     """A block of cells in training: models (A G, P), what their servers remember, and the next round."""
 
     def __init__(

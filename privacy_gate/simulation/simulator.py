@@ -17,7 +17,7 @@ from privacy_gate.simulation.cells import Cell, Draws
 from privacy_gate.simulation.heads import Heads
 from privacy_gate.simulation.learner import Learner
 from privacy_gate.simulation.partitions import COLUMN, Partition, Rows, class_shares, heterogeneity
-from privacy_gate.simulation.rounds import Federation
+from privacy_gate.simulation.rounds import BlockTraining
 from privacy_gate.simulation.samples import Samples, with_ones
 from privacy_gate.simulation.scores import exam
 
@@ -187,7 +187,7 @@ def _run(
     """The outcomes of one block, by place."""
     held = [everyone[_key(cells[places[0]])] for places in block.cells]
     with torch.inference_mode():
-        federation = Federation(learner, cells, block, [each.rows for each in held], draws)
+        federation = BlockTraining(learner, cells, block, [each.rows for each in held], draws)
         found = _train(federation, learner, block, every)
     rows = averages.sum(axis=1, keepdims=True)
     shares = np.divide(averages @ found.hit, rows, out=np.full((len(rows), len(block.order)), np.nan), where=rows > 0)
@@ -224,7 +224,7 @@ class _Trained:
     models: Floats
 
 
-def _train(federation: Federation, learner: Learner, block: Block, every: int) -> _Trained:
+def _train(federation: BlockTraining, learner: Learner, block: Block, every: int) -> _Trained:
     """All rounds. Of the hits of the last ones only the sum is kept, so memory does not grow with the rounds."""
     training, rounds, curve = block.training, [], []
     total = torch.zeros((), dtype=torch.float64, device=learner.device)

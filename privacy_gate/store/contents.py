@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from privacy_gate.arrays import Arrays
 from privacy_gate.errors import StoreError
 from privacy_gate.jobs.digests import describe
 from privacy_gate.jobs.kinds import Job
-
-Arrays = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from PIL import Image
 from pyarrow import parquet
 from safetensors.torch import save_file
 
+from privacy_gate.arrays import Arrays
 from privacy_gate.attacks.evidence import logit_scaled
 from privacy_gate.compute.images import backbone as subject
 from privacy_gate.compute.images.pixels import read_pixels
@@ -30,7 +31,7 @@ from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.errors import UnavailableError, UndecidedError
 from privacy_gate.jobs.digests import digest
 from privacy_gate.jobs.kinds import EMBED_ROWS, Embed, Job, Score, embed_jobs, train_reference
-from privacy_gate.store import Arrays, Store, path_of
+from privacy_gate.store import Store, path_of
 
 NAME, ROWS, CLASSES = "test_resnet", 24, 3
 MACHINE = Machine(threads=1)

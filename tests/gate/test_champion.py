@@ -19,7 +19,7 @@ from privacy_gate.registry import producer
 from privacy_gate.registry import pull as registry
 from privacy_gate.reports import FORMATS
 from privacy_gate.verdict.judgement import Finding, Status, Verdict
-from privacy_gate.verdict.report import Report, load_report
+from privacy_gate.verdict.report import Report, parse_report
 from tests.gate.test_gate import MACHINE, NOW, aliases, check, decide
 
 LIMIT = "{min: 0.25, champion_drop: 0.05}"
@@ -103,7 +103,7 @@ def test_every_view_says_what_the_champion_reaches_and_what_the_candidate_may_lo
         view = FORMATS[form].render(report).replace("\u00a0", " ").replace("&#39;", "'")
         assert limit in view, form
         assert (form == "text") != ("version 1, at the alias champion then" in view and pinned in view), form
-    assert load_report(FORMATS["json"].render(report), "report.json") == report
+    assert parse_report(FORMATS["json"].render(report), "report.json") == report
     assert ">= -0.05 from the champion's" in report.reasons[0]
 
 
@@ -120,7 +120,7 @@ def test_a_report_that_does_not_name_the_champion_it_compares_with_is_refused(
     ):
         forged = report.model_copy(update={"champion": champion})
         with pytest.raises(ConfigurationError, match=message):
-            load_report(forged.model_dump_json(), "report.json")
+            parse_report(forged.model_dump_json(), "report.json")
 
 
 def test_while_there_is_no_champion_the_absolute_limit_holds_alone(

@@ -27,7 +27,7 @@ from privacy_gate.reports import FORMATS
 from privacy_gate.reports.thumbnails import LARGEST, thumbnails
 from privacy_gate.verdict.exhibits import GradientScatter, VulnerableRows
 from privacy_gate.verdict.judgement import CheckResult, Measurement, Verdict
-from privacy_gate.verdict.report import CandidateRecord, CheckRecord, DataRecord, PolicyRecord, Report, load_report
+from privacy_gate.verdict.report import CandidateRecord, CheckRecord, DataRecord, PolicyRecord, Report, parse_report
 
 ROWS, MODELS, FEATURES = 1200, 48, 6
 PLANTED = np.array([3, 77, 410, 1101])
@@ -297,7 +297,7 @@ def test_no_view_holds_an_id_and_every_one_holds_the_hashes(report: Report) -> N
         written = form.render(report)
         assert "patient" not in written
         assert name == "text" or all(row.name in written for row in rows.rows)
-    assert load_report(FORMATS["json"].render(report), "test") == report
+    assert parse_report(FORMATS["json"].render(report), "test") == report
 
 
 def test_the_page_draws_the_scatter_and_both_forests_within_their_fields(report: Report) -> None:

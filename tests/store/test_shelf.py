@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from privacy_gate.arrays import Arrays
 from privacy_gate.cli import app
 from privacy_gate.documents import load
 from privacy_gate.dossier.backbone import Input
@@ -29,7 +30,6 @@ from privacy_gate.jobs.kinds import (
     screening,
 )
 from privacy_gate.store import Store, path_of
-from privacy_gate.store.contents import Arrays
 from privacy_gate.store.place import START, Place
 from privacy_gate.store.shelf import Waste, age, entries, groups, remove, verify, waste
 

@@ -13,10 +13,14 @@ Made = TypeVar("Made")
 
 
 class Tally:
-    """Units of one task, counted over the threads that do them; ends them when nobody waits for the rest."""
+    """Progress of one task, counted over the threads that work on it; ends their work when the rest is abandoned.
 
-    def __init__(self, task: str, total: int, progress: Progress) -> None:
-        self._task, self._total, self._progress = task, total, progress
+    total  of what is counted, for instance models in training
+    steps  that each of the total takes, for instance epochs: progress is reported in whole ones of the total
+    """
+
+    def __init__(self, task: str, total: int, progress: Progress, *, steps: int = 1) -> None:
+        self._task, self._total, self._progress, self._steps = task, total, progress, steps
         self._lock, self._done = Lock(), 0
         self._abandoned = Event()
 
@@ -25,12 +29,14 @@ class Tally:
         if self._abandoned.is_set():
             raise CancelledError
 
-    def add(self, units: int = 1) -> None:
-        """Counts units that are done. Raises CancelledError likewise."""
+    def add(self, steps: int = 1) -> None:
+        """Counts steps that are done. Raises CancelledError as `go_on` does."""
         self.go_on()
         with self._lock:
-            self._done += units
-            self._progress(self._task, self._done, self._total)
+            before = self._done // self._steps
+            self._done += steps
+            if (after := self._done // self._steps) > before:
+                self._progress(self._task, after, self._total)
 
     def abandon(self) -> None:
         """Ends each thread's work where it next asks whether to go on."""

@@ -25,7 +25,7 @@ ENDLESS = 1e100
 
 
 @dataclass
-class Trajectory:
+class RoundSums:
     """Sums of z over the rounds seen so far, for N rows and K clients.
 
     x      (N, D + 1) features, and ones for the bias, float64

@@ -112,7 +112,7 @@ PREAGGREGATIONS: dict[str, Aggregate] = {
 
 
 @dataclass(frozen=True)
-class Step:
+class RuleStep:
     """One function of the two lists, with its parameters; refuses a name or a parameter that does not exist."""
 
     name: str
@@ -135,8 +135,8 @@ class Step:
 class Rule:
     """A rule, and what is done to the updates before it, in this order."""
 
-    aggregator: Step = Step("mean")
-    before: tuple[Step, ...] = ()
+    aggregator: RuleStep = RuleStep("mean")
+    before: tuple[RuleStep, ...] = ()
 
     def __post_init__(self) -> None:
         if self.aggregator.name not in AGGREGATORS:
@@ -165,16 +165,16 @@ class Rule:
         return " + ".join(step.name for step in (*self.before, self.aggregator))
 
 
-def step(name: str, parameters: Mapping[str, float | None] | None = None) -> Step:
+def step(name: str, parameters: Mapping[str, float | None] | None = None) -> RuleStep:
     """A step with parameters by name."""
-    return Step(name, tuple(sorted((parameters or {}).items())))
+    return RuleStep(name, tuple(sorted((parameters or {}).items())))
 
 
-def rule(*names: str | Step) -> Rule:
+def rule(*names: str | RuleStep) -> Rule:
     """What comes before, then the rule itself.
 
     >>> str(rule("nnm", step("centered_clipping", {"tau": 1.0})))
     'nnm + centered_clipping'
     """
-    steps = [name if isinstance(name, Step) else Step(name) for name in names]
+    steps = [name if isinstance(name, RuleStep) else RuleStep(name) for name in names]
     return Rule(steps[-1], tuple(steps[:-1]))
