@@ -59,7 +59,7 @@ def _fields(holder: Job | Record) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, Record):
         return _fields(value)
-    return [_plain(one) for one in value] if isinstance(value, tuple) else value
+    return tuple(_plain(one) for one in value) if isinstance(value, tuple) else value
 
 
 @cache
