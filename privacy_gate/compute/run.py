@@ -77,6 +77,8 @@ def run(
 
     Raises UnavailableError where memory does not suffice.
     """
+    if unknown := {type(job).__name__ for job in jobs if type(job) not in RUNNERS}:
+        raise TypeError(f"nothing computes jobs of kind {', '.join(sorted(unknown))}: add a line to RUNNERS")
     work = Work(inputs, machine, results, progress)
     if machine.torch_device().type == "cpu":
         keep_freed_memory()

@@ -23,8 +23,10 @@ class Job:
     """One task of computing, with one stored result. To add a kind, write a frozen dataclass of its fields that derives
     from this class, in a file here, and a line in compute.run.RUNNERS that names the function that computes it.
 
-    The name of the class is part of the digest: no two kinds share one, and none is renamed. A field that is added to
-    a kind whose results are stored already has a default, and is annotated with InDigest.IF_CHANGED.
+    The names of the class and of its fields are part of the digest: no two kinds share a name, and none is renamed. A
+    field that is added to a kind whose results are stored already has a default, and is annotated with
+    InDigest.IF_CHANGED. Jobs with a field `artifact` read the files of the model with that digest, those with a field
+    `rounds` its round log.
     """
 
     revision: ClassVar[int] = 0
