@@ -87,8 +87,8 @@ def test_every_kind_of_job_has_what_computes_it() -> None:
     assert set(RUNNERS) == set(Job.__subclasses__())
 
 
-def test_a_job_that_nothing_computes_is_refused_before_any_is_computed(tmp_path: Path) -> None:
-    jobs: Any = [Score("a" * 64, recipe(tmp_path), "d" * 64), object()]
+def test_a_job_that_nothing_computes_is_refused_before_any_is_computed(recipe: Recipe, tmp_path: Path) -> None:
+    jobs: Any = [Score("a" * 64, recipe, "d" * 64), object()]
     nothing: Any = None
     with pytest.raises(TypeError, match="nothing computes jobs of kind object: add a line to RUNNERS"):
         run(jobs, nothing, MACHINE, Store(str(tmp_path)))
