@@ -19,6 +19,7 @@ from privacy_gate.documents import load
 from privacy_gate.dossier.dataset import AuditData, Split, hashed_ids
 from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.errors import ConfigurationError, DatasetError, UndecidedError
+from privacy_gate.gate.case import Request
 from privacy_gate.gate.output import refuse_thumbnails, write_thumbnails
 from privacy_gate.gate.steps import check
 from privacy_gate.jobs.kinds import Job, Score, TrainReference
@@ -426,11 +427,8 @@ def test_a_pass_with_thumbnails_in_the_report_s_folder_stops_before_anything_is_
     uri = producer.register(scene.train(scene.member_rows), "exposure", scene.recipe, scene.manifest, {}, tracking)
     with pytest.raises(ConfigurationError, match="lies in the report's folder"):
         check(
-            uri,
-            tmp_path / "policy.yaml",
-            store=str(tmp_path / "store"),
+            Request(uri, tmp_path / "policy.yaml", str(tmp_path / "store"), tracking),
             output=tmp_path / "report",
-            tracking_uri=tracking,
             machine=Machine(threads=1),
             now=datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC),
             progress=silent,
