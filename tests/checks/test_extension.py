@@ -59,6 +59,24 @@ def run_listen(jobs: Sequence[Listen], work: Work) -> None:
         work.results.put(job, {"silent": lengths <= job.loudest})
 '''
 
+METRIC = '''\
+"""How many rows are silent."""
+
+from privacy_gate.verdict.metric import SHARE, Metric
+
+SILENT_SHARE = Metric(
+    "silent_share",
+    title="rows without a signal",
+    unit="share",
+    range=SHARE,
+    worse="higher",
+    resolves="Rows.",
+    means="How many rows say nothing.",
+    remedy="Record again.",
+)
+METRICS = (SILENT_SHARE,)
+'''
+
 CHECK = '''\
 """Are there rows without any signal?"""
 
@@ -70,7 +88,9 @@ from pydantic import Field
 from privacy_gate.checks.base.check import Check, Results, Subject
 from privacy_gate.jobs.kinds import Job
 from privacy_gate.jobs.listen import Listen
-from privacy_gate.verdict.judgement import CheckResult, Limit, Measurement
+from privacy_gate.metrics.silence import SILENT_SHARE
+from privacy_gate.verdict.judgement import CheckResult, Limit
+from privacy_gate.verdict.metric import measured
 
 
 class Silence(Check):
@@ -90,9 +110,7 @@ class Silence(Check):
 
     def measure(self, subject: Subject, results: Results, confidence: float) -> CheckResult:
         share = float(results(self.jobs(subject)[0])["silent"].mean())
-        figure = Measurement(
-            metric="silent_share", value=share, low=share, high=share, confidence=confidence, method="counted"
-        )
+        figure = measured(SILENT_SHARE, share, (share, share), confidence, "counted", "all rows")
         return CheckResult(measurements=(figure,))
 '''
 
@@ -222,16 +240,25 @@ def dossier(folder: Path, scene: Any, *checks: str) -> None:
     (folder / "policy.yaml").write_text(f"name: p\nversion: 1\nrelease_context: api\nchecks:\n{listed}")
 
 
-def test_a_check_with_a_kind_of_job_of_its_own_is_its_files_and_a_line_in_two_lists(
+def test_a_check_with_a_metric_and_a_kind_of_job_is_its_files_and_a_line_in_the_list_of_each(
     copy: Path, scene: Any, tmp_path: Path
 ) -> None:
     add(
         copy,
-        {"checks/silence.py": CHECK, "jobs/listen.py": JOB, "compute/runners/listen.py": RUNNER},
+        {
+            "checks/silence.py": CHECK,
+            "metrics/silence.py": METRIC,
+            "jobs/listen.py": JOB,
+            "compute/runners/listen.py": RUNNER,
+        },
         {
             "checks/__init__.py": {
                 "from privacy_gate.checks.stress import": "from privacy_gate.checks.silence import Silence",
                 "    | SystemStress\n": "    | Silence",
+            },
+            "metrics/catalogue.py": {
+                "    trajectory,\n": "    silence,",
+                "    trajectory.METRICS,": "    silence.METRICS,",
             },
             "compute/run.py": {
                 "from privacy_gate.compute.runners.probes": f"from {RUNNERS}.listen import run_listen",
@@ -250,6 +277,8 @@ def test_a_check_with_a_kind_of_job_of_its_own_is_its_files_and_a_line_in_two_li
         ],
         "compute/runners/listen.py": [],
         "jobs/listen.py": [],
+        "metrics/catalogue.py": ["silence,", "silence.METRICS,"],
+        "metrics/silence.py": [],
     }
     dossier(tmp_path, scene, "{check: silence, loudest: 16.5, limits: {silent_share: {max: 0.01}}}")
     done = process(copy, PASS, tmp_path)
