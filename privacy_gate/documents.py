@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
+from enum import Enum
 from typing import Annotated, Any, Protocol, TypeVar
 
 import yaml
@@ -31,12 +32,26 @@ Path = tuple[str | int, ...]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Record(BaseModel):
     """A value that crosses a file: frozen, no unknown keys, no coercion, no NaN."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class InDigest(Enum):
+    """Whether a field is part of digests that name stored results: written where the field is declared, as in
+    `precision: Annotated[Precision, InDigest.IF_CHANGED] = "float32"`. Without it a field always is.
+
+    IF_CHANGED  not while it has its default: for fields added after results were first stored, which stay valid
+    NEVER       for what changes no result, such as where a file lies
+    """
+
+    ALWAYS = "always"
+    IF_CHANGED = "if changed"
+    NEVER = "never"
 
 
 R = TypeVar("R", bound=Record)

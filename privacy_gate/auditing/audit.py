@@ -9,18 +9,12 @@ from typing import Self
 
 import numpy as np
 
-from privacy_gate.auditing.policy import Policy
+from privacy_gate.auditing.policy import Policy, PolicyInForce
 from privacy_gate.auditing.tiers import Ran, evidence_notes
-from privacy_gate.checks import AnyCheck
+from privacy_gate.checks import CHECKS, AnyCheck
 from privacy_gate.checks.base.check import Results, Subject
 from privacy_gate.checks.base.federations import refuse_untrainable, untrainable_references
-from privacy_gate.checks.disparity import Disparity
-from privacy_gate.checks.dp_claim import DpClaim
-from privacy_gate.checks.membership import Membership
-from privacy_gate.checks.power_law import PowerLaw
-from privacy_gate.checks.recipe import RecipeLeak
 from privacy_gate.checks.utility import Utility
-from privacy_gate.checks.vulnerability import Vulnerability
 from privacy_gate.dossier.candidate import Candidate
 from privacy_gate.dossier.champion import Champion
 from privacy_gate.dossier.dataset import AuditData, Split
@@ -40,25 +34,6 @@ THREAT_MODEL = (
     "examples from the population the figures are conservative, by about a factor sqrt(2) in the separation.",
     "The attacker trains reference models by the same recipe, as the audit does.",
 )
-
-NOT_TESTED_WITHOUT = {
-    "backdoor": "backdoors",
-    "evasion": "evasion",
-    "corruption": "accuracy on corrupted images",
-    "fairness": "groups that the model serves worse",
-}
-"""What was not tested if the policy lacks a check, by the name of the check."""
-
-NOT_TESTED_OF_FEDERATIONS = {
-    "trajectory": "privacy of a federation's rounds",
-    "robustness": "the federation under hostile clients",
-    "system_stress": "the federation with absent, late and very different clients",
-    "inversion": "reconstruction from clients' updates",
-}
-"""The same for a candidate that a federation trained, or if the policy has at least one of these checks."""
-
-BY_REFERENCES = (Disparity, DpClaim, Membership, PowerLaw, RecipeLeak, Vulnerability)
-"""Checks whose attacker is the one that THREAT_MODEL describes."""
 
 NOT_TESTED = (
     "reconstruction and model inversion",
@@ -167,26 +142,22 @@ def plan(policy: Policy, candidate: Candidate, data: AuditData, champion: Champi
 
 
 def audit(
-    policy: Policy,
-    policy_sha256: str,
-    source: str,
+    rules: PolicyInForce,
     candidate: Candidate,
     data: AuditData,
     results: Results,
-    recorded: str,
     now: datetime.datetime,
+    *,
     progress: Progress = silent,
     champion: Champion | None = None,
 ) -> Report:
     """Measures, judges and reports, from stored results alone.
 
-    policy_sha256  of the policy file's bytes
-    source         the path of the policy file
-    recorded       when that sha256 was noted, before anything was measured
-    champion       the version promoted now, if the policy has limits relative to it
+    champion  the version promoted now, if the policy has limits relative to it
 
     Raises UndecidedError if a result is missing, EvidenceError if results cannot be judged.
     """
+    policy = rules.policy
     subject = subject_of(candidate, data, policy, champion)
     ran = _measured(policy, subject, results, progress)
     findings = [finding for check, result in ran for finding in policy.judge(candidate.name, check, result, now.date())]
@@ -196,7 +167,7 @@ def audit(
         tool=f"privacy-gate {metadata.version('privacy-gate')}",
         versions=_versions(),
         candidate=_identify(candidate),
-        policy=_cite(policy, policy_sha256, source, recorded),
+        policy=_cite(rules),
         recipe=candidate.recipe,
         data=_describe(data),
         checks=tuple(_record(check, result) for check, result in ran),
@@ -204,7 +175,7 @@ def audit(
         verdict=decided,
         exit_code=decided.exit_code,
         # Without attacks by reference models there is no such attacker to describe.
-        threat_model=THREAT_MODEL if any(isinstance(check, BY_REFERENCES) for check, _ in ran) else (),
+        threat_model=THREAT_MODEL if any(check.by_references for check, _ in ran) else (),
         not_tested=(*NOT_TESTED, *_untested(candidate.recipe, [check for check, _ in ran])),
         notes=(
             *policy.idle_waivers(candidate.name, findings, now.date()),
@@ -245,13 +216,14 @@ def _record(check: AnyCheck, result: CheckResult) -> CheckRecord:
     return CheckRecord(check=check.name, settings=settings, result=result)
 
 
-def _cite(policy: Policy, sha256: str, source: str, recorded: str) -> PolicyRecord:
+def _cite(rules: PolicyInForce) -> PolicyRecord:
+    policy = rules.policy
     return PolicyRecord(
         name=policy.name,
         version=policy.version,
-        source=source,
-        sha256=sha256,
-        recorded=recorded,
+        source=rules.source,
+        sha256=rules.sha256,
+        recorded=rules.recorded,
         release_context=policy.release_context,
         confidence=policy.confidence,
         alias=policy.promotion.alias if policy.promotion else None,
@@ -274,12 +246,12 @@ def _remarked(champion: Champion | None) -> list[str]:
 
 def _untested(recipe: Recipe, checks: Iterable[AnyCheck]) -> list[str]:
     """Topics that no check of the policy covers, as far as they apply to such a candidate."""
-    covered = {check.name for check in checks}
+    covered = {type(check) for check in checks}
     # A policy with checks of federations expects one. A dossier that declares none must not shorten the list of
     # topics that were not tested.
-    federated = recipe.federation is not None or not covered.isdisjoint(NOT_TESTED_OF_FEDERATIONS)
-    topics = NOT_TESTED_WITHOUT | (NOT_TESTED_OF_FEDERATIONS if federated else {})
-    return [text for name, text in topics.items() if name not in covered]
+    federated = recipe.federation is not None or any(kind.federated for kind in covered)
+    absent = [kind for kind in CHECKS.values() if kind not in covered and (federated or not kind.federated)]
+    return [kind.left_open for kind in sorted(absent, key=lambda kind: kind.federated) if kind.left_open]
 
 
 def _identify(candidate: Candidate) -> CandidateRecord:

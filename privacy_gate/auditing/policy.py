@@ -3,6 +3,7 @@
 import datetime
 import hashlib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -123,6 +124,21 @@ class Policy(Record):
             for waiver in self.waivers
             if waiver.model == model and (waiver.check, waiver.metric) not in used
         ]
+
+
+@dataclass(frozen=True)
+class PolicyInForce:
+    """The policy that judges a candidate, with the evidence that it was fixed before the results.
+
+    sha256    of the policy file's bytes
+    source    the path of the policy file
+    recorded  when that sha256 was first recorded for this candidate, before anything was measured, as ISO 8601 text
+    """
+
+    policy: Policy
+    sha256: str
+    source: str
+    recorded: str
 
 
 def load_policy(path: Path) -> tuple[Policy, str]:

@@ -6,22 +6,11 @@ They also say how to reach the next tier, and which metrics could not be measure
 from collections.abc import Iterable
 
 from privacy_gate.checks import AnyCheck
-from privacy_gate.checks.backdoor import Backdoor
 from privacy_gate.checks.base.check import Subject
-from privacy_gate.checks.corruption import Corruption
-from privacy_gate.checks.evasion import Evasion
-from privacy_gate.checks.fairness import Fairness
-from privacy_gate.checks.inversion import Inversion
-from privacy_gate.checks.robustness import Robustness
-from privacy_gate.checks.stress import SystemStress
-from privacy_gate.checks.trajectory import TrajectoryMia
 from privacy_gate.verdict.judgement import CheckResult, Measurement
 
 Ran = tuple[AnyCheck, CheckResult]
 """A check of the policy, and its result."""
-
-TIERED = (Backdoor, Corruption, Evasion, Fairness, Inversion, Robustness, SystemStress, TrajectoryMia)
-"""Checks whose metrics depend on the tier. All others need only members and holdout."""
 
 EVIDENCE = (
     "a checkpoint and labelled rows",
@@ -35,9 +24,9 @@ EVIDENCE = (
 def evidence_notes(subject: Subject, ran: Iterable[Ran]) -> list[str]:
     """The tier that the candidate's evidence reached, how to reach the next, and what each check could not measure.
 
-    Empty if the policy has no check of TIERED. A round log only counts if a check could measure something with it.
+    Empty if the policy has no tiered check. A round log only counts if a check could measure something with it.
     """
-    tiered: list[Ran] = [(check, result) for check, result in ran if isinstance(check, TIERED)]
+    tiered = [(check, result) for check, result in ran if check.tiered]
     if not tiered:
         return []
     tier = _tier(subject, tiered)

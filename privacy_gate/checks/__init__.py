@@ -1,10 +1,16 @@
-"""Checks: which jobs a limit needs, and what their results measure. A new check is one name here."""
+"""Checks: which jobs a limit needs, and what their results measure.
 
-from typing import Annotated
+To add one, write a file here with a subclass of Check, which declares all that reports and verdicts need to know of it,
+and name the class in AnyCheck. A new kind of job: see jobs.kinds.Job.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, get_args
 
 from pydantic import Field
 
 from privacy_gate.checks.backdoor import Backdoor
+from privacy_gate.checks.base.check import Check
 from privacy_gate.checks.corruption import Corruption
 from privacy_gate.checks.disparity import Disparity
 from privacy_gate.checks.dp_claim import DpClaim
@@ -38,3 +44,9 @@ AnyCheck = Annotated[
     | Vulnerability,
     Field(discriminator="check"),
 ]
+"""Any of the checks, as policies write them."""
+
+_KINDS: tuple[type[Check], ...] = get_args(get_args(AnyCheck)[0])
+
+CHECKS: Mapping[str, type[Check]] = {kind.model_fields["check"].default: kind for kind in _KINDS}
+"""Every check by its name in policies."""

@@ -1,7 +1,7 @@
 """Does a trigger make the candidate say what its planter wants? (arXiv 2402.01857: one-access poisoning)"""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, ClassVar, Literal, Self, get_args
 
 import numpy as np
 from pydantic import Field, field_validator, model_validator
@@ -34,7 +34,7 @@ NOT_ASKED = "the policy asks for no inversion: add inversion: {} to the check"
 KNOWN_ONLY = "backdoor: only the triggers listed were tried; none was searched for by inversion"
 
 
-class Inversion(Record):
+class InversionSettings(Record):
     """How triggers are sought, class by class: Wang et al. 2019.
 
     images  holdout images they are sought on, at most, and half of the holdout at most
@@ -62,10 +62,15 @@ class Backdoor(Check):
     inversion  how others are sought; without it they are not
     """
 
+    title: ClassVar[str] = "Backdoor triggers"
+    attack_class: ClassVar[str | None] = "backdoors"
+    left_open: ClassVar[str | None] = "backdoors"
+    tiered: ClassVar[bool] = True
+
     check: Literal["backdoor"] = "backdoor"
     triggers: Annotated[tuple[str, ...], Field(min_length=1)] = TRIGGERS
     images: Annotated[int, Field(ge=50, le=100_000)] = 1000
-    inversion: Inversion | None = None
+    inversion: InversionSettings | None = None
     limits: Mapping[BackdoorMetric, Limit] = Field(default_factory=dict)
 
     @field_validator("triggers")

@@ -50,6 +50,9 @@ class Corruption(Versus):
     severities   of 1 to 5
     """
 
+    title: ClassVar[str] = "The model on corrupted images"
+    left_open: ClassVar[str | None] = "accuracy on corrupted images"
+    tiered: ClassVar[bool] = True
     comparable: ClassVar[tuple[str, ...]] = ("corruption_ratio",)
 
     check: Literal["corruption"] = "corruption"

@@ -1,12 +1,12 @@
 """Are some classes, groups or clients more exposed than others? One threshold, as Kulynych et al. 2022 ask."""
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Literal, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
 import numpy as np
 from pydantic import Field
 
-from privacy_gate.arrays import Floats
+from privacy_gate.arrays import Floats, Names
 from privacy_gate.attacks import ATTACKS
 from privacy_gate.attacks.evidence import MembershipEvidence
 from privacy_gate.checks.base.check import Check, Results, Subject
@@ -15,7 +15,6 @@ from privacy_gate.dossier.dataset import AuditData
 from privacy_gate.jobs.kinds import Job
 from privacy_gate.metrics.parties.disparity import (
     Accusations,
-    Names,
     accusations,
     disparity_tests,
     group_vulnerability,
@@ -57,6 +56,10 @@ class Disparity(Check):
     by            what rows are grouped by; not given: by class, and by group and client where the table declares them
     permutations  shuffles of the tests whether chance alone sets groups so far apart
     """
+
+    title: ClassVar[str] = "Exposure of classes, groups and clients"
+    attack_class: ClassVar[str | None] = "membership inference"
+    by_references: ClassVar[bool] = True
 
     check: Literal["disparity"] = "disparity"
     references: Annotated[int, Field(ge=8, le=10_000)] = 64

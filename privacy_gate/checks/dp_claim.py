@@ -1,7 +1,7 @@
 """Does what the candidate tells contradict the differential privacy it claims? Claims are falsified, never proved."""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -28,6 +28,10 @@ class DpClaim(Check):
     guesses   share of the canaries that are guessed: half of them in, half out, those with the most extreme scores
     level     probability with which a true claim may be called false, over all bounds together
     """
+
+    title: ClassVar[str] = "The claim of differential privacy"
+    attack_class: ClassVar[str | None] = "membership inference"
+    by_references: ClassVar[bool] = True
 
     check: Literal["dp_claim"] = "dp_claim"
     references: Annotated[int, Field(ge=8, le=10_000)] = 64

@@ -12,8 +12,7 @@ from privacy_gate.checks.base.holdout import NO_IMAGES, apart, first, has_images
 from privacy_gate.checks.base.references import feature_jobs
 from privacy_gate.checks.base.versus import ChampionLimit, Versus
 from privacy_gate.documents import Record
-from privacy_gate.jobs.kinds import Evade, Job
-from privacy_gate.jobs.kinds import Universal as Craft
+from privacy_gate.jobs.kinds import Evade, Job, Universal
 from privacy_gate.metrics.accuracy import needed_rows
 from privacy_gate.metrics.evasion import robust_accuracy, universal_transfer
 from privacy_gate.metrics.versus import not_compared, rows_to_agree, share_versus, unlearnt
@@ -29,7 +28,7 @@ FEWEST = 20
 Levels = Annotated[float, Field(gt=0, le=64)]
 
 
-class Universal(Record):
+class UniversalSettings(Record):
     """One change for all images, crafted on the public backbone.
 
     images  holdout images it is crafted on, at most, and half of the holdout at most; it is tried on others
@@ -54,6 +53,10 @@ class Evasion(Versus):
     universal  how the one change is crafted; without it there is none
     """
 
+    title: ClassVar[str] = "The model under adversarial images"
+    attack_class: ClassVar[str | None] = "evasion"
+    left_open: ClassVar[str | None] = "evasion"
+    tiered: ClassVar[bool] = True
     comparable: ClassVar[tuple[str, ...]] = ("robust_accuracy", "universal_transfer")
 
     check: Literal["evasion"] = "evasion"
@@ -61,7 +64,7 @@ class Evasion(Versus):
     levels: Levels = 1.0
     steps: Annotated[int, Field(ge=5, le=10_000)] = 20
     targets: Annotated[int, Field(ge=1, le=1000)] = 3
-    universal: Universal | None = None
+    universal: UniversalSettings | None = None
     limits: Mapping[EvasionMetric, ChampionLimit] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -170,10 +173,10 @@ class Evasion(Versus):
         fixed = (subject.artifact, subject.recipe, subject.data.digest)
         return Evade(*fixed, first(subject, self.images), self.levels, self.steps, self.targets)
 
-    def _crafted(self, subject: Subject) -> Craft:
-        how = self.universal or Universal()
+    def _crafted(self, subject: Subject) -> Universal:
+        how = self.universal or UniversalSettings()
         fixed = (subject.artifact, subject.recipe, subject.data.digest)
-        return Craft(*fixed, *apart(subject, how.images, self.images), how.levels, how.steps)
+        return Universal(*fixed, *apart(subject, how.images, self.images), how.levels, how.steps)
 
 
 _NO_ROWS = np.zeros(0, dtype=bool)

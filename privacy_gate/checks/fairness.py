@@ -2,13 +2,12 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
-from privacy_gate.arrays import Bools, Floats, Ints
+from privacy_gate.arrays import Bools, Floats, Ints, Names
 from privacy_gate.checks.base.check import NO_FEDERATION, Results, Subject, WhereDeclared
 from privacy_gate.checks.base.references import feature_jobs
 from privacy_gate.dossier.dataset import AuditData, Split
@@ -43,8 +42,6 @@ NO_BACKBONE = (
     "and population rows that nobody else trains on"
 )
 
-Names = NDArray[np.str_]
-
 
 class Fairness(WhereDeclared):
     """Accuracy of clients and groups on the holdout (arXiv 2402.01857: resource disparity, demographic attributes).
@@ -60,6 +57,10 @@ class Fairness(WhereDeclared):
 
     Reported, never limited: evenness of clients' accuracies, contribution_match, and the parts of group_gap.
     """
+
+    title: ClassVar[str] = "Whom the model serves worse"
+    left_open: ClassVar[str | None] = "groups that the model serves worse"
+    tiered: ClassVar[bool] = True
 
     check: Literal["fairness"] = "fairness"
     attribution: bool = True

@@ -1,7 +1,7 @@
 """What a federation's server reconstructs from what one client sends (arXiv 2402.01857: unauthorized disclosure)."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,12 @@ class Inversion(WhereDeclared):
     alternatives  also measures the recipe with secure aggregation, as a remedy
     required    see WhereDeclared
     """
+
+    title: ClassVar[str] = "What clients' updates reveal"
+    attack_class: ClassVar[str | None] = "reconstruction from clients' updates"
+    left_open: ClassVar[str | None] = "reconstruction from clients' updates"
+    federated: ClassVar[bool] = True
+    tiered: ClassVar[bool] = True
 
     check: Literal["inversion"] = "inversion"
     candidates: Annotated[int, Field(ge=2, le=1000)] = 10

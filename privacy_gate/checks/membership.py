@@ -1,7 +1,7 @@
 """Does the candidate tell who was in its training data? Attacks on it and its references."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
 import numpy as np
 from pydantic import Field
@@ -76,6 +76,10 @@ class Membership(Check):
     references  models trained as the candidate was, each on its own share of the pool
     attacks     names from ATTACKS; a limit is judged for each of them
     """
+
+    title: ClassVar[str] = "Membership inference on this candidate"
+    attack_class: ClassVar[str | None] = "membership inference"
+    by_references: ClassVar[bool] = True
 
     check: Literal["membership"] = "membership"
     references: Annotated[int, Field(ge=8, le=10_000)] = 64

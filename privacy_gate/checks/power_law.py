@@ -1,7 +1,7 @@
 """How does the leak fall as classes grow? References on ever smaller nested parts of the pool."""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -29,6 +29,10 @@ class PowerLaw(Check):
     divisors    the sizes: 1 is the whole pool, 8 an eighth of every class
     target      the tpr that the remedy aims at, at the fpr it names; none: no remedy
     """
+
+    title: ClassVar[str] = "The leak as classes grow"
+    attack_class: ClassVar[str | None] = "membership inference"
+    by_references: ClassVar[bool] = True
 
     check: Literal["power_law"] = "power_law"
     references: Annotated[int, Field(ge=8, le=10_000)] = 32

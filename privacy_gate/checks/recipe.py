@@ -1,7 +1,7 @@
 """Does this recipe leak on this data? Every reference in turn as the target, not the candidate alone."""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -39,6 +39,10 @@ class RecipeLeak(Check):
     model's own; calibrated_tpr gives each row its own threshold (by LiRA). It shares the references of the
     membership check.
     """
+
+    title: ClassVar[str] = "Membership inference on this recipe"
+    attack_class: ClassVar[str | None] = "membership inference"
+    by_references: ClassVar[bool] = True
 
     check: Literal["recipe"] = "recipe"
     references: Annotated[int, Field(ge=4, le=10_000)] = 64

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, ClassVar, Literal, Self, get_args
 
 import numpy as np
 from pydantic import Field, field_validator, model_validator
@@ -106,6 +106,12 @@ class Robustness(WhereDeclared):
     Where the recipe trains a network, heads on the frozen backbone stand for it but in byzantine_drop and
     robustness_tax: see `Confirmation`.
     """
+
+    title: ClassVar[str] = "The federation under hostile clients"
+    attack_class: ClassVar[str | None] = "poisoning of a federation"
+    left_open: ClassVar[str | None] = "the federation under hostile clients"
+    federated: ClassVar[bool] = True
+    tiered: ClassVar[bool] = True
 
     check: Literal["robustness"] = "robustness"
     clients: Literal["recipe"] | Annotated[int, Field(ge=4, le=1000)] = 10

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from functools import cache
-from typing import Annotated, Literal, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field
 
@@ -34,6 +34,11 @@ class SystemStress(WhereDeclared):
     clients, alpha  of the federations of the last three: see robustness; seeds: federations of each kind
     required  see WhereDeclared
     """
+
+    title: ClassVar[str] = "The federation under stress"
+    left_open: ClassVar[str | None] = "the federation with absent, late and very different clients"
+    federated: ClassVar[bool] = True
+    tiered: ClassVar[bool] = True
 
     check: Literal["system_stress"] = "system_stress"
     clients: Literal["recipe"] | Annotated[int, Field(ge=4, le=1000)] = 10

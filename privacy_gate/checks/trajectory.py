@@ -41,6 +41,11 @@ class TrajectoryMia(WhereDeclared):
     required      see WhereDeclared
     """
 
+    title: ClassVar[str] = "What the federation's rounds reveal"
+    attack_class: ClassVar[str | None] = "membership from a federation's rounds"
+    left_open: ClassVar[str | None] = "privacy of a federation's rounds"
+    federated: ClassVar[bool] = True
+    tiered: ClassVar[bool] = True
     reads_rounds: ClassVar[bool] = True
 
     check: Literal["trajectory"] = "trajectory"

@@ -25,6 +25,7 @@ CONTROL_CONFIDENCE = 0.999
 class Utility(Versus):
     """Accuracy on members and holdout, and whether the training run logged the same."""
 
+    title: ClassVar[str] = "Utility"
     comparable: ClassVar[tuple[str, ...]] = ("holdout_accuracy",)
 
     check: Literal["utility"] = "utility"

@@ -44,13 +44,13 @@ def advise(
     """Measure how much other recipes (fewer epochs, weight decay, ...) would leak, and their accuracy. No verdict."""
     from privacy_gate.dossier.alternatives import families
     from privacy_gate.gate import steps as gate
-    from privacy_gate.gate.case import open_case
+    from privacy_gate.gate.case import Request, open_case
     from privacy_gate.gate.output import make_folder, write_advice
     from privacy_gate.reports.advice_page import table
 
     # Checked before anything is pulled: a misspelt family is reported at once.
     tried = families(only or (), skip or ())
-    opened = open_case(uri, policy, store=store, tracking_uri=tracking_uri, now=now())
+    opened = open_case(Request(uri, policy, store, tracking_uri), now())
     with progress_bar() as progress, opened as case:
         make_folder(output)
         advised, computed = gate.advise(

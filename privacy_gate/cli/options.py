@@ -91,6 +91,14 @@ def chosen_cluster(engine: str, address: str | None, gpus: float) -> "Cluster | 
     return Cluster(address, gpus)
 
 
+def chosen_engine(
+    device: str, workers: int | None, engine: str, address: str | None, gpus: float
+) -> "tuple[Machine, Cluster | None]":
+    """The machine, and the Ray cluster if work is done there."""
+    cluster = chosen_cluster(engine, address, gpus)
+    return chosen_machine(device, workers, engine), cluster
+
+
 def now() -> datetime.datetime:
     """The current time, in UTC, as reports state it."""
     return datetime.datetime.now(datetime.UTC)

@@ -21,8 +21,7 @@ from privacy_gate.cli.options import (
     Tracking,
     Uri,
     Workers,
-    chosen_cluster,
-    chosen_machine,
+    chosen_engine,
     now,
 )
 from privacy_gate.cli.reports import decide, summary
@@ -55,15 +54,13 @@ def check(
 ) -> None:
     """Run the whole pass: pull, measure, judge, report, promote or block."""
     from privacy_gate.gate import steps as gate
+    from privacy_gate.gate.case import Request
 
-    machine, cluster = chosen_machine(device, workers, engine), chosen_cluster(engine, ray_address, gpus_per_task)
+    machine, cluster = chosen_engine(device, workers, engine, ray_address, gpus_per_task)
     with progress_bar() as progress:
         report, files, prepared = gate.check(
-            uri,
-            policy,
-            store=store,
+            Request(uri, policy, store, tracking_uri),
             output=output,
-            tracking_uri=tracking_uri,
             machine=machine,
             now=now(),
             progress=progress,
@@ -94,13 +91,13 @@ def prepare(
 ) -> None:
     """Compute what the policy needs: the slow, resumable step. It never writes to the registry."""
     from privacy_gate.auditing.audit import Shard
-    from privacy_gate.gate.case import open_case
+    from privacy_gate.gate.case import Request, open_case
     from privacy_gate.gate.preparation import prepare
 
     # Options are checked before the model is pulled: a typo should not cost a download.
-    part, cluster = Shard.parse(shard), chosen_cluster(engine, ray_address, gpus_per_task)
-    opened = open_case(uri, policy, store=store, tracking_uri=tracking_uri, now=now())
-    machine = chosen_machine(device, workers, engine)
+    part = Shard.parse(shard)
+    machine, cluster = chosen_engine(device, workers, engine, ray_address, gpus_per_task)
+    opened = open_case(Request(uri, policy, store, tracking_uri), now())
     with progress_bar() as progress, opened as case:
         prepared = prepare(case, machine, part, progress, cluster)
     say(price(prepared, machine, cluster))
@@ -128,14 +125,12 @@ def audit(
 ) -> None:
     """Judge the results that `prepare` stored and write the report (takes seconds, no GPU)."""
     from privacy_gate.gate import steps as gate
+    from privacy_gate.gate.case import Request
 
     with progress_bar() as progress:
         report, files = gate.audit(
-            uri,
-            policy,
-            store=store,
+            Request(uri, policy, store, tracking_uri),
             output=output,
-            tracking_uri=tracking_uri,
             now=now(),
             progress=progress,
             thumbnails=thumbnails,

@@ -1,7 +1,7 @@
 """The single entry point for computing jobs: runs them and stores their arrays."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from privacy_gate.compute.machine.allocator import keep_freed_memory
 from privacy_gate.compute.machine.device import Machine
@@ -19,7 +19,7 @@ from privacy_gate.compute.runners.scores import run_score
 from privacy_gate.compute.runners.trajectory import run_trajectory
 from privacy_gate.compute.runners.trigger_inversion import run_invert_trigger
 from privacy_gate.compute.runners.triggers import run_trigger
-from privacy_gate.compute.work import Inputs, Results, Work, run_embed
+from privacy_gate.compute.work import Inputs, ResultStore, Work, run_embed
 from privacy_gate.jobs.kinds import (
     Confirm,
     Corrupt,
@@ -39,31 +39,46 @@ from privacy_gate.jobs.kinds import (
 )
 from privacy_gate.progress import Progress, silent
 
-RUNNERS: Mapping[type[Job], Callable[[Sequence[Any], Work], None]] = {
-    Embed: run_embed,
-    Score: run_score,
-    TrainControl: run_control,
-    TrainReference: run_references,
-    Federate: run_federate,
-    Confirm: run_confirm,
-    Trigger: run_trigger,
-    InvertTrigger: run_invert_trigger,
-    Probe: run_probe,
-    Invert: run_invert,
-    Trajectory: run_trajectory,
-    Evade: run_evade,
-    Universal: run_universal,
-    Corrupt: run_corrupt,
-}
+Kind = TypeVar("Kind", bound=Job)
+Runner = Callable[[Sequence[Any], Work], None]
+
+
+def _runs(kind: type[Kind], runner: Callable[[Sequence[Kind], Work], None]) -> tuple[type[Job], Runner]:
+    """The pair. The type checker rejects a runner of another kind of job."""
+    return kind, runner
+
+
+RUNNERS: Mapping[type[Job], Runner] = dict(
+    (
+        _runs(Embed, run_embed),
+        _runs(Score, run_score),
+        _runs(TrainControl, run_control),
+        _runs(TrainReference, run_references),
+        _runs(Federate, run_federate),
+        _runs(Confirm, run_confirm),
+        _runs(Trigger, run_trigger),
+        _runs(InvertTrigger, run_invert_trigger),
+        _runs(Probe, run_probe),
+        _runs(Invert, run_invert),
+        _runs(Trajectory, run_trajectory),
+        _runs(Evade, run_evade),
+        _runs(Universal, run_universal),
+        _runs(Corrupt, run_corrupt),
+    )
+)
 """The runner of every kind of job, in the order in which kinds are computed. Embed comes first, because other kinds
 read its features."""
 
 
-def run(jobs: Sequence[Job], inputs: Inputs, machine: Machine, results: Results, progress: Progress = silent) -> None:
+def run(
+    jobs: Sequence[Job], inputs: Inputs, machine: Machine, results: ResultStore, progress: Progress = silent
+) -> None:
     """Computes the jobs in full float32 precision (no TF32), and stores each result as soon as it is computed.
 
     Raises UnavailableError if memory runs out.
     """
+    if unknown := {type(job).__name__ for job in jobs if type(job) not in RUNNERS}:
+        raise TypeError(f"nothing computes jobs of kind {', '.join(sorted(unknown))}: add a line to RUNNERS")
     work = Work(inputs, machine, results, progress)
     # Allocator and precision apply to the whole process, so they are set once, around all jobs.
     if machine.torch_device().type == "cpu":

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from privacy_gate.arrays import Arrays
 from privacy_gate.compute.images.embed import embed
 from privacy_gate.compute.machine.device import Machine
 from privacy_gate.compute.training.judged import network_images
@@ -19,14 +20,13 @@ from privacy_gate.dossier.views import View
 from privacy_gate.errors import UnavailableError, UndecidedError
 from privacy_gate.jobs.kinds import Embed, Job, embed_jobs
 from privacy_gate.progress import Progress, silent
-from privacy_gate.store import Arrays
 
 Features = NDArray[np.float32]
 
 _PLAIN = View()
 
 
-class Results(Protocol):
+class ResultStore(Protocol):
     """A store of results. `get` raises UndecidedError if there is no result for the job."""
 
     def has(self, job: Job) -> bool: ...
@@ -49,7 +49,7 @@ class Work:
 
     inputs: Inputs
     machine: Machine
-    results: Results
+    results: ResultStore
     progress: Progress = silent
     _images: dict[tuple[Any, ...], Images] = field(default_factory=dict, repr=False)
 

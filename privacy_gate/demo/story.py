@@ -24,6 +24,7 @@ from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.dossier.roundlog import Round
 from privacy_gate.errors import BLOCKED, ConfigurationError
 from privacy_gate.gate import steps as gate
+from privacy_gate.gate.case import Request
 from privacy_gate.jobs.kinds import embed_jobs
 from privacy_gate.progress import Progress
 from privacy_gate.registry import producer
@@ -146,11 +147,8 @@ def _gate(story: Story, backbone: Backbone, home: Home, now: datetime.datetime, 
     uri = _produce(story, recipe, manifest, home, progress)
     output = home.folder / f"report-{story.name}"
     report, files, _ = gate.check(
-        uri,
-        policy_path(story.policy),
-        store=home.store,
+        Request(uri, policy_path(story.policy), home.store, home.tracking),
         output=output,
-        tracking_uri=home.tracking,
         machine=Machine(),
         now=now,
         progress=progress,

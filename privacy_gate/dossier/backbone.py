@@ -4,9 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from privacy_gate.documents import Positive, Record
-
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+from privacy_gate.documents import InDigest, Positive, Record, Sha256
 
 
 class PublicWeights(Record):
@@ -15,9 +13,9 @@ class PublicWeights(Record):
     licence  their licence, in the producer's words; reported, never judged
     """
 
-    uri: Annotated[str, Field(min_length=1)]
+    uri: Annotated[str, Field(min_length=1), InDigest.NEVER]
     sha256: Sha256
-    licence: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    licence: Annotated[Annotated[str, Field(min_length=1, max_length=200)] | None, InDigest.NEVER] = None
 
 
 class Backbone(Record):

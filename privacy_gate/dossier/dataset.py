@@ -13,13 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from privacy_gate.documents import Record
+from privacy_gate.documents import Record, Sha256
 from privacy_gate.dossier.tables import FORMATS, open_table
 from privacy_gate.dossier.tables.checked import Rows, as_text
 from privacy_gate.dossier.tables.files import open_file
 from privacy_gate.errors import ConfigurationError, DatasetError
 
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Format = Literal["parquet", "csv", "npz"]
 
 

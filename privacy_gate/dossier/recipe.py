@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from privacy_gate.documents import Fraction, NonNegative, Positive, Record
+from privacy_gate.documents import Fraction, InDigest, NonNegative, Positive, Record
 from privacy_gate.dossier.backbone import Backbone, Input
 from privacy_gate.dossier.federation import Federation
 from privacy_gate.dossier.optimizers import Constant, Optimizer, Schedule, Sgd
@@ -73,7 +73,7 @@ class Recipe(Record):
     augmentation: Augmentation | None = None
     federation: Federation | None = None
     privacy: DpSgd | None = None
-    precision: Precision = "float32"
+    precision: Annotated[Precision, InDigest.IF_CHANGED] = "float32"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
     @model_validator(mode="after")
@@ -144,7 +144,7 @@ class Trainer(Record):
 
     command: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
     version: Annotated[int, Field(ge=1)] = 1
-    timeout_s: Annotated[float, Field(gt=0)] = 3600.0
+    timeout_s: Annotated[float, Field(gt=0), InDigest.NEVER] = 3600.0
 
 
 class CommandRecipe(Recipe):
@@ -154,4 +154,4 @@ class CommandRecipe(Recipe):
     """
 
     trainer: Trainer
-    table: str
+    table: Annotated[str, InDigest.NEVER]

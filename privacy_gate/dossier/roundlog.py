@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from privacy_gate.arrays import Arrays
 from privacy_gate.documents import Record, parse
 from privacy_gate.errors import CandidateError, ConfigurationError
 
@@ -41,8 +41,6 @@ MAX_NAME = 200
 
 # \Z, because $ would also accept a line break at the end of the name.
 _FILE = re.compile(r"round-(\d{6})\.safetensors\Z")
-
-Arrays = Mapping[str, NDArray[Any]]
 
 
 def round_named(path: str) -> int | None:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from privacy_gate.documents import Record
+from privacy_gate.documents import InDigest, Record
 
 TriggerName = Literal["corner", "grid", "blended", "sinusoid"]
 """Known backdoor triggers; compute/images/stamps.py draws them."""
@@ -20,7 +20,7 @@ class View(Record):
     flip: bool = False
     down: int = 0
     right: int = 0
-    trigger: TriggerName | None = None
+    trigger: Annotated[TriggerName | None, InDigest.IF_CHANGED] = None
 
 
 class Augmentation(Record):

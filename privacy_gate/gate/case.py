@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from privacy_gate.auditing.audit import audit, plan
-from privacy_gate.auditing.policy import Policy, load_policy
+from privacy_gate.auditing.policy import Policy, PolicyInForce, load_policy
 from privacy_gate.compute.machine.scratch import scratch_folder
 from privacy_gate.dossier.candidate import Candidate
 from privacy_gate.dossier.champion import Champion
@@ -22,22 +22,35 @@ from privacy_gate.verdict.report import Report
 
 
 @dataclass(frozen=True)
-class Case:
-    """A pinned candidate, its audit data, the policy that judges it, and the champion if the policy compares with it.
+class Request:
+    """What a user asks for.
 
-    policy_sha256  of the policy file's bytes
-    source         the path the policy was read from
-    recorded       when the policy's sha256 was first recorded for this candidate, as ISO 8601 text
+    uri           of the candidate: models:/NAME/VERSION or models:/NAME@ALIAS
+    policy        the file of the policy to judge it by
+    store         where results are kept: a folder or fsspec URL
+    tracking_uri  the MLflow server or database; None: MLflow's own default
     """
 
-    policy: Policy
-    policy_sha256: str
-    source: str
+    uri: str
+    policy: Path
+    store: str
+    tracking_uri: str | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """A pinned candidate, its audit data, the policy that judges it, and the champion if the policy compares to it."""
+
+    rules: PolicyInForce
     candidate: Candidate
     data: AuditData
     store: Store
-    recorded: str
     champion: Champion | None = None
+
+    @property
+    def policy(self) -> Policy:
+        """The policy that will judge the candidate."""
+        return self.rules.policy
 
     @property
     def compared(self) -> Champion | None:
@@ -81,37 +94,27 @@ class Case:
                 "`prepare` first, every shard"
             )
         return audit(
-            self.policy,
-            self.policy_sha256,
-            self.source,
-            self.candidate,
-            self.data,
-            self.store.get,
-            self.recorded,
-            now,
-            progress,
-            self.compared,
+            self.rules, self.candidate, self.data, self.store.get, now, progress=progress, champion=self.compared
         )
 
 
 @contextmanager
-def open_case(
-    uri: str, policy: Path, *, store: str, tracking_uri: str | None, now: datetime.datetime
-) -> Iterator[Case]:
+def open_case(request: Request, now: datetime.datetime) -> Iterator[Case]:
     """Pulls the candidate, and the champion if the policy compares with it, into a private temporary folder.
 
     The policy is read first and its sha256 is noted in the store before anything is measured: the report can then
     show that the limits were fixed before the results.
     """
-    rules, sha256 = load_policy(policy)
-    results = Store(store)
+    policy, sha256 = load_policy(request.policy)
+    results = Store(request.store)
     with scratch_folder() as folder:
         # A round log can be much larger than the model: it is only downloaded for checks that read it.
-        rounds = any(check.reads_rounds for check in rules.checks)
-        candidate = registry.pull(uri, folder, tracking_uri, rounds=rounds)
+        rounds = any(check.reads_rounds for check in policy.checks)
+        candidate = registry.pull(request.uri, folder, request.tracking_uri, rounds=rounds)
         champion = None
-        if rules.compares and rules.promotion:
-            champion = registry.champion_of(candidate, rules.promotion.alias, folder / "champion", tracking_uri)
+        if policy.compares and (promotion := policy.promotion):
+            champion = registry.champion_of(candidate, promotion.alias, folder / "champion", request.tracking_uri)
         data = read_data(candidate.dossier.data, candidate.recipe.classes)
         recorded = results.remember(f"policy {sha256} judges {candidate.digest}", now.isoformat(timespec="seconds"))
-        yield Case(rules, sha256, str(policy), candidate, data, results, recorded, champion)
+        rules = PolicyInForce(policy, sha256, str(request.policy), recorded)
+        yield Case(rules, candidate, data, results, champion)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from privacy_gate.auditing.audit import Shard
 from privacy_gate.gate import steps
-from privacy_gate.gate.case import open_case
+from privacy_gate.gate.case import Request, open_case
 from privacy_gate.gate.preparation import Prepared
 from privacy_gate.gate.preparation import prepare as prepare_case
 from privacy_gate.progress import Progress, silent
@@ -35,11 +35,8 @@ def check(
     Raises GateError if no verdict was reached: see `privacy_gate.errors`.
     """
     report, _, _ = steps.check(
-        uri,
-        Path(policy),
-        store=store,
+        Request(uri, Path(policy), store, tracking_uri),
         output=Path(output),
-        tracking_uri=tracking_uri,
         machine=_machine(device),
         now=_now(),
         progress=progress,
@@ -58,7 +55,7 @@ def prepare(
 ) -> Prepared:
     """Computes the results that the policy needs and the store does not have: the slow, resumable step."""
     # Shard() is the whole work; a pipeline that splits it uses the command `prepare --shard`.
-    with open_case(uri, Path(policy), store=store, tracking_uri=tracking_uri, now=_now()) as case:
+    with open_case(Request(uri, Path(policy), store, tracking_uri), _now()) as case:
         return prepare_case(case, _machine(device), Shard(), progress)
 
 
@@ -73,11 +70,8 @@ def audit(
 ) -> Report:
     """Judges the stored results and writes the report to `output`. Raises UndecidedError if a result is missing."""
     report, _ = steps.audit(
-        uri,
-        Path(policy),
-        store=store,
+        Request(uri, Path(policy), store, tracking_uri),
         output=Path(output),
-        tracking_uri=tracking_uri,
         now=_now(),
         progress=progress,
     )

@@ -12,7 +12,7 @@ from privacy_gate.auditing.audit import Shard, subject_of
 from privacy_gate.checks.base.federations import untrainable_references
 from privacy_gate.dossier.alternatives import Family, alternatives
 from privacy_gate.errors import CandidateError, UndecidedError
-from privacy_gate.gate.case import Case, open_case
+from privacy_gate.gate.case import Case, Request, open_case
 from privacy_gate.gate.output import make_folder, refuse_thumbnails, write_report, write_thumbnails
 from privacy_gate.gate.preparation import Prepared, compute, prepare
 from privacy_gate.progress import Progress
@@ -27,12 +27,9 @@ if TYPE_CHECKING:
 
 
 def check(
-    uri: str,
-    policy: Path,
+    request: Request,
     *,
-    store: str,
     output: Path,
-    tracking_uri: str | None,
     machine: "Machine",
     now: datetime.datetime,
     progress: Progress,
@@ -43,7 +40,7 @@ def check(
 
     Returns the report, its files and what was computed. Also writes `thumbnails`, if a file is named.
     """
-    with open_case(uri, policy, store=store, tracking_uri=tracking_uri, now=now) as case:
+    with open_case(request, now) as case:
         if thumbnails:
             refuse_thumbnails(thumbnails, output, case.policy)
         # Fails now, not after hours of computing, if the folder cannot be written.
@@ -57,18 +54,15 @@ def check(
 
 
 def audit(
-    uri: str,
-    policy: Path,
+    request: Request,
     *,
-    store: str,
     output: Path,
-    tracking_uri: str | None,
     now: datetime.datetime,
     progress: Progress,
     thumbnails: Path | None = None,
 ) -> tuple[Report, list[Path]]:
     """Judges the stored results: the report and its files. Also writes `thumbnails`, if a file is named."""
-    with open_case(uri, policy, store=store, tracking_uri=tracking_uri, now=now) as case:
+    with open_case(request, now) as case:
         if thumbnails:
             refuse_thumbnails(thumbnails, output, case.policy)
         report = case.audit(now, progress)
@@ -151,7 +145,7 @@ def advise(
         as_is = as_is or trained
         rows.append(advice.measure(option, subject, trained, as_is, goals, case.policy.confidence))
     progress("alternatives", len(options), len(options))
-    return advice.advice(case.candidate, case.policy, case.policy_sha256, subject, references, rows, now), computed
+    return advice.advice(case.candidate, case.policy, case.rules.sha256, subject, references, rows, now), computed
 
 
 def _named(name: str, progress: Progress) -> Progress:

@@ -1,41 +1,55 @@
 """Work as plain data: what is computed, never how fast. The digest of a job names its stored result."""
 
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, ClassVar, Literal
 
+from privacy_gate.documents import InDigest
 from privacy_gate.dossier.backbone import Backbone, Input
 from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.dossier.views import View
 
-FORMAT = 2
-"""Part of every digest: raised when the meaning of a stored result changes."""
-
-REVISIONS = {
-    "Federate": 1,
-    "Confirm": 1,
-    "Invert": 1,
-    "InvertTrigger": 1,
-    "Evade": 2,
-    "Universal": 1,
-    "Trigger": 1,
-    "Embed": 1,
-}
-"""Part of the digests of single kinds, 0 where not named: raised when the meaning of that kind's results changes."""
-
 EMBED_ROWS = 256
 """Rows of the audit table embedded by one Embed job: what a killed run can lose."""
 
+EMBED_BLOCK = 8
+"""Embed jobs in one batch: 2,048 images, which take a GPU some seconds. Sending a task takes a fraction of a second."""
+
+REFERENCE_BLOCK = 16
+"""References in one batch, which train stacked."""
+
+
+class Job:
+    """One task of computing, with one stored result. To add a kind, write a frozen dataclass of its fields that derives
+    from this class, in a file here, and a line in compute.run.RUNNERS that names the function that computes it.
+
+    The names of the class and of its fields are part of the digest: no two kinds share a name, and none is renamed. A
+    field that is added to a kind whose results are stored already has a default, and is annotated with
+    InDigest.IF_CHANGED. Jobs with a field `artifact` read the files of the model with that digest, those with a field
+    `rounds` its round log.
+    """
+
+    revision: ClassVar[int] = 0
+    """Part of the digest if it is above 0; raised when the meaning of the kind's results changes."""
+
+    @property
+    def batch(self) -> Hashable:
+        """Jobs of one kind whose `batch` is equal are computed together: by one shard, as one task.
+
+        It depends on the job's fields alone, never on which other jobs there are. By default each job is by itself.
+        """
+        return self
+
 
 @dataclass(frozen=True)
-class Embed:
+class Embed(Job):
     """Features of the frozen public backbone for rows first <= i < last of the audit table.
 
     Result: features (last - first, D) float32; content (last - first, 32) uint8, the sha256 of each
     encoded image, by which examples that stand twice are found.
     """
+
+    revision: ClassVar[int] = 1
 
     backbone: Backbone
     input: Input
@@ -44,9 +58,14 @@ class Embed:
     first: int
     last: int
 
+    @property
+    def batch(self) -> Hashable:
+        """Blocks of rows in one view."""
+        return self.backbone, self.input, self.view, self.first // (EMBED_BLOCK * EMBED_ROWS)
+
 
 @dataclass(frozen=True)
-class Score:
+class Score(Job):
     """The candidate's output on every row of the audit table.
 
     Result: logits (N, C) float32, of the image as it stands; confidence (N,) float32, log p_y - log(1 - p_y)
@@ -59,7 +78,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class TrainReference:
+class TrainReference(Job):
     """Reference model `index`: trained as the recipe says on its own share of the pool.
 
     The recipe's seed is the candidate's own and takes no part: see `train_reference`. A divisor
@@ -78,9 +97,16 @@ class TrainReference:
     divisor: int = 1
     without: tuple[int, ...] = ()
 
+    @property
+    def batch(self) -> Hashable:
+        """Blocks of indices."""
+        # A program trains one reference at a time and may take hours, so a batch of several would gain nothing.
+        block = 1 if self.recipe.adaptation == "command" else REFERENCE_BLOCK
+        return self.recipe, self.divisor, self.without, self.index // block
+
 
 @dataclass(frozen=True)
-class TrainControl:
+class TrainControl(Job):
     """The positive control: models that learn labels of dice by heart, on the audit's own features.
 
     Result: see compute.control.train_control.
@@ -95,7 +121,7 @@ Stress = tuple[Literal["gone", "absent", "stale"], float]
 
 
 @dataclass(frozen=True)
-class Federate:
+class Federate(Job):
     """The recipe's federation from the start, on the members, perhaps with clients that attack it.
 
     adversary  by name (federated.adversaries), or None; the last `byzantine` clients attack. A backdoor's trigger is
@@ -111,12 +137,19 @@ class Federate:
     with the trigger and without; not where there is no such row.
     """
 
+    revision: ClassVar[int] = 1
+
     recipe: Recipe
     dataset: str
     adversary: str | None
     byzantine: int
     seed: int
-    stress: Stress | None = None
+    stress: Annotated[Stress | None, InDigest.IF_CHANGED] = None
+
+    @property
+    def batch(self) -> Hashable:
+        """Federations that differ in their seed train stacked if they train heads."""
+        return self if self.recipe.trains_network else (self.recipe, self.adversary, self.byzantine, self.stress)
 
 
 PLANTED = View(trigger="corner")
@@ -136,7 +169,7 @@ def screening(recipe: Recipe) -> Recipe:
 
 
 @dataclass(frozen=True)
-class Confirm:
+class Confirm(Job):
     """A federation that trains a network, under the attack that harms its `screening` most, by mean accuracy over
     `seeds` seeds.
 
@@ -144,6 +177,8 @@ class Confirm:
 
     Result: accuracy (1,) and hit (T,) as Federate's; attack (1,) int64, which of `attacks` it was.
     """
+
+    revision: ClassVar[int] = 1
 
     recipe: Recipe
     dataset: str
@@ -154,7 +189,7 @@ class Confirm:
 
 
 @dataclass(frozen=True)
-class Probe:
+class Probe(Job):
     """A head trained in one place, as the recipe's clients train theirs and as long, on some of the table's rows.
 
     rows  "member": all of them, what centralised fine-tuning would have been; "population": what the frozen
@@ -167,6 +202,11 @@ class Probe:
     dataset: str
     rows: str
 
+    @property
+    def batch(self) -> Hashable:
+        """All heads of a recipe train stacked."""
+        return self.recipe
+
 
 def probe(recipe: Recipe, dataset: str, rows: str) -> Probe:
     """The job; a candidate retrained with another seed has the same one."""
@@ -174,13 +214,15 @@ def probe(recipe: Recipe, dataset: str, rows: str) -> Probe:
 
 
 @dataclass(frozen=True)
-class Trigger:
+class Trigger(Job):
     """What the candidate says of some rows once a backdoor's trigger, or a pattern like it, is on their images; see
     compute.stamps.
 
     Result: predicted (1 + K, R) int64, the class of the largest logit, for each of `rows`, ascending: with the trigger
     first, then with each of its K controls.
     """
+
+    revision: ClassVar[int] = 1
 
     artifact: str
     recipe: Recipe
@@ -190,7 +232,7 @@ class Trigger:
 
 
 @dataclass(frozen=True)
-class Invert:
+class Invert(Job):
     """What a federation's server makes of what clients send in the first round: see compute.invert.
 
     Targets first <= i < last, each a row of an update of its own, told from candidates - 1 rows of its class that
@@ -202,6 +244,8 @@ class Invert:
     the target's client; refined, bool, whether the update was small enough for the optimisation.
     """
 
+    revision: ClassVar[int] = 1
+
     recipe: Recipe
     dataset: str
     attack: str
@@ -212,7 +256,7 @@ class Invert:
 
 
 @dataclass(frozen=True)
-class InvertTrigger:
+class InvertTrigger(Job):
     """The smallest trigger that makes the candidate say `target`, as far as it is found: see compute.trigger_inversion.
 
     rows   images it is sought on, ascending; those of the target's own class are left out
@@ -222,6 +266,8 @@ class InvertTrigger:
     mask, 1 where none worked; mask (S, S) bool and pattern (3, S, S) uint8, the trigger made hard; predicted (T,)
     int64, the class of the largest logit for each of `tried` with the hard trigger.
     """
+
+    revision: ClassVar[int] = 1
 
     artifact: str
     recipe: Recipe
@@ -233,7 +279,7 @@ class InvertTrigger:
 
 
 @dataclass(frozen=True)
-class Evade:
+class Evade(Job):
     """What the candidate still gets right under the worst small change of each image: see compute.evasion.
 
     levels   largest change of a pixel, of 255
@@ -245,6 +291,8 @@ class Evade:
     size; wide, right under changes that no model withstands; flat, right where there is no gradient.
     """
 
+    revision: ClassVar[int] = 2
+
     artifact: str
     recipe: Recipe
     dataset: str
@@ -255,7 +303,7 @@ class Evade:
 
 
 @dataclass(frozen=True)
-class Universal:
+class Universal(Job):
     """One change for all images, crafted on the public backbone and a linear probe of `rows`: see compute.evasion.
 
     tried   images it is tried on, ascending, none of `rows`
@@ -264,6 +312,8 @@ class Universal:
     Result, all (T,) int64: the class that is named, by the candidate, predicted_plain, predicted_shifted with the
     change and predicted_noise with random signs of the same size; and by the probe, probe_plain and so on.
     """
+
+    revision: ClassVar[int] = 1
 
     artifact: str
     recipe: Recipe
@@ -275,7 +325,7 @@ class Universal:
 
 
 @dataclass(frozen=True)
-class Corrupt:
+class Corrupt(Job):
     """What the candidate says of rows whose images are corrupted: see compute.corruptions.
 
     Result: predicted (R,) int64, the class of the largest logit, for each of `rows`, ascending.
@@ -290,7 +340,7 @@ class Corrupt:
 
 
 @dataclass(frozen=True)
-class Trajectory:
+class Trajectory(Job):
     """What the candidate's round log says of every row: see federated.trajectory.
 
     rounds  digest of the log
@@ -304,24 +354,6 @@ class Trajectory:
     recipe: Recipe
     dataset: str
     rounds: str
-
-
-Job = (
-    Embed
-    | Score
-    | TrainReference
-    | TrainControl
-    | Federate
-    | Confirm
-    | Probe
-    | Trigger
-    | Invert
-    | InvertTrigger
-    | Evade
-    | Universal
-    | Corrupt
-    | Trajectory
-)
 
 
 def train_reference(
@@ -345,51 +377,3 @@ def embed_jobs(
         for view in views
         for first in range(0, rows, EMBED_ROWS)
     ]
-
-
-def describe(job: Job) -> dict[str, Any]:
-    """The job as plain JSON data, without what changes no result: where weights and table lie, how long is waited."""
-    fields: dict[str, Any] = {"format": FORMAT, "kind": type(job).__name__}
-    if revision := REVISIONS.get(fields["kind"]):
-        fields["revision"] = revision
-    for name, value in vars(job).items():
-        fields[name] = value.model_dump(mode="json") if hasattr(value, "model_dump") else value
-    for holder in (fields.get("backbone"), fields.get("recipe", {}).get("backbone")):
-        if holder and holder["weights"]:
-            del holder["weights"]["uri"], holder["weights"]["licence"]
-    if "view" in fields and fields["view"]["trigger"] is None:
-        del fields["view"]["trigger"]  # views had none when FORMAT was set
-    if fields.get("stress", fields) is None:
-        del fields["stress"]  # likewise
-    if fields.get("recipe", {}).get("precision") == "float32":
-        del fields["recipe"]["precision"]  # likewise
-    if federation := fields.get("recipe", {}).get("federation"):
-        for holder, name in (
-            (federation, "privacy"),
-            (federation["aggregator"], "iterations"),
-            (federation["server"], "tau"),
-        ):
-            if holder[name] is None:
-                del holder[name]  # likewise
-        if federation.get("privacy", {}).get("noise_by") == "server":
-            del federation["privacy"]["noise_by"]  # likewise
-    if "trainer" in fields.get("recipe", {}):
-        del fields["recipe"]["table"], fields["recipe"]["trainer"]["timeout_s"]
-    return fields
-
-
-def current(described: Mapping[str, Any]) -> bool:
-    """Whether this version of the gate can ask for the job that `described` describes."""
-    revision = REVISIONS.get(str(described.get("kind")), 0)
-    return described.get("format") == FORMAT and described.get("revision", 0) == revision
-
-
-def digest(job: Job) -> str:
-    """sha256 of the job's canonical JSON: the name under which its result is stored."""
-    return digest_of(describe(job))
-
-
-def digest_of(described: Mapping[str, Any]) -> str:
-    """The digest of the job that `described`, as `describe` gives it, describes."""
-    text = json.dumps(described, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
+from privacy_gate.checks import CHECKS
 from privacy_gate.documents import Record
 from privacy_gate.reports.words import capital, check_title, plain
 from privacy_gate.verdict.report import CheckRecord, Report
@@ -22,16 +23,14 @@ class Reference(Record):
 
 
 class AttackClass(Record):
-    """A class of attacks in public taxonomies.
+    """A class of attacks in public taxonomies. Checks name the one that they test.
 
-    checks  the checks that test it
-    words   phrases by which the report's list of untested topics names it
+    words  phrases by which the report's list of untested topics names it
     """
 
     name: str
     nist: tuple[str, ...] = ()
     atlas: tuple[str, ...] = ()
-    checks: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
 
 
@@ -63,21 +62,25 @@ class Coverage:
 def coverage(report: Report) -> list[Coverage]:
     """The tested topics with their checks, then the untested topics of the report, all with taxonomy ids."""
     known = references().attacks
-    mapped = {name for attacks in known for name in attacks.checks}
-    lines = [
-        _tested(
-            capital(attacks.name), [check for check in report.checks if check.check in attacks.checks], _ids([attacks])
-        )
-        for attacks in known
-    ]
+    lines = []
+    for attacks in known:
+        checks = [check for check in report.checks if _attacks(check) == attacks.name]
+        lines.append(_tested(capital(attacks.name), checks, _ids([attacks])))
+    mapped = {attacks.name for attacks in known}
     # Checks that no taxonomy knows, such as utility and fairness, get lines of their own.
-    others = [check for check in report.checks if check.check not in mapped]
+    others = [check for check in report.checks if _attacks(check) not in mapped]
     lines += [_tested(check_title(check.check), [check], "", attacks=False) for check in others]
     for line in report.not_tested:
         named = [attacks for attacks in known if any(word in line.lower() for word in attacks.words)]
         lines.append(Coverage(capital(plain(line)), "not tested", False, _ids(named)))
     # A class of attacks without any check in this report has no outcome; `not_tested` lists it instead.
     return [line for line in lines if line.outcome]
+
+
+def _attacks(check: CheckRecord) -> str | None:
+    """The class of attacks that the check tests."""
+    known = CHECKS.get(check.check)
+    return known.attack_class if known else None
 
 
 def _tested(what: str, checks: Sequence[CheckRecord], ids: str, *, attacks: bool = True) -> Coverage:

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Context, Decimal
 
+from privacy_gate.checks import CHECKS
 from privacy_gate.errors import one_line
 from privacy_gate.metrics.catalogue import find
 from privacy_gate.verdict.judgement import Finding, Limit, Measurement, Status
@@ -25,25 +26,6 @@ STATUS = {
     Status.NOT_MEASURED: "not measured",
     Status.WAIVED: "violated, waived",
 }
-
-CHECKS = {
-    "membership": "Membership inference on this candidate",
-    "recipe": "Membership inference on this recipe",
-    "power_law": "The leak as classes grow",
-    "backdoor": "Backdoor triggers",
-    "dp_claim": "The claim of differential privacy",
-    "robustness": "The federation under hostile clients",
-    "fairness": "Whom the model serves worse",
-    "inversion": "What clients' updates reveal",
-    "system_stress": "The federation under stress",
-    "corruption": "The model on corrupted images",
-    "evasion": "The model under adversarial images",
-    "trajectory": "What the federation's rounds reveal",
-    "utility": "Utility",
-    "vulnerability": "The most exposed examples",
-    "disparity": "Exposure of classes, groups and clients",
-}
-"""What each check is called; one that is missing here goes by its own name."""
 
 
 _EXACT = Context(prec=60)
@@ -62,8 +44,9 @@ def metric(name: str) -> Metric:
 
 
 def check_title(name: str) -> str:
-    """The title of the check."""
-    return CHECKS.get(name, capital(plain(name).replace("_", " ")))
+    """The title of the check; its name if it has none, or if this version does not know it."""
+    known = CHECKS.get(name)
+    return known.title if known and known.title else capital(plain(name).replace("_", " "))
 
 
 def capital(text: str) -> str:

@@ -210,7 +210,7 @@ def next_class(classes: int) -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True)
-class Backdoor:
+class Planting:
     """A share of every batch carries the trigger and the label `target`; needs cached features of triggered images."""
 
     target: int = 0
@@ -230,7 +230,7 @@ class Adversary:
 
     craft: Craft
     labels: LabelMap | None = None
-    backdoor: Backdoor | None = None
+    backdoor: Planting | None = None
     claim: float | None = None
     own: bool = False
     noise: bool = False
@@ -251,8 +251,8 @@ ADVERSARIES: dict[str, Adversary] = {
     "label_flip": Adversary(trained, labels=flipped, own=True),
     "pair_flip": Adversary(trained, labels=next_class, own=True),
     "inflated_counts": Adversary(sign_flip, claim=1e9),
-    "backdoor": Adversary(model_replacement, backdoor=Backdoor(), own=True),
-    "backdoor_bounded": Adversary(partial(model_replacement, bound=1.0), backdoor=Backdoor(), own=True),
+    "backdoor": Adversary(model_replacement, backdoor=Planting(), own=True),
+    "backdoor_bounded": Adversary(partial(model_replacement, bound=1.0), backdoor=Planting(), own=True),
     "free_rider": Adversary(free_rider, noise=True),
 }
 """Every adversary by the name that policies use."""

@@ -23,7 +23,7 @@ from privacy_gate.simulation.rules.known import Known
 Key = TypeVar("Key")
 
 
-class Federation:
+class BlockTraining:
     """A block of cells in training: its models (A G, P), the state of their servers, and the number of the round."""
 
     def __init__(

@@ -17,7 +17,7 @@ from privacy_gate.simulation.cells import Cell, Draws
 from privacy_gate.simulation.heads import Heads
 from privacy_gate.simulation.learner import Learner
 from privacy_gate.simulation.partitions import COLUMN, Partition, Rows, class_shares, heterogeneity
-from privacy_gate.simulation.rounds import Federation
+from privacy_gate.simulation.rounds import BlockTraining
 from privacy_gate.simulation.samples import Samples, with_ones
 from privacy_gate.simulation.scores import exam
 
@@ -193,7 +193,7 @@ def _run(
     """The outcomes of one block, keyed by the cell's index in the study."""
     held = [everyone[_key(cells[places[0]])] for places in block.cells]
     with torch.inference_mode():
-        federation = Federation(learner, cells, block, [partition.rows for partition in held], draws)
+        federation = BlockTraining(learner, cells, block, [partition.rows for partition in held], draws)
         result = _train(federation, learner, block, every)
     rows = averages.sum(axis=1, keepdims=True)
     # Accuracy by class and by client (C + K, cells); NaN for groups without test rows.
@@ -232,7 +232,7 @@ class _Trained:
     models: Floats
 
 
-def _train(federation: Federation, learner: Learner, block: Block, every: int) -> _Trained:
+def _train(federation: BlockTraining, learner: Learner, block: Block, every: int) -> _Trained:
     """Runs all rounds. Hits of the last rounds are summed as they come, so memory does not grow with the rounds."""
     training, rounds, curve = block.training, [], []
     total = torch.zeros((), dtype=torch.float64, device=learner.device)

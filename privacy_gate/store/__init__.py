@@ -12,12 +12,12 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from privacy_gate.arrays import Arrays
 from privacy_gate.errors import UndecidedError
-from privacy_gate.jobs.kinds import Job, describe, digest, digest_of
-from privacy_gate.store.contents import Arrays, damaged, pack, read_note, unpack
+from privacy_gate.jobs.digests import describe, digest, digest_of
+from privacy_gate.jobs.kinds import Job
+from privacy_gate.store.contents import damaged, pack, read_note, unpack
 from privacy_gate.store.place import Place
-
-__all__ = ["Arrays", "Store"]
 
 ASKED = 16
 """Simultaneous requests to a remote store."""

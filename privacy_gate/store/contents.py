@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from privacy_gate.arrays import Arrays
 from privacy_gate.errors import StoreError
-from privacy_gate.jobs.kinds import Job, describe
-
-Arrays = Mapping[str, NDArray[Any]]
+from privacy_gate.jobs.digests import describe
+from privacy_gate.jobs.kinds import Job
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from privacy_gate.errors import ConfigurationError, StoreError
-from privacy_gate.jobs.kinds import current, digest_of
+from privacy_gate.jobs.digests import current, digest_of
 from privacy_gate.store import path_of
 from privacy_gate.store.contents import Label, header_size, read_label, read_note, unpack
 from privacy_gate.store.place import DRAFT, START, Place, StoredFile

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from privacy_gate.arrays import Arrays
 from privacy_gate.errors import ConflictError, StoreError
 from privacy_gate.progress import Progress, silent
-from privacy_gate.store.contents import Arrays, read_note, unpack
+from privacy_gate.store.contents import read_note, unpack
 from privacy_gate.store.place import Place
 from privacy_gate.store.shelf import NOTE, RESULT, fault
 

@@ -163,7 +163,7 @@ def explain(finding: Finding) -> str:
     return f"{name} {figure}, limit {finding.bound}: {finding.status}{tail}"
 
 
-def load_report(text: str, source: str) -> Report:
+def parse_report(text: str, source: str) -> Report:
     """The report in `text`. Raises ConfigurationError if it is not a report or contradicts itself."""
     try:
         return Report.model_validate_json(text)
@@ -183,4 +183,4 @@ def read_report(path: Path) -> Report:
         raise ConfigurationError(f"{path}: {error.strerror}; name a report.json that `audit` wrote") from error
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"{path}: not UTF-8 text; name a report.json that `audit` wrote") from error
-    return load_report(text, str(path))
+    return parse_report(text, str(path))

@@ -3,7 +3,7 @@
 import datetime
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from privacy_gate.auditing.advice import Advice, Target, advice, dropped_rows, gather, measure, targets, unmeasured
 from privacy_gate.auditing.audit import plan, subject_of
-from privacy_gate.auditing.policy import Policy
+from privacy_gate.auditing.policy import Policy, PolicyInForce
 from privacy_gate.cli import app
 from privacy_gate.compute.machine.device import Machine
 from privacy_gate.documents import load
@@ -101,8 +101,8 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     dossier = Dossier(recipe=recipe(), data=manifest)
     uri, name = "models:/<b>&amp;</b>\x1b[31m/1", "<script>alert(1)</script>"
     candidate = Candidate(uri, name, "1", folder, "c" * 64, dossier)
-    policy = load(POLICY, Policy, "policy.yaml")
-    case = Case(policy, "e" * 64, "policy.yaml", candidate, data, Store(str(folder / "store")), NOW.isoformat())
+    rules = PolicyInForce(load(POLICY, Policy, "policy.yaml"), "e" * 64, "policy.yaml", NOW.isoformat())
+    case = Case(rules, candidate, data, Store(str(folder / "store")))
     return Done(case, *run(case))
 
 
@@ -297,7 +297,7 @@ def test_progress_names_the_alternative_and_never_goes_back_within_one(done: Don
         assert seen.get(task, 0) <= count <= total
         seen[task] = count
 
-    fresh = Case(**{**vars(done.case), "store": Store(str(tmp_path))})
+    fresh = replace(done.case, store=Store(str(tmp_path)))
     run(fresh, references=8, families=["epochs"], progress=watch)
     assert seen["alternatives"] == 4
     assert seen["10 epochs: train references"] == 8

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from privacy_gate.auditing.audit import NOT_TESTED, Shard, audit, plan, subject_of
-from privacy_gate.auditing.policy import Policy
+from privacy_gate.auditing.policy import Policy, PolicyInForce
 from privacy_gate.auditing.tiers import Ran, evidence_notes
 from privacy_gate.checks import AnyCheck
 from privacy_gate.checks.backdoor import Backdoor
@@ -25,8 +25,18 @@ from privacy_gate.dossier.federation import Federation
 from privacy_gate.dossier.optimizers import Sgd
 from privacy_gate.dossier.recipe import Recipe, Trainer
 from privacy_gate.errors import ConfigurationError, DatasetError
-from privacy_gate.jobs.batches import REFERENCE_BLOCK, batches
-from privacy_gate.jobs.kinds import Embed, Federate, Job, TrainReference, embed_jobs, federate, probe, train_reference
+from privacy_gate.jobs.batches import batches
+from privacy_gate.jobs.kinds import (
+    REFERENCE_BLOCK,
+    Embed,
+    Federate,
+    Job,
+    TrainReference,
+    embed_jobs,
+    federate,
+    probe,
+    train_reference,
+)
 from privacy_gate.verdict.judgement import CheckResult, Limit, Measurement, not_measured
 
 RECIPE = load(
@@ -208,7 +218,8 @@ def left_open(recipe: Recipe, *checks: str) -> set[str]:
     manifest = parse({"table": table, "columns": {"image": "x"}}, DataManifest, "data")
     candidate = Candidate("models:/m/1", "m", "1", Path(), "a" * 64, Dossier(recipe=recipe, data=manifest))
     now = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
-    report = audit(policy, "c" * 64, "p", candidate, NAMED, lambda job: {"logits": np.eye(2)}, now.isoformat(), now)
+    rules = PolicyInForce(policy, "c" * 64, "p", now.isoformat())
+    report = audit(rules, candidate, NAMED, lambda job: {"logits": np.eye(2)}, now)
     return set(report.not_tested) - set(NOT_TESTED)
 
 

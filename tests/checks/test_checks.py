@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from privacy_gate.checks import CHECKS as KINDS
 from privacy_gate.checks import AnyCheck
 from privacy_gate.checks.base.check import Subject, in_percent
 from privacy_gate.checks.disparity import Disparity
@@ -23,6 +24,7 @@ from privacy_gate.compute.run import run
 from privacy_gate.compute.work import Inputs
 from privacy_gate.dossier.dataset import read_data
 from privacy_gate.jobs.kinds import Job
+from privacy_gate.reports.coverage import references
 from privacy_gate.store import Store
 from privacy_gate.verdict.judgement import CheckResult, Measurement
 
@@ -111,3 +113,12 @@ def test_figures_of_remedies_are_rounded_outward_as_those_of_tables() -> None:
     assert in_percent(loss) == "0.0 % [−3.5, 3.5]"
     exact = Measurement(metric="robustness_tax", value=0.145, low=0.145, high=0.145, confidence=0.95)
     assert in_percent(exact) == "14.5 % [14.5, 14.5]"
+
+
+def test_checks_declare_what_reports_need_to_know_of_them() -> None:
+    classes = {attacks.name for attacks in references().attacks}
+    for kind in KINDS.values():
+        assert kind.title
+        assert kind.attack_class is None or kind.attack_class in classes
+        assert kind.left_open or not kind.federated
+    assert {kind.attack_class for kind in KINDS.values()} | {"reconstruction and inversion"} >= classes

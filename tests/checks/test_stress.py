@@ -19,7 +19,8 @@ from privacy_gate.documents import parse
 from privacy_gate.dossier.dataset import AuditData, Split
 from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.errors import DatasetError
-from privacy_gate.jobs.kinds import Federate, describe, digest
+from privacy_gate.jobs.digests import describe, digest
+from privacy_gate.jobs.kinds import Federate
 from privacy_gate.store import Store
 from privacy_gate.verdict.judgement import CheckResult, Limit, Status, judged_status
 

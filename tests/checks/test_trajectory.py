@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from privacy_gate.auditing.audit import Shard
-from privacy_gate.auditing.policy import Policy
+from privacy_gate.auditing.policy import Policy, PolicyInForce
 from privacy_gate.checks.base.check import Subject
 from privacy_gate.checks.trajectory import TrajectoryMia
 from privacy_gate.compute.cluster import Cluster
@@ -29,7 +29,7 @@ from privacy_gate.gate.case import Case
 from privacy_gate.gate.preparation import prepare
 from privacy_gate.metrics.trajectory import source_inference_advantage
 from privacy_gate.progress import silent
-from privacy_gate.simulation.leaks.trajectory import Trajectory, against_others, guessed, loss_of, own, signals
+from privacy_gate.simulation.leaks.trajectory import RoundSums, against_others, guessed, loss_of, own, signals
 from privacy_gate.store import Store
 from privacy_gate.verdict.judgement import CheckResult, Limit, Measurement, Status, judged_status
 
@@ -192,7 +192,7 @@ def test_order_and_common_scale_of_clients_change_nothing() -> None:
     rng = np.random.default_rng(2)
     x, label = rng.normal(size=(20, 7)), rng.integers(0, CLASSES, 20)
     order, rounds = rng.permutation(5), rng.normal(size=(6, 5, CLASSES, 7))
-    plain, permuted, scaled = (Trajectory(x, label, 5) for _ in range(3))
+    plain, permuted, scaled = (RoundSums(x, label, 5) for _ in range(3))
     everybody, start = np.arange(5), rng.normal(size=(CLASSES, 7))
     for updates in rounds:
         assert plain.add(start, updates, everybody)
@@ -206,7 +206,7 @@ def test_order_and_common_scale_of_clients_change_nothing() -> None:
 def test_absent_silent_and_constant_clients_leave_finite_scores() -> None:
     rng = np.random.default_rng(4)
     x, label = rng.normal(size=(10, 7)), rng.integers(0, CLASSES, 10)
-    log = Trajectory(x, label, 6)
+    log = RoundSums(x, label, 6)
     start = np.zeros((CLASSES, 7))
     assert log.add(start, np.zeros((4, CLASSES, 7)), np.arange(4))  # all silent
     assert log.add(start, np.repeat(rng.normal(size=(1, CLASSES, 7)), 4, axis=0), np.arange(4))  # all alike
@@ -316,7 +316,7 @@ def test_where_only_what_reads_the_round_log_is_missing_no_cluster_is_asked(
         rounds=folder / "rounds", rounds_digest=RoundLog.open(folder / "rounds").digest,
     )  # fmt: skip
     policy = load("{name: p, version: 1, release_context: api, checks: [{check: trajectory}]}", Policy, "policy")
-    case = Case(policy, "", "", candidate, data, Store(str(tmp_path / "store")), "")
+    case = Case(PolicyInForce(policy, "", "", ""), candidate, data, Store(str(tmp_path / "store")))
     machine = Machine(device="cpu", threads=1)
     others = [job for job in case.jobs if not hasattr(job, "rounds")]
     run(others, Inputs(data, folder / "candidate"), machine, case.store)

@@ -33,8 +33,8 @@ from privacy_gate.documents import parse
 from privacy_gate.dossier.dataset import AuditData, Columns, DataManifest, describe_table, read_data
 from privacy_gate.dossier.recipe import CommandRecipe, Recipe, Trainer
 from privacy_gate.errors import CandidateError, ConfigurationError, UnavailableError
-from privacy_gate.jobs.batches import REFERENCE_BLOCK, batches
-from privacy_gate.jobs.kinds import Job, Score, TrainControl, Trigger, embed_jobs, train_reference
+from privacy_gate.jobs.batches import batches
+from privacy_gate.jobs.kinds import REFERENCE_BLOCK, Job, Score, TrainControl, Trigger, embed_jobs, train_reference
 from privacy_gate.progress import silent
 from privacy_gate.store import Store
 

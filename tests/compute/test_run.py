@@ -4,7 +4,7 @@ import hashlib
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,7 @@ from PIL import Image
 from pyarrow import parquet
 from safetensors.torch import save_file
 
+from privacy_gate.arrays import Arrays
 from privacy_gate.attacks.evidence import logit_scaled
 from privacy_gate.compute.images import backbone as subject
 from privacy_gate.compute.images.pixels import read_pixels
@@ -28,8 +29,9 @@ from privacy_gate.dossier.backbone import Backbone
 from privacy_gate.dossier.dataset import AuditData, Columns, Split, describe_table, read_data
 from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.errors import UnavailableError, UndecidedError
-from privacy_gate.jobs.kinds import EMBED_ROWS, Embed, Job, Score, digest, embed_jobs, train_reference
-from privacy_gate.store import Arrays, Store, path_of
+from privacy_gate.jobs.digests import digest
+from privacy_gate.jobs.kinds import EMBED_ROWS, Embed, Job, Score, embed_jobs, train_reference
+from privacy_gate.store import Store, path_of
 
 NAME, ROWS, CLASSES = "test_resnet", 24, 3
 MACHINE = Machine(threads=1)
@@ -82,7 +84,14 @@ def data(tmp_path: Path) -> AuditData:
 
 
 def test_every_kind_of_job_has_a_runner() -> None:
-    assert set(RUNNERS) == set(get_args(Job))
+    assert set(RUNNERS) == set(Job.__subclasses__())
+
+
+def test_a_job_without_a_runner_is_refused_before_any_is_computed(recipe: Recipe, tmp_path: Path) -> None:
+    jobs: Any = [Score("a" * 64, recipe, "d" * 64), object()]
+    nothing: Any = None
+    with pytest.raises(TypeError, match="nothing computes jobs of kind object: add a line to RUNNERS"):
+        run(jobs, nothing, MACHINE, Store(str(tmp_path)))
 
 
 class Watchful(Store):

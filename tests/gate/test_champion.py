@@ -11,7 +11,7 @@ import torch
 from privacy_gate.auditing.audit import Shard
 from privacy_gate.compute.cluster import Cluster, connected
 from privacy_gate.errors import ConfigurationError, ConflictError
-from privacy_gate.gate.case import open_case
+from privacy_gate.gate.case import Request, open_case
 from privacy_gate.gate.preparation import prepare
 from privacy_gate.jobs.kinds import Score
 from privacy_gate.progress import silent
@@ -19,7 +19,7 @@ from privacy_gate.registry import producer
 from privacy_gate.registry import pull as registry
 from privacy_gate.reports import FORMATS
 from privacy_gate.verdict.judgement import Finding, Status, Verdict
-from privacy_gate.verdict.report import Report, load_report
+from privacy_gate.verdict.report import Report, parse_report
 from tests.gate.test_gate import MACHINE, NOW, aliases, check, decide
 
 LIMIT = "{min: 0.25, champion_drop: 0.05}"
@@ -104,7 +104,7 @@ def test_every_view_says_what_the_champion_reaches_and_what_the_candidate_may_lo
         assert limit in view, form
         named = "version 1, at the alias champion when the candidate was pulled" in view
         assert (form == "text") != (named and pinned in view), form
-    assert load_report(FORMATS["json"].render(report), "report.json") == report
+    assert parse_report(FORMATS["json"].render(report), "report.json") == report
     assert ">= -0.05 from the champion's" in report.reasons[0]
 
 
@@ -121,7 +121,7 @@ def test_a_report_that_does_not_name_the_champion_it_compares_with_is_refused(
     ):
         forged = report.model_copy(update={"champion": champion})
         with pytest.raises(ConfigurationError, match=message):
-            load_report(forged.model_dump_json(), "report.json")
+            parse_report(forged.model_dump_json(), "report.json")
 
 
 def test_while_there_is_no_champion_the_absolute_limit_holds_alone(
@@ -254,11 +254,11 @@ def test_steps_and_shards_read_both_models_and_a_champion_judged_before_is_not_c
     whole = check(uri, policy, tracking, tmp_path)
 
     def prepared(store: str, part: Shard, of: str = uri) -> int:
-        with open_case(of, policy, store=str(tmp_path / store), tracking_uri=tracking, now=NOW) as case:
+        with open_case(Request(of, policy, str(tmp_path / store), tracking), NOW) as case:
             return prepare(case, MACHINE, part, silent).computed
 
     assert [prepared("parts", Shard(index, 2)) for index in (1, 2)] == [1, 1]
-    with open_case(uri, policy, store=str(tmp_path / "parts"), tracking_uri=tracking, now=NOW) as case:
+    with open_case(Request(uri, policy, str(tmp_path / "parts"), tracking), NOW) as case:
         assert case.audit(NOW, silent) == whole
         asked = [job.artifact for job in case.jobs if isinstance(job, Score)]
         assert asked == [case.candidate.digest, case.champion.artifact]  # type: ignore[union-attr]
@@ -276,12 +276,12 @@ def test_a_cluster_s_workers_read_both_models(scene: Any, policy: Path, tracking
     uri = register(scene, name, tracking, seen=12)
     here = check(uri, policy, tracking, tmp_path)
     with connected(Cluster(), cpus=1):
-        with open_case(uri, policy, store=str(tmp_path / "far"), tracking_uri=tracking, now=NOW) as case:
+        with open_case(Request(uri, policy, str(tmp_path / "far"), tracking), NOW) as case:
             assert prepare(case, MACHINE, Shard(), silent, Cluster()).computed == 2
             assert case.audit(NOW, silent) == here
         register(scene, name, tracking, model=torch.nn.Linear(3, 5))
         enthrone(name, 3, tracking)
-        with open_case(uri, policy, store=str(tmp_path / "far"), tracking_uri=tracking, now=NOW) as case:
+        with open_case(Request(uri, policy, str(tmp_path / "far"), tracking), NOW) as case:
             prepare(case, MACHINE, Shard(), silent, Cluster())
             assert (
                 "it failed when it was run in place of the candidate: the candidate's head reads 3 features"

@@ -19,6 +19,7 @@ from privacy_gate.documents import load
 from privacy_gate.dossier.dataset import AuditData, Split, hashed_ids
 from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.errors import ConfigurationError, DatasetError, UndecidedError
+from privacy_gate.gate.case import Request
 from privacy_gate.gate.output import refuse_thumbnails, write_thumbnails
 from privacy_gate.gate.steps import check
 from privacy_gate.jobs.kinds import Job, Score, TrainReference
@@ -27,7 +28,7 @@ from privacy_gate.reports import FORMATS
 from privacy_gate.reports.thumbnails import LARGEST, thumbnails
 from privacy_gate.verdict.exhibits import GradientScatter, VulnerableRows
 from privacy_gate.verdict.judgement import CheckResult, Measurement, Verdict
-from privacy_gate.verdict.report import CandidateRecord, CheckRecord, DataRecord, PolicyRecord, Report, load_report
+from privacy_gate.verdict.report import CandidateRecord, CheckRecord, DataRecord, PolicyRecord, Report, parse_report
 
 ROWS, MODELS, FEATURES = 1200, 48, 6
 PLANTED = np.array([3, 77, 410, 1101])
@@ -297,7 +298,7 @@ def test_no_view_holds_an_id_and_every_one_holds_the_hashes(report: Report) -> N
         written = form.render(report)
         assert "patient" not in written
         assert name == "text" or all(row.name in written for row in rows.rows)
-    assert load_report(FORMATS["json"].render(report), "test") == report
+    assert parse_report(FORMATS["json"].render(report), "test") == report
 
 
 def test_the_page_draws_the_scatter_and_both_forests_within_their_fields(report: Report) -> None:
@@ -426,11 +427,8 @@ def test_a_pass_with_thumbnails_in_the_report_s_folder_stops_before_anything_is_
     uri = producer.register(scene.train(scene.member_rows), "exposure", scene.recipe, scene.manifest, {}, tracking)
     with pytest.raises(ConfigurationError, match="lies in the report's folder"):
         check(
-            uri,
-            tmp_path / "policy.yaml",
-            store=str(tmp_path / "store"),
+            Request(uri, tmp_path / "policy.yaml", str(tmp_path / "store"), tracking),
             output=tmp_path / "report",
-            tracking_uri=tracking,
             machine=Machine(threads=1),
             now=datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC),
             progress=silent,

@@ -15,7 +15,7 @@ from privacy_gate.auditing.audit import Shard
 from privacy_gate.compute.machine.device import Machine
 from privacy_gate.errors import ConfigurationError, ConflictError, StoreError, UndecidedError
 from privacy_gate.gate import steps as gate
-from privacy_gate.gate.case import open_case
+from privacy_gate.gate.case import Request, open_case
 from privacy_gate.gate.output import write_report
 from privacy_gate.gate.preparation import prepare
 from privacy_gate.progress import silent
@@ -40,11 +40,8 @@ def policy(tmp_path: Path) -> Path:
 
 def check(uri: str, policy: Path, tracking: str, folder: Path) -> Report:
     report, *_ = gate.check(
-        uri,
-        policy,
-        store=str(folder / "store"),
+        Request(uri, policy, str(folder / "store"), tracking),
         output=folder / "report",
-        tracking_uri=tracking,
         machine=MACHINE,
         now=NOW,
         progress=silent,
@@ -174,7 +171,7 @@ def test_steps_alone_and_in_shards_give_the_report_of_the_whole_pass(
     store = str(tmp_path / "parts")
 
     def opened() -> Any:
-        return open_case(uri, policy, store=store, tracking_uri=tracking, now=NOW)
+        return open_case(Request(uri, policy, store, tracking), NOW)
 
     for index, found in ((2, r"34 of 34 .*32 TrainReference"), (1, r"1[78] of 34 results are missing .*16 TrainRef")):
         with opened() as case, pytest.raises(UndecidedError, match=found + ".*run `prepare` first, every shard") as one:
@@ -197,7 +194,7 @@ def test_a_retrained_candidate_and_another_policy_train_no_reference_again(
     more = tmp_path / "more.yaml"
     more.write_text(MEMBERSHIP.replace("references: 32", "references: 36").replace("[lira, loss]", "[rmia]"))
     for path, computed in ((policy, 1), (more, 4)):
-        with open_case(again, path, store=str(tmp_path / "store"), tracking_uri=tracking, now=NOW) as case:
+        with open_case(Request(again, path, str(tmp_path / "store"), tracking), NOW) as case:
             assert prepare(case, MACHINE, Shard(), silent)[0] == computed
 
 
@@ -213,7 +210,7 @@ def test_an_interrupted_run_goes_on_where_it_was_and_computes_nothing_again(
     def files() -> dict[str, int]:
         return {path.name: path.stat().st_mtime_ns for path in store.rglob("*.safetensors")}
 
-    with open_case(uri, policy, store=str(store), tracking_uri=tracking, now=NOW) as case:
+    with open_case(Request(uri, policy, str(store), tracking), NOW) as case:
         with pytest.raises(KeyboardInterrupt):
             prepare(case, Machine(threads=1, block=4), Shard(), interrupt)
         before = files()
@@ -261,10 +258,10 @@ def test_the_policy_is_recorded_before_anything_is_measured(
     scene: Any, policy: Path, tracking: str, tmp_path: Path
 ) -> None:
     uri = register(scene, "recorded", tracking)
-    with open_case(uri, policy, store=str(tmp_path / "store"), tracking_uri=tracking, now=NOW) as case:
+    with open_case(Request(uri, policy, str(tmp_path / "store"), tracking), NOW) as case:
         prepare(case, MACHINE, Shard(), silent)
     later = NOW + datetime.timedelta(days=1)
-    with open_case(uri, policy, store=str(tmp_path / "store"), tracking_uri=tracking, now=later) as case:
+    with open_case(Request(uri, policy, str(tmp_path / "store"), tracking), later) as case:
         report = case.audit(later, silent)
     assert (report.policy.recorded, report.created) == (NOW.isoformat(), later.isoformat())
 

@@ -16,8 +16,7 @@ from privacy_gate.checks.base.check import Subject, asks_nothing
 from privacy_gate.checks.base.versus import ChampionLimit, Versus
 from privacy_gate.checks.corruption import Corruption
 from privacy_gate.checks.disparity import Disparity
-from privacy_gate.checks.evasion import Evasion
-from privacy_gate.checks.evasion import Universal as Crafted
+from privacy_gate.checks.evasion import Evasion, UniversalSettings
 from privacy_gate.checks.fairness import Fairness
 from privacy_gate.checks.membership import TPRS, Membership
 from privacy_gate.checks.robustness import Robustness
@@ -141,9 +140,9 @@ CASES: dict[str, tuple[AnyCheck, dict[str, int]]] = {
     "corruption": (Corruption(limits={"corruption_ratio": ChampionLimit(min=1)}), {"corruption_ratio": 100}),
     "evasion": (Evasion(limits=ROBUST), {"robust_accuracy": 36}),
     "evasion, any accuracy": (Evasion(limits={"robust_accuracy": ChampionLimit(min=0.1)}), {"robust_accuracy": 20}),
-    "evasion, half crafted on": (Evasion(limits=TRANSFER, universal=Crafted()), {"universal_transfer": 144}),
+    "evasion, half crafted on": (Evasion(limits=TRANSFER, universal=UniversalSettings()), {"universal_transfer": 144}),
     "evasion, few crafted on": (
-        Evasion(limits=TRANSFER | ROBUST, universal=Crafted(images=50)),
+        Evasion(limits=TRANSFER | ROBUST, universal=UniversalSettings(images=50)),
         {"universal_transfer": 122, "robust_accuracy": 36},
     ),
 }
@@ -233,8 +232,11 @@ ALIKE: dict[str, tuple[Versus, int]] = {
         Evasion(limits={"robust_accuracy": ChampionLimit(champion_drop=0.5, without_champion="pass")}),
         20,
     ),
-    "evasion, half crafted on": (Evasion(limits={"universal_transfer": RISE}, universal=Crafted()), 146),
-    "evasion, few crafted on": (Evasion(limits={"universal_transfer": RISE}, universal=Crafted(images=50)), 123),
+    "evasion, half crafted on": (Evasion(limits={"universal_transfer": RISE}, universal=UniversalSettings()), 146),
+    "evasion, few crafted on": (
+        Evasion(limits={"universal_transfer": RISE}, universal=UniversalSettings(images=50)),
+        123,
+    ),
     "corruption": (Corruption(limits={"corruption_ratio": DROP}), 100),
     "corruption, by its interval": (
         Corruption(limits={"corruption_ratio": ChampionLimit(champion_drop=0.02, without_champion="pass")}),

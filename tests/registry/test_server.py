@@ -17,6 +17,7 @@ import pytest
 from privacy_gate.compute.machine.device import Machine
 from privacy_gate.errors import RegistryError
 from privacy_gate.gate import steps as gate
+from privacy_gate.gate.case import Request
 from privacy_gate.progress import silent
 from privacy_gate.registry import producer
 from privacy_gate.registry import pull as registry
@@ -138,11 +139,8 @@ def register(scene: Any, name: str, tracking: str) -> str:
 
 def check(uri: str, tracking: str, folder: Path) -> Report:
     report, *_ = gate.check(
-        uri,
-        folder / "policy.yaml",
-        store=str(folder / "store"),
+        Request(uri, folder / "policy.yaml", str(folder / "store"), tracking),
         output=folder / "report",
-        tracking_uri=tracking,
         machine=Machine(threads=1),
         now=NOW,
         progress=silent,

@@ -16,7 +16,7 @@ from privacy_gate.reports.details import recipe_facts
 from privacy_gate.reports.hostile import HEADS, cells
 from privacy_gate.verdict.exhibits import ByzantineLine, ByzantinePlot
 from privacy_gate.verdict.judgement import CheckResult, Measurement, RuleTable, RuleTrial, not_measured, rule_passes
-from privacy_gate.verdict.report import CheckRecord, Report, load_report
+from privacy_gate.verdict.report import CheckRecord, Report, parse_report
 
 DROPS: Mapping[str, tuple[float, float, float, str]] = {
     "mean": (0.71, 0.843, 0.97, "ipm_10"),
@@ -87,7 +87,7 @@ def test_every_rule_is_listed_with_its_tax_its_drop_and_whether_it_passes(report
 
 
 def test_the_json_report_holds_the_table_and_refuses_one_that_contradicts_itself(report: Report) -> None:
-    assert load_report(FORMATS["json"].render(report), "test") == report
+    assert parse_report(FORMATS["json"].render(report), "test") == report
     document = table().model_dump(mode="json")
     document["rules"][0]["passes"] = True
     with pytest.raises(ValidationError, match="mean: passes is True, but its figures mean the opposite"):

@@ -18,7 +18,7 @@ from privacy_gate.reports.coverage import coverage
 from privacy_gate.reports.story import reasons
 from privacy_gate.reports.words import SCOPE, STATUS, shown
 from privacy_gate.verdict.judgement import Limit, Measurement, Severity, Status, judge
-from privacy_gate.verdict.report import Report, load_report
+from privacy_gate.verdict.report import Report, parse_report
 
 GOLDEN = Path(__file__).parents[1] / "data" / "reports"
 VERDICTS = ("blocked", "approved", "undecided")
@@ -107,11 +107,11 @@ def rewritten(report: Report, text: str) -> tuple[Report, int]:
     for old in dict.fromkeys(leaves(document)):
         changed = swapped(document, old, f"{text}{done}")
         try:
-            load_report(json.dumps(changed), "test")
+            parse_report(json.dumps(changed), "test")
         except ConfigurationError:  # not a free text
             continue
         document, done = changed, done + 1
-    return load_report(json.dumps(document), "test"), done
+    return parse_report(json.dumps(document), "test"), done
 
 
 @pytest.mark.parametrize("verdict", VERDICTS)
@@ -144,7 +144,7 @@ def test_every_finding_and_every_reason_is_in_every_view(samples: dict[str, Repo
     report = samples[verdict]
     seen = read(name, FORMATS[name].render(report))
     if name == "json":
-        assert load_report(FORMATS[name].render(report), "test") == report
+        assert parse_report(FORMATS[name].render(report), "test") == report
         return
     assert verdict in seen.lower()
     assert all(flat(line.what) in seen or name == "text" for line in coverage(report))
@@ -191,7 +191,7 @@ def test_the_same_report_gives_the_same_bytes_and_so_does_its_own_json(
     samples: dict[str, Report], verdict: str, name: str
 ) -> None:
     report = samples[verdict]
-    again = load_report(FORMATS["json"].render(report), "test")
+    again = parse_report(FORMATS["json"].render(report), "test")
     assert again == report
     assert FORMATS[name].render(report) == FORMATS[name].render(again)
     assert FORMATS[name].render(report).endswith("\n")
@@ -216,7 +216,7 @@ def test_a_failed_control_comes_before_all_figures(samples: dict[str, Report], n
     document = samples["blocked"].model_dump(mode="json")
     document["checks"][0]["result"]["controls"][0] |= {"held": False, "detail": "0 of 8 planted canaries were found"}
     document |= {"verdict": "undecided", "exit_code": 4}
-    seen = read(name, FORMATS[name].render(load_report(json.dumps(document), "test")))
+    seen = read(name, FORMATS[name].render(parse_report(json.dumps(document), "test")))
     first = seen.index("planted leak: 0 of 8 planted canaries were found")
     assert "A control of the audit itself failed" in seen[:first]
     assert "27.3 %" not in seen[:first]
@@ -232,7 +232,7 @@ def test_views_take_less_than_a_second_and_a_megabyte_for_twelve_attacks(samples
         for finding in document["findings"]
         if finding["check"] == "membership"
     ]
-    report = load_report(json.dumps(document), "test")
+    report = parse_report(json.dumps(document), "test")
     FORMATS["html"].render(report)  # templates are compiled once
     for name, form in FORMATS.items():
         begun = time.perf_counter()

@@ -3,7 +3,7 @@
 import json
 
 from privacy_gate.reports.markdown import LIMIT, render
-from privacy_gate.verdict.report import Report, load_report
+from privacy_gate.verdict.report import Report, parse_report
 
 
 def crowded(report: Report, groups: int, name: str) -> Report:
@@ -16,7 +16,7 @@ def crowded(report: Report, groups: int, name: str) -> Report:
     document["findings"] += copies
     document["checks"][0]["result"]["measurements"] += [copy["measurement"] for copy in copies]
     document["notes"] = [f"{name}{number}" for number in range(groups)]
-    return load_report(json.dumps(document), "test")
+    return parse_report(json.dumps(document), "test")
 
 
 def test_a_usual_report_fits_into_a_pull_request_comment(samples: dict[str, Report]) -> None:

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from privacy_gate.arrays import Arrays
 from privacy_gate.documents import load
 from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.jobs.kinds import TrainReference, train_reference
-from privacy_gate.store.contents import Arrays
 
 
 @pytest.fixture

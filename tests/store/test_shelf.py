@@ -11,27 +11,25 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from privacy_gate.arrays import Arrays
 from privacy_gate.cli import app
 from privacy_gate.documents import load
 from privacy_gate.dossier.backbone import Input
 from privacy_gate.dossier.federation import Aggregator
 from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.errors import ConfigurationError
+from privacy_gate.jobs.digests import FORMAT, describe, digest
 from privacy_gate.jobs.kinds import (
-    FORMAT,
     Confirm,
     Embed,
     Job,
     Score,
     TrainReference,
-    describe,
-    digest,
     embed_jobs,
     federate,
     screening,
 )
 from privacy_gate.store import Store, path_of
-from privacy_gate.store.contents import Arrays
 from privacy_gate.store.place import START, Place
 from privacy_gate.store.shelf import Waste, age, entries, groups, remove, verify, waste
 

@@ -15,7 +15,8 @@ from privacy_gate.documents import load
 from privacy_gate.dossier.backbone import Backbone, PublicWeights
 from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.errors import StoreError, UndecidedError
-from privacy_gate.jobs.kinds import TrainReference, digest, train_reference
+from privacy_gate.jobs.digests import digest
+from privacy_gate.jobs.kinds import TrainReference, train_reference
 from privacy_gate.store import Store
 
 RECIPE = load(

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from privacy_gate.arrays import Arrays
 from privacy_gate.cli import app
 from privacy_gate.errors import ConflictError, StoreError
-from privacy_gate.jobs.kinds import TrainReference, digest
+from privacy_gate.jobs.digests import digest
+from privacy_gate.jobs.kinds import TrainReference
 from privacy_gate.store import Store, path_of
-from privacy_gate.store.contents import Arrays
 from privacy_gate.store.shelf import verify
 from privacy_gate.store.union import Merged, agree, merge
 

@@ -49,6 +49,26 @@ class Subject:
 class Check(Record):
     """One check of a policy. Subclasses add a `check` literal, settings, and limits on the metrics they measure."""
 
+    title: ClassVar[str] = ""
+    """The check's heading in reports; by default its name."""
+
+    attack_class: ClassVar[str | None] = None
+    """The class of attacks in reports/references.json, and so in public taxonomies, that the check tests, if any."""
+
+    by_references: ClassVar[bool] = False
+    """Whether its figures are those of the attacker in the report's threat model, who trains reference models."""
+
+    left_open: ClassVar[str | None] = None
+    """Listed by reports as not tested if the policy lacks the check; None if nothing is to be listed."""
+
+    federated: ClassVar[bool] = False
+    """Whether `left_open` is listed only of candidates that a federation trained, or if the policy asks for another
+    check of federations."""
+
+    tiered: ClassVar[bool] = False
+    """Whether the check measures more the more the dossier declares: reports then state the evidence tier. The others
+    need members and holdout alone."""
+
     reads_rounds: ClassVar[bool] = False
     """Whether the check needs the candidate's round log, which may be large."""
 

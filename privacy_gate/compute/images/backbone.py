@@ -15,10 +15,9 @@ from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.dossier.tables.files import read_bytes
 from privacy_gate.errors import CandidateError, UndecidedError
 from privacy_gate.weights import match_strict, read_weights, read_weights_file
+from privacy_gate.weights.layout import Tensors
 
 import timm  # isort: skip
-
-Tensors = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True, eq=False)

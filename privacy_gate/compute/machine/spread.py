@@ -13,10 +13,14 @@ Made = TypeVar("Made")
 
 
 class Tally:
-    """Counts a task's finished units over all threads; stops the threads once the result is no longer needed."""
+    """Counts a task's finished steps over all threads; stops the threads once the result is no longer needed.
 
-    def __init__(self, task: str, total: int, progress: Progress) -> None:
-        self._task, self._total, self._progress = task, total, progress
+    total  number of units, for instance models in training
+    steps  number of steps of each unit, for instance epochs; progress is reported in whole units
+    """
+
+    def __init__(self, task: str, total: int, progress: Progress, *, steps: int = 1) -> None:
+        self._task, self._total, self._progress, self._steps = task, total, progress, steps
         self._lock, self._done = Lock(), 0
         self._abandoned = Event()
 
@@ -25,13 +29,15 @@ class Tally:
         if self._abandoned.is_set():
             raise CancelledError
 
-    def add(self, units: int = 1) -> None:
-        """Counts finished units and reports progress. Raises CancelledError after `abandon`."""
+    def add(self, steps: int = 1) -> None:
+        """Counts finished steps and reports progress. Raises CancelledError after `abandon`."""
         self.go_on()
         # The lock also keeps calls of `progress` from overlapping.
         with self._lock:
-            self._done += units
-            self._progress(self._task, self._done, self._total)
+            before = self._done // self._steps
+            self._done += steps
+            if (after := self._done // self._steps) > before:
+                self._progress(self._task, after, self._total)
 
     def abandon(self) -> None:
         """Makes each thread stop at its next call of `go_on` or `add`."""

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from privacy_gate.arrays import Arrays
 from privacy_gate.compute.machine.device import Machine
 from privacy_gate.compute.training.heads import confidences, head_logits, train_heads
 from privacy_gate.compute.work import Work
@@ -19,7 +20,6 @@ from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.errors import EvidenceError
 from privacy_gate.jobs.kinds import TrainControl
 from privacy_gate.jobs.subsets import included
-from privacy_gate.store import Arrays
 
 TWINS = 16
 """Number of heads: the target and 15 references, of which about five, and at least four, train on a given row."""

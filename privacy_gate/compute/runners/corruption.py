@@ -7,12 +7,11 @@ from operator import attrgetter
 import numpy as np
 import torch
 
-from privacy_gate.arrays import Ints
+from privacy_gate.arrays import Arrays, Ints
 from privacy_gate.compute.images.corruptions import corrupted
 from privacy_gate.compute.machine.device import Machine
 from privacy_gate.compute.machine.spread import Tally, in_order
 from privacy_gate.compute.runners.candidate_pixels import PixelModel, pixel_model, pixels
-from privacy_gate.compute.training.judged import Arrays
 from privacy_gate.compute.work import Work
 from privacy_gate.jobs.kinds import Corrupt
 

@@ -7,13 +7,12 @@ from operator import attrgetter
 import numpy as np
 import torch
 
-from privacy_gate.arrays import Ints
+from privacy_gate.arrays import Arrays, Ints
 from privacy_gate.compute.machine.device import Machine, single_threaded_kernels
 from privacy_gate.compute.machine.spread import Tally, in_order
 from privacy_gate.compute.runners.apgd import ahead, apgd, cross_entropy, towards
 from privacy_gate.compute.runners.candidate_pixels import PixelModel, pixel_model, pixels, public_pixel_model
 from privacy_gate.compute.runners.universal import linear_probe, sign_noise, universal
-from privacy_gate.compute.training.judged import Arrays
 from privacy_gate.compute.work import Work
 from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.jobs.kinds import Evade, Universal

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from privacy_gate.arrays import Arrays, Names
 from privacy_gate.compute.images.backbone import TrainedHead
 from privacy_gate.compute.machine.device import Machine
 from privacy_gate.compute.training.federated_networks import NetworkLearner, Roll
-from privacy_gate.compute.training.judged import Arrays
 from privacy_gate.compute.training.network_stack import TrainedNetwork
 from privacy_gate.compute.work import Work
 from privacy_gate.dossier.dataset import AuditData, Split
@@ -23,7 +23,7 @@ from privacy_gate.errors import ConfigurationError
 from privacy_gate.jobs.kinds import PLANTED, Federate
 from privacy_gate.jobs.subsets import Subset
 from privacy_gate.progress import Progress, silent
-from privacy_gate.simulation.adversaries import ADVERSARIES, Backdoor
+from privacy_gate.simulation.adversaries import ADVERSARIES, Planting
 from privacy_gate.simulation.cells import UNIFORM, Cell, Privacy, Training
 from privacy_gate.simulation.partitions import Partition, Rows, partition
 from privacy_gate.simulation.rules.aggregators import Rule, rule, step
@@ -31,8 +31,6 @@ from privacy_gate.simulation.samples import Samples, with_ones
 from privacy_gate.simulation.scores import right
 from privacy_gate.simulation.servers import Server
 from privacy_gate.simulation.simulator import Outcome, Study, simulate
-
-Names = NDArray[np.str_]
 
 CHUNK = 128
 """Number of cells that are trained before their results are stored: a killed run can lose at most that many."""
@@ -92,7 +90,7 @@ def federate(
         cells = [cell_of(job, study.train.client) for job in some]
         for job, outcome in zip(some, simulate(study, cells, learner=learner), strict=True):
             arrays = _arrays(outcome)
-            yield job, arrays if learner else arrays | _head(outcome) | _success(job, outcome, study.test)
+            yield job, arrays if learner else {**arrays, **_head(outcome), **_success(job, outcome, study.test)}
         progress("train federations", first + len(some), len(jobs))
 
 
@@ -258,7 +256,7 @@ def _root(features: NDArray[np.float32], data: AuditData) -> Samples | None:
     return Samples(features[rows], data.label[rows]) if rows.any() else None
 
 
-def _planted(job: Federate) -> Backdoor | None:
+def _planted(job: Federate) -> Planting | None:
     """The backdoor that the job's adversary plants; None if it plants none."""
     return ADVERSARIES[job.adversary].backdoor if job.adversary else None
 

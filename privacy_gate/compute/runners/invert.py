@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from privacy_gate.arrays import Bools, Floats, Ints
+from privacy_gate.arrays import Arrays, Bools, Floats, Ints
 from privacy_gate.compute.runners.federate import cell
-from privacy_gate.compute.training.judged import Arrays
 from privacy_gate.compute.work import Work
 from privacy_gate.dossier.dataset import AuditData, Split
 from privacy_gate.dossier.recipe import Recipe

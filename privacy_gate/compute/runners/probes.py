@@ -9,9 +9,9 @@ from operator import attrgetter
 import numpy as np
 from numpy.typing import NDArray
 
+from privacy_gate.arrays import Arrays
 from privacy_gate.compute.machine.device import Machine
 from privacy_gate.compute.training.heads import head_logits, train_heads
-from privacy_gate.compute.training.judged import Arrays
 from privacy_gate.compute.work import Work
 from privacy_gate.dossier.dataset import AuditData, Split
 from privacy_gate.dossier.recipe import Recipe

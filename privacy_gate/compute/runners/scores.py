@@ -1,11 +1,10 @@
 """The candidate's own logits and confidences on every row."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from privacy_gate.arrays import Arrays
 from privacy_gate.compute.images.backbone import candidate_head
 from privacy_gate.compute.training.command import score_by_command
 from privacy_gate.compute.training.heads import confidences, head_logits
@@ -22,7 +21,7 @@ def run_score(jobs: Sequence[Score], work: Work) -> None:
         work.results.put(job, _score(job.recipe, work))
 
 
-def _score(recipe: Recipe, work: Work) -> dict[str, NDArray[Any]]:
+def _score(recipe: Recipe, work: Work) -> Arrays:
     folder, label, machine = work.inputs.candidate, work.inputs.data.label, work.machine
     if isinstance(recipe, CommandRecipe):
         return score_by_command(recipe, folder, work.inputs.data)

@@ -5,26 +5,25 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from privacy_gate.arrays import Arrays
 from privacy_gate.compute.images.backbone import build, candidate_head, head_names
-from privacy_gate.compute.training.judged import Arrays
 from privacy_gate.compute.work import Work
 from privacy_gate.dossier.dataset import AuditData
 from privacy_gate.dossier.recipe import Recipe
-from privacy_gate.dossier.roundlog import Arrays as Tensors
 from privacy_gate.dossier.roundlog import RoundLog
 from privacy_gate.errors import CandidateError, UndecidedError
-from privacy_gate.jobs.kinds import Trajectory as Job
-from privacy_gate.simulation.leaks.trajectory import Trajectory
+from privacy_gate.jobs.kinds import Trajectory
+from privacy_gate.simulation.leaks.trajectory import RoundSums
 from privacy_gate.simulation.samples import with_ones
 
 
-def run_trajectory(jobs: Sequence[Job], work: Work) -> None:
+def run_trajectory(jobs: Sequence[Trajectory], work: Work) -> None:
     """Reads the log once per job; there is rarely more than one job."""
     for job in jobs:
         work.results.put(job, _read(job, work))
 
 
-def _read(job: Job, work: Work) -> Arrays:
+def _read(job: Trajectory, work: Work) -> Arrays:
     """The job's result: see jobs.kinds.Trajectory."""
     if work.inputs.rounds is None:
         raise UndecidedError("the candidate's round log is not here; run the step that pulls it")
@@ -38,7 +37,7 @@ def _read(job: Job, work: Work) -> Arrays:
     place = {client: index for index, client in enumerate(names)}
     # The log's clients by their code in the table; -1 for clients that the table does not name.
     known = {str(client): index for index, client in enumerate(np.unique(_named(work.inputs.data)))}
-    seen = Trajectory(with_ones(features.astype(np.float64)), work.inputs.data.label, len(names))
+    seen = RoundSums(with_ones(features.astype(np.float64)), work.inputs.data.label, len(names))
     rounds, last = 0, candidate
     for done, one in enumerate(log.rounds(), 1):
         names_in_log = _head_of(one.weights, next(iter(one.updates.values())), job.recipe)
@@ -64,7 +63,7 @@ def _named(data: AuditData) -> NDArray[np.str_]:
     return np.array([], dtype=np.str_) if data.client is None else data.client
 
 
-def _head_of(weights: Tensors, update: Tensors, recipe: Recipe) -> tuple[str, str | None]:
+def _head_of(weights: Arrays, update: Arrays, recipe: Recipe) -> tuple[str, str | None]:
     """Names of the last layer's weight and bias in the log: the architecture's names, or those of its only layer."""
     if not recipe.backbone.is_identity:
         names = head_names(build(recipe.backbone, recipe.classes))

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
+from privacy_gate.arrays import Arrays
 from privacy_gate.compute.machine.device import Machine
 from privacy_gate.compute.machine.spread import Tally, spread
 from privacy_gate.compute.runners.candidate_pixels import PixelModel, finite, pixel_model, pixels
-from privacy_gate.compute.training.judged import Arrays
 from privacy_gate.compute.work import Work
 from privacy_gate.errors import EvidenceError
 from privacy_gate.jobs.kinds import InvertTrigger

@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from privacy_gate.arrays import Ints
+from privacy_gate.arrays import Arrays, Ints
 from privacy_gate.compute.images.stamps import TRIGGERS, controls
 from privacy_gate.compute.machine.device import Machine
 from privacy_gate.compute.machine.spread import Tally, in_order
 from privacy_gate.compute.runners.candidate_pixels import finite, pixel_model, pixels
-from privacy_gate.compute.training.judged import Arrays
 from privacy_gate.compute.work import Work
 from privacy_gate.dossier.dataset import AuditData
 from privacy_gate.dossier.recipe import Recipe

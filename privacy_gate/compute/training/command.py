@@ -26,8 +26,9 @@ import numpy as np
 from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
+from privacy_gate.arrays import Arrays
 from privacy_gate.compute.machine.scratch import scratch_folder
-from privacy_gate.compute.training.judged import Arrays, judged
+from privacy_gate.compute.training.judged import judged
 from privacy_gate.dossier.dataset import AuditData
 from privacy_gate.dossier.recipe import CommandRecipe
 from privacy_gate.dossier.tables.npz import BROKEN

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from privacy_gate.compute.images.backbone import TrainedHead
-from privacy_gate.compute.machine.course import Course
 from privacy_gate.compute.machine.device import Machine, single_threaded_kernels
+from privacy_gate.compute.machine.spread import Tally
 from privacy_gate.compute.training.stack import bytes_per_head, padded, train_block
 from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.errors import DatasetError
@@ -29,11 +29,11 @@ cache even if other processes use it too, large enough that the overhead of call
 OUTPUT_BYTES = 64 << 20
 """Memory for logits and their copies while confidences are computed, in bytes."""
 
-Features = NDArray[np.floating[Any]] | torch.Tensor
+AnyFeatures = NDArray[np.floating[Any]] | torch.Tensor
 
 
 def train_heads(
-    features: Features,
+    features: AnyFeatures,
     label: NDArray[np.int64],
     recipe: Recipe,
     subsets: Sequence[Subset],
@@ -62,11 +62,13 @@ def train_heads(
     y = torch.as_tensor(np.asarray(label), device=device).repeat(views)
     threads = machine.computing_threads()
     blocks = _blocks(subsets, recipe, x, machine.block, threads)
-    return _train(x, y, width, recipe, blocks, threads, Course(len(subsets), recipe.epochs, progress))
+    return _train(
+        x, y, width, recipe, blocks, threads, Tally("train references", len(subsets), progress, steps=recipe.epochs)
+    )
 
 
 def confidences(
-    features: Features,
+    features: AnyFeatures,
     label: NDArray[np.int64],
     heads: Sequence[TrainedHead],
     machine: Machine,
@@ -102,14 +104,14 @@ def confidences(
     return phi.numpy(), residual.numpy()
 
 
-def head_logits(features: Features, head: TrainedHead, machine: Machine) -> NDArray[np.float32]:
+def head_logits(features: AnyFeatures, head: TrainedHead, machine: Machine) -> NDArray[np.float32]:
     """The logits of one head on every row, (N, C) float32."""
     device = machine.torch_device()
     weight, bias = head.weight.to(device), head.bias.to(device)
     return torch.addmm(bias, _tensor(features).to(device, weight.dtype), weight.T).float().cpu().numpy()
 
 
-def _tensor(features: Features) -> torch.Tensor:
+def _tensor(features: AnyFeatures) -> torch.Tensor:
     if isinstance(features, torch.Tensor):
         return features
     return torch.from_numpy(np.require(features, requirements=["C", "W"]))  # torch warns about read-only arrays
@@ -166,18 +168,18 @@ def _train(
     recipe: Recipe,
     blocks: list[Sequence[Subset]],
     threads: int,
-    course: Course,
+    tally: Tally,
 ) -> Generator[TrainedHead, None, None]:
     """Trains the blocks in threads; yields heads in the order of the blocks. Closing it stops the threads."""
     with single_threaded_kernels(x.device), ThreadPoolExecutor(threads) as workers:
         running: deque[Future[torch.Tensor]] = deque(
-            workers.submit(train_block, x, y, width, recipe, block, course.advance) for block in blocks
+            workers.submit(train_block, x, y, width, recipe, block, tally.add) for block in blocks
         )
         try:
             for block in blocks:
                 for (index, _), head in zip(block, running.popleft().result(), strict=True):
                     yield TrainedHead(index, head[:, :width], head[:, width])
         finally:
-            course.abandon()
+            tally.abandon()
             for future in running:
                 future.cancel()

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from privacy_gate.arrays import Arrays
 from privacy_gate.attacks.evidence import logit_scaled
 from privacy_gate.compute.images.backbone import build, candidate_tensors
 from privacy_gate.compute.images.pixels import read_pixels
@@ -18,8 +18,6 @@ from privacy_gate.dossier.dataset import AuditData
 from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.errors import DatasetError
 from privacy_gate.progress import Progress
-
-Arrays = dict[str, NDArray[Any]]
 
 
 def network_images(recipe: Recipe, data: AuditData, machine: Machine, progress: Progress) -> Images:

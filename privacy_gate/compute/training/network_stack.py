@@ -11,11 +11,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
-from privacy_gate.compute.images.backbone import Tensors
 from privacy_gate.compute.training.optimizers import STATE
 from privacy_gate.compute.training.parts import remembered, start, trained
 from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.errors import CandidateError
+from privacy_gate.weights.layout import Tensors
 
 CLIPPED_BYTES = 256 << 20
 """Memory for per-example gradients that DP-SGD clips at once, in bytes."""

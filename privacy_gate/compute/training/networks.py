@@ -15,10 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch.func import functional_call
 
-from privacy_gate.compute.images.backbone import Tensors
 from privacy_gate.compute.images.decoding import apply_view
-from privacy_gate.compute.machine.course import Course
 from privacy_gate.compute.machine.device import Machine, threads_in_kernels
+from privacy_gate.compute.machine.spread import Tally
 from privacy_gate.compute.training.network_stack import NetworkStack, TrainedNetwork, layout, shared_copy, stack_size
 from privacy_gate.compute.training.optimizers import stepper
 from privacy_gate.compute.training.parts import network
@@ -27,6 +26,7 @@ from privacy_gate.dossier.recipe import DpSgd, Recipe
 from privacy_gate.dossier.views import View
 from privacy_gate.jobs.subsets import Subset, shown
 from privacy_gate.progress import Progress, silent
+from privacy_gate.weights.layout import Tensors
 
 Kept = TypeVar("Kept")
 """The result that the caller's `keep` extracts from a trained network."""
@@ -76,8 +76,8 @@ def train_networks(
     model = network(recipe).to(device, dtype)
     block = _block_size(model, recipe, images, machine)
     blocks = _blocks(subsets, block)
-    course = Course(len(subsets), recipe.epochs, progress)
-    work = _Work(model, images, torch.as_tensor(label, device=device), recipe, block, course, keep)
+    tally = Tally("train references", len(subsets), progress, steps=recipe.epochs)
+    work = _Work(model, images, torch.as_tensor(label, device=device), recipe, block, tally, keep)
     cores = machine.computing_threads()
     # Cores beyond the number of blocks go to the kernels: cores // threads each.
     threads = max(1, min(cores, len(blocks)))
@@ -86,7 +86,7 @@ def train_networks(
         try:
             yield from _as_done(workers, work.train, deque(blocks), running, threads + 1)
         finally:
-            course.abandon()
+            tally.abandon()
             for future in running:
                 future.cancel()
 
@@ -142,11 +142,11 @@ class _Work(Generic[Kept]):
         label: torch.Tensor,
         recipe: Recipe,
         most: int,
-        course: Course,
+        tally: Tally,
         keep: Callable[[TrainedNetwork], Kept],
     ) -> None:
         self._model, self._images, self._label, self._recipe = model, images, label, recipe
-        self._most, self._course, self._keep = most, course, keep
+        self._most, self._tally, self._keep = most, tally, keep
         first = next(model.parameters())
         self._device, self._dtype = first.device, first.dtype
 
@@ -182,7 +182,7 @@ class _Work(Generic[Kept]):
             privacy = recipe.privacy
             for _ in self._private(stack, block, epoch, privacy) if privacy else self._plain(stack, block, epoch):
                 step(lr)
-            self._course.advance(len(block))
+            self._tally.add(len(block))
         return stack.networks()
 
     def _plain(self, stack: NetworkStack, block: list[Subset], epoch: int) -> Iterator[None]:

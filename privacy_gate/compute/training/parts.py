@@ -7,10 +7,11 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from privacy_gate.compute.images.backbone import Tensors, build, head_names, public_tensors
+from privacy_gate.compute.images.backbone import build, head_names, public_tensors
 from privacy_gate.dossier.recipe import Lora, Recipe
 from privacy_gate.errors import CandidateError
 from privacy_gate.jobs.subsets import initial_head, initial_network, initial_update
+from privacy_gate.weights.layout import Tensors
 
 from timm.layers import evo_norm, filter_response_norm, norm  # isort: skip - after backbone prepares torchvision
 

@@ -4,7 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from privacy_gate.documents import Record
+from privacy_gate.documents import InDigest, Record
 from privacy_gate.dossier.federation.attendance import Attendance
 from privacy_gate.dossier.federation.clients import ClientPrivacy, Clients
 from privacy_gate.dossier.federation.needs import unmet, unmet_by_rows
@@ -35,7 +35,7 @@ class Federation(Record):
     aggregator: Aggregator = Aggregator()
     server: ServerOptimizer = ServerOptimizer()
     secure_aggregation: bool = False
-    privacy: ClientPrivacy | None = None
+    privacy: Annotated[ClientPrivacy | None, InDigest.IF_CHANGED] = None
 
     @model_validator(mode="after")
     def _sums_join_by_means(self) -> Self:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from privacy_gate.documents import Positive, Record
+from privacy_gate.documents import InDigest, Positive, Record
 
 PartitionName = Literal["column", "iid", "dirichlet_by_class", "dirichlet_by_client", "shards", "pathological"]
 
@@ -50,4 +50,4 @@ class ClientPrivacy(Record):
     noise_multiplier: Annotated[float, Field(ge=0)]
     clip: Positive
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
-    noise_by: Literal["server", "clients"] = "server"
+    noise_by: Annotated[Literal["server", "clients"], InDigest.IF_CHANGED] = "server"

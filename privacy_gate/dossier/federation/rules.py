@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from privacy_gate.documents import Positive, Record
+from privacy_gate.documents import InDigest, Positive, Record
 from privacy_gate.dossier.federation.parameters import given, refuse_misplaced
 
 AggregatorName = Literal[
@@ -81,7 +81,7 @@ class Aggregator(Record):
     cap: Positive | None = None
     nu: Positive | None = None
     tau: Positive | None = None
-    iterations: Annotated[int, Field(ge=1, le=1000)] | None = None
+    iterations: Annotated[Annotated[int, Field(ge=1, le=1000)] | None, InDigest.IF_CHANGED] = None
     q: Annotated[float, Field(ge=0)] | None = None
 
     @model_validator(mode="after")

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from privacy_gate.documents import Positive, Record
+from privacy_gate.documents import InDigest, Positive, Record
 from privacy_gate.dossier.federation.parameters import refuse_misplaced
 
 SERVER_PARAMETERS = {"momentum": ("avgm", "adam", "yogi"), "decay": ("adam", "yogi"), "tau": ("adam", "yogi")}
@@ -21,7 +21,7 @@ class ServerOptimizer(Record):
     lr: Positive = 1.0
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    tau: Positive | None = None
+    tau: Annotated[Positive | None, InDigest.IF_CHANGED] = None
 
     @model_validator(mode="after")
     def _parameters_belong(self) -> Self:

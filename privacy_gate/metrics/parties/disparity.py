@@ -7,9 +7,8 @@ overstates differences: the best of many thresholds is better by chance where ro
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from privacy_gate.arrays import Bools, Floats
+from privacy_gate.arrays import Bools, Floats, Names
 from privacy_gate.errors import EvidenceError
 from privacy_gate.metrics.intervals.binomial import clopper_pearson
 from privacy_gate.metrics.intervals.ranks import checked
@@ -53,8 +52,6 @@ METRICS = (
     VULNERABILITY_GAP,
     DISPARITY_P_VALUE,
 )
-
-Names = NDArray[np.str_]
 
 
 @dataclass(frozen=True)

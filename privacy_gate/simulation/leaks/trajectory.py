@@ -26,7 +26,7 @@ ENDLESS = 1e100
 
 
 @dataclass
-class Trajectory:
+class RoundSums:
     """Running sums of z-scores over the rounds so far, for N rows and K clients.
 
     x      (N, D + 1) features with a column of ones for the bias, float64

@@ -115,7 +115,7 @@ PREAGGREGATIONS: dict[str, Aggregate] = {
 
 
 @dataclass(frozen=True)
-class Step:
+class RuleStep:
     """A function from AGGREGATORS or PREAGGREGATIONS, with its parameters.
 
     Raises ConfigurationError on a name or a parameter that does not exist.
@@ -142,8 +142,8 @@ class Step:
 class Rule:
     """An aggregator, and the pre-aggregation steps that precede it, in order."""
 
-    aggregator: Step = Step("mean")
-    before: tuple[Step, ...] = ()
+    aggregator: RuleStep = RuleStep("mean")
+    before: tuple[RuleStep, ...] = ()
 
     def __post_init__(self) -> None:
         if self.aggregator.name not in AGGREGATORS:
@@ -174,16 +174,16 @@ class Rule:
         return " + ".join(step.name for step in (*self.before, self.aggregator))
 
 
-def step(name: str, parameters: Mapping[str, float | None] | None = None) -> Step:
+def step(name: str, parameters: Mapping[str, float | None] | None = None) -> RuleStep:
     """A step with its parameters as a mapping."""
-    return Step(name, tuple(sorted((parameters or {}).items())))
+    return RuleStep(name, tuple(sorted((parameters or {}).items())))
 
 
-def rule(*names: str | Step) -> Rule:
+def rule(*names: str | RuleStep) -> Rule:
     """A rule from the names of its steps, in order; the last one is the aggregator.
 
     >>> str(rule("nnm", step("centered_clipping", {"tau": 1.0})))
     'nnm + centered_clipping'
     """
-    steps = [name if isinstance(name, Step) else Step(name) for name in names]
+    steps = [name if isinstance(name, RuleStep) else RuleStep(name) for name in names]
     return Rule(steps[-1], tuple(steps[:-1]))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from privacy_gate.auditing.audit import plan
-from privacy_gate.auditing.policy import Policy
+from privacy_gate.auditing.policy import Policy, PolicyInForce
 from privacy_gate.checks.base.check import Subject
 from privacy_gate.checks.base.federations import untrainable_references
 from privacy_gate.checks.stress import SystemStress
@@ -64,8 +64,9 @@ def case(how: Recipe, data: AuditData, folder: Path, *checks: dict[str, Any]) ->
         "data",
     )
     candidate = Candidate("models:/m/1", "m", "1", folder, "a" * 64, Dossier(recipe=how, data=manifest))
-    rules = parse({"name": "p", "version": 1, "release_context": "api", "checks": list(checks)}, Policy, "policy")
-    return Case(rules, "e" * 64, "p", candidate, data, Store(str(folder / "store")), NOW.isoformat())
+    policy = parse({"name": "p", "version": 1, "release_context": "api", "checks": list(checks)}, Policy, "policy")
+    rules = PolicyInForce(policy, "e" * 64, "p", NOW.isoformat())
+    return Case(rules, candidate, data, Store(str(folder / "store")))
 
 
 MEMBERSHIP = {"check": "membership", "references": 8, "attacks": ["loss"], "limits": {"auc": {"max": 0.9}}}

@@ -68,3 +68,16 @@ def test_closing_the_results_early_waits_for_no_more_items() -> None:
     assert next(made) == (0, 0)
     made.close()  # type: ignore[attr-defined]
     assert time.monotonic() - began < 5
+
+
+def test_what_takes_several_steps_is_told_when_it_is_whole() -> None:
+    told = []
+    tally = Tally("train references", 3, lambda *each: told.append(each), steps=4)
+    for _ in range(4):
+        tally.add(3)  # three models, an epoch of each
+    assert [each[1] for each in told] == [1, 2, 3]
+    assert told[-1] == ("train references", 3, 3)
+    tally.abandon()
+    with pytest.raises(CancelledError):
+        tally.add(3)
+    assert told[-1] == ("train references", 3, 3)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from privacy_gate.arrays import Floats
+from privacy_gate.arrays import Arrays, Floats
 from privacy_gate.attacks import ATTACKS
 from privacy_gate.attacks.evidence import MembershipEvidence
 from privacy_gate.compute.machine.device import Machine
@@ -18,7 +18,6 @@ from privacy_gate.errors import EvidenceError
 from privacy_gate.jobs.subsets import included
 from privacy_gate.metrics.controls.plausibility import plausibility
 from privacy_gate.metrics.controls.self_tests import control_evidence, positive_control
-from privacy_gate.store import Arrays
 
 MACHINE = Machine(device="cpu", threads=1)
 

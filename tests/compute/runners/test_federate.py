@@ -24,7 +24,8 @@ from privacy_gate.dossier.federation.servers import SERVER_PARAMETERS
 from privacy_gate.dossier.optimizers import Sgd
 from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.errors import ConfigurationError, DatasetError
-from privacy_gate.jobs.kinds import describe, digest, digest_of, federate, probe, train_reference
+from privacy_gate.jobs.digests import describe, digest, digest_of
+from privacy_gate.jobs.kinds import federate, probe, train_reference
 from privacy_gate.simulation.cells import Privacy
 from privacy_gate.simulation.partitions import COLUMN, PARTITIONS
 from privacy_gate.simulation.rules.aggregators import AGGREGATORS, PREAGGREGATIONS, rule

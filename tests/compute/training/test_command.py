@@ -23,7 +23,8 @@ from privacy_gate.dossier.candidate import Candidate, Dossier
 from privacy_gate.dossier.dataset import AuditData, read_data
 from privacy_gate.dossier.recipe import CommandRecipe, Recipe, Trainer
 from privacy_gate.errors import ConfigurationError, UnavailableError
-from privacy_gate.jobs.kinds import Score, TrainReference, digest, train_reference
+from privacy_gate.jobs.digests import digest
+from privacy_gate.jobs.kinds import Score, TrainReference, train_reference
 from privacy_gate.store import Store
 
 SCRIPT = Path(__file__).parents[2] / "data" / "trainer.py"

@@ -17,7 +17,8 @@ from privacy_gate.compute.training.networks import Images, network_logits, train
 from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.dossier.views import View
 from privacy_gate.errors import ConfigurationError
-from privacy_gate.jobs.kinds import describe, digest, screening, train_reference
+from privacy_gate.jobs.digests import describe, digest
+from privacy_gate.jobs.kinds import screening, train_reference
 
 Make = Callable[..., Recipe]
 CNN, VIT = "test_efficientnet", "test_vit"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from privacy_gate.errors import ConfigurationError
 from privacy_gate.native.compiler import has_numba
-from privacy_gate.simulation.rules.aggregators import AGGREGATORS, PREAGGREGATIONS, Rule, Step, rule, step
+from privacy_gate.simulation.rules.aggregators import AGGREGATORS, PREAGGREGATIONS, Rule, RuleStep, rule, step
 from privacy_gate.simulation.rules.clipping import centered_clipping, stacked_clipping
 from privacy_gate.simulation.rules.geometry import (
     exchanged,
@@ -460,4 +460,4 @@ def test_a_misspelt_name_or_parameter_is_refused_and_not_ignored() -> None:
     with pytest.raises(ConfigurationError, match="cannot come last"):
         rule("krum", "nnm")
     with pytest.raises(ConfigurationError, match="can only come last"):
-        Rule(Step("krum"), (Step("median"),))
+        Rule(RuleStep("krum"), (RuleStep("median"),))
