@@ -29,7 +29,7 @@ from privacy_gate.verdict.report import CandidateRecord, ChampionRecord, CheckRe
 VERSIONED = ("numpy", "scipy", "torch", "timm", "mlflow", "pydantic")
 
 THREAT_MODEL = (
-    "The attacker sees the model's confidences (black box) and knows its recipe and public backbone.",
+    "The attacker sees {released} of the model, and knows its recipe and public backbone.",
     "The attacker knows the pool of possible members: members and holdout. Against an attacker who draws fresh "
     "examples from the population the figures are conservative, by about a factor sqrt(2) in the separation.",
     "The attacker trains reference models by the same recipe, as the audit does.",
@@ -39,7 +39,7 @@ NOT_TESTED = (
     "reconstruction and model inversion",
     "attribute inference",
     "training-data extraction by prompting or regurgitation",
-    "white-box membership inference from gradients or weights",
+    "membership inference from gradients that are sent during training",
 )
 
 
@@ -102,6 +102,8 @@ def subject_of(candidate: Candidate, data: AuditData, policy: Policy, champion: 
         claim=candidate.dossier.claim,
         rounds=candidate.rounds_digest,
         champion=_readable(champion, table, policy),
+        release=policy.surface,
+        keeps=policy.keeps(candidate.recipe),
     )
 
 
@@ -175,7 +177,7 @@ def audit(
         verdict=decided,
         exit_code=decided.exit_code,
         # Without attacks by reference models there is no such attacker to describe.
-        threat_model=THREAT_MODEL if any(check.by_references for check, _ in ran) else (),
+        threat_model=_threat_model(policy) if any(check.by_references for check, _ in ran) else (),
         not_tested=(*NOT_TESTED, *_untested(candidate.recipe, [check for check, _ in ran])),
         notes=(
             *policy.idle_waivers(candidate.name, findings, now.date()),
@@ -216,6 +218,10 @@ def _record(check: AnyCheck, result: CheckResult) -> CheckRecord:
     return CheckRecord(check=check.name, settings=settings, result=result)
 
 
+def _threat_model(policy: Policy) -> tuple[str, ...]:
+    return tuple(line.format(released=policy.surface) for line in THREAT_MODEL)
+
+
 def _cite(rules: PolicyInForce) -> PolicyRecord:
     policy = rules.policy
     return PolicyRecord(
@@ -224,7 +230,9 @@ def _cite(rules: PolicyInForce) -> PolicyRecord:
         source=rules.source,
         sha256=rules.sha256,
         recorded=rules.recorded,
-        release_context=policy.release_context,
+        release_context=policy.surface.context,
+        release=policy.surface.model_dump(mode="json", exclude_none=True),
+        released=str(policy.surface),
         confidence=policy.confidence,
         alias=policy.promotion.alias if policy.promotion else None,
     )

@@ -9,11 +9,17 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from privacy_gate.attacks import ATTACKS
+from privacy_gate.attacks.release import Release
 from privacy_gate.checks import AnyCheck
+from privacy_gate.checks.base.references import keeps_of
 from privacy_gate.checks.base.versus import Versus
+from privacy_gate.checks.membership import Membership
+from privacy_gate.checks.recipe import RecipeLeak
 from privacy_gate.documents import Record, load, nearest
-from privacy_gate.dossier.recipe import Trainer
+from privacy_gate.dossier.recipe import Recipe, Trainer
 from privacy_gate.errors import ConfigurationError
+from privacy_gate.jobs.kinds import Keeps
 from privacy_gate.verdict.judgement import CheckResult, Finding, WaiverNote, judge
 
 Text = Annotated[str, Field(min_length=1, max_length=500)]
@@ -64,14 +70,16 @@ class Promotion(Record):
 class Policy(Record):
     """The requirements that a model must meet to be promoted.
 
-    release_context  declared by the operator, never inferred
+    release     what whoever uses the model receives from it: declared by the operator, never inferred
+    release_context  the same in older policies: api and internal mean all probabilities, open-weights the weights
     confidence       level of every two-sided interval
     trainer          the program that trains references; only recipes with adaptation `command` need it
     """
 
     name: Text
     version: Annotated[int, Field(ge=1)]
-    release_context: Literal["internal", "api", "open-weights"]
+    release: Release | None = None
+    release_context: Literal["internal", "api", "open-weights"] | None = None
     confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
     checks: Annotated[tuple[AnyCheck, ...], Field(min_length=1)]
     promotion: Promotion | None = None
@@ -95,6 +103,36 @@ class Policy(Record):
         if self.compares and self.promotion is None:
             raise ValueError("checks: limits relative to the champion need its alias: add promotion: {alias: champion}")
         return self
+
+    @model_validator(mode="after")
+    def _release_is_said_once_and_can_be_attacked(self) -> Self:
+        if (self.release is None) == (self.release_context is None):
+            raise ValueError(
+                "release: say once what leaves the house, for instance release: {outputs: probabilities, context: api}"
+            )
+        for check in self.checks:
+            listed = check.attacks if isinstance(check, Membership) else None
+            if listed is not None and not any(self.surface.shows(ATTACKS[name].view) for name in listed):
+                raise ValueError(
+                    f"checks: membership: no listed attack can use a release of {self.surface}: leave `attacks` out "
+                    "to try the strongest ones, or list some of those that `privacy-gate attacks` shows for it"
+                )
+        return self
+
+    @property
+    def surface(self) -> Release:
+        """What an attacker sees."""
+        return self.release or Release.of_context(self.release_context or "api")
+
+    def keeps(self, recipe: Recipe) -> Keeps:
+        """What the policy's attacks need of the weights of a candidate of this recipe, and of its references."""
+        names: list[str] = []
+        for check in self.checks:
+            if isinstance(check, Membership):
+                names += check.listed(self.surface, recipe)
+            elif isinstance(check, RecipeLeak):
+                names += check.attacks
+        return keeps_of(recipe, self.surface, names)
 
     @property
     def compares(self) -> bool:

@@ -9,9 +9,9 @@ from pydantic import Field, field_validator, model_validator
 from privacy_gate.arrays import Bools, Ints
 from privacy_gate.checks.base.check import Check, Results, Subject, distinct_names
 from privacy_gate.checks.base.holdout import NO_IMAGES, apart, first, has_images
-from privacy_gate.checks.base.references import feature_jobs
+from privacy_gate.checks.base.references import feature_jobs, score_job
 from privacy_gate.documents import Record
-from privacy_gate.jobs.kinds import InvertTrigger, Job, Score, Trigger
+from privacy_gate.jobs.kinds import InvertTrigger, Job, Trigger
 from privacy_gate.metrics.backdoor import FEWEST_CLASSES, inverted_backdoor, trigger_anomaly, usual_anomaly
 from privacy_gate.metrics.triggers import ONE_IN, Family, Reached, backdoor_lift, trigger_fragility
 from privacy_gate.verdict.judgement import CheckResult, Limit, Measurement, Remedy, Status, judged_status, not_measured
@@ -89,7 +89,7 @@ class Backdoor(Check):
         """The candidate's answers with each trigger, known or sought, and without; none where there are no images."""
         if not has_images(subject):
             return []
-        score = Score(subject.artifact, subject.recipe, subject.data.digest)
+        score = score_job(subject)
         return [*feature_jobs(subject), score, *self._tried(subject).values(), *self._sought(subject)]
 
     def _tried(self, subject: Subject) -> dict[str, Trigger]:
@@ -112,7 +112,7 @@ class Backdoor(Check):
         if not has_images(subject):
             return CheckResult(measurements=tuple(not_measured(name, NO_IMAGES) for name in get_args(BackdoorMetric)))
         label = subject.data.label
-        plain = results(Score(subject.artifact, subject.recipe, subject.data.digest))["logits"].argmax(axis=1)
+        plain = results(score_job(subject))["logits"].argmax(axis=1)
         tried = self._tried(subject)
         rows = list(next(iter(tried.values())).rows)
         shown = {name: results(job)["predicted"] for name, job in tried.items()}

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 from privacy_gate.arrays import Bools
 from privacy_gate.checks.base.check import Results, Subject, distinct_names
 from privacy_gate.checks.base.holdout import NO_IMAGES, first, has_images
-from privacy_gate.checks.base.references import feature_jobs
+from privacy_gate.checks.base.references import feature_jobs, score_job
 from privacy_gate.checks.base.versus import ChampionLimit, Versus
 from privacy_gate.jobs.kinds import Corrupt, Job, Score
 from privacy_gate.metrics.corruption import FEWEST, corruption_ratio
@@ -131,7 +131,7 @@ class Corruption(Versus):
         return f"corruption: of an accuracy of {right.mean():.1%} are left, by corruption: {told}"
 
     def _score(self, subject: Subject) -> Score:
-        return Score(subject.artifact, subject.recipe, subject.data.digest)
+        return score_job(subject)
 
     def _corrupted(self, subject: Subject) -> dict[str, Corrupt]:
         rows, fixed = first(subject, self.images), (subject.artifact, subject.recipe, subject.data.digest)

@@ -9,11 +9,11 @@ from pydantic import Field
 
 from privacy_gate.arrays import Bools, Floats, Ints, Names
 from privacy_gate.checks.base.check import NO_FEDERATION, Results, Subject, WhereDeclared
-from privacy_gate.checks.base.references import feature_jobs
+from privacy_gate.checks.base.references import feature_jobs, score_job
 from privacy_gate.dossier.dataset import AuditData, Split
 from privacy_gate.dossier.optimizers import Adam, Constant
 from privacy_gate.dossier.recipe import Head, Recipe
-from privacy_gate.jobs.kinds import Job, Probe, Score, probe
+from privacy_gate.jobs.kinds import Job, Probe, probe
 from privacy_gate.metrics.parties.benefit import client_benefit, contribution_match
 from privacy_gate.metrics.parties.fairness import client_std, evenness, worst_decile_gap
 from privacy_gate.metrics.parties.groups import equalized_odds, gap_parts, group_gap, needed_holdout
@@ -73,7 +73,7 @@ class Fairness(WhereDeclared):
 
     def jobs(self, subject: Subject) -> list[Job]:
         """The candidate's logits, and the heads that it is compared with."""
-        score = Score(subject.artifact, subject.recipe, subject.data.digest)
+        score = score_job(subject)
         return [*feature_jobs(subject), score, *self._inherited(subject).values(), *_alone(subject).values()]
 
     def _inherited(self, subject: Subject) -> dict[str, Probe]:
@@ -94,7 +94,7 @@ class Fairness(WhereDeclared):
         few_clients, few_groups = _unserved(data, data.client, 2, "client"), _unserved(data, data.group, 1, "group")
         few_classes = _unserved(data, _classes_of_groups(data), 1, "class of every group")
         models = {name: results(job)["logits"].argmax(axis=1) for name, job in self._inherited(subject).items()}
-        models[CANDIDATE] = results(Score(subject.artifact, subject.recipe, data.digest))["logits"].argmax(axis=1)
+        models[CANDIDATE] = results(score_job(subject))["logits"].argmax(axis=1)
         alone = {name: results(job)["logits"].argmax(axis=1) for name, job in _alone(subject).items()}
         # Keyed by the data, so that an audit that is repeated says the same.
         rng = np.random.default_rng(int(data.digest[:16], 16))

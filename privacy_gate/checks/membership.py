@@ -7,10 +7,22 @@ import numpy as np
 from pydantic import Field
 
 from privacy_gate.arrays import Floats
-from privacy_gate.attacks import ATTACKS
+from privacy_gate.attacks import ATTACKS, strongest
 from privacy_gate.attacks.evidence import MembershipEvidence
+from privacy_gate.attacks.release import Release
+from privacy_gate.attacks.view import view_of
 from privacy_gate.checks.base.check import Check, Results, Subject
-from privacy_gate.checks.base.references import AttackNames, accounted, contents, control_job, gather, reference_jobs
+from privacy_gate.checks.base.references import (
+    AttackNames,
+    accounted,
+    contents,
+    control_job,
+    feature_jobs,
+    gather,
+    reference_jobs,
+    with_changed,
+)
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.jobs.kinds import Job
 from privacy_gate.metrics.controls.plausibility import plausibility
 from privacy_gate.metrics.controls.self_tests import (
@@ -74,7 +86,10 @@ class Membership(Check):
     """Membership inference against the candidate (arXiv 2402.06674).
 
     references  models trained as the candidate was, each on its own share of the pool
-    attacks     names from ATTACKS; a limit is judged for each of them
+    attacks     names from ATTACKS; a limit is judged for each of them. None: the strongest that the policy's release
+                allows, see attacks.strongest
+    knowledge   pool: the attacker knows the audited rows, members and others together, as the audit does. population:
+                he knows other rows of the same kind alone, so attacks that train on the pool are not his
     """
 
     title: ClassVar[str] = "Membership inference on this candidate"
@@ -83,7 +98,8 @@ class Membership(Check):
 
     check: Literal["membership"] = "membership"
     references: Annotated[int, Field(ge=8, le=10_000)] = 64
-    attacks: AttackNames = ("lira", "bavaria", "rmia", "loss")
+    attacks: AttackNames | None = None
+    knowledge: Literal["pool", "population"] = "pool"
     limits: Mapping[MembershipMetric, Limit] = Field(default_factory=dict)
 
     def needed_holdout(self, confidence: float) -> Mapping[str, int | None]:
@@ -99,18 +115,31 @@ class Membership(Check):
                 needed[metric] = needed_for_balance(limit, confidence)
         return needed
 
+    def listed(self, release: Release, recipe: Recipe) -> tuple[str, ...]:
+        """The attacks that are tried on a candidate of this recipe, by name."""
+        return self.attacks or strongest(release, recipe.adaptation)
+
     def jobs(self, subject: Subject) -> list[Job]:
         """Features, the candidate's logits, every reference, and the positive control."""
-        return [*reference_jobs(subject, self.references), control_job(subject)]
+        jobs = [*reference_jobs(subject, self.references), control_job(subject)]
+        if self._asks_of_changed(subject):
+            jobs += feature_jobs(subject, changed=True)
+        return list(dict.fromkeys(jobs))
+
+    def _asks_of_changed(self, subject: Subject) -> bool:
+        return any(ATTACKS[name].steady for name in self.listed(subject.release, subject.recipe))
 
     def measure(self, subject: Subject, results: Results, confidence: float) -> CheckResult:
         """Every metric for every attack, their pictures, and what would help."""
-        evidence = gather(subject, self.references, results)
+        whole = gather(subject, self.references, results)
+        if self._asks_of_changed(subject):
+            whole = with_changed(subject, whole, results)
+        evidence = view_of(whole, subject.release)
         measurements: list[Measurement] = []
         exhibits: list[Exhibit] = []
         found: dict[str, Floats] = {}
-        for name in self.attacks:
-            if (reason := ATTACKS[name].unmet(evidence)) is not None:
+        for name in self.listed(subject.release, subject.recipe):
+            if (reason := self._unmet(name, evidence)) is not None:
                 measurements += [not_measured(metric, reason, name) for metric in get_args(MembershipMetric)]
                 continue
             found[name] = ATTACKS[name].score(evidence)
@@ -120,19 +149,38 @@ class Membership(Check):
         return CheckResult(
             measurements=tuple(measurements),
             exhibits=tuple(exhibits),
-            controls=tuple(_controls(subject, results, evidence, found)),
-            notes=accounted(subject, results),
-            remedies=tuple(_remedy(measurements, self.bounds, evidence)),
+            controls=tuple(_controls(subject, results, whole, found)),
+            notes=(*attacker(evidence, self.knowledge), *accounted(subject, results)),
+            remedies=tuple(_remedy(measurements, self.bounds, whole)),
         )
+
+    def _unmet(self, name: str, evidence: MembershipEvidence) -> str | None:
+        if self.knowledge == "population" and ATTACKS[name].pool:
+            return "its attacker knows the pool of candidates, and the policy says knowledge: population"
+        return ATTACKS[name].unmet(evidence)
+
+
+def attacker(evidence: MembershipEvidence, knowledge: str) -> tuple[str, ...]:
+    """Whose figures these are, in a note: what the attacker sees, what he knows, and how well he recovers a head."""
+    knows = "the pool of audited rows" if knowledge == "pool" else "other rows of the population, and not the pool"
+    lines = [f"membership: the attacker sees {evidence.release} and knows {knows}"]
+    if evidence.head is not None and evidence.release.outputs not in ("weights", "label", "top_k"):
+        lines.append(
+            "membership: the attacker recovers the head from the answers, with an error of "
+            f"{evidence.residual_of_head:.1e} of the logits' size"
+        )
+    return tuple(lines)
 
 
 def _controls(
     subject: Subject, results: Results, evidence: MembershipEvidence, scores: Mapping[str, Floats]
 ) -> list[Control]:
     """Is the audit able to see a leak, and does the dossier describe this model? See metrics.controls."""
-    data, planted = subject.data, control_evidence(results(control_job(subject)))
+    data = subject.data
+    planted = view_of(control_evidence(results(control_job(subject))), subject.release)
     # Some attacks need what no control has, a loss trace for instance: beside them the plainest one is tried.
-    tried = dict.fromkeys([*scores, "loss"])
+    plainest = "loss" if subject.release.shows("top_k") else "gap"
+    tried = dict.fromkeys([*scores, plainest])
     seen = {name: ATTACKS[name].score(planted) for name in tried if ATTACKS[name].unmet(planted) is None}
     described = plausibility(evidence) or [
         Control(

@@ -55,7 +55,7 @@ class PowerLaw(Check):
         return [
             *feature_jobs(subject),
             *(
-                train_reference(subject.recipe, data.digest, index, divisor)
+                train_reference(subject.recipe, data.digest, index, divisor, keeps=subject.keeps)
                 for divisor in self.divisors
                 for index in range(self.references)
             ),
@@ -86,7 +86,7 @@ class PowerLaw(Check):
     def _models(self, subject: Subject, results: Results, divisor: int) -> tuple[Floats, Bools, float]:
         """phi (M, n) and training sets (M, n) on the rows of one part of the pool, and its members per class."""
         stored = [
-            results(train_reference(subject.recipe, subject.data.digest, index, divisor))
+            results(train_reference(subject.recipe, subject.data.digest, index, divisor, keeps=subject.keeps))
             for index in range(self.references)
         ]
         # Every row of this part of the pool is in some reference's training set, and no other row is.

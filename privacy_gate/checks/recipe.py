@@ -11,6 +11,7 @@ from privacy_gate.attacks import ATTACKS
 from privacy_gate.attacks.every_model import EVERY_MODEL
 from privacy_gate.attacks.evidence import MembershipEvidence
 from privacy_gate.attacks.leave_one_out import all_models
+from privacy_gate.attacks.view import view_of
 from privacy_gate.checks.base.check import Check, Results, Subject, distinct_names
 from privacy_gate.checks.base.references import gather, reference_jobs
 from privacy_gate.errors import EvidenceError
@@ -60,7 +61,7 @@ class RecipeLeak(Check):
 
     def measure(self, subject: Subject, results: Results, confidence: float) -> CheckResult:
         """All three rates at each false positive rate."""
-        evidence = gather(subject, self.references, results)
+        evidence = view_of(gather(subject, self.references, results), subject.release)
         measurements = [found for name in self.attacks for found in _pooled(name, evidence, confidence)]
         phi, included = all_models(evidence)
         measurements += [calibrated_tpr(phi, included, fpr, confidence) for fpr in FPRS]

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from privacy_gate.arrays import Bools
 from privacy_gate.checks.base.check import Results, Subject
-from privacy_gate.checks.base.references import feature_jobs
+from privacy_gate.checks.base.references import feature_jobs, score_job
 from privacy_gate.checks.base.versus import ChampionLimit, Versus
 from privacy_gate.dossier.dataset import Split
 from privacy_gate.jobs.kinds import Job, Score
@@ -71,7 +71,7 @@ class Utility(Versus):
 
 
 def _score(subject: Subject) -> Score:
-    return Score(subject.artifact, subject.recipe, subject.data.digest)
+    return score_job(subject)
 
 
 def _correct(subject: Subject, results: Results) -> Bools:

@@ -19,6 +19,10 @@ REFERENCE_BLOCK = 16
 """References in one batch, which train stacked."""
 
 
+Keeps = tuple[Literal["head", "span"], ...]
+"""What is kept of a model's weights besides its answers: a head whole, of a network its gradient span."""
+
+
 class Job:
     """One task of computing, with one stored result. To add a kind, write a frozen dataclass of its fields that derives
     from this class, in a file here, and a line in compute.run.RUNNERS that names the function that computes it.
@@ -69,12 +73,14 @@ class Score(Job):
     """The candidate's output on every row of the audit table.
 
     Result: logits (N, C) float32, of the image as it stands; confidence (N,) float32, log p_y - log(1 - p_y)
-    in nats, the mean over the recipe's views.
+    in nats, the mean over the recipe's views. If `keeps` asks for them: head (C, D + 1) float32, bias last; span (N,)
+    float32, see compute.training.spans.
     """
 
     artifact: str
     recipe: Recipe
     dataset: str
+    keeps: Annotated[Keeps, InDigest.IF_CHANGED] = ()
 
 
 @dataclass(frozen=True)
@@ -88,7 +94,8 @@ class TrainReference(Job):
     Result, on every row: confidence (N,) float32, log p_y - log(1 - p_y) in nats, the mean over the recipe's
     views; residual (N,) float32, the norm of p - onehot(y); correct (N,) bool, whether the largest logit is
     the label's; included (N,) bool, the rows it was trained on; and for index 0 logits (N, C) float32, and
-    epsilon (1,) where the recipe has DP-SGD, or its federation privacy of clients, and Opacus is installed.
+    epsilon (1,) where the recipe has DP-SGD, or its federation privacy of clients, and Opacus is installed. If `keeps`
+    asks for them: head (C, D + 1) float32, bias last, 4 C (D + 1) bytes; span (N,) float32, see compute.training.spans.
     """
 
     recipe: Recipe
@@ -96,25 +103,27 @@ class TrainReference(Job):
     index: int
     divisor: int = 1
     without: tuple[int, ...] = ()
+    keeps: Annotated[Keeps, InDigest.IF_CHANGED] = ()
 
     @property
     def batch(self) -> Hashable:
         """Blocks of indices."""
         # A program trains one reference at a time and may take hours, so a batch of several would gain nothing.
         block = 1 if self.recipe.adaptation == "command" else REFERENCE_BLOCK
-        return self.recipe, self.divisor, self.without, self.index // block
+        return self.recipe, self.divisor, self.without, self.keeps, self.index // block
 
 
 @dataclass(frozen=True)
 class TrainControl(Job):
     """The positive control: models that learn labels of dice by heart, on the audit's own features.
 
-    Result: see compute.control.train_control.
+    Result: see compute.control.train_control. If `keeps` asks for it, also head (TWINS, SIDES, D + 1) float32.
     """
 
     backbone: Backbone
     input: Input | None
     dataset: str
+    keeps: Annotated[Keeps, InDigest.IF_CHANGED] = ()
 
 
 Stress = tuple[Literal["gone", "absent", "stale"], float]
@@ -357,10 +366,10 @@ class Trajectory(Job):
 
 
 def train_reference(
-    recipe: Recipe, dataset: str, index: int, divisor: int = 1, without: tuple[int, ...] = ()
+    recipe: Recipe, dataset: str, index: int, divisor: int = 1, without: tuple[int, ...] = (), keeps: Keeps = ()
 ) -> TrainReference:
     """The job of reference `index`; a candidate retrained with another seed has the same one."""
-    return TrainReference(recipe.model_copy(update={"seed": 0}), dataset, index, divisor, without)
+    return TrainReference(recipe.model_copy(update={"seed": 0}), dataset, index, divisor, without, keeps)
 
 
 def embed_jobs(

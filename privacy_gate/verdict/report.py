@@ -26,7 +26,11 @@ class CandidateRecord(Record):
 
 
 class PolicyRecord(Record):
-    """Which policy judged. Its sha256 and the time were recorded before anything was measured."""
+    """Which policy judged. Its sha256 and the time were recorded before anything was measured.
+
+    release, released  what an attacker sees: the policy's settings, and in words; None in older reports, whose figures
+                       are of an attacker who sees all confidences
+    """
 
     name: str
     version: int
@@ -36,6 +40,8 @@ class PolicyRecord(Record):
     release_context: str
     confidence: float
     alias: str | None
+    release: Mapping[str, object] | None = None
+    released: str | None = None
 
 
 class ChampionRecord(Record):

@@ -2,19 +2,20 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
 from typing import Any, ClassVar, Self
 
 from numpy.typing import NDArray
 from pydantic import model_validator
 
+from privacy_gate.attacks.release import Release
 from privacy_gate.documents import Record, nearest
 from privacy_gate.dossier.candidate import Claim
 from privacy_gate.dossier.champion import Champion
 from privacy_gate.dossier.dataset import AuditData
 from privacy_gate.dossier.recipe import Recipe
-from privacy_gate.jobs.kinds import Job
+from privacy_gate.jobs.kinds import Job, Keeps
 from privacy_gate.metrics.catalogue import find
 from privacy_gate.verdict.judgement import CheckResult, Limit, Measurement, not_measured
 
@@ -35,7 +36,11 @@ def asks_nothing(metric: str, limit: Limit) -> bool:
 @dataclass(frozen=True)
 class Subject:
     """What is judged: the recipe, the artifact's digest, the audit data, metrics the run logged, a DP claim, the digest
-    of the federation's round log, and the version promoted now; None where nobody looked for one."""
+    of the federation's round log, and the version promoted now; None if nobody looked for one.
+
+    release  what an attacker sees of the model
+    keeps    what the policy's attacks need of the weights of the candidate and its references
+    """
 
     recipe: Recipe
     artifact: str
@@ -44,6 +49,8 @@ class Subject:
     claim: Claim | None = None
     rounds: str | None = None
     champion: Champion | None = None
+    release: Release = field(default_factory=Release)
+    keeps: Keeps = ()
 
 
 class Check(Record):

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from privacy_gate.compute.images.vision import OPERATORS as _OPERATORS  # noqa: F401 - must come before timm
 from privacy_gate.compute.machine.scratch import scratch_folder
@@ -27,6 +29,11 @@ class TrainedHead:
     index: int
     weight: torch.Tensor
     bias: torch.Tensor
+
+
+def joined(head: TrainedHead) -> NDArray[np.float32]:
+    """The head as one array (C, D + 1), bias last."""
+    return np.concatenate([head.weight.float().cpu().numpy(), head.bias.float().cpu().numpy()[:, None]], axis=1)
 
 
 def build(backbone: Backbone, classes: int) -> torch.nn.Module:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from privacy_gate.arrays import Arrays
+from privacy_gate.compute.images.backbone import joined
 from privacy_gate.compute.machine.device import Machine
 from privacy_gate.compute.training.heads import confidences, head_logits, train_heads
 from privacy_gate.compute.work import Work
@@ -49,7 +50,9 @@ def run_control(jobs: Sequence[TrainControl], work: Work) -> None:
     """Trains and stores the twins of each control."""
     for job in jobs:
         features = work.features(job.backbone, job.input)
-        work.results.put(job, train_control(features, work.inputs.data.split, work.machine))
+        arrays = train_control(features, work.inputs.data.split, work.machine)
+        # Heads take as much room as all the rest, so they are stored only if an attack on heads is to be tried.
+        work.results.put(job, {name: arrays[name] for name in arrays if name != "head" or "head" in job.keeps})
 
 
 def train_control(features: NDArray[np.float32], split: NDArray[np.int8], machine: Machine) -> Arrays:
@@ -88,6 +91,7 @@ def train_control(features: NDArray[np.float32], split: NDArray[np.int8], machin
         "confidence": confidence,
         "residual": residual,
         "logits": np.stack([head_logits(small, head, machine) for head in heads[:2]]),
+        "head": np.stack([joined(head) for head in heads]),
     }
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from privacy_gate.compute.images.backbone import TrainedHead
+from privacy_gate.compute.images.backbone import TrainedHead, joined
 from privacy_gate.compute.runners.federate import clients_of, federated_heads, federated_networks, holders
 from privacy_gate.compute.training.accountant import spent_epsilon, spent_on_clients
 from privacy_gate.compute.training.command import train_by_command
@@ -42,7 +42,7 @@ def run_references(jobs: Sequence[TrainReference], work: Work) -> None:
 
 def _pools(jobs: Sequence[TrainReference], data: AuditData) -> Iterator[tuple[dict[int, TrainReference], Rows]]:
     """Groups of jobs that share a pool: the jobs by index, and each one's training rows, (N,) bool, by index."""
-    for (divisor, without), group in groupby(jobs, attrgetter("divisor", "without")):
+    for (divisor, without, _), group in groupby(jobs, attrgetter("divisor", "without", "keeps")):
         by_index = {job.index: job for job in group}
         yield by_index, dict(training_sets(data, by_index, divisor, without))
 
@@ -60,6 +60,8 @@ def _heads(recipe: Recipe, jobs: Sequence[TrainReference], work: Work) -> None:
             heads = federated_heads(features[0].cpu().numpy(), data, recipe, subsets, machine, work.progress)
         for head in heads:
             arrays = {**_judge(head, features, work), **_drawn(recipe, head.index, rows[head.index], data)}
+            if "head" in by_index[head.index].keeps:
+                arrays["head"] = joined(head)
             work.results.put(by_index[head.index], arrays)
 
 

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from privacy_gate.arrays import Arrays
-from privacy_gate.compute.images.backbone import candidate_head
+from privacy_gate.compute.images.backbone import candidate_head, joined
 from privacy_gate.compute.training.command import score_by_command
 from privacy_gate.compute.training.heads import confidences, head_logits
 from privacy_gate.compute.training.judged import score_network
 from privacy_gate.compute.work import Work
-from privacy_gate.dossier.recipe import CommandRecipe, Recipe
+from privacy_gate.dossier.recipe import CommandRecipe
 from privacy_gate.errors import CandidateError
 from privacy_gate.jobs.kinds import Score
 
@@ -18,10 +18,11 @@ from privacy_gate.jobs.kinds import Score
 def run_score(jobs: Sequence[Score], work: Work) -> None:
     """Scores the candidate: by an external program, as a network, or as a head, depending on its recipe."""
     for job in jobs:
-        work.results.put(job, _score(job.recipe, work))
+        work.results.put(job, _score(job, work))
 
 
-def _score(recipe: Recipe, work: Work) -> Arrays:
+def _score(job: Score, work: Work) -> Arrays:
+    recipe = job.recipe
     folder, label, machine = work.inputs.candidate, work.inputs.data.label, work.machine
     if isinstance(recipe, CommandRecipe):
         return score_by_command(recipe, folder, work.inputs.data)
@@ -34,4 +35,5 @@ def _score(recipe: Recipe, work: Work) -> Arrays:
             "table and backbone that it was trained with"
         )
     answers = [confidences(view, label, [head], machine)[0][0] for view in features]
-    return {"logits": head_logits(features[0], head, machine), "confidence": np.mean(answers, axis=0)}
+    arrays = {"logits": head_logits(features[0], head, machine), "confidence": np.mean(answers, axis=0)}
+    return {**arrays, "head": joined(head)} if "head" in job.keeps else arrays

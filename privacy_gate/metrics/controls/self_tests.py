@@ -12,6 +12,8 @@ from scipy import stats
 
 from privacy_gate.arrays import Floats
 from privacy_gate.attacks.evidence import MembershipEvidence, logit_scaled
+from privacy_gate.attacks.heads import Training, with_ones
+from privacy_gate.attacks.release import right
 from privacy_gate.dossier.dataset import Split
 from privacy_gate.errors import EvidenceError
 from privacy_gate.metrics.membership import auc, tpr_at_fpr
@@ -136,6 +138,8 @@ def control_evidence(arrays: Mapping[str, NDArray[np.generic]]) -> MembershipEvi
     included, label = arrays["included"].astype(bool), arrays["label"].astype(np.int64)
     confidence, logits = arrays["confidence"].astype(np.float64), arrays["logits"].astype(np.float64)
     split = np.where(included.any(axis=0), Split.HOLDOUT, Split.POPULATION)
+    heads = arrays["head"].astype(np.float64) if "head" in arrays else None
+    features = arrays["features"].astype(np.float64)
     return MembershipEvidence(
         target=logit_scaled(logits[0], label),
         reference=confidence[1:],
@@ -145,8 +149,12 @@ def control_evidence(arrays: Mapping[str, NDArray[np.generic]]) -> MembershipEvi
         logits=logits[0],
         reference_logits=logits[1],
         residual=arrays["residual"][1:].astype(np.float64),
-        features=arrays["features"].astype(np.float64),
-    )
+        features=features,
+        head=None if heads is None else heads[0],
+        reference_heads=None if heads is None else heads[1:],
+        training=Training(adaptive=True),
+        right=right(logits[0], label),
+        reference_right=None if heads is None else right(with_ones(features) @ heads[1:].transpose(0, 2, 1), label),
 
 
 def positive_control(evidence: MembershipEvidence, scores: Mapping[str, Floats]) -> Control:
