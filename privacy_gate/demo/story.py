@@ -72,7 +72,18 @@ FEW, MANY = Digits(10, 1500, 500), Digits(250, 2000, 500)
 
 STORIES = (
     Story("digits-hasty", "ten images per class, a hundred epochs", FEW, HASTY, 100, 16, exit_code=BLOCKED),
-    Story("digits-careful", "250 images per class, one epoch", MANY, CAREFUL, 1, 32),
+    Story(
+        "digits-careful",
+        "250 images per class, one epoch, all probabilities released",
+        MANY,
+        CAREFUL,
+        1,
+        32,
+        exit_code=BLOCKED,
+    ),
+    Story(
+        "digits-labels", "the same head, of which users receive the label alone", MANY, CAREFUL, 1, 32, policy="labels"
+    ),
     Story(
         "digits-federated",
         "the same images at ten sites, aggregated by plain averaging",

@@ -155,6 +155,7 @@ def control_evidence(arrays: Mapping[str, NDArray[np.generic]]) -> MembershipEvi
         training=Training(adaptive=True),
         right=right(logits[0], label),
         reference_right=None if heads is None else right(with_ones(features) @ heads[1:].transpose(0, 2, 1), label),
+    )
 
 
 def positive_control(evidence: MembershipEvidence, scores: Mapping[str, Floats]) -> Control:
