@@ -130,12 +130,13 @@ def test_ranges_are_reached_and_no_wider() -> None:
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_reports_show_percent_exactly_for_shares_and_their_differences(name: str) -> None:
+def test_reports_show_percent_exactly_for_shares_and_points_exactly_for_their_differences(name: str) -> None:
     record = EVERY[name]
     assert words.metric(name) == record
     figure = words.shown(exactly(name, 0.5))
     assert figure is not None
-    assert ("%" in figure.value) is (record.unit in ("share", "difference"))
+    assert ("%" in figure.value) is (record.unit == "share")
+    assert ("points" in figure.value) is (record.unit == "difference")
 
 
 @pytest.mark.parametrize("name", LIMITABLE)
