@@ -16,6 +16,12 @@ MOST_STEPS, TOLERANCE = 200, 1e-6
 RIDGE = 1e-10
 """Share of the mean eigenvalue added to the features' covariance: constant or repeated features leave it singular."""
 
+REFINED = 4
+"""Steps of refinement of an unweighted fit."""
+
+LEAST_WHOLE = 0.5
+"""Share of rows with all probabilities in the range of float32 from which those rows alone are fitted."""
+
 SOUND = 1e-2
 """Relative error of the fitted logits up to which a recovered head is taken for the candidate's."""
 
@@ -49,13 +55,27 @@ def recover(x: Floats, answers: Floats, unit: float = 0.0) -> Recovered:
         logs = np.log(answers)
     seen = answers > max(unit / 2, float(np.finfo(np.float32).tiny))
     logs = np.where(seen, logs, 0.0)
-    if unit == 0 and bool(seen.all()):
-        centred = logs - logs.mean(axis=1, keepdims=True)
-        head = np.linalg.lstsq(x, centred, rcond=None)[0].T
-        return _judged(x, logs, seen.astype(np.float64), head, seen)
+    whole = seen.all(axis=1)
+    # A float32 holds probabilities down to 1e-38. The few rows with smaller ones are left out: the others suffice.
+    if unit == 0 and whole.mean() > LEAST_WHOLE:
+        rows, known = x[whole], logs[whole]
+        head = _least_squares(rows, known - known.mean(axis=1, keepdims=True))
+        return _judged(rows, known, np.ones(known.shape), head, seen)
     error = FLOAT32**2 + (unit / np.sqrt(12) / np.where(seen, answers, 1.0)) ** 2
     weight = np.where(seen, error.min() / error, 0.0)
     return _judged(x, logs, weight, _weighted(x, logs, weight), seen)
+
+
+def _least_squares(x: Floats, values: Floats) -> Floats:
+    """Heads (C, D) that fit values (N, C), of least norm if there are many.
+
+    By the covariance with a little ridge, whose bias a few steps of refinement take away: ten times faster than a
+    singular value decomposition.
+    """
+    factor, head = _factor(x.T @ x), np.zeros((values.shape[1], x.shape[1]))
+    for _ in range(REFINED):
+        head += cho_solve(factor, x.T @ (values - x @ head.T)).T
+    return head
 
 
 def _judged(x: Floats, logs: Floats, weight: Floats, head: Floats, seen: Bools) -> Recovered:

@@ -63,7 +63,8 @@ def log_ratio_online(evidence: MembershipEvidence) -> Floats:
     inside, outside = (
         _log_mean_probability(evidence.reference, side) for side in (evidence.included, ~evidence.included)
     )
-    return np.asarray(log_probability(evidence.target) - np.logaddexp(inside, outside) + np.log(2))
+    with np.errstate(invalid="ignore"):  # NaN in population rows
+        return np.asarray(log_probability(evidence.target) - np.logaddexp(inside, outside) + np.log(2))
 
 
 def log_ratio_offline(evidence: MembershipEvidence, a: float) -> Floats:

@@ -152,7 +152,7 @@ def control_evidence(arrays: Mapping[str, NDArray[np.generic]]) -> MembershipEvi
         features=features,
         head=None if heads is None else heads[0],
         reference_heads=None if heads is None else heads[1:],
-        training=Training(adaptive=True),
+        training=Training(),
         right=right(logits[0], label),
         reference_right=None if heads is None else right(with_ones(features) @ heads[1:].transpose(0, 2, 1), label),
     )
