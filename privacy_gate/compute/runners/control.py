@@ -5,6 +5,7 @@ are trained and evaluated like references: with the same features and training c
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,7 +91,7 @@ def train_control(
     # Heads arrive in the order of their blocks; arrays are stored by index.
     twins = sorted(train_heads(small, label, recipe, subsets, machine), key=lambda head: head.index)
     confidence, residual = confidences(small, label, twins, machine)
-    arrays = {
+    arrays: dict[str, NDArray[Any]] = {
         "rows": rows,
         "features": small,
         "label": label,
