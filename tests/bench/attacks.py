@@ -54,7 +54,7 @@ def data_sets(fashion: Path | None) -> Iterator[tuple[str, NDArray[np.float32], 
     yield "MNIST pixels", (images / 255).astype(np.float32), label.astype(np.int64)
     if fashion is not None:
         raw, names = (
-            np.frombuffer(gzip.open(fashion / f"train-{kind}-ubyte.gz").read(), np.uint8, offset=skip)
+            np.frombuffer(gzip.decompress((fashion / f"train-{kind}-ubyte.gz").read_bytes()), np.uint8, offset=skip)
             for kind, skip in (("images-idx3", 16), ("labels-idx1", 8))
         )
         yield (
