@@ -20,7 +20,7 @@ def view_of(evidence: MembershipEvidence, release: Release) -> MembershipEvidenc
     The attacker trains references, so their weights and all their answers are known to him; but he compares like with
     like, and so cuts theirs as the candidate's are cut.
     """
-    bare = replace(evidence, release=release, memo={})
+    bare = replace(evidence, release=release)
     if release.outputs == "label":
         return replace(bare, head=None, reference_heads=None, span=None, reference_span=None)
     if release.outputs == "weights":

@@ -9,7 +9,11 @@ import pytest
 
 from privacy_gate.arrays import Bools, Floats, Ints
 from privacy_gate.attacks.evidence import MembershipEvidence, logit_scaled
+from privacy_gate.attacks.release import Release
 from privacy_gate.dossier.dataset import Split
+
+CHANGED = 4
+"""Changed images of each row."""
 
 DATA = Path(__file__).parents[1] / "data"
 Plant = Callable[..., MembershipEvidence]
@@ -38,7 +42,8 @@ def planted(
 ) -> MembershipEvidence:
     """phi is the row's own difficulty, plus noise of each model, plus `leak` where a model saw the row.
 
-    trained: the candidate saw its members; shift: added to every phi.
+    trained: the candidate saw its members; shift: added to every phi. The gradient span is noise plus `leak`; a label is
+    right if phi exceeds `shift`, and labels of CHANGED images are right more often the larger phi.
     """
     rng = np.random.default_rng(seed)
     rows = pool + population
@@ -50,8 +55,15 @@ def planted(
     np.put_along_axis(included[:, :pool], order[:4], np.array([True, False, True, False])[:references, None][:4], 0)
     difficulty = rng.normal(size=rows) * 2 + shift
     reference = difficulty + rng.normal(size=(references, rows)) + leak * included
-    target = difficulty + rng.normal(size=rows) + leak * ((split == Split.MEMBER) & trained)
+    seen = (split == Split.MEMBER) & trained
+    target = difficulty + rng.normal(size=rows) + leak * seen
     label = rng.integers(0, classes, rows)
+    other = np.random.default_rng([seed, 1])
+    span, steady = (np.empty((1 + references, rows)) for _ in range(2))
+    for model, mask in enumerate([seen, *included]):
+        span[model] = other.normal(size=rows) + leak * mask
+        likely = 1 / (1 + np.exp(shift - difficulty - leak * mask))
+        steady[model] = other.binomial(CHANGED, likely) / CHANGED
     return MembershipEvidence(
         target=target,
         reference=reference,
@@ -63,6 +75,13 @@ def planted(
         features=rng.normal(size=(rows, 6)) + difficulty[:, None] / 2,
         trace=traces(target - shift, difficulty, rng),
         ridge=0.01,
+        release=Release(outputs="weights"),
+        span=span[0],
+        reference_span=span[1:],
+        right=target > shift,
+        reference_right=reference > shift,
+        steady=steady[0],
+        reference_steady=steady[1:],
     )
 
 
