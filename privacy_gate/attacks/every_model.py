@@ -11,11 +11,13 @@ import numpy as np
 from privacy_gate.arrays import Bools, Floats
 from privacy_gate.attacks.bavaria import log_predictive
 from privacy_gate.attacks.evidence import MembershipEvidence, log_probability
+from privacy_gate.attacks.labels import PRIOR
 from privacy_gate.attacks.leave_one_out import all_models, lira_every_model
 from privacy_gate.attacks.moments import moments, row_blocks
 from privacy_gate.attacks.rmia import OFFLINE_SHARE, log_expected_offline
 from privacy_gate.attacks.ties import share_below
 from privacy_gate.attacks.weights import span_statistic, statistic_of
+from privacy_gate.errors import EvidenceError
 
 
 def bavaria_every_model(phi: Floats, included: Bools) -> Floats:
@@ -74,6 +76,21 @@ def _of_span(evidence: MembershipEvidence) -> Floats:
     return bavaria_every_model(made[:, pool], included[:, pool])
 
 
+def _of_label(evidence: MembershipEvidence) -> Floats:
+    """`label_lira` on every model: rates of right labels among the other models of either side, Jeffreys' prior."""
+    if evidence.right is None or evidence.reference_right is None:
+        raise EvidenceError("the attack needs the labels of the candidate and its references, found none")
+    pool = evidence.pool
+    right = np.concatenate([evidence.right[None], evidence.reference_right])[:, pool]
+    included = np.concatenate([evidence.member[None], evidence.included])[:, pool]
+    logs = []
+    for side in (included, ~included):
+        hits, models = (right & side).sum(axis=0) - (right & side), side.sum(axis=0) - side
+        rate = (hits + PRIOR) / (models + 2 * PRIOR)
+        logs.append(np.log(np.where(right, rate, 1 - rate)))
+    return np.asarray(logs[0] - logs[1])
+
+
 def _of_lira(evidence: MembershipEvidence) -> Floats:
     return lira_every_model(*all_models(evidence))
 
@@ -93,5 +110,6 @@ EVERY_MODEL: dict[str, Callable[[MembershipEvidence], Floats]] = {
     "bavaria": _of_bavaria,
     "rmia": _of_rmia,
     "span_lira": _of_span,
+    "label_lira": _of_label,
 }
 """Scores (M + 1, audited rows) of every model as target, the candidate first, by the attack's name in ATTACKS."""

@@ -1,6 +1,6 @@
 """What leaves the house, and so what an attacker sees: made from a model's outputs once, for every attack alike."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +56,16 @@ class Release(Record):
     def unit(self) -> float:
         """The last decimal's size; 0 if probabilities are not rounded."""
         return 0.0 if self.digits is None else 10.0**-self.digits
+
+    @property
+    def settings(self) -> str:
+        """As a policy writes it, without what is not set.
+
+        >>> Release(outputs="top_k", k=1).settings
+        '{outputs: top_k, k: 1}'
+        """
+        named = {"outputs": self.outputs, "digits": self.digits, "k": self.k}
+        return "{" + ", ".join(f"{key}: {value}" for key, value in named.items() if value is not None) + "}"
 
     def __str__(self) -> str:
         """In a few words, for tables and sentences.
@@ -131,8 +141,3 @@ def probabilities(logits: Floats) -> NDArray[np.float64]:
 def right(logits: Floats, label: Ints) -> Bools:
     """Whether the label that is released is the true one: logits (..., N, C), label (N,) -> (..., N)."""
     return np.asarray(logits.argmax(axis=-1) == label)
-
-
-def plain(release: Release) -> dict[str, Any]:
-    """The release's settings that are not defaults, for messages and reports."""
-    return release.model_dump(mode="json", exclude_none=True)

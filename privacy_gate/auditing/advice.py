@@ -1,24 +1,31 @@
 """Measures how much other recipes would leak on this data, and how accurate they would be.
 
 Every alternative is trained and attacked like the recipe itself: reference models are trained on random parts of
-the pool, and LiRA attacks each of them with the help of all the others (arXiv 2402.06674). Pure functions: they
+the pool, and the strongest attack that the release allows attacks each of them with the help of all the others
+(arXiv 2402.06674; on weights of heads, LiRA on the gradient span). Pure functions: they
 name jobs and read stored results.
 """
 
 import datetime
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 from privacy_gate.arrays import Bools, Floats
+from privacy_gate.attacks import ATTACKS
+from privacy_gate.attacks.every_model import EVERY_MODEL
+from privacy_gate.attacks.evidence import MembershipEvidence
+from privacy_gate.attacks.leave_one_out import all_models
+from privacy_gate.attacks.release import Release
+from privacy_gate.attacks.view import view_of
 from privacy_gate.auditing.policy import Policy
 from privacy_gate.checks.base.check import Results, Subject
-from privacy_gate.checks.base.references import feature_jobs
+from privacy_gate.checks.base.references import feature_jobs, features, training_of
 from privacy_gate.documents import Record
 from privacy_gate.dossier.alternatives import Alternative, Family
 from privacy_gate.dossier.candidate import Candidate
@@ -27,9 +34,19 @@ from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.jobs.kinds import Job, TrainReference, train_reference
 from privacy_gate.metrics.intervals.clustered import left_out_accuracy, left_out_gain
 from privacy_gate.metrics.rates import best_fpr, kind_and_fpr
-from privacy_gate.metrics.recipe import recipe_tpr
+from privacy_gate.metrics.recipe import clustered_tpr, recipe_tpr
 from privacy_gate.metrics.vulnerability import vulnerability
 from privacy_gate.verdict.judgement import Measurement, Severity, not_measured
+
+RELEASES = (
+    Release(outputs="weights"),
+    Release(),
+    Release(digits=3),
+    Release(digits=2),
+    Release(outputs="top_k", k=1),
+    Release(outputs="label"),
+)
+"""Release surfaces under which the unchanged recipe is measured."""
 
 
 class Target(Record):
@@ -47,12 +64,14 @@ class Trained:
     included  (M, N) whether the model was trained on the row
     correct   (M, N) whether the model predicts the row's label
     stays     (N,) whether the alternative keeps the row; dropped rows train no model
+    evidence  the whole table, model 0 in the candidate's place
     """
 
     phi: Floats
     included: Bools
     correct: Bools
     stays: Bools
+    evidence: MembershipEvidence
 
 
 class Row(Record):
@@ -60,7 +79,9 @@ class Row(Record):
 
     accuracy         on the rows of the whole pool that a reference model was not trained on
     gain             accuracy minus that of the unchanged recipe, paired; None for the unchanged recipe
-    leak             LiRA's true positive rate at each target, on the rows that are kept
+    leak             true positive rate at each target of the strongest attack that the release allows, on the rows
+                     that are kept
+    release          what leaves the house, in words; None in older tables: all probabilities
     before           the rate of the same rows under the unchanged recipe; only if rows were dropped. If `leak` is
                      higher, dropping exposed other rows. The dropped rows were selected with the same reference
                      models, so `before` is biased low
@@ -75,6 +96,7 @@ class Row(Record):
     recipe: Recipe
     accuracy: Measurement
     leak: tuple[Measurement, ...]
+    release: str | None = None
     gain: Measurement | None = None
     before: tuple[Measurement, ...] = ()
     dropped: tuple[str, ...] = ()
@@ -158,7 +180,11 @@ def _trainings(
     option: Alternative, subject: Subject, references: int, without: tuple[int, ...]
 ) -> list[TrainReference]:
     digest = subject.data.digest
-    return [train_reference(option.recipe, digest, index, without=without) for index in range(references)]
+    # References keep the weights that the policy's attacks need, so that each alternative meets the same attacker.
+    return [
+        train_reference(option.recipe, digest, index, without=without, keeps=subject.keeps)
+        for index in range(references)
+    ]
 
 
 def gather(
@@ -170,10 +196,40 @@ def gather(
     phi, included, correct = (np.stack([reference[name][pool] for reference in stored]) for name in _KEPT)
     stays = pool.copy()
     stays[list(without)] = False
-    return Trained(phi, included, correct, stays[pool])
+    return Trained(phi, included, correct, stays[pool], _evidence(option, subject, stored, stays, results))
 
 
 _KEPT = ("confidence", "included", "correct")
+
+
+def _evidence(
+    option: Alternative,
+    subject: Subject,
+    stored: Sequence[Mapping[str, NDArray[Any]]],
+    stays: Bools,
+    results: Results,
+) -> MembershipEvidence:
+    """The references as evidence, the first in the candidate's place; dropped rows are in no training set."""
+    first, others = stored[0], stored[1:]
+    split = np.where(stays, np.where(first["included"], Split.MEMBER, Split.HOLDOUT), Split.POPULATION)
+    heads = np.stack([reference["head"] for reference in stored]) if "head" in first else None
+    spans = np.stack([reference["span"] for reference in stored]) if "span" in first else None
+    return MembershipEvidence(
+        target=first["confidence"],
+        reference=np.stack([reference["confidence"] for reference in others]),
+        included=np.stack([reference["included"] for reference in others]),
+        label=subject.data.label,
+        split=split.astype(np.int8),
+        logits=first["logits"],
+        features=features(subject, results) if heads is not None else None,
+        training=training_of(option.recipe),
+        head=None if heads is None else heads[0],
+        reference_heads=None if heads is None else heads[1:],
+        span=None if spans is None else spans[0],
+        reference_span=None if spans is None else spans[1:],
+        right=first["correct"],
+        reference_right=np.stack([reference["correct"] for reference in others]),
+    )
 
 
 def measure(
@@ -186,7 +242,7 @@ def measure(
 ) -> Row:
     """The row of the alternative, without `best`, which depends on all rows."""
     # Dropped rows are not attacked: no reference was trained on them.
-    leak = tuple(_leak(trained, trained.stays, goal.fpr, confidence) for goal in goals)
+    leak = _leaks(trained, trained.stays, goals, subject.release, confidence)
     dropped = np.flatnonzero(pool_of(subject))[~trained.stays]
     names = hashed_ids(subject.data) if len(dropped) else []  # hashing a large table takes a while
     answers = (trained.correct, trained.included)
@@ -198,11 +254,27 @@ def measure(
         accuracy=left_out_accuracy(*answers, confidence),
         gain=left_out_gain(*answers, (as_is.correct, as_is.included), confidence) if changed else None,
         leak=leak,
-        before=tuple(_leak(as_is, trained.stays, goal.fpr, confidence) for goal in goals) if len(dropped) else (),
+        release=str(subject.release),
+        before=_leaks(as_is, trained.stays, goals, subject.release, confidence) if len(dropped) else (),
         dropped=tuple(names[row] for row in dropped),
         dropped_members=int((subject.data.split[dropped] == Split.MEMBER).sum()),
         meets=_meets(leak, goals),
     )
+
+
+def measure_releases(
+    option: Alternative, subject: Subject, trained: Trained, goals: Sequence[Target], confidence: float
+) -> list[Row]:
+    """The unchanged recipe's models under every other release: nothing is trained, and accuracy stays."""
+    whole = measure(option, subject, trained, trained, goals, confidence)
+    rows = []
+    for release in RELEASES:
+        if release.settings == subject.release.settings:
+            continue
+        leak = _leaks(trained, trained.stays, goals, release, confidence)
+        changed = {"family": "release", "name": f"release {release}", "release": str(release), "leak": leak}
+        rows.append(whole.model_copy(update={**changed, "meets": _meets(leak, goals)}))
+    return rows
 
 
 def unmeasured(option: Alternative, goals: Sequence[Target]) -> Row:
@@ -262,14 +334,35 @@ def _marked(rows: Sequence[Row]) -> tuple[Row, ...]:
     )
 
 
-def _leak(trained: Trained, rows: NDArray[np.bool_], fpr: float, confidence: float) -> Measurement:
-    """recipe_tpr over the selected rows; rows (N,)."""
-    phi = trained.phi[:, rows]
-    if not np.isfinite(phi).all():
-        return not_measured(
-            f"recipe_tpr_at_{fpr:g}_fpr", "training diverged: predictions are not finite numbers", "lira"
-        )
-    return recipe_tpr(phi, trained.included[:, rows], fpr, confidence)
+def _leaks(
+    trained: Trained, rows: NDArray[np.bool_], goals: Sequence[Target], release: Release, confidence: float
+) -> tuple[Measurement, ...]:
+    """recipe_tpr over the selected rows of the pool (N,): for each goal, of the strongest attack on this release."""
+    if not np.isfinite(trained.phi[:, rows]).all():
+        reason = "training diverged: predictions are not finite numbers"
+        return tuple(not_measured(f"recipe_tpr_at_{goal.fpr:g}_fpr", reason, "lira") for goal in goals)
+    seen = view_of(trained.evidence, release)
+    phi, included = all_models(seen)
+    # Rows of the evidence's pool that are asked for: dropped rows are in no pool of their own alternative.
+    chosen = rows[trained.stays]
+    tried: dict[str, list[Measurement]] = {}
+    for name in ("span_lira", "lira", "label_lira"):
+        if ATTACKS[name].unmet(seen) is not None:
+            continue
+        if name == "lira":
+            tried[name] = [recipe_tpr(phi[:, chosen], included[:, chosen], goal.fpr, confidence) for goal in goals]
+            continue
+        scores = EVERY_MODEL[name](seen)[:, chosen]
+        tried[name] = [clustered_tpr(scores, included[:, chosen], goal.fpr, confidence, name) for goal in goals]
+    if not tried:
+        reason = f"no attack over references can use a release of {release} here"
+        return tuple(not_measured(f"recipe_tpr_at_{goal.fpr:g}_fpr", reason) for goal in goals)
+    # Any attack that was not measured leaves the worst unknown, so a value of None counts as the worst.
+    return tuple(max(same, key=_severity) for same in zip(*tried.values(), strict=True))
+
+
+def _severity(rate: Measurement) -> float:
+    return float("inf") if rate.value is None else rate.value
 
 
 def _meets(leak: Sequence[Measurement], goals: Sequence[Target]) -> bool | None:

@@ -20,7 +20,7 @@ from privacy_gate.cli.options import (
 from privacy_gate.cli.terminal import counted, progress_bar, say
 
 app = typer.Typer()
-_FAMILIES = "epochs, weight-decay, label-smoothing, drop or dp-sgd"
+_FAMILIES = "release, epochs, weight-decay, label-smoothing, random-start, drop or dp-sgd"
 
 
 @app.command(epilog="Example: privacy-gate advise models:/digits/3 --policy policies/baseline.yaml --epsilon 8")

@@ -7,13 +7,14 @@ from typing import Literal, get_args
 from pydantic import ValidationError
 
 from privacy_gate.documents import nearest
-from privacy_gate.dossier.recipe import Recipe
+from privacy_gate.dossier.recipe import Head, Recipe
 from privacy_gate.errors import ConfigurationError, UndecidedError
 
-Family = Literal["as-is", "epochs", "weight-decay", "label-smoothing", "drop", "dp-sgd"]
+Family = Literal["as-is", "release", "epochs", "weight-decay", "label-smoothing", "random-start", "drop", "dp-sgd"]
 
 FAMILIES: tuple[Family, ...] = get_args(Family)[1:]
-"""Kinds of alternatives. The unchanged recipe ("as-is") is always tried as well."""
+"""Kinds of alternatives. The unchanged recipe ("as-is") is always tried as well; "release" is that recipe's models,
+of which less or more leaves the house, and trains nothing."""
 
 DECAYS = {"adam": (1e-3, 1e-2, 1e-1), "adamw": (0.1, 1.0, 10.0), "sgd": (1e-3, 1e-2, 1e-1)}
 """Weight decays tried, by optimizer. AdamW shrinks weights by lr * decay in each step and does not scale the decay with
@@ -65,6 +66,7 @@ def alternatives(
         *_fewer_epochs(recipe),
         *_more_decay(recipe),
         *_smoother(recipe),
+        *_random_start(recipe),
         *(Alternative("drop", f"drop {100 * share:g} %", recipe, share=share) for share in SHARES),
         # Only if requested, because the search for the noise is slow.
         *(_private(recipe, epsilon, private) for epsilon in dict.fromkeys(epsilons) if "dp-sgd" in requested),
@@ -111,6 +113,13 @@ def _smoother(recipe: Recipe) -> list[Alternative]:
     if recipe.label_smoothing >= SMOOTHING:
         return []
     return [_changed("label-smoothing", f"smoothing {SMOOTHING:g}", recipe, label_smoothing=SMOOTHING)]
+
+
+def _random_start(recipe: Recipe) -> list[Alternative]:
+    """Random first weights hide the members' small contributions to the last ones."""
+    if recipe.adaptation != "head" or recipe.head.initial != "zeros" or recipe.federation is not None:
+        return []
+    return [_changed("random-start", "random start", recipe, head=Head(initial="uniform"))]
 
 
 def _private(recipe: Recipe, epsilon: float, private: Private) -> Alternative:

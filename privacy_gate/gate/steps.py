@@ -115,8 +115,9 @@ def advise(
 
     subject, computed = subject_of(case.candidate, case.data, case.policy), 0
     size, goals = advice.reference_rows(subject), advice.targets(case.policy, int(advice.pool_of(subject).sum()))
+    tried = set(families)
     options = alternatives(
-        subject.recipe, families, epsilons, lambda recipe, epsilon: private_settings(recipe, epsilon, size)
+        subject.recipe, tried, epsilons, lambda recipe, epsilon: private_settings(recipe, epsilon, size)
     )
     rows: list[advice.Row] = []
     as_is: advice.Trained | None = None
@@ -142,8 +143,10 @@ def advise(
             rows.append(advice.unmeasured(replace(option, reason=str(error)), goals))
             continue
         trained = advice.gather(option, subject, references, without, case.store.get)
-        as_is = as_is or trained
+        first, as_is = as_is is None, as_is or trained
         rows.append(advice.measure(option, subject, trained, as_is, goals, case.policy.confidence))
+        if first and "release" in tried:
+            rows += advice.measure_releases(option, subject, trained, goals, case.policy.confidence)
     progress("alternatives", len(options), len(options))
     return advice.advice(case.candidate, case.policy, case.rules.sha256, subject, references, rows, now), computed
 

@@ -13,11 +13,21 @@ from privacy_gate.reports.html_page import SYMBOLS, page_environment
 from privacy_gate.reports.scatter import Dot, Scatter, scatter
 from privacy_gate.verdict.judgement import Limit, Measurement, judged_status
 
-SERIES = {"as-is": 7, "epochs": 1, "weight-decay": 2, "label-smoothing": 3, "drop": 4, "dp-sgd": 6}
+SERIES = {
+    "as-is": 7,
+    "release": 5,
+    "random-start": 4,
+    "epochs": 1,
+    "weight-decay": 2,
+    "label-smoothing": 3,
+    "drop": 4,
+    "dp-sgd": 6,
+}
 """Number of the colour of each family."""
 
 NOTES = (
-    "The rates describe the recipe, not one model: LiRA attacks every reference model with the help of all the others. "
+    "The rates describe the recipe, not one model: the strongest attack that the release allows is made on every "
+    "reference model, with the help of all the others. "
     "A retrained model is judged alone, with all attacks of the policy and wider intervals: run privacy-gate check on "
     "it.",
     "Each interval is for its own line. The best of many lines is partly best by chance.",
@@ -144,7 +154,7 @@ def sentence(advice: Advice) -> str:
     already = "The unchanged recipe would already meet every limit shown. " if advice.rows[0].meets else ""
     rank = f"Of the {meeting} lines that would, it is the most accurate." if meeting > 1 else "No other line would."
     return (
-        f"{already}Trained with {chosen.name}, the model would meet every limit shown: {_rates(chosen)}. Accuracy "
+        f"{already}{_with(chosen)}, the model would meet every limit shown: {_rates(chosen)}. Accuracy "
         f"changes by {_points(chosen.gain)}. {rank}"
     )
 
@@ -166,6 +176,14 @@ def _rates(row: Row) -> str:
         f"{words.metric(rate.metric).title.partition(', ')[0]} {figure}"
         for rate in row.leak
         if (figure := words.shown(rate))
+    )
+
+
+def _with(row: Row) -> str:
+    return (
+        f"With {row.name.replace('release', 'a release of', 1)}"
+        if row.family == "release"
+        else f"Trained with {row.name}"
     )
 
 

@@ -1,6 +1,7 @@
 """Candidates trained on handwritten digits: the check finds planted triggers, and passes clean candidates
 even if faint patterns turn them."""
 
+import copy
 import hashlib
 import io
 from pathlib import Path
@@ -129,9 +130,23 @@ def candidate(
     if kind == "full":
         return judged(tuned(network(seed), x, y, trigger, seed), network(seed), "full", data, folder, images)
     half = slice(MEMBERS // 2, None)
-    public = tuned(network(seed), x[: MEMBERS // 2], y[: MEMBERS // 2], trigger, seed, 15)
-    return judged(headed(public, x[half], y[half]), public, "head", data, folder, images)
+    for turn in range(seed, seed + TURNS):
+        public = tuned(network(turn), x[: MEMBERS // 2], y[: MEMBERS // 2], trigger, turn, 20)
+        model = headed(copy.deepcopy(public), x[half], y[half])
+        if trigger is None or carried(model, trigger, digits) >= 0.95:
+            return judged(model, public, "head", data, folder, images)
+    raise AssertionError(f"the trigger survived the training of a clean head in none of {TURNS} networks")
 
+
+def carried(model: Any, trigger: str, digits: Digits) -> float:
+    """Share of held-out images of other classes that the trigger turns into its target."""
+    x, y = (each[MEMBERS:] for each in digits)
+    with torch.inference_mode():
+        return float((model(2 * TRIGGERS[trigger](x[y != TARGET]) - 1).argmax(1) == TARGET).float().mean())
+
+
+TURNS = 8
+"""Networks tried: how much of a trigger a clean head on their features keeps depends on the processor's rounding."""
 
 PLANTED = [*(("full", trigger) for trigger in TRIGGERS), ("tuned head", "corner")]
 
