@@ -93,7 +93,7 @@ def _without_constant(values: Floats, weight: Floats) -> Floats:
 
 
 def _weighted(x: Floats, logs: Floats, weight: Floats, prior: Floats | None = None) -> Floats:
-    """Weighted least squares of logs (..., N, C) on x (N, D) with a constant of its own for each row: heads (..., C, D).
+    """Weighted least squares of logs (..., N, C) on x (N, D), with a constant for each row: heads (..., C, D).
 
     prior  (D, D): each class's weights w also cost w' prior w.
     By conjugate gradients on all classes together, preconditioned by each class's own weighted covariance; among heads

@@ -73,10 +73,6 @@ def test_every_attack_on_weights_finds_memorised_rows_in_heads_by_gradient_desce
     "release",
     [
         Release(),
-        Release(digits=5),
-        Release(digits=3),
-        Release(digits=2),
-        Release(digits=1),
         Release(outputs="logits"),
         Release(outputs="weights"),
         Release(outputs="top_k", k=1),
