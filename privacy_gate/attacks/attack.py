@@ -55,7 +55,7 @@ class Attack:
             f"{self.population} population rows" if self.population else "",
             "logits of a reference" if self.reference_logits else "",
             "adaptation head" if self.features else "",
-            "a head, or a network's weights" if self.weights else "",
+            "a head, or a network's weights" if self.weights and not self.features else "",
             "labels of changed images" if self.steady else "",
             "a loss trace" if self.trace else "",
             "a converged head" if self.refuse else "",
@@ -99,6 +99,8 @@ class Attack:
             return "needs labels of changed images, which are made for adaptation head alone, from images"
         if self.view == "label" and evidence.right is None:
             return "needs the candidate's labels, found none"
+        if self.view == "label" and self.references and not self.steady and evidence.reference_right is None:
+            return "needs the references' labels, found none"
         return self.refuse(evidence) if self.refuse else None
 
     def _no_weights(self, evidence: MembershipEvidence) -> str | None:

@@ -47,7 +47,8 @@ def rmia_every_model(phi: Floats, included: Bools, population: Floats, *, a: flo
     for rows in row_blocks(*phi.shape):
         block, chosen = phi[:, rows], included[:, rows]
         inside, outside = _log_mean_of_others(block, chosen), _log_mean_of_others(block, ~chosen)
-        scores[:, rows] = log_probability(block) - np.logaddexp(inside, outside) + np.log(2)
+        with np.errstate(invalid="ignore"):  # NaN where a row lacks a side
+            scores[:, rows] = log_probability(block) - np.logaddexp(inside, outside) + np.log(2)
     for target, ratio in enumerate(scores):
         known = np.isfinite(ratio)
         ratio[known] = share_below(ratio[known], calibration[target])

@@ -95,8 +95,8 @@ class MembershipEvidence:
     steady: Floats | None = None
     reference_steady: Floats | None = None
     hidden: str | None = None
-    memo: dict[str, Floats] = field(default_factory=dict, compare=False, repr=False)
-    """Statistics that several attacks share, by name; made once."""
+    memo: dict[str, Floats] = field(default_factory=dict, init=False, compare=False, repr=False)
+    """Statistics that several attacks share, by name; made once. `replace` starts with an empty one."""
 
     def __post_init__(self) -> None:
         rows, models = len(self.target), len(self.reference)

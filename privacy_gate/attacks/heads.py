@@ -169,14 +169,14 @@ def _by_steps(rows: Floats, a: Floats, right: Floats, prior: float) -> Floats:
         inner = float(left @ towards)
         goal = TOLERANCE**2 * max(inner, np.finfo(np.float64).tiny)
         for _ in range(MOST_STEPS):
+            if inner <= goal:
+                break
             image = ((rows @ ((a * towards[:, None]).T @ rows).T) * a).sum(axis=1) + prior * towards
             step = inner / float(towards @ image)
             solution += step * towards
             left -= step * image
             scaled = left / diagonal
             before, inner = inner, float(left @ scaled)
-            if inner <= goal:
-                break
             towards = scaled + inner / before * towards
         else:
             raise EvidenceError(

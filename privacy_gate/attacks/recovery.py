@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
 
 from privacy_gate.arrays import Bools, Floats
+from privacy_gate.attacks.heads import centred
 from privacy_gate.attacks.release import FLOAT32, Release, released
 
 MOST_STEPS, TOLERANCE = 200, 1e-6
@@ -86,39 +87,47 @@ def _judged(x: Floats, logs: Floats, weight: Floats, head: Floats, seen: Bools) 
 
 
 def _without_constant(values: Floats, weight: Floats) -> Floats:
-    """values (N, C) less each row's weighted mean."""
-    total = np.maximum(weight.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
-    return np.asarray(values - (weight * values).sum(axis=1, keepdims=True) / total)
+    """values (..., N, C) less each row's weighted mean."""
+    total = np.maximum(weight.sum(axis=-1, keepdims=True), np.finfo(np.float64).tiny)
+    return np.asarray(values - (weight * values).sum(axis=-1, keepdims=True) / total)
 
 
-def _weighted(x: Floats, logs: Floats, weight: Floats) -> Floats:
-    """Weighted least squares of logs (N, C) on x (N, D) with a constant of its own for each row: heads (C, D).
+def _weighted(x: Floats, logs: Floats, weight: Floats, prior: Floats | None = None) -> Floats:
+    """Weighted least squares of logs (..., N, C) on x (N, D), with a constant for each row: heads (..., C, D).
 
-    By conjugate gradients on all classes together, preconditioned by each class's own weighted covariance.
+    prior  (D, D): each class's weights w also cost w' prior w.
+    By conjugate gradients on all classes together, preconditioned by each class's own weighted covariance; among heads
+    whose mean over classes is 0, since no answer depends on it.
     """
-    factors = [_factor((x * weight[:, one, None]).T @ x) for one in range(logs.shape[1])]
+    penalty = np.zeros((x.shape[1], x.shape[1])) if prior is None else prior
+    factors = [_factor((x * weight[:, one, None]).T @ x + penalty) for one in range(logs.shape[-1])]
 
     def image(head: Floats) -> Floats:
-        return np.asarray((weight * _without_constant(x @ head.T, weight)).T @ x)
+        pulled = weight * _without_constant(x @ head.swapaxes(-1, -2), weight)
+        return centred(pulled.swapaxes(-1, -2) @ x + head @ penalty)
 
     def scaled(towards: Floats) -> Floats:
-        return np.stack([cho_solve(factor, one) for factor, one in zip(factors, towards, strict=True)])
+        return centred(np.stack([cho_solve(one, towards[..., c, :].T).T for c, one in enumerate(factors)], axis=-2))
 
-    left = (weight * _without_constant(logs, weight)).T @ x
+    def product(one: Floats, other: Floats) -> Floats:
+        return np.asarray((one * other).sum(axis=(-2, -1), keepdims=True))
+
+    left = centred((weight * _without_constant(logs, weight)).swapaxes(-1, -2) @ x)
     head = np.zeros_like(left)
     step_on = scaled(left)
-    inner = float((left * step_on).sum())
+    inner = product(left, step_on)
     goal = TOLERANCE**2 * inner
+    tiny = np.finfo(np.float64).tiny
     for _ in range(MOST_STEPS):
-        if inner <= goal:
+        if (inner <= goal).all():
             break
         moved = image(step_on)
-        length = inner / float((step_on * moved).sum())
+        length = inner / np.maximum(product(step_on, moved), tiny)
         head += length * step_on
         left -= length * moved
         eased = scaled(left)
-        before, inner = inner, float((left * eased).sum())
-        step_on = eased + inner / before * step_on
+        before, inner = inner, product(left, eased)
+        step_on = eased + inner / np.maximum(before, tiny) * step_on
     return head
 
 
@@ -131,10 +140,11 @@ def _factor(gram: Floats) -> tuple[NDArray[Any], bool]:
 def recover_rounded(x: Floats, heads: Floats, release: Release) -> Floats:
     """Heads (K, C, D) as their rounded answers on x (N, D) tell them, the first the candidate's: (K, C, D).
 
-    The posterior mean of each class's weights, a priori normal about the references' mean head with covariance
+    The posterior mean of all weights, a priori normal about the references' mean head with covariance
     proportional to X'X, as training noise is, given log probabilities whose error is that of the rounding. One linear
     map for all models, so that what it blurs it blurs in references as in the candidate, and LiRA knows by how much.
     """
+    heads = centred(heads)
     mean = heads[1:].mean(axis=0)
     factor = _factor(x.T @ x)
     moved = heads[1:] - mean
@@ -144,9 +154,4 @@ def recover_rounded(x: Floats, heads: Floats, release: Release) -> Floats:
     error = FLOAT32**2 + (release.unit / np.sqrt(12) / np.maximum(typical, release.unit / 2)) ** 2
     weight = np.where(typical > release.unit / 2, 1 / error, 0.0)
     known = np.log(np.maximum(np.stack([released(x @ one.T, release) for one in heads]), release.unit / 4))
-    left = np.stack([_without_constant(one - x @ mean.T, weight) for one in known])
-    found = np.empty_like(heads)
-    for one in range(heads.shape[1]):
-        system = _factor((x * weight[:, one, None]).T @ x + prior)
-        found[:, one] = cho_solve(system, x.T @ (weight[:, one] * left[:, :, one]).T).T
-    return np.asarray(found + mean)
+    return np.asarray(_weighted(x, known - x @ mean.T, weight, prior) + mean)

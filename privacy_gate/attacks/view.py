@@ -6,7 +6,7 @@ import numpy as np
 
 from privacy_gate.arrays import Floats
 from privacy_gate.attacks.evidence import MembershipEvidence
-from privacy_gate.attacks.heads import with_ones
+from privacy_gate.attacks.heads import centred, with_ones
 from privacy_gate.attacks.recovery import recover, recover_rounded
 from privacy_gate.attacks.release import Release, confidence_of, released, rounded_confidence
 
@@ -20,7 +20,7 @@ def view_of(evidence: MembershipEvidence, release: Release) -> MembershipEvidenc
     The attacker trains references, so their weights and all their answers are known to him; but he compares like with
     like, and so cuts theirs as the candidate's are cut.
     """
-    bare = replace(evidence, release=release, memo={})
+    bare = replace(evidence, release=release)
     if release.outputs == "label":
         return replace(bare, head=None, reference_heads=None, span=None, reference_span=None)
     if release.outputs == "weights":
@@ -87,9 +87,10 @@ def _recovered(evidence: MembershipEvidence, release: Release) -> MembershipEvid
     if evidence.reference_heads is None:
         found = recover(x, released(own, release), release.unit)
         return replace(evidence, head=found.head, residual_of_head=found.residual)
-    heads = np.concatenate([evidence.head[None], evidence.reference_heads]).astype(np.float64)
+    heads = centred(np.concatenate([evidence.head[None], evidence.reference_heads]).astype(np.float64))
     as_told = recover_rounded(x, heads, release)
-    error = float(np.linalg.norm(x @ (as_told[0] - evidence.head).T)) / max(float(np.linalg.norm(own)), 1e-300)
+    size = max(float(np.linalg.norm(x @ heads[0].T)), 1e-300)
+    error = float(np.linalg.norm(x @ (as_told[0] - heads[0]).T)) / size
     return replace(evidence, head=as_told[0], reference_heads=as_told[1:], residual_of_head=error)
 
 

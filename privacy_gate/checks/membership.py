@@ -178,7 +178,9 @@ def _controls(
 ) -> list[Control]:
     """Is the audit able to see a leak, and does the dossier describe this model? See metrics.controls."""
     data = subject.data
-    planted = view_of(control_evidence(results(control_job(subject))), subject.release)
+    # Rounding may hide the planted leak as well, which would not mean that the attack cannot see one.
+    unrounded = subject.release.model_copy(update={"digits": None})
+    planted = view_of(control_evidence(results(control_job(subject))), unrounded)
     # Some attacks need what no control has, a loss trace for instance: beside them the plainest one is tried.
     plainest = "loss" if subject.release.shows("top_k") else "gap"
     tried = dict.fromkeys([*scores, plainest])

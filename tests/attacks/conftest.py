@@ -9,7 +9,12 @@ import pytest
 
 from privacy_gate.arrays import Bools, Floats, Ints
 from privacy_gate.attacks.evidence import MembershipEvidence, logit_scaled
+from privacy_gate.attacks.heads import with_ones
+from privacy_gate.attacks.release import Release, probabilities
 from privacy_gate.dossier.dataset import Split
+
+CHANGED = 4
+"""Changed images of each row."""
 
 DATA = Path(__file__).parents[1] / "data"
 Plant = Callable[..., MembershipEvidence]
@@ -38,7 +43,8 @@ def planted(
 ) -> MembershipEvidence:
     """phi is the row's own difficulty, plus noise of each model, plus `leak` where a model saw the row.
 
-    trained: the candidate saw its members; shift: added to every phi.
+    trained: the candidate saw its members; shift: added to every phi. The gradient span is noise plus `leak`; a label
+    is right if phi exceeds `shift`, and labels of CHANGED images are right more often the larger phi.
     """
     rng = np.random.default_rng(seed)
     rows = pool + population
@@ -50,8 +56,15 @@ def planted(
     np.put_along_axis(included[:, :pool], order[:4], np.array([True, False, True, False])[:references, None][:4], 0)
     difficulty = rng.normal(size=rows) * 2 + shift
     reference = difficulty + rng.normal(size=(references, rows)) + leak * included
-    target = difficulty + rng.normal(size=rows) + leak * ((split == Split.MEMBER) & trained)
+    seen = (split == Split.MEMBER) & trained
+    target = difficulty + rng.normal(size=rows) + leak * seen
     label = rng.integers(0, classes, rows)
+    other = np.random.default_rng([seed, 1])
+    span, steady = (np.empty((1 + references, rows)) for _ in range(2))
+    for model, mask in enumerate([seen, *included]):
+        span[model] = other.normal(size=rows) + leak * mask
+        likely = 1 / (1 + np.exp(shift - difficulty - leak * mask))
+        steady[model] = other.binomial(CHANGED, likely) / CHANGED
     return MembershipEvidence(
         target=target,
         reference=reference,
@@ -63,6 +76,13 @@ def planted(
         features=rng.normal(size=(rows, 6)) + difficulty[:, None] / 2,
         trace=traces(target - shift, difficulty, rng),
         ridge=0.01,
+        release=Release(outputs="weights"),
+        span=span[0],
+        reference_span=span[1:],
+        right=target > shift,
+        reference_right=reference > shift,
+        steady=steady[0],
+        reference_steady=steady[1:],
     )
 
 
@@ -71,6 +91,70 @@ def traces(target: Floats, start: Floats, rng: np.random.Generator) -> Floats:
     way = np.linspace(0, 1, 9)
     noise = 0.3 * rng.normal(size=(len(target), 9))
     return start[:, None] - (target - start)[:, None] * way + noise
+
+
+def grown(
+    seed: int,
+    *,
+    trained: bool = True,
+    references: int = 20,
+    pool: int = 300,
+    population: int = 120,
+    width: int = 200,
+    classes: int = 4,
+    epochs: int = 15,
+    twice: int = 0,
+) -> MembershipEvidence:
+    """Heads that minibatch SGD really trained from zeros, the candidate's on half of the pool: their weights released.
+
+    trained: the candidate saw its members, else the population in their place; twice: so many features are there twice.
+    """
+    rng = np.random.default_rng([seed, 2])
+    rows, half = pool + population, pool // 2
+    split = np.full(rows, Split.POPULATION, dtype=np.int8)
+    split[:pool] = rng.permutation(np.arange(pool) % 2)
+    sets = np.zeros((1 + references, rows), dtype=bool)
+    sets[0] = split == (Split.MEMBER if trained else Split.POPULATION)
+    for first in range(1, references, 2):  # by pairs, so that every row is in half of the training sets
+        order = rng.permutation(pool)
+        sets[first, order[:half]] = sets[first + 1, order[half:]] = True
+    label = rng.integers(0, classes, rows)
+    spread = 1 / np.sqrt(1 + np.arange(width))
+    features = rng.normal(size=(rows, width)) @ (rng.normal(size=(width, width)) * spread) / np.sqrt(width)
+    features += 0.1 * rng.normal(size=(classes, width))[label]
+    features /= np.sqrt(np.mean(features**2))
+    features[:, width - twice :] = features[:, :twice]
+    heads = descend(features, label, sets, classes, epochs, rng)
+    logits = with_ones(features) @ heads.transpose(0, 2, 1)
+    phi, hit = logit_scaled(logits, label), logits.argmax(axis=2) == label
+    return MembershipEvidence(
+        target=phi[0],
+        reference=phi[1:],
+        included=sets[1:],
+        label=label,
+        split=split,
+        logits=logits[0],
+        reference_logits=logits[1],
+        features=features,
+        release=Release(outputs="weights"),
+        head=heads[0],
+        reference_heads=heads[1:],
+        right=hit[0],
+        reference_right=hit[1:],
+    )
+
+
+def descend(x: Floats, label: Ints, sets: Bools, classes: int, epochs: int, rng: np.random.Generator) -> Floats:
+    """Heads (M, C, D + 1) after minibatch SGD from zeros, each on its own rows (M, N)."""
+    inside, truth = with_ones(x), np.eye(classes)[label]
+    heads = np.zeros((len(sets), classes, inside.shape[1]))
+    rate = 3.0 / inside.shape[1]
+    for _ in range(epochs):
+        for batch in np.array_split(rng.permutation(len(x)), 10):
+            p = probabilities(inside[batch] @ heads.transpose(0, 2, 1))
+            error = (p - truth[batch]) * sets[:, batch, None]
+            heads -= rate / 4 * error.transpose(0, 2, 1) @ inside[batch]
+    return heads
 
 
 def pair_share(member: Floats, holdout: Floats) -> float:
@@ -96,6 +180,11 @@ class Oracle:
 @pytest.fixture(scope="session")
 def plant() -> Plant:
     return planted
+
+
+@pytest.fixture(scope="session")
+def grow() -> Plant:
+    return grown
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""What is true of every attack in ATTACKS, whatever it computes."""
+"""What is true of every attack in ATTACKS, whatever it computes. Those that need real heads: test_weights.py."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,13 +10,25 @@ from scipy.stats import binom
 from privacy_gate.arrays import Floats
 from privacy_gate.attacks import ATTACKS
 from privacy_gate.attacks.evidence import MembershipEvidence
+from privacy_gate.attacks.release import Release
 from privacy_gate.dossier.dataset import Split
 from privacy_gate.metrics.membership import auc, tpr_at_fpr
 
-NAMES = sorted(ATTACKS)
-ONLINE = {"lira", "lira_per_example", "lira_pooled", "bavaria", "rmia", "base", "informia"}
+NAMES = sorted(name for name, attack in ATTACKS.items() if not (attack.weights and attack.features))
+ONLINE = {
+    *("lira", "lira_per_example", "lira_pooled", "bavaria", "rmia", "base", "informia"),
+    *("span_joint", "span_lira", "label_lira"),
+}
+LABELS = {name for name, attack in ATTACKS.items() if attack.view == "label"}
+"""Their scores are functions of a few labels for each row, and so tie by nature: `gap` has two values."""
 
 Plant = Callable[..., MembershipEvidence]
+
+
+def with_references(evidence: MembershipEvidence, models: slice) -> MembershipEvidence:
+    """The evidence with these references alone, in this order."""
+    names = ("reference", "included", "reference_span", "reference_right", "reference_steady")
+    return replace(evidence, **{name: getattr(evidence, name)[models] for name in names})
 
 
 def scores_of(name: str, evidence: MembershipEvidence) -> tuple[Floats, Floats]:
@@ -90,8 +102,16 @@ def test_order_of_rows_changes_no_score(name: str, plant: Plant) -> None:
     assert evidence.reference_logits is not None
     assert evidence.features is not None
     assert evidence.trace is not None
+    assert evidence.reference_span is not None
+    assert evidence.reference_right is not None
+    assert evidence.reference_steady is not None
+    moved = {name: getattr(evidence, name)[order] for name in ("span", "right", "steady")}
     other = replace(
         evidence,
+        **moved,
+        reference_span=evidence.reference_span[:, order],
+        reference_right=evidence.reference_right[:, order],
+        reference_steady=evidence.reference_steady[:, order],
         target=evidence.target[order],
         reference=evidence.reference[:, order],
         included=evidence.included[:, order],
@@ -108,7 +128,7 @@ def test_order_of_rows_changes_no_score(name: str, plant: Plant) -> None:
 @pytest.mark.parametrize("name", sorted(set(NAMES) - {"entropy"}))
 def test_order_of_references_changes_no_score(name: str, plant: Plant) -> None:
     evidence = plant(0, leak=1.0)
-    other = replace(evidence, reference=evidence.reference[::-1], included=evidence.included[::-1])
+    other = with_references(evidence, slice(None, None, -1))
     np.testing.assert_allclose(ATTACKS[name].score(other), ATTACKS[name].score(evidence), rtol=1e-9)
 
 
@@ -118,7 +138,7 @@ def test_probabilities_that_round_to_one_neither_tie_nor_overflow(name: str, pla
     evidence = plant(0, leak=3.0, shift=60.0)
     scores = ATTACKS[name].score(evidence)[evidence.pool]
     assert np.isfinite(scores).all()
-    if name not in {"rmia_offline", "rmia", "base", "informia"}:  # p is 1 to them: that is what they look at
+    if name not in {"rmia_offline", "rmia", "base", "informia"} | LABELS:  # p is 1 to the first four: they look at p
         assert len(np.unique(scores)) == len(scores)
 
 
@@ -135,7 +155,7 @@ def test_uneven_training_sets_still_show_the_leak(name: str, inclusion: float, p
 def test_the_evidence_is_left_as_it_was(name: str, plant: Plant) -> None:
     evidence, fresh = plant(0, leak=1.0), plant(0, leak=1.0)
     ATTACKS[name].score(evidence)
-    for field in ("target", "reference", "included", "logits", "reference_logits", "split"):
+    for field in ("target", "reference", "included", "logits", "reference_logits", "split", "span", "right", "steady"):
         np.testing.assert_array_equal(getattr(evidence, field), getattr(fresh, field))
 
 
@@ -147,12 +167,23 @@ def test_what_an_attack_needs_is_what_stops_it_when_missing(name: str, plant: Pl
         reason = attack.unmet(plant(0, references=attack.references - 1))
         assert reason == f"needs >= {attack.references} references, found {attack.references - 1}"
     if attack.references:
-        none = replace(evidence, reference=evidence.reference[:0], included=evidence.included[:0])
+        none = with_references(evidence, slice(0))
         assert attack.unmet(none) == f"needs >= {attack.references} references, found 0"
     if attack.population:
         assert attack.unmet(plant(0, population=0)) == f"needs >= {attack.population} population rows, found 0"
     if attack.reference_logits:
         assert attack.unmet(replace(evidence, reference_logits=None)) == "needs the logits of a reference, found none"
+    if attack.weights:
+        answers = replace(evidence, release=Release(outputs="top_k", k=1))
+        assert str(attack.unmet(answers)).startswith("needs a release of at least all probabilities")
+        assert "needs the weights of a head, or the gradient span" in str(attack.unmet(replace(evidence, span=None)))
+        if attack.references:
+            bare = replace(evidence, reference_span=None)
+            assert str(attack.unmet(bare)).startswith("needs the references' weights")
+    if attack.steady:
+        assert str(attack.unmet(replace(evidence, steady=None))).startswith("needs labels of changed images")
+    if attack.view == "label":
+        assert attack.unmet(replace(evidence, right=None)) == "needs the candidate's labels, found none"
 
 
 def test_an_attack_that_models_members_needs_rows_in_more_than_one_reference(plant: Plant) -> None:

@@ -13,6 +13,7 @@ from privacy_gate.arrays import Floats, Ints
 from privacy_gate.attacks import ATTACKS
 from privacy_gate.attacks.evidence import MembershipEvidence, logit_scaled
 from privacy_gate.attacks.gradient import (
+    MOST_PARAMETERS,
     _augmented,
     _inverse_hessian,
     _log_mean_exp,
@@ -161,9 +162,9 @@ def test_a_head_that_has_not_converged_is_refused_and_so_is_an_unknown_loss_or_a
     early = evidence_of(evidence.features, evidence.label, evidence.split, zero, RIDGE)
     assert "needs a converged head" in str(attack.unmet(early))
     assert "needs a training loss" in str(attack.unmet(replace(evidence, ridge=None)))
-    wide = np.random.default_rng(0).normal(size=(len(evidence.label), 1500))
+    wide = np.ones((len(evidence.label), MOST_PARAMETERS // CLASSES))  # refused before its Hessian takes any memory
     assert "needs an L2 penalty" in str(attack.unmet(replace(evidence, ridge=1e-10)))
-    assert "at most 6,000 parameters" in str(attack.unmet(replace(evidence, features=wide)))
+    assert "at most 16,384 parameters, found 16,388" in str(attack.unmet(replace(evidence, features=wide)))
 
 
 @pytest.mark.parametrize("name", ["gradient_norm", "self_influence"])

@@ -41,11 +41,11 @@ POPULATION = 300
 """Maximum number of population rows."""
 
 EPOCHS = 50
+"""Enough for the twins to memorise their labels."""
 
 DESCENT, DESCENT_EPOCHS = 12.0, 200
 """Gradient descent if heads are kept: the rate times the features' number, and epochs. Rows have a mean square of 1, so
 a step of this rate moves the logits of a row alone by a fifth; fewer than 8 features and 1,280 both learn it."""
-"""Enough for the twins to memorise their labels."""
 
 _ROWS = int.from_bytes(b"control")
 """Seed of the control's random draws."""

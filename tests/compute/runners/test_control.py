@@ -5,10 +5,12 @@ import pytest
 from sklearn.datasets import load_digits
 
 from privacy_gate.arrays import Arrays, Floats
-from privacy_gate.attacks import ATTACKS
+from privacy_gate.attacks import ATTACKS, strongest
 from privacy_gate.attacks.evidence import MembershipEvidence
+from privacy_gate.attacks.release import Release
+from privacy_gate.attacks.view import view_of
 from privacy_gate.compute.machine.device import Machine
-from privacy_gate.compute.runners.control import FEWEST, MOST, PARTS, TWINS, train_control
+from privacy_gate.compute.runners.control import FEWEST, MOST, PARTS, SIDES, TWINS, train_control
 from privacy_gate.compute.training.heads import confidences, train_heads
 from privacy_gate.dossier.backbone import Backbone
 from privacy_gate.dossier.dataset import Split
@@ -41,8 +43,10 @@ def scores(evidence: MembershipEvidence) -> dict[str, Floats]:
 def caught(arrays: Arrays) -> bool:
     evidence = control_evidence(arrays)
     found = scores(evidence)
-    # The control has no loss traces, and no head trained to convergence.
-    assert set(found) == set(ATTACKS) - {"loss_trace", "self_influence"}
+    # The control has no loss traces, no head trained to convergence, and no changed images; and heads only if asked.
+    without_heads = {name for name, attack in ATTACKS.items() if attack.weights} | {"label_lira"}
+    untried = {"loss_trace", "self_influence", "consistency"} | (set() if "head" in arrays else without_heads)
+    assert set(found) == set(ATTACKS) - untried
     return positive_control(evidence, found).held
 
 
@@ -54,10 +58,49 @@ def test_every_attack_finds_memorised_rows(width: int) -> None:
     assert all(caught(train_control(features, split_of(seed), MACHINE)) for seed in range(3))
 
 
+@pytest.mark.parametrize("width", [16, 64, 300])
+def test_every_attack_on_weights_finds_memorised_rows_in_heads_by_gradient_descent(width: int) -> None:
+    features = digits()[0]
+    if width != 64:
+        features = features @ np.random.default_rng(0).normal(size=(64, width)).astype(np.float32)
+    for seed in range(3):
+        arrays = train_control(features, split_of(seed), MACHINE, heads=True)
+        assert arrays["head"].shape == (TWINS, SIDES, width + 1)
+        assert caught(arrays)
+
+
+@pytest.mark.parametrize(
+    "release",
+    [
+        Release(),
+        Release(outputs="logits"),
+        Release(outputs="weights"),
+        Release(outputs="top_k", k=1),
+        Release(outputs="label"),
+    ],
+    ids=str,
+)
+def test_the_strongest_attacks_that_a_release_allows_find_the_leak_in_its_view(release: Release) -> None:
+    evidence = view_of(control_evidence(train_control(digits()[0], split_of(0), MACHINE, heads=True)), release)
+    found = scores(evidence)
+    assert set(found) >= set(strongest(release, "head")) - {"consistency"}  # the control has no changed images
+    assert positive_control(evidence, found).held
+
+
+def test_without_heads_the_control_is_what_it_was() -> None:
+    arrays = train_control(digits()[0], split_of(0), MACHINE)
+    assert set(arrays) == {"rows", "features", "label", "included", "confidence", "residual", "logits"}
+    assert control_evidence(arrays).reference_heads is None
+    with_heads = train_control(digits()[0], split_of(0), MACHINE, heads=True)
+    for name in ("rows", "features", "label", "included"):  # the planted rows, labels and training sets are the same
+        np.testing.assert_array_equal(arrays[name], with_heads[name])
+
+
 @pytest.mark.slow
 def test_every_attack_finds_the_leak_in_fifty_out_of_fifty_audits() -> None:
     features = digits()[0]
-    assert all(caught(train_control(features, split_of(seed), MACHINE)) for seed in range(50))
+    for heads in (False, True):
+        assert all(caught(train_control(features, split_of(seed), MACHINE, heads=heads)) for seed in range(50))
 
 
 def test_heads_that_learnt_other_rows_do_not_pass_as_the_planted_leak() -> None:
