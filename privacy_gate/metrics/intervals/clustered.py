@@ -44,7 +44,6 @@ def clustered_variance(parts: Floats) -> float:
 
     Two-way clustering (Cameron, Gelbach & Miller 2011), but never below the variance of independent cells.
     """
-    cells = float((parts**2).sum())
     # Clusters by row plus clusters by model count each cell twice, so the cells are subtracted once.
     cells = float((parts**2).sum())
     rows, models = float((parts.sum(axis=0) ** 2).sum()), float((parts.sum(axis=1) ** 2).sum())

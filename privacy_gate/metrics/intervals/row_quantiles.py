@@ -67,7 +67,7 @@ class Deconvolved:
         if q < 1:
             at = np.searchsorted(np.cumsum(self.weight), q + 1e-9)
         else:
-            # The largest row lies below a value with the product of all rows' probabilities; its median is where that is .5.
+            # The largest row lies below a value with the product of all rows' probabilities: .5 at its median.
             below = np.clip(np.cumsum(self.posterior, axis=1), 1e-300, 1.0)
             at = np.searchsorted(np.bincount(self.cell, minlength=len(below)) @ np.log(below), np.log(0.5))
         return float(self.grid[min(int(at), len(self.grid) - 1)])
