@@ -90,7 +90,7 @@ def test_plain_averaging_breaks_a_robust_rule_survives_and_the_report_says_which
     assert [figure(broken, "robustness_tax")[end] for end in ("low", "value", "high")] == [0, 0, 0]
     assert figure(broken, "breakdown_point")["value"] == pytest.approx(0.1)
     (remedy,) = broken.remedies
-    assert "told of 2 byzantine clients" in remedy.action
+    assert "with tolerates: 2" in remedy.action
     (table,) = [one for one in broken.exhibits if one.kind == "rules"]
     assert (table.clients, table.byzantine, table.drop_limit) == (10, 2, 0.3)
     assert table.rules[0].rule == "mean"
@@ -178,12 +178,12 @@ def test_the_recipes_own_rule_is_tried_told_of_who_attacks_and_advised_where_it_
     untold = measure(check, recipe(aggregator={"name": "trimmed_mean"}), digits, store)
     (table,) = [one for one in untold.exhibits if one.kind == "rules"]
     own, told, *_ = table.rules
-    assert (own.rule, told.rule, told.passes) == ("trimmed_mean", "trimmed_mean told of 2", True)
+    assert (own.rule, told.rule, told.passes) == ("trimmed_mean", "trimmed_mean with tolerates: 2", True)
     assert own.drop.low is not None
     assert own.drop.low > (told.drop.high or 0.0)
     (remedy,) = untold.remedies
-    assert "trimmed_mean told of 2: drop" in remedy.basis
-    assert remedy.action.count("told of 2") == 1
+    assert "trimmed_mean with tolerates: 2: drop" in remedy.basis
+    assert remedy.action.count("with tolerates: 2") == 1
 
 
 @pytest.mark.parametrize("private", [False, True])

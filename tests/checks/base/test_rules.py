@@ -81,7 +81,7 @@ def test_the_recipes_own_rule_stands_twice_where_telling_it_changes_it_and_fewer
         0,
         2,
         "clip + trimmed_mean",
-        "clip + trimmed_mean told of 2",
+        "clip + trimmed_mean with tolerates: 2",
     )
     assert [rule.name for rule in others] == [rule.name for rule in ROBUST]
     assert {rule.tolerates for rule in others} == {2}
