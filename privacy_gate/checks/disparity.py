@@ -93,7 +93,9 @@ class Disparity(Check):
         for partition in asked:
             names = _names(subject.data, partition)
             if names is None:
-                reason = f"the audit table has no column for {PLURAL[partition]}"
+                reason = (
+                    f"the audit table has no {PLURAL[partition]}: add columns: {{{partition}: ...}} to the manifest"
+                )
                 measurements += [not_measured(metric, reason, partition) for metric in (*EVERYWHERE, *OF_PEOPLE)]
             else:
                 accused = self._accused(evidence, scores, names)

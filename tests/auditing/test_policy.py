@@ -144,14 +144,14 @@ promotion: {alias: champion}
          "'wait' is unknown; known here: block, pass"),
         ("min: 0.5", "min: 0.5, without_champion: pass", "policy.yaml:7:25: checks.0.limits.holdout_accuracy: a limit"),
         ("champion_drop: 0.05, min: 0.5", "min: 0.5, without_champion: pass", "policy.yaml:7:54: checks.0.limits."
-         "holdout_accuracy: without_champion: is said of champion_drop"),
+         "holdout_accuracy: without_champion: needs champion_drop"),
         ("champion_drop: 0.05", "champion_drop: 5", "policy.yaml:7:41: checks.0.limits.holdout_accuracy.champion_drop: "
          "Input should be less than or equal to 1 (found 5)"),
         ("champion_drop: 0.05", "champion_drop: -0.05", "policy.yaml:7:41: checks.0.limits.holdout_accuracy"),
         ("champion_drop: 0.05", "champion_drob: 0.05", "policy.yaml:7:26: checks.0.limits.holdout_accuracy."
          "champion_drob: unknown key; did you mean 'champion_drop'?"),
         ("champion_drop: 0.05, min: 0.5", "champion_rise: 0.05, max: 0.5", "policy.yaml:7:41: checks.0: limits: "
-         "holdout_accuracy: champion_rise: no metric here is worse for it"),
+         "holdout_accuracy: champion_rise: no metric of this check can have it"),
         ("holdout_accuracy", "member_accuracy", "policy.yaml:7:40: checks.0: limits: member_accuracy: champion_drop: "
          "it is for holdout_accuracy"),
         ("promotion: {alias: champion}\n", "", "policy.yaml:5:3: checks: limits relative to the champion need "

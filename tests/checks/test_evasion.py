@@ -89,7 +89,7 @@ def test_rows_the_change_is_crafted_on_are_not_those_it_is_tried_on() -> None:
     ("result", "metric", "reason"),
     [
         (answers(0.9, flat=0.2), "robust_accuracy", "gradients are masked: 20% of the rows have no gradient"),
-        (answers(0.9, crafted=0.2), "universal_transfer", "20% of its own probe's answers, expected 30%"),
+        (answers(0.9, crafted=0.2), "universal_transfer", "20% of its own probe's answers, needs 30%"),
     ],
 )
 def test_an_attack_that_failed_for_another_reason_is_no_pass(result: Any, metric: str, reason: str) -> None:
@@ -120,6 +120,6 @@ def test_without_images_rows_or_public_weights_nothing_is_measured() -> None:
     assert "add universal: {}" in str(unasked.reason)
 
 
-def test_a_limit_on_what_is_not_crafted_is_a_mistake() -> None:
-    with pytest.raises(ConfigurationError, match="needs a change to be crafted"):
+def test_a_limit_on_universal_transfer_needs_universal_settings() -> None:
+    with pytest.raises(ConfigurationError, match="needs a universal change"):
         check(limits={"universal_transfer": {"max": 0.2}})

@@ -166,22 +166,22 @@ def test_a_backdoor_is_planted_where_a_limit_asks_for_it_and_there_are_images(di
 
 def test_a_rule_told_of_nobody_is_not_credited_with_what_it_could_do(digits: AuditData, store: Store) -> None:
     check = parse(FEW | {"alternatives": False}, Robustness, "policy")
-    untold = measure(check, recipe(aggregator={"name": "trimmed_mean"}), digits, store)
-    told = measure(check, recipe(aggregator={"name": "trimmed_mean", "tolerates": 2}), digits, store)
-    assert figure(untold, "byzantine_drop")["low"] > figure(told, "byzantine_drop")["value"]
+    default = measure(check, recipe(aggregator={"name": "trimmed_mean"}), digits, store)
+    tolerant = measure(check, recipe(aggregator={"name": "trimmed_mean", "tolerates": 2}), digits, store)
+    assert figure(default, "byzantine_drop")["low"] > figure(tolerant, "byzantine_drop")["value"]
 
 
-def test_the_recipes_own_rule_is_tried_told_of_who_attacks_and_advised_where_it_passes(
+def test_the_recipes_own_rule_is_tried_with_a_higher_tolerates_and_advised_if_it_passes(
     digits: AuditData, store: Store
 ) -> None:
     check = parse(FEW | {"limits": {"byzantine_drop": {"max": 0.3}}}, Robustness, "policy")
-    untold = measure(check, recipe(aggregator={"name": "trimmed_mean"}), digits, store)
-    (table,) = [one for one in untold.exhibits if one.kind == "rules"]
-    own, told, *_ = table.rules
-    assert (own.rule, told.rule, told.passes) == ("trimmed_mean", "trimmed_mean with tolerates: 2", True)
+    default = measure(check, recipe(aggregator={"name": "trimmed_mean"}), digits, store)
+    (table,) = [one for one in default.exhibits if one.kind == "rules"]
+    own, tolerant, *_ = table.rules
+    assert (own.rule, tolerant.rule, tolerant.passes) == ("trimmed_mean", "trimmed_mean with tolerates: 2", True)
     assert own.drop.low is not None
-    assert own.drop.low > (told.drop.high or 0.0)
-    (remedy,) = untold.remedies
+    assert own.drop.low > (tolerant.drop.high or 0.0)
+    (remedy,) = default.remedies
     assert "trimmed_mean with tolerates: 2: drop" in remedy.basis
     assert remedy.action.count("with tolerates: 2") == 1
 
@@ -198,7 +198,7 @@ def test_under_secure_aggregation_no_rule_is_advised_that_it_forbids(
     assert [one.rule for one in table.rules] == ["mean"]
     (remedy,) = result.remedies
     assert "secure aggregation" in remedy.action
-    assert ("prove that they cut their updates" in remedy.action) == private
+    assert ("prove that they clip their updates" in remedy.action) == private
     assert ("give it up" in remedy.action) == (not private)
     assert remedy.basis.startswith("mean: drop ")
     assert not any(str(rule) in remedy.action for rule in ROBUST)
@@ -321,9 +321,9 @@ def test_privacy_of_clients_is_tried_under_attack_by_its_mean_alone(digits: Audi
     found = measure(check, recipe(**BRIEF | {"rounds": 20}, **private), digits, store)
     assert [one.rule for one in next(one for one in found.exhibits if one.kind == "rules").rules] == ["mean"]
     (note,) = [one for one in found.notes if "not tried" in one]
-    assert "joins updates by a mean" in note
+    assert "combines updates by a mean" in note
     hidden = measure(check, recipe(**BRIEF | {"rounds": 20}, **private, secure_aggregation=True), digits, store)
-    # Nobody shortens what byzantine clients send where the server sees sums alone.
+    # No one clips the updates of byzantine clients if the server sees only sums.
     assert figure(hidden, "byzantine_drop")["value"] > figure(found, "byzantine_drop")["value"] + 0.2
 
 

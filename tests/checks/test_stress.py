@@ -151,5 +151,5 @@ def test_a_federation_that_a_program_trains_is_not_stood_in_for(digits: AuditDat
 def test_clients_of_a_column_that_is_not_named_are_a_mistake_of_the_manifest(digits: AuditData) -> None:
     named = recipe(clients={"partition": "column"})
     subject = Subject(recipe=named, artifact="a" * 64, data=replace(digits, client=None), logged={})
-    with pytest.raises(DatasetError, match="the data manifest names none"):
+    with pytest.raises(DatasetError, match="the data manifest has none"):
         check(clients="recipe").jobs(subject)

@@ -242,9 +242,9 @@ def unmeasured(result: CheckResult) -> str:
 
 
 SHORT: dict[str, tuple[Mapping[str, Any], str]] = {
-    "four rounds": ({"rounds": 4}, "needs >= 5 rounds of at least 3 clients, the log has 4"),
-    "two clients": ({"names": NAMES[:2]}, "needs >= 5 rounds of at least 3 clients, the log has 0"),
-    "a client lacks": ({"names": NAMES[:4]}, "the log lacks 1 of 5 clients that hold members, 'site 4' the first"),
+    "four rounds": ({"rounds": 4}, "needs >= 5 rounds with at least 3 clients, the log has 4"),
+    "two clients": ({"names": NAMES[:2]}, "needs >= 5 rounds with at least 3 clients, the log has 0"),
+    "a client lacks": ({"names": NAMES[:4]}, "the log lacks 1 of 5 clients that have members, the first is 'site 4'"),
 }
 
 
@@ -256,8 +256,8 @@ def test_a_log_that_says_too_little_is_no_pass(name: str, tmp_path: Path) -> Non
     assert reason in unmeasured(result)
 
 
-def test_clients_who_are_hardly_ever_read_do_not_dilute_what_the_log_tells(tmp_path: Path) -> None:
-    """Two clients overfit, and are logged in rounds of two, where nobody can be told from the others, or seldom."""
+def test_clients_in_too_few_rounds_do_not_dilute_the_evidence(tmp_path: Path) -> None:
+    """Two clients overfit, and are logged in rounds of two, in which no one can be compared with others, or seldom."""
     data = table()
 
     def in_pairs(index: int) -> list[str]:
@@ -268,10 +268,10 @@ def test_clients_who_are_hardly_ever_read_do_not_dilute_what_the_log_tells(tmp_p
 
     result, _ = judged(federate(tmp_path / "pairs", data, rounds=12, names=in_pairs), data)
     reason = unmeasured(result)
-    assert "2 of 5 clients that hold members are in fewer than 5 rounds of at least 3 clients" in reason
-    assert "'site 3' the first, in 0" in reason
+    assert "2 of 5 clients that have members are in fewer than 5 rounds with at least 3 clients" in reason
+    assert "the first is 'site 3', in 0" in reason
     result, _ = judged(federate(tmp_path / "seldom", data, rounds=10, names=seldom), data)
-    assert "1 of 5 clients that hold members are in fewer than 5 rounds" in unmeasured(result)
+    assert "1 of 5 clients that have members are in fewer than 5 rounds" in unmeasured(result)
     _, found = judged(federate(tmp_path / "often", data, rounds=11, names=seldom), data)
     assert found["trajectory_tpr", "cosine"].measured
 

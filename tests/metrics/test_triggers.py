@@ -191,7 +191,7 @@ def test_few_rows_that_no_pattern_turns_prove_little() -> None:
 def test_what_cannot_be_measured_says_why() -> None:
     label, plain, _ = table(0)
     shown = np.tile(plain, (3, 1))
-    with pytest.raises(EvidenceError, match="one trigger at least"):
+    with pytest.raises(EvidenceError, match="at least one trigger"):
         backdoor_lift([], 0.95)
     for wrong in (plain, shown[:1], shown[:, 1:]):
         with pytest.raises(EvidenceError, match="the trigger and K >= 1 controls"):

@@ -74,10 +74,10 @@ def federations(count: int, participation: float = 1.0) -> Federations:
     return Federations(Subject(recipe, "a" * 64, data, {}), recipe.federation, "recipe", 0.5, 3)
 
 
-def test_the_recipes_own_rule_stands_twice_where_telling_it_changes_it_and_fewer_updates_leave_fewer_rules() -> None:
+def test_the_recipes_own_rule_appears_twice_if_tolerates_changes_it_and_fewer_updates_leave_fewer_rules() -> None:
     study = Study(federations(10), ("sign_flip",), 2, alternatives=True)
-    own, told, *others = study.rules()
-    assert (own.tolerates, told.tolerates, study.label(own), study.label(told)) == (
+    own, tolerant, *others = study.rules()
+    assert (own.tolerates, tolerant.tolerates, study.label(own), study.label(tolerant)) == (
         0,
         2,
         "clip + trimmed_mean",

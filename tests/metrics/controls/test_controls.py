@@ -56,7 +56,7 @@ def test_a_class_that_is_commoner_among_members_is_seen() -> None:
     label = rng.integers(0, 10, 1000)
     label[(split == Split.MEMBER) & (rng.random(1000) < 0.15)] = 3
     assert not comparable(label, split).held
-    assert "draw both from one population" in comparable(label, split).detail
+    assert "draw members and holdout from one population" in comparable(label, split).detail
 
 
 def test_groups_that_are_mixed_differently_are_seen_though_classes_are_not() -> None:

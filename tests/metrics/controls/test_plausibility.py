@@ -214,7 +214,7 @@ def test_where_no_wrong_list_could_be_seen_the_control_says_so() -> None:
         evidence = exchanged(seed, 1.0, leak=0.0)
         level, spread, membership = plausibility(evidence)
         assert (level.held, spread.held, membership.held) == (True, True, True)
-        assert "no wrong list would be seen" in membership.detail
+        assert "no wrong list of members would be seen" in membership.detail
 
 
 def test_what_is_caught_says_that_the_dossier_does_not_describe_this_model() -> None:

@@ -161,5 +161,5 @@ def test_a_p_value_stands_in_the_interval_of_the_shuffles_and_agrees_with_a_slow
 def test_one_group_alone_has_no_gap_and_no_test() -> None:
     group = np.full(100, "a")
     found = accusations(np.arange(100.0), np.arange(100.0), group, group, 0.1)
-    assert vulnerability_gap(found, 0.95).reason == "needs >= 2 groups, with members and holdout, found 1"
+    assert vulnerability_gap(found, 0.95).reason == "needs >= 2 groups with members and holdout, found 1"
     assert [m.measured for m in disparity_tests(found, 99, 0.95, np.random.default_rng(0))] == [False]
