@@ -2,8 +2,9 @@
 
 scikit-learn's digits, a softmax head, ten clients with equal shares, the last two byzantine (they send what turns back
 the honest mean, or in Flower their own update), trimmed mean with tolerates: 2, one step of 32 rows a round,
-150 rounds, rate 1. Everything from data in memory to the last head, each framework's own start included and named apart; all
-in one run, one after the other. The simulator trains many cells at once: its share of a stack of 441 stands next to one alone.
+150 rounds, rate 1. Everything from data in memory to the last head, each framework's own start included and named
+apart; all in one run, one after the other. The simulator trains many cells at once: its share of a stack of 441 is
+listed next to one alone.
 
 A peer needs its own environment, since its pins may clash; without it, it is left out and named so.
     python -m venv /tmp/byzfl && /tmp/byzfl/bin/pip install byzfl

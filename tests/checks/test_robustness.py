@@ -164,7 +164,7 @@ def test_a_backdoor_is_planted_where_a_limit_asks_for_it_and_there_are_images(di
     assert planted(parse(FEW, Robustness, "policy"), pictures)[1] == NOT_ASKED
 
 
-def test_a_rule_told_of_nobody_is_not_credited_with_what_it_could_do(digits: AuditData, store: Store) -> None:
+def test_a_rule_without_tolerates_is_not_credited_with_what_it_could_do(digits: AuditData, store: Store) -> None:
     check = parse(FEW | {"alternatives": False}, Robustness, "policy")
     default = measure(check, recipe(aggregator={"name": "trimmed_mean"}), digits, store)
     tolerant = measure(check, recipe(aggregator={"name": "trimmed_mean", "tolerates": 2}), digits, store)

@@ -61,19 +61,19 @@ def test_a_group_without_holdout_is_not_measured_and_not_tested() -> None:
     assert list(disparity_p_values(found, 9, np.random.default_rng(0))) == ["a"]
 
 
-def test_an_exposed_group_whose_holdout_rows_are_gone_is_not_passed_over() -> None:
-    """The gap was then that of the others, who are alike."""
+def test_an_exposed_group_without_holdout_rows_is_not_ignored() -> None:
+    """Fixed: the gap is no longer that of the other groups, which are alike."""
     seen = drawn(3, 1.5)
     gone = ~seen.member & (seen.group == "c")
     hidden = Accusations(*(each[~gone] for each in (seen.accused, seen.member, seen.group)))
     found = vulnerability_gap(hidden, 0.95, "groups")
-    assert found.reason == "needs n >= 1 holdout rows of every group with members: 1 of 3 have none, 'c' the first"
+    assert found.reason == "needs n >= 1 holdout rows of every group with members: 1 of 3 have none, the first is 'c'"
     assert (found.subject, judged_status(found, Limit(max=1.0))) == ("groups", Status.NOT_MEASURED)
-    told = {one.subject: one.measured for one in disparity_tests(hidden, 99, 0.95, np.random.default_rng(0))}
-    assert told == {"a": True, "b": True, "c": False}
+    tested = {one.subject: one.measured for one in disparity_tests(hidden, 99, 0.95, np.random.default_rng(0))}
+    assert tested == {"a": True, "b": True, "c": False}
 
 
-def test_a_group_without_members_has_nobody_to_expose() -> None:
+def test_a_group_without_members_has_no_one_to_expose() -> None:
     seen = drawn(3, 0.0)
     gone = seen.member & (seen.group == "c")
     left = Accusations(*(each[~gone] for each in (seen.accused, seen.member, seen.group)))
