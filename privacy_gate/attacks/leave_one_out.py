@@ -51,10 +51,12 @@ def lira_blocks(
     by_row = np.full(len(phi), variance == "per_example")
     if variance == "auto":
         by_row = np.min([side.least for side in sides], axis=0) >= ENOUGH
+    # Only models that use the pooled variance need degrees of freedom.
     if not by_row.all() and min(side.freedom[~by_row].min() for side in sides) == 0:
         raise EvidenceError("no audited row has two models on the same side: use more references")
     for rows in row_blocks(*phi.shape):
         block, chosen = phi[:, rows].astype(np.float64), included[:, rows]
+        # Each model is removed from the side it is on; from the other side nothing is removed.
         out = block_moments(block, ~chosen).without(block, ~chosen)
         out_variance = _variances(out, outside, by_row)
         if online:

@@ -46,6 +46,7 @@ def lira_online(
     phi, pool = evidence.target.astype(np.float64), evidence.pool
     inside, outside = (moments(evidence.reference, side) for side in (evidence.included, ~evidence.included))
     if variance == "bavaria":
+        # BaVarIA replaces the Gaussians by predictive densities; the ratio stays the same.
         return log_predictive(phi, inside, pool) - log_predictive(phi, outside, pool)
     chosen = enough(pool, inside, outside) if variance == "auto" else variance
     spread_in, spread_out = (variances(side, pool, chosen) for side in (inside, outside))
@@ -93,6 +94,7 @@ def variances(side: Moments, pool: Bools, kind: Variance) -> Floats:
     of freedom: a row with one model does not deviate from its mean and adds no information.
     """
     if kind == "per_example":
+        # A row without models on this side has 0 / 0: NaN marks it as not scored.
         with np.errstate(invalid="ignore"):
             return np.maximum(side.squares / side.count, LEAST_VARIANCE)
     freedom = float(np.maximum(side.count[pool] - 1, 0.0).sum())

@@ -30,10 +30,12 @@ class Moments:
         values, chosen (M, N): the arrays that the moments were computed from. This inverts Welford's update, so only
         the removed value's own contribution cancels, and no digits are lost.
         """
+        # A model that was not chosen changes nothing: its deviation is 0, and the count stays.
         count = self.count - chosen
         left = np.maximum(count, 1.0)
         deviation = np.where(chosen, values - self.mean, 0.0)
         mean = np.where(count > 0, self.mean - deviation / left, np.nan)
+        # Rounding may leave a tiny negative sum, hence the maximum.
         squares = np.maximum(self.squares - deviation**2 * (self.count / left), 0.0)
         return Moments(count, mean, np.where(count > 1, squares, 0.0))
 

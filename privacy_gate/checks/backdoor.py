@@ -139,6 +139,7 @@ class Backdoor(Check):
             return tuple(not_measured(name, few) for name in INVERTED), KNOWN_ONLY
         rows, searches = list(sought[0].tried), [results(job) for job in sought]
         works = np.array([bool(search["works"][0]) for search in searches])
+        # A failed search has no size: NaN keeps its class out of the comparison.
         size = np.where(works, [float(search["size"][0]) for search in searches], np.nan)
         covered = np.array([search["mask"].mean() for search in searches])
         stamped = np.stack([search["predicted"] for search in searches])
@@ -162,6 +163,7 @@ class Backdoor(Check):
             f"{lost[0]}, so it does not prove that they have none: raise inversion: steps"
         )
         limit = self.limits.get("inverted_backdoor")
+        # Classes whose search failed could only raise the figure, so a violated limit stays violated.
         if limit is None or judged_status(inverted, limit) is not Status.VIOLATED:
             inverted = not_measured("inverted_backdoor", reason)
         return (inverted, not_measured("trigger_anomaly", reason)), f"backdoor: {reason}"

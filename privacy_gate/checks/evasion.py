@@ -89,6 +89,7 @@ class Evasion(Versus):
         if rows is None:
             return None
         if metric == "universal_transfer" and self.universal is not None:
+            # The universal change is tried on other rows than it is crafted on.
             rows = needed_apart(self.universal.images, rows)
         return max(FEWEST, rows)
 

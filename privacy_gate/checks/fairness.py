@@ -99,6 +99,7 @@ class Fairness(WhereDeclared):
         # Seeded with the data, so that a repeated audit gives the same intervals.
         rng = np.random.default_rng(int(data.digest[:16], 16))
         measurements: list[Measurement] = []
+        # The candidate comes first, so its random draws do not depend on which other models exist.
         for name, answers in reversed(models.items()):
             audited = _Audited(answers[holdout], data.label[holdout], name, confidence, rng)
             if data.client is not None:
@@ -206,6 +207,7 @@ def _unserved(data: AuditData, names: Names | None, fewest: int, one: str) -> st
     if names is None:
         return None
     holdout = names[data.split == Split.HOLDOUT]
+    # A name without holdout rows gets a count of 0 here, and so is found to have too few.
     known = np.unique(names[data.split != Split.POPULATION])
     few = known[np.bincount(np.searchsorted(known, holdout), minlength=len(known)) < fewest]
     if not len(few):
@@ -226,6 +228,7 @@ def _benefit(data: AuditData, alone: Mapping[str, Ints], right: Bools, confidenc
     if not alone or data.client is None:
         return not_measured("client_benefit", "needs adaptation: head, and clients that have members")
     holdout = data.split == Split.HOLDOUT
+    # Each client is judged on its own holdout rows; the pairs of both models are concatenated client by client.
     rows_of = {name: holdout & (data.client == name) for name in alone}
     by_itself = [answers[rows_of[name]] == data.label[rows_of[name]] for name, answers in alone.items()]
     together = np.concatenate([right[rows] for rows in rows_of.values()])

@@ -81,6 +81,7 @@ class Inversion(WhereDeclared):
         federation = recipe.federation
         if not self.alternatives or federation is None or federation.secure_aggregation:
             return []
+        # Under secure aggregation the server sees only sums, so only means can be computed.
         if federation.aggregator.name not in ("mean", "uniform_mean") or federation.aggregator.before:
             return []
         return [recipe.model_copy(update={"federation": federation.model_copy(update={"secure_aggregation": True})})]

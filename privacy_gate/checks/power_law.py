@@ -93,6 +93,7 @@ class PowerLaw(Check):
         part = np.any([arrays["included"] for arrays in stored], axis=0)
         phi = np.stack([arrays["confidence"][part] for arrays in stored])
         included = np.stack([arrays["included"][part] for arrays in stored])
+        # Each reference trains on the members' share of the pool, so shots are rows per class times that share.
         members = int((subject.data.split == Split.MEMBER).sum())
         pool = int((subject.data.split != Split.POPULATION).sum())
         classes = len(np.unique(subject.data.label[part]))

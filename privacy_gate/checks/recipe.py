@@ -85,6 +85,7 @@ def _scores(name: str, evidence: MembershipEvidence) -> Floats:
     if (reason := ATTACKS[name].unmet(evidence)) is not None:
         raise EvidenceError(reason)
     scores = EVERY_MODEL[name](evidence)
+    # Leaving a model out may leave a row without models on one side; its score is then NaN.
     if not np.isfinite(scores).all():
         raise EvidenceError("some row is in, or out of, too few models to leave one out")
     return scores

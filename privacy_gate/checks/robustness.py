@@ -164,11 +164,13 @@ class Robustness(WhereDeclared):
             for byzantine in study.tried(rule):
                 jobs += [job for attacked in study.attacked(rule, byzantine).values() for job in attacked]
         confirmation = self._confirmation(subject, study)
+        # Rules and attacks share federations; each is trained once, in this order.
         return list(dict.fromkeys([*jobs, *(confirmation.jobs() if confirmation else [])]))
 
     def _study(self, subject: Subject, federation: Federation) -> Study:
         """The study of heads; on the frozen backbone if the recipe trains a network."""
         recipe = subject.recipe
+        # Networks are too expensive to try every attack and rule: heads screen them.
         heads = replace(subject, recipe=screening(recipe)) if recipe.trains_network else subject
         federations = Federations(heads, federation, self.clients, self.alpha, self.seeds)
         return Study(federations, self.attacks, self.byzantine, self.alternatives)

@@ -86,6 +86,7 @@ class SystemStress(WhereDeclared):
 
     def _pairs(self, study: Federations) -> dict[StressMetric, tuple[list[Federate], list[Federate]]]:
         """For each metric that can be measured: federations without the stress, and with it."""
+        # Three stresses share the calm federations; heterogeneity has its own pair, with two values of alpha.
         calm, reasons = study.jobs(), self._unmet(study)
         pairs: dict[StressMetric, tuple[list[Federate], list[Federate]]] = {
             "heterogeneity_drop": (study.jobs(alpha=EVEN), study.jobs(alpha=self.uneven)),

@@ -123,6 +123,7 @@ class TrajectoryMia(WhereDeclared):
                 ]
                 continue
             accused = accusations(*sides, names[member], names[holdout], FPR)
+            # Seeded with the data and the signal, so that a repeated audit gives the same p-values.
             rng = np.random.default_rng([int(data.digest[:16], 16), place])
             for one in disparate_mia(accused, self.permutations, confidence, rng, signal):
                 metric = one.metric.replace("disparate_mia", "client_mia_gap")
@@ -146,6 +147,7 @@ def _unfit(log: Mapping[str, NDArray[Any]], subject: Subject) -> str | None:
             f"{len(few)} of {len(holding)} clients that have members are in fewer than {FEWEST_ROUNDS} rounds with at "
             f"least {FEWEST_CLIENTS} clients; the first is {str(names[few[0]])!r}, in {seen[few[0]]}: log more rounds"
         )
+    # Written so that a distance of NaN is refused too.
     if not (distance := float(log["distance"][0])) <= FAR:
         federation = subject.recipe.federation
         private = None if federation is None else federation.privacy
@@ -171,6 +173,7 @@ def _clients(logged: Ints, subject: Subject) -> Ints:
     data's digest as the seed, with probabilities proportional to the clients' numbers of members.
     """
     names, code = _coded(subject)
+    # `logged` maps places in the log to clients of the table; this inverts it, with -1 for clients not logged.
     place = np.full(len(names), -1)
     place[logged[logged >= 0]] = np.flatnonzero(logged >= 0)
     index = place[code]

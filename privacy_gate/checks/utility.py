@@ -48,6 +48,7 @@ class Utility(Versus):
             measurements.append(accuracy(part, confidence, record))
             if (logged := subject.logged.get(metric)) is None:
                 continue
+            # At this confidence a true dossier fails the control in one of 1,000 audits.
             band = accuracy(part, CONTROL_CONFIDENCE, record)
             held = band.low is not None and band.high is not None and band.low <= logged <= band.high
             detail = (

@@ -40,6 +40,7 @@ def digest(job: Job) -> str:
 
 def digest_of(described: Mapping[str, Any]) -> str:
     """The digest of a job, from its description as `describe` gives it."""
+    # Canonical: sorted keys, no spaces and ASCII only, so equal jobs have equal bytes.
     text = json.dumps(described, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -68,6 +69,7 @@ def _parts(kind: Any) -> dict[str, tuple[InDigest, Any]]:
     if issubclass(kind, Record):
         return {name: (_part(field.metadata), field.default) for name, field in kind.model_fields.items()}
     return {
+        # Dataclasses keep Annotated metadata on the type; pydantic moves it to the field.
         field.name: (_part(getattr(field.type, "__metadata__", ())), field.default)
         for field in dataclasses.fields(kind)
     }

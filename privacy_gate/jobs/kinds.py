@@ -162,6 +162,7 @@ def federate(
     recipe: Recipe, dataset: str, adversary: str | None, byzantine: int, seed: int, stress: Stress | None = None
 ) -> Federate:
     """The job; a candidate retrained with another seed has the same one."""
+    # Seed 0 stands for every seed of the recipe: Federate has its own.
     return Federate(recipe.model_copy(update={"seed": 0}), dataset, adversary, byzantine, seed, stress)
 
 
@@ -364,6 +365,7 @@ def train_reference(
     recipe: Recipe, dataset: str, index: int, divisor: int = 1, without: tuple[int, ...] = ()
 ) -> TrainReference:
     """The job of reference `index`; a candidate retrained with another seed has the same one."""
+    # Seed 0 stands for every seed of the recipe: the index decides the reference's draws.
     return TrainReference(recipe.model_copy(update={"seed": 0}), dataset, index, divisor, without)
 
 

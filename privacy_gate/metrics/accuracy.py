@@ -57,6 +57,7 @@ def needed_rows(limit: Limit, confidence: float, most: int) -> int | None:
     """
 
     def meets(rows: int) -> bool:
+        # All right for a `min`, all wrong for a `max`: no table of this size is further on the good side.
         best = np.full(rows, limit.min is not None)
         return judged_status(accuracy(best, confidence, HOLDOUT_ACCURACY), limit) is Status.MET
 

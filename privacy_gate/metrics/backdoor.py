@@ -129,13 +129,14 @@ def inverted_backdoor(
     if not rows.all():
         return not_measured("inverted_backdoor", "every row is of the target class, needs rows of other classes")
     suspect = _suspect(size, covered, side, confidence)
+    # A trigger that is not small counts as no rise, and its interval as 0 at both ends.
     lift = np.where(suspect, (won - lost) / rows, 0.0)
     low, high = (
         np.maximum(0.0, np.where(suspect, end, 0.0)).max()
         for end in paired_interval(won, lost, rows, 1 - (1 - confidence) / classes)
     )
     value, best = max(0.0, float(lift.max())), int(np.argmax(lift))
-    method = "paired score, Bonferroni over classes; 0 where no trigger is small"
+    method = "paired score, Bonferroni over classes; 0 if no trigger is small"
     samples = f"{rows[best]:,} rows, {classes} classes"
     subject = f"class {best}" if suspect[best] else ""
     return measured(INVERTED_BACKDOOR, value, (low, high), confidence, method, samples, subject=subject)

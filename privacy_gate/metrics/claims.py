@@ -65,6 +65,7 @@ def bounds_by_rates(
     if least < FEWEST:
         reason = f"needs {FEWEST} members and holdout rows in each half of the table, found {least}"
         return [not_measured("epsilon_bound", reason, name) for name in BY_RATES]
+    # Set on rows that are not counted below, so the rates hold as if the threshold were known beforehand.
     threshold = float(np.quantile(fixing, 1 - fpr))
     caught, accused = int((member > threshold).sum()), int((holdout > threshold).sum())
     rates = highest_rates(caught, len(member), accused, len(holdout), level)
@@ -82,6 +83,7 @@ def bounds_by_canaries(scores: Floats, member: Bools, guesses: float, delta: flo
     if len(scores) < FEWEST or not half:
         reason = f"needs >= {FEWEST} canaries, found {len(scores)}: set columns: {{canary: ...}} in the data manifest"
         return [not_measured("epsilon_bound", reason, name) for name in BY_CANARIES]
+    # The number of guesses is fixed by `guesses`, not chosen from the scores: the bound needs that.
     order = np.argsort(scores, kind="stable")
     right = int(member[order[-half:]].sum() + (~member[order[:half]]).sum())
     run = (len(scores), 2 * half, right, delta, level)
@@ -101,6 +103,7 @@ def excess(bounds: Iterable[Measurement], claimed: float | None) -> Measurement:
             "epsilon_excess", next((one.reason for one in model_free if one.reason), "no bound was measured")
         )
     value = max(one.value or 0.0 for one in valid) - claimed
+    # The largest of several bounds fails if any of them does, so their errors add (Bonferroni).
     level = sum(1 - (one.confidence or 0.0) for one in valid)
     method = f"largest bound less the claimed {claimed:g}, Bonferroni"
     return _figure(EPSILON_EXCESS, value, level, "", method, f"{len(valid)} bounds")

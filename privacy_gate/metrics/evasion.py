@@ -56,6 +56,7 @@ def robust_accuracy(
     """
     rows = int(right.sum())
     if rows:
+        # Each sign is counted among rows that are right to begin with; others say nothing about gradients.
         shares = {"guessed": (guessed & standing).sum(), "wide": (wide & right).sum(), "flat": (flat & right).sum()}
         for sign, count in shares.items():
             if count / rows > MASKED[sign]:
@@ -69,6 +70,7 @@ def universal_transfer(plain: Ints, shifted: Ints, crafted: float, confidence: f
 
     Interval: Clopper-Pearson. Not measured if the change is too weak to fool its own probe.
     """
+    # Written so that NaN is refused too.
     if not crafted >= WEAK:
         reason = f"the universal change alters {crafted:.0%} of its own probe's answers, needs {WEAK:.0%}: raise steps"
         return not_measured("universal_transfer", reason)

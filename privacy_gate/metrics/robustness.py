@@ -138,6 +138,7 @@ def federated_backdoor(planted: Mapping[str, Called], unattacked: Called, confid
              `_worst`
     """
     fragile = unattacked.shown - unattacked.plain
+    # A negative effect on the unattacked head must not be credited to, or charged to, the attackers.
     if fragile.mean() <= 0:
         fragile = np.zeros_like(fragile)
     return _worst(
@@ -192,6 +193,7 @@ def accuracy_loss(
     seeds, rows = before.shape
     if seeds < FEWEST_SEEDS:
         return not_measured(metric.name, f"needs >= {FEWEST_SEEDS} seeds, found {seeds}", subject)
+    # One-sided normal test: is the accuracy before significantly above that of naming one class?
     if blind and float(before.mean()) <= blind + float(ndtri(confidence)) * math.sqrt(blind * (1 - blind) / rows):
         reason = (
             f"the federation learns nothing that it could lose: accuracy {before.mean():.3f} before, {blind:.3f} by "
@@ -203,6 +205,7 @@ def accuracy_loss(
         loss = measured(metric, 0.0, (0.0, 0.0), confidence, "the same federations: 0 by definition", samples)
     else:
         lost = before - after
+        # The same losses averaged both ways. (1, -1) are the two added rows, one lost and one won.
         of_seeds, of_rows = lost.mean(axis=1), np.append(lost.mean(axis=0), (1.0, -1.0))
         variances = float(of_seeds.var(ddof=1)) / seeds, float(of_rows.var(ddof=1)) / len(of_rows)
         loss = _loss(metric, float(lost.mean()), variances, (seeds, rows), confidence)
@@ -215,6 +218,7 @@ def _loss(
     """The mean loss over seeds and rows as a measurement; variances: the parts of its variance from seeds and rows."""
     (seeds, rows), (of_seeds, of_rows) = shape, variances
     by_seeds, by_rows = (float(stdtrit(n, (1 + confidence) / 2)) for n in (min(seeds - 1, FREEDOM), FREEDOM))
+    # Each part has its own quantile, so the reaches are added in squares, not the variances (MOVER).
     reach = math.sqrt(by_seeds**2 * of_seeds + by_rows**2 * of_rows)
     ends, method = (value - reach, value + reach), "t over seeds, rows paired and a sample"
     return measured(metric, value, ends, confidence, method, f"{seeds} seeds, {rows:,} rows")
@@ -258,5 +262,6 @@ def breakdown_point(drops: Mapping[int, Measurement], clients: int, limit: float
         over = [f for f, drop in sorted(drops.items()) if getattr(drop, end) > limit]
         return over[0] / clients if over else 0.5
 
+    # A high drop breaks down early: the upper ends of the drops give the lower end of the share.
     ends, method = (first("high"), first("low")), "ends of the drops' intervals"
     return measured(BREAKDOWN_POINT, first("value"), ends, confidence, method, tried)

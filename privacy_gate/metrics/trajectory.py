@@ -77,6 +77,7 @@ def source_inference_advantage(guess: Ints, client: Ints, confidence: float, sub
     """
     if guess.shape != client.shape or guess.ndim != 1 or not len(client):
         raise EvidenceError(f"guesses have shape {guess.shape}, clients {client.shape}, expected equal (m,), m >= 1")
+    # Guessing the largest client is the best strategy without the log; its share is the baseline.
     right = int((guess == client).sum())
     largest = float(np.bincount(client).max() / len(client))
     low, high = clopper_pearson(right, len(client), confidence)

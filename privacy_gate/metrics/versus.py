@@ -112,6 +112,7 @@ def rows_to_keep_ratio(limit: Limit, confidence: float, most: int) -> int | None
     with errors need more rows."""
 
     def meets(rows: int) -> bool:
+        # Two models that are always right: the narrowest interval that this number of rows can give.
         right = np.ones(rows, dtype=bool)
         one = measured(METRICS["corruption_ratio"], 1.0, (1.0, 1.0), confidence, "", "")
         agreed = ratio_versus((one, one), ((right, {"any": right}),) * 2, confidence, np.random.default_rng(0))
@@ -140,6 +141,7 @@ def ratio_versus(
     rows, other = (len(right) for right, _ in answers)
     if rows != other:
         raise EvidenceError(f"{name}: the candidate has {rows} rows, the champion {other}")
+    # The same resampled rows for both models, so that what they share cancels.
     weights = rng.multinomial(rows, np.full(rows, 1 / rows), size=DRAWS)
     drawn = _ratios(answers[0], weights) - _ratios(answers[1], weights)
     value = own.value - champion.value

@@ -80,7 +80,7 @@ def test_the_robustness_policy_needs_no_training_and_compares_with_the_champion(
     assert {name: set(result.left_out) >= set(check.bounds) for name, result in said.items() for check in policy.checks
             if check.name == name} == {"fairness": True}  # fmt: skip
     lines = lint_policy(POLICIES / "robustness.yaml", 1000)
-    assert "  evasion: robust_accuracy: without a champion it is let pass" in lines
+    assert "  evasion: robust_accuracy: without a champion it passes" in lines
     assert not any("no model can" in line or "relax it" in line for line in lines)
 
 
@@ -137,7 +137,7 @@ promotion: {alias: champion}
     ("old", "new", "expected"),
     [
         (", min: 0.5", "", "policy.yaml:7:25: checks.0.limits.holdout_accuracy: a limit relative to the champion "
-         "needs either a min beside it"),
+         "needs either a min, which applies"),
         (", min: 0.5", ", max: 0.5", "policy.yaml:7:41: checks.0.limits.holdout_accuracy: champion_drop: goes with"),
         (", min", ", champion_rise: 0.1, min", "policy.yaml:7:41: checks.0.limits.holdout_accuracy: champion_drop: "),
         ("min: 0.5", "without_champion: wait", "policy.yaml:7:65: checks.0.limits.holdout_accuracy.without_champion: "
@@ -156,7 +156,7 @@ promotion: {alias: champion}
          "it is for holdout_accuracy"),
         ("promotion: {alias: champion}\n", "", "policy.yaml:5:3: checks: limits relative to the champion need "
          "its alias"),
-        ("{champion_drop: 0.05, min: 0.5}", "{}", "policy.yaml:7:25: checks.0.limits.holdout_accuracy: a limit has max "
+        ("{champion_drop: 0.05, min: 0.5}", "{}", "policy.yaml:7:25: checks.0.limits.holdout_accuracy: a limit needs max "
          "or min, champion_drop or champion_rise"),
     ],
 )  # fmt: skip

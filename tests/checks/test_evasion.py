@@ -74,7 +74,7 @@ def test_robust_accuracy_and_transfer_are_measured_and_told() -> None:
     assert judged_status(standing, Limit(min=0.7)) is Status.MET
     assert judged_status(standing, Limit(min=0.79)) is Status.VIOLATED
     assert "80.0% under the untargeted attack" in result.notes[0]
-    assert "change 10.0% of the candidate's" in result.notes[1]
+    assert "alter 10.0% of the candidate's" in result.notes[1]
 
 
 def test_rows_the_change_is_crafted_on_are_not_those_it_is_tried_on() -> None:

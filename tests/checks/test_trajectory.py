@@ -291,7 +291,7 @@ def test_the_log_of_another_model_is_no_pass(leaky: tuple[Path, AuditData], tmp_
         noisy = recipe(privacy={"noise_multiplier": sigma, "clip": 0.5, "noise_by": by})
         reason = unmeasured(judged(tmp_path / "mixed", data, noisy)[0])
         assert "expected at most 10%" in reason
-        assert ("the server's noise for the privacy of clients, which no log holds" in reason) == hidden
+        assert ("the server's noise for the privacy of clients, which no log contains" in reason) == hidden
 
 
 def test_a_log_that_changed_or_is_not_here_is_an_error(leaky: tuple[Path, AuditData], tmp_path: Path) -> None:

@@ -52,6 +52,7 @@ def untrainable_references(data: AuditData, jobs: Iterable[Job]) -> str | None:
     """
     federated = [job for job in jobs if isinstance(job, TrainReference) and _simulated(job.recipe)]
     lacking: list[tuple[int, str]] = []
+    # Consecutive jobs with the same pool draw their training sets together.
     for (recipe, divisor, without), same in groupby(federated, attrgetter("recipe", "divisor", "without")):
         sets = training_sets(data, [job.index for job in same], divisor, without)
         lacking += _lacking(recipe.federation, data, sets)
@@ -76,6 +77,7 @@ def _lacking(federation: Federation, data: AuditData, sets: Iterable[tuple[int, 
     """References that cannot be trained: index and reason."""
     root, code = _has_root(data), None
     if federation.clients.count is None and data.client is not None:
+        # Clients of a reference are those with a row in its share; with a declared count they are always that many.
         code = np.unique(data.client, return_inverse=True)[1]
     for index, rows in sets:
         clients = federation.clients.count if code is None else int(np.count_nonzero(np.bincount(code[rows])))

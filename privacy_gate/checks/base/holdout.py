@@ -29,6 +29,7 @@ def first(subject: Subject, count: int) -> tuple[int, ...]:
 def apart(subject: Subject, sought: int, tried: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Rows to search on, at most half of the holdout, and other rows to try the result on, both ascending."""
     rows = shuffled(subject)
+    # The rows to try on come from the front, like those of `first`; the rows to search on from the back.
     border = max(len(rows) - sought, len(rows) // 2)
     on, others = (tuple(np.sort(some).tolist()) for some in (rows[border:], rows[: min(border, tried)]))
     return on, others

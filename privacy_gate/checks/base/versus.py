@@ -67,6 +67,7 @@ class ChampionLimit(Record):
     def relative(self) -> Limit | None:
         """The bound on the candidate's figure minus the champion's; None without one."""
         if self.champion_drop is not None:
+            # 0.0 - x rather than -x: a drop of 0 gives 0.0 and not -0.0, which reports would print.
             return Limit(min=0.0 - self.champion_drop, severity=self.severity)
         if self.champion_rise is not None:
             return Limit(max=self.champion_rise, severity=self.severity)
@@ -162,6 +163,7 @@ class Versus(Check):
             if rival is not None:
                 reason = missing.get(metric)
                 measurements.append(not_measured(name, reason) if reason else difference(metric, rival))
+            # Without a rival: the champion cannot be compared, or none exists and the policy says block, or pass.
             elif not self._vacant(subject):
                 measurements.append(not_measured(name, _why(subject)))
             elif self._limits[metric].without_champion == "block":

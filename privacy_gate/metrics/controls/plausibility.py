@@ -80,6 +80,7 @@ class Suspicion:
 
     def seen_from(self, limit: float) -> tuple[float, float, float]:
         """The share of each kind of error that exceeds `limit` about as often as SEEN says; above 1: never seen."""
+        # The doubt grows linearly with the share of errors: solve slope * share = need for the share.
         need = (limit + MARGIN) * _deviation(self.figure)
         never, hidden, both = (need / slope if slope > 0 else np.inf for slope in self.slope)
         return never, hidden, both
@@ -92,6 +93,7 @@ def suspicions(measured: Behaviour) -> list[Suspicion]:
     """
     doubt, exchanged = measured.doubt[:, 1:].mean(axis=1), measured.exchanged[:, 1:].mean(axis=1)
     members, others = exchanged[OTHERS] - doubt[MEMBERS], exchanged[MEMBERS] - doubt[OTHERS]
+    # As many holdout rows as members are exchanged, which is another share of the holdout.
     swapped = others * measured.rows[MEMBERS, 0] / measured.rows[OTHERS, 0]
     return [
         Suspicion(measured.doubt[MEMBERS], (members, 0.0, members)),
@@ -115,6 +117,7 @@ def _level(measured: Behaviour, limit: float) -> Control:
 def _spread(measured: Behaviour, limit: float) -> Control:
     far = [surprise(figure) for figure in measured.spread]
     detail = f"differences from the references among members {far[0]:+.1f}, holdout {far[1]:+.1f} {_UNIT}"
+    # The spread is a logarithm, so a shift of it is a factor: exp(shift) - 1 is the relative rise.
     reach = np.expm1((limit + MARGIN) * max(_deviation(figure) for figure in measured.spread))
     seen = f"{reach:.0%} larger ones" if reach < 10 else f"only ones {reach:.2g} times larger"
     return _control("plausible spread", far, limit, f"{detail} (limit {limit:.1f}); {_OFTEN} {seen}")

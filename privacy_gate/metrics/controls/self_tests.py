@@ -60,6 +60,7 @@ def same_mix(values: NDArray[np.int64] | NDArray[np.str_], split: NDArray[np.int
     table = np.stack(
         [np.bincount(place[split == part], minlength=len(names)) for part in (Split.MEMBER, Split.HOLDOUT)]
     )
+    # Pool the rare values into one column: chi-square needs LEAST_EXPECTED rows in each cell.
     expected = table.sum(axis=1, keepdims=True) * table.sum(axis=0) / max(table.sum(), 1)
     rare = expected.min(axis=0) < LEAST_EXPECTED
     table = np.column_stack([table[:, ~rare], table[:, rare].sum(axis=1)])
@@ -103,6 +104,7 @@ def negative_control(evidence: MembershipEvidence, scores: Mapping[str, Floats])
     }
     if not tests:
         return []
+    # Two tests per attack share LEVEL; the smallest p-value of all decides.
     least = LEVEL / (2 * len(tests))
     name, (chance, area, top) = min(tests.items(), key=lambda item: item[1][0])
     held = chance >= least
@@ -123,6 +125,7 @@ def _against_chance(population: Floats, holdout: Floats) -> tuple[float, float, 
     both = np.sort(np.concatenate([population, holdout]))
     accused = max(math.ceil(TOP_SHARE * len(both)), TOP_LEAST)
     threshold = both[-accused]
+    # Ties at the threshold all count, so `drawn` may be larger than `accused`.
     drawn, hits = np.count_nonzero(both >= threshold), np.count_nonzero(population >= threshold)
     above = float(stats.hypergeom.sf(hits - 1, len(both), len(population), drawn))
     return min(float(ranks.pvalue), above), area, float(hits / drawn)
@@ -135,6 +138,7 @@ def control_evidence(arrays: Mapping[str, NDArray[np.generic]]) -> MembershipEvi
     """
     included, label = arrays["included"].astype(bool), arrays["label"].astype(np.int64)
     confidence, logits = arrays["confidence"].astype(np.float64), arrays["logits"].astype(np.float64)
+    # Rows that no model trained on are population; of the others, those outside model 0 are its holdout.
     split = np.where(included.any(axis=0), Split.HOLDOUT, Split.POPULATION)
     return MembershipEvidence(
         target=logit_scaled(logits[0], label),

@@ -57,6 +57,7 @@ def clustered_ends(value: float, parts: Floats, confidence: float) -> tuple[floa
     """
     models, rows = parts.shape
     variance = clustered_variance(parts)
+    # The number of independent trials that would have this variance; at 0 or 1 the variance says nothing.
     trials = value * (1 - value) / variance if variance > 0 and 0 < value < 1 else float(rows)
     return _wilson(value, trials, float(stdtrit(models - 1, (1 + confidence) / 2)))
 
@@ -92,6 +93,7 @@ def _linearised(correct: Bools, included: Bools) -> tuple[float, Floats]:
     out = np.count_nonzero(~included, axis=0)
     if not out.all():
         raise EvidenceError(f"{np.count_nonzero(out == 0)} rows are in every model's training set: use more references")
+    # Every row weighs 1 / N, divided among the models it is left out of.
     weight = ~included / out / correct.shape[1]
     value = float((weight * correct).sum())
     return value, np.asarray(weight * (correct - value))

@@ -66,6 +66,7 @@ def client_benefit(federated: Bools, alone: Bools, client: NDArray[Any], confide
     # z tests "worse than alone by MARGIN or more": large z means no worse, very negative z means worse.
     z, tail = paired_score(won, lost, rows, -MARGIN), (1 - confidence) / 2
     served, worse = holm(ndtr(-z)) <= tail, holm(ndtr(z)) <= tail
+    # 1e-12: a client exactly at the margin counts as served despite rounding.
     value = float(((won - lost) / rows >= -MARGIN - 1e-12).mean())
     samples = f"{len(names):,} clients, {int(rows.sum()):,} rows"
     ends = (float(served.mean()), float(1 - worse.mean()))
@@ -89,6 +90,7 @@ def contribution_match(brought: Floats, served: Floats, confidence: float) -> Me
     if min(np.ptp(brought), np.ptp(served)) == 0:
         return not_measured("contribution_match", "all clients contribute the same, or all get the same")
     value = float(np.clip(np.corrcoef(brought, served)[0, 1], -1, 1))
+    # Fisher's z has standard error 1 / sqrt(K - 3); it is infinite at -1 and 1, hence the clip.
     z = np.arctanh(np.clip(value, -1 + 1e-12, 1 - 1e-12))
     reach = ndtri((1 + confidence) / 2) / np.sqrt(max(clients - 3, 1))
     ends = (float(np.tanh(z - reach)), float(np.tanh(z + reach)))
