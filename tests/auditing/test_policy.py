@@ -156,8 +156,8 @@ promotion: {alias: champion}
          "it is for holdout_accuracy"),
         ("promotion: {alias: champion}\n", "", "policy.yaml:5:3: checks: limits relative to the champion need "
          "its alias"),
-        ("{champion_drop: 0.05, min: 0.5}", "{}", "policy.yaml:7:25: checks.0.limits.holdout_accuracy: a limit needs max "
-         "or min, champion_drop or champion_rise"),
+        ("{champion_drop: 0.05, min: 0.5}", "{}", "policy.yaml:7:25: checks.0.limits.holdout_accuracy: a limit needs "
+         "max or min, champion_drop or champion_rise"),
     ],
 )  # fmt: skip
 def test_a_limit_relative_to_the_champion_that_has_no_sense_is_placed(
