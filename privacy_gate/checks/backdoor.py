@@ -116,9 +116,11 @@ class Backdoor(Check):
         plain = results(Score(subject.artifact, subject.recipe, subject.data.digest))["logits"].argmax(axis=1)
         tried = self._tried(subject)
         rows = list(next(iter(tried.values())).rows)
-        shown = {name: results(job)["predicted"] for name, job in tried.items()}
+        predictions = {name: results(job)["predicted"] for name, job in tried.items()}
         classes = subject.recipe.classes
-        families = [Family(name, plain[rows], predicted, label[rows], classes) for name, predicted in shown.items()]
+        families = [
+            Family(name, plain[rows], predicted, label[rows], classes) for name, predicted in predictions.items()
+        ]
         known = (backdoor_lift(families, confidence), trigger_fragility(families, confidence))
         by_trigger = [family.reached for family in families]
         summary, remedies = (_summary(by_trigger),), tuple(_remedies(by_trigger))

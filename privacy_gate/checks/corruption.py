@@ -96,9 +96,11 @@ class Corruption(Versus):
             return self.compared(
                 CheckResult(measurements=(missing,)), subject, lambda metric, _: not_compared(metric, NO_IMAGES)
             )
+        # The same rows for every model: they depend on the data only.
         label = subject.data.label[list(first(subject, self.images))]
 
         def ratio(answers: Answers) -> Measurement:
+            # A new generator for each model: both are resampled in the same way.
             return corruption_ratio(*answers, label, confidence, _chance(subject))
 
         answers = self._answers(subject, results)

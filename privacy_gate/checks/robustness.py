@@ -187,8 +187,8 @@ class Robustness(WhereDeclared):
         if self._no_backdoor(subject) or study.unplantable(BACKDOORS):
             return []
         recipe, data = subject.recipe, subject.data
-        shown = embed_jobs(recipe.backbone, recipe.input, data.digest, data.rows, [PLANTED])
-        return [*shown, *(job for jobs in study.planted(BACKDOORS).values() for job in jobs)]
+        embedding = embed_jobs(recipe.backbone, recipe.input, data.digest, data.rows, [PLANTED])
+        return [*embedding, *(job for jobs in study.planted(BACKDOORS).values() for job in jobs)]
 
     def _no_backdoor(self, subject: Subject) -> str | None:
         """The reason why no backdoor is planted; None if one is."""
@@ -272,7 +272,7 @@ class _Figures:
         subject = self.study.federations.subject
         rows = (subject.data.split == Split.HOLDOUT) & (subject.data.label != TARGET)
         views = (features(subject, self.results, view)[rows] for view in (PLANTED, PLAIN))
-        return Called(*(np.stack([called(shown, head, TARGET) for head in heads]) for shown in views))
+        return Called(*(np.stack([called(embedded, head, TARGET) for head in heads]) for embedded in views))
 
     def plot(self, rules: list[Aggregator]) -> ByzantinePlot:
         """Accuracy under the worst attack against the number of byzantine clients, one line per rule."""

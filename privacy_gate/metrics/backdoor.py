@@ -44,12 +44,12 @@ LEAST_SPREAD = 0.1
 """Lower bound for the spread of log sizes: two searches for the same trigger differ by some per cent in any case."""
 
 
-def won_and_lost(plain: Ints, shown: Ints, label: Ints, classes: int) -> tuple[Ints, Ints, Ints]:
+def won_and_lost(plain: Ints, triggered: Ints, label: Ints, classes: int) -> tuple[Ints, Ints, Ints]:
     """For each target, among rows of other classes: the number predicted as the target only with the trigger, the
     number only without it, and the number of such rows; (C,) each."""
-    won, lost = (shown != plain) & (shown != label), (shown != plain) & (plain != label)
+    won, lost = (triggered != plain) & (triggered != label), (triggered != plain) & (plain != label)
     rows = len(label) - np.bincount(label, minlength=classes)
-    return np.bincount(shown[won], minlength=classes), np.bincount(plain[lost], minlength=classes), rows
+    return np.bincount(triggered[won], minlength=classes), np.bincount(plain[lost], minlength=classes), rows
 
 
 def tiny(side: int) -> float:

@@ -16,6 +16,7 @@ BEST = (0.01, 0.1)
 ROUNDING = 1e-9
 """Tolerance in counts: 0.001 * 3000 must count as 3 despite rounding."""
 
+# For example tpr_at_0.01_fpr or slope_at_1e-05_fpr, the forms that `%g` gives.
 _NAME = re.compile(r"(.+)_at_(0\.\d+|\d+e-\d+)_fpr\Z")
 
 

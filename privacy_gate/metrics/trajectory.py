@@ -54,7 +54,7 @@ CLIENT_MIA_GAP_P_VALUE = Metric(
     worse="lower",
     resolves=_ROWS,
     means="How often sampling noise alone makes a gap this large between clients; a small value means a real gap.",
-    remedy="Look at the most exposed client, and treat it as client_mia_gap says.",
+    remedy="Look at the most exposed client; the remedy for client_mia_gap applies.",
 )
 METRICS = (
     TRAJECTORY_TPR,

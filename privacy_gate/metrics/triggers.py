@@ -89,20 +89,25 @@ class Reached:
 class Family:
     """Answers to a trigger, which comes first, and to its controls, as rises of each target's rate.
 
-    plain, label (R,), shown (1 + K, R): predictions for the same rows in 0 .. C - 1, without any pattern, with the
+    plain, label (R,), predicted (1 + K, R): predictions for the same rows in 0 .. C - 1, without any pattern, with the
     trigger, and with each control; label: the rows' classes.
 
     lift, won, lost (1 + K, C), rows (C,): see `won_and_lost`. A target to which every row belongs has no rise: -inf.
     """
 
-    def __init__(self, name: str, plain: Ints, shown: Ints, label: Ints, classes: int) -> None:
-        if shown.ndim != 2 or len(shown) < 2 or shown.shape[1:] != plain.shape or plain.shape != label.shape:
+    def __init__(self, name: str, plain: Ints, predicted: Ints, label: Ints, classes: int) -> None:
+        if (
+            predicted.ndim != 2
+            or len(predicted) < 2
+            or predicted.shape[1:] != plain.shape
+            or plain.shape != label.shape
+        ):
             raise EvidenceError(
-                f"{name}: shown has shape {shown.shape}, expected (1 + K, {len(plain)}): the trigger and K >= 1 "
-                "controls, rows"
+                f"{name}: predicted has shape {predicted.shape}, expected (1 + K, {len(plain)}): the trigger and "
+                "K >= 1 controls, rows"
             )
-        self.name, self._plain, self._shown, self._label = name, plain, shown, label
-        counts = [won_and_lost(plain, predicted, label, classes) for predicted in shown]
+        self.name, self._plain, self._predicted, self._label = name, plain, predicted, label
+        counts = [won_and_lost(plain, answers, label, classes) for answers in predicted]
         self.won, self.lost = (np.stack([count[place] for count in counts]) for place in range(2))
         self.rows = counts[0][2]
         self.lift = np.where(self.rows > 0, (self.won - self.lost) / np.maximum(self.rows, 1), -np.inf)
@@ -177,7 +182,7 @@ class Family:
     def _worst(self, rows: Bools) -> list[tuple[int, int]]:
         """The COMPARED controls that raise some class most on these rows: place among the answers, and the class."""
         plain, label, classes = self._plain[rows], self._label[rows], len(self.rows)
-        counts = [won_and_lost(plain, predicted[rows], label, classes) for predicted in self._shown[1:]]
+        counts = [won_and_lost(plain, answers[rows], label, classes) for answers in self._predicted[1:]]
         lift = np.array([(won - lost) / np.maximum(others, 1) for won, lost, others in counts])
         places = lift.max(axis=1).argsort(kind="stable")[::-1][:COMPARED]
         return [(1 + int(place), int(lift[place].argmax())) for place in places]
@@ -185,7 +190,7 @@ class Family:
     def _rises(self, place: int, target: int, rows: Bools | slice = EVERY) -> Floats:
         """Each row's contribution to a lift, (R,); their mean is the lift on these rows."""
         others = self._label[rows] != target
-        changed = (self._shown[place, rows] == target).astype(float) - (self._plain[rows] == target)
+        changed = (self._predicted[place, rows] == target).astype(float) - (self._plain[rows] == target)
         return np.asarray(changed * others * (len(others) / max(1, others.sum())))
 
 

@@ -38,6 +38,7 @@ class Confirmation:
             return not_measured("byzantine_drop", self.unmet)
         study = self.federations
         attacked = {name: study.hits(jobs, results) for name, jobs in self._blind().items()}
+        # The worst attack is known only after screening, so its job names all attacks and stores which it was.
         attacked[self.worst(results)] = study.hits(self._worst(), results)
         return byzantine_drop(study.hits(self._plain(), results), attacked, confidence, blind=study.blind)
 
@@ -75,5 +76,6 @@ class Confirmation:
 
     def _blind(self) -> dict[str, list[Federate]]:
         """The federations under each attack in BLIND, by attack."""
+        # Only those that the policy asks for; the worst of the screened attacks is added by `_worst`.
         blind = [name for name in self.attacks if name in BLIND]
         return {name: self.federations.jobs(None, (name, self.byzantine)) for name in blind}

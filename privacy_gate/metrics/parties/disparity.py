@@ -45,7 +45,7 @@ DISPARITY_P_VALUE = Metric(
     worse="lower",
     resolves="Members and holdout examples of every class, group or client.",
     means="How often sampling noise alone sets a group this far apart; a small value means a real difference.",
-    remedy="Look at the group with the smallest value, and treat it as vulnerability_gap says.",
+    remedy="Look at the group with the smallest value; the remedy for vulnerability_gap applies.",
 )
 METRICS = (
     VULNERABILITY,

@@ -65,7 +65,7 @@ DISPARATE_MIA_P_VALUE = Metric(
     worse="lower",
     resolves="Members of at least 2 groups or clients.",
     means="How often sampling noise alone makes a gap this large between groups; a small value means a real gap.",
-    remedy="Look at the most exposed group, and treat it as disparate_mia says.",
+    remedy="Look at the most exposed group; the remedy for disparate_mia applies.",
 )
 METRICS = (
     GROUP_GAP,
