@@ -85,7 +85,7 @@ def answers(planted: Collection[int], failed: Collection[int] = ()) -> Any:
 
 
 @pytest.mark.parametrize("planted", [True, False])
-def test_what_inversion_found_is_measured_beside_the_known_triggers(planted: bool) -> None:
+def test_inverted_triggers_are_measured_in_addition_to_known_ones(planted: bool) -> None:
     result = check(inversion={}).measure(subject(), answers([TARGET] * planted), 0.95)
     known, fragility, inverted, anomaly = result.measurements
     assert known.value == fragility.value == 0
@@ -135,7 +135,7 @@ def test_few_classes_are_not_measured_and_nothing_is_sought_for_them() -> None:
     assert all("needs >= 5 classes" in str(each.reason) for each in (inverted, anomaly))
 
 
-def test_a_limit_on_what_is_not_sought_is_refused() -> None:
+def test_a_limit_on_inversion_needs_inversion_settings() -> None:
     with pytest.raises(ConfigurationError, match="add inversion"):
         check(limits={"inverted_backdoor": {"max": 0.05}})
     assert check(inversion={}, limits={"inverted_backdoor": {"max": 0.05}}).inversion is not None

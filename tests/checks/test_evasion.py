@@ -66,7 +66,7 @@ def answers(standing: float, crafted: float = 1.0, carried: float = 0.5, flat: f
     return results
 
 
-def test_robust_accuracy_and_transfer_are_measured_and_told() -> None:
+def test_robust_accuracy_and_transfer_are_measured_and_explained() -> None:
     result = check(universal={}).measure(subject(), answers(0.8), 0.95)
     standing, transfer = result.measurements
     assert (standing.metric, standing.value) == ("robust_accuracy", 0.8)

@@ -119,7 +119,7 @@ def test_a_recipe_without_federation_is_undecided_or_left_out_by_leave(digits: A
     assert judge("inversion", absent, LIMIT).status is Status.NOT_MEASURED
 
 
-def test_what_cannot_be_simulated_or_told_apart_is_not_measured(digits: AuditData) -> None:
+def test_updates_that_cannot_be_simulated_or_attacked_are_not_measured(digits: AuditData) -> None:
     unknown = subject(digits, {}, adaptation="command")
     for how, about, said in (
         (check(), unknown, UNKNOWN_CLIENTS),

@@ -112,7 +112,7 @@ def test_plain_averaging_breaks_a_robust_rule_survives_and_the_report_says_which
     assert {line.byzantine for line in plot.lines[1:]} == {(0, 1, 2)}
 
 
-def test_where_nothing_is_learnt_nothing_is_advised(digits: AuditData, store: Store) -> None:
+def test_if_nothing_is_learnt_nothing_is_advised(digits: AuditData, store: Store) -> None:
     idle = parse(recipe().model_dump(mode="json") | {"optimizer": {"name": "sgd", "lr": 1e-9}}, Recipe, "recipe")
     dark = replace(digits, embedding=np.zeros_like(digits.embedding), digest="0" * 64)
     result = measure(parse(FEW | {"seeds": 3}, Robustness, "policy"), idle, dark, store)
@@ -121,7 +121,7 @@ def test_where_nothing_is_learnt_nothing_is_advised(digits: AuditData, store: St
     assert result.remedies == ()
 
 
-def test_a_backdoor_is_planted_where_a_limit_asks_for_it_and_there_are_images(digits: AuditData) -> None:
+def test_a_backdoor_is_planted_if_a_limit_needs_it_and_there_are_images(digits: AuditData) -> None:
     pictures = replace(digits, embedding=None, image=lambda row: b"")
     how = recipe().model_copy(update={"input": Input(size=32, mean=(0.5,) * 3, std=(0.5,) * 3)})
 
@@ -156,7 +156,7 @@ def test_a_backdoor_is_planted_where_a_limit_asks_for_it_and_there_are_images(di
     assert planted(limited, pictures) == (set(BACKDOORS), "backdoor", pytest.approx(0.85))
     assert planted(parse(FEW | {"backdoor": True}, Robustness, "policy"), pictures)[0] == set(BACKDOORS)
     assert planted(limited, pictures, bias=1.0)[2] == pytest.approx(-0.15)
-    # Where all of the holdout is of the backdoor's target, nothing can be called it wrongly: 0 would be a limit met.
+    # If all holdout rows are of the backdoor's target, none can be predicted so wrongly: 0 would meet a limit.
     assert "rows of classes other than the backdoor's target" in planted(limited, pictures, named=False)[1]
     assert planted(limited, pictures, named=False)[2] is None
     assert "1 of 24 federations diverge" in planted(limited, pictures, diverging=[3])[1]
@@ -190,7 +190,7 @@ def test_the_recipes_own_rule_is_tried_with_a_higher_tolerates_and_advised_if_it
 def test_under_secure_aggregation_no_rule_is_advised_that_it_forbids(
     private: bool, digits: AuditData, store: Store
 ) -> None:
-    """With privacy of clients there is none that would be allowed without it either: nobody is told to give it up."""
+    """With privacy of clients no rule would be allowed without it either, so giving it up is not advised."""
     privacy = {"privacy": {"noise_multiplier": 0.0, "clip": 0.5}} if private else {}
     result = measure(parse(FEW, Robustness, "policy"), recipe(secure_aggregation=True, **privacy), digits, store)
     assert figure(result, "byzantine_drop")["low"] > 0.5
@@ -315,7 +315,7 @@ def test_an_attack_that_cannot_be_made_leaves_the_drop_not_measured_and_the_tax_
     assert [one.rule for one in next(one for one in nobody.exhibits if one.kind == "rules").rules] == ["mean"]
 
 
-def test_privacy_of_clients_is_tried_under_attack_by_its_mean_alone(digits: AuditData, store: Store) -> None:
+def test_privacy_of_clients_is_tried_under_attack_only_with_its_mean(digits: AuditData, store: Store) -> None:
     check = parse(FEW | {"seeds": 3}, Robustness, "policy")
     private = {"privacy": {"noise_multiplier": 0.1, "clip": 0.5}}
     found = measure(check, recipe(**BRIEF | {"rounds": 20}, **private), digits, store)

@@ -128,7 +128,7 @@ def leaky(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, AuditData]:
     return federate(tmp_path_factory.mktemp("leaky"), data), data
 
 
-def test_what_overfitting_clients_send_names_members_and_their_clients(leaky: tuple[Path, AuditData]) -> None:
+def test_updates_of_overfitting_clients_reveal_members_and_their_clients(leaky: tuple[Path, AuditData]) -> None:
     result, found = judged(*leaky)
     for signal in ("cosine", "loss"):
         tpr, source = found["trajectory_tpr", signal], found["source_inference_advantage", signal]
@@ -219,7 +219,7 @@ def test_absent_silent_and_constant_clients_leave_finite_scores() -> None:
     assert own(log.z(), np.full(10, 5)).shape == (2, 10)
 
 
-def test_the_loss_is_the_cross_entropy_even_where_a_row_is_sure() -> None:
+def test_the_loss_is_the_cross_entropy_even_for_sure_rows() -> None:
     logits = np.array([[800.0, 0.0, 0.0], [0.0, 800.0, 0.0], [1.0, 2.0, 3.0]])
     expected = torch.nn.functional.cross_entropy(torch.from_numpy(logits), torch.tensor([0, 0, 2]), reduction="none")
     np.testing.assert_allclose(loss_of(logits, np.array([0, 0, 2])), expected.numpy(), rtol=1e-12, atol=1e-300)
@@ -345,7 +345,7 @@ def test_updates_of_other_shapes_are_refused(leaky: tuple[Path, AuditData], tmp_
             )
 
 
-def test_what_cannot_be_asked_is_told(leaky: tuple[Path, AuditData]) -> None:
+def test_missing_evidence_is_explained(leaky: tuple[Path, AuditData]) -> None:
     _, data = leaky
 
     def told(how: Recipe, rows: AuditData = data, rounds: str | None = "b" * 64) -> str:

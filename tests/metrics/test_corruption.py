@@ -1,4 +1,4 @@
-"""corruption_ratio: exact where nothing changes, covering where chance rules, unmeasured where it would mislead."""
+"""corruption_ratio: exact if nothing changes, intervals cover the truth, and not measured if it would mislead."""
 
 import numpy as np
 import pytest

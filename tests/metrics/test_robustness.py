@@ -1,4 +1,4 @@
-"""What hostile clients cost, with intervals over seeds and holdout."""
+"""The accuracy that hostile clients cost, with intervals over seeds and holdout."""
 
 from itertools import pairwise
 from typing import NamedTuple
@@ -117,9 +117,7 @@ def independent(before: np.ndarray, after: np.ndarray, confidence: float) -> flo
 
 @pytest.mark.parametrize(("seeds", "rows"), [(3, 200), (3, 1000), (5, 300), (5, 2000), (10, 500)])
 @pytest.mark.parametrize("name", [*ALIKE, *UNLIKE])
-def test_the_interval_covers_seeds_and_rows_and_is_narrower_where_models_agree(
-    name: str, seeds: int, rows: int
-) -> None:
+def test_the_interval_covers_seeds_and_rows_and_is_narrower_if_models_agree(name: str, seeds: int, rows: int) -> None:
     regime, runs, held = (ALIKE | UNLIKE)[name], 500, 0
     rng = np.random.default_rng([seeds, rows])
     for _ in range(runs):
@@ -187,7 +185,7 @@ def test_the_backdoor_that_works_best_counts_beyond_what_is_called_its_target_an
     assert found.low > 0.6
 
 
-def test_what_a_trigger_does_without_a_hostile_client_is_none_of_theirs_and_excuses_no_more() -> None:
+def test_only_the_effect_of_a_trigger_on_the_unattacked_model_is_subtracted() -> None:
     few, many = hits(np.full(3, 0.05), 1000), hits(np.full(3, 0.4), 1000)
     fragile, sound, shy = Called(many, few), Called(few, few), Called(few, many)
     most = Called(hits(np.full(3, 0.9), 1000), few)

@@ -72,7 +72,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     return parse(how, Recipe, "recipe")
 
 
-def test_the_worst_of_the_screened_and_what_heads_are_blind_to_is_tried_on_networks(
+def test_networks_face_the_worst_screened_attack_and_those_that_heads_cannot_screen(
     data: AuditData, recipe: Recipe, tmp_path: Path
 ) -> None:
     store, subject = Store(str(tmp_path / "store")), Subject(recipe, "a" * 64, data, {})

@@ -41,7 +41,7 @@ def test_rules_that_heed_how_many_attack_are_those_that_are_listed(name: str) ->
 
 
 @pytest.mark.parametrize("rule", [*ROBUST, Aggregator(name="krum"), Aggregator(name="bulyan")], ids=str)
-def test_a_rule_is_tried_where_a_round_has_as_many_updates_as_it_needs(rule: Aggregator) -> None:
+def test_a_rule_is_tried_if_a_round_has_enough_updates_for_it(rule: Aggregator) -> None:
     for count in range(5, 13):
         study = Study(federations(count), ("sign_flip",), 2, alternatives=True)
         told = rule.model_copy(update={"tolerates": 2})

@@ -112,7 +112,9 @@ def difference(result: CheckResult, metric: str) -> Measurement:
 
 
 @pytest.mark.parametrize(("metric", "limit"), [("robust_accuracy", DROP), ("universal_transfer", RISE)])
-def test_under_attack_a_worse_candidate_is_told_from_an_equal_and_a_better_one(metric: str, limit: Limit) -> None:
+def test_under_attack_a_worse_candidate_is_distinguished_from_an_equal_and_a_better_one(
+    metric: str, limit: Limit
+) -> None:
     sign = -1 if limit is DROP else 1
     for own, status in ((0.6, Status.MET), (0.6 + 0.2 * sign, Status.VIOLATED), (0.6 - 0.2 * sign, Status.MET)):
         found = difference(CHECKS[metric].measure(against(), answers(own, 0.6), 0.95), metric)
@@ -121,7 +123,7 @@ def test_under_attack_a_worse_candidate_is_told_from_an_equal_and_a_better_one(m
         assert judged_status(found, limit) is status
 
 
-def test_on_corrupted_images_and_on_plain_ones_likewise() -> None:
+def test_on_corrupted_images_a_worse_candidate_is_distinguished_too() -> None:
     def spoiled(own: float) -> Any:
         told = answers(own, 0.6)
 
@@ -155,7 +157,7 @@ def test_the_champion_is_asked_what_the_candidate_is_by_its_own_recipe_and_nothi
 
 
 @pytest.mark.parametrize("metric", CHECKS)
-def test_what_each_of_the_two_answered_is_read_once(metric: str) -> None:
+def test_the_answers_of_each_model_are_read_once(metric: str) -> None:
     told, asked = answers(0.7, 0.6), list[Job]()
 
     def results(job: Job) -> Any:
@@ -226,7 +228,7 @@ def test_a_champion_without_public_weights_has_no_change_crafted_on_them() -> No
 
 
 @pytest.mark.parametrize("metric", ["robust_accuracy", "universal_transfer", "corruption_ratio"])
-def test_where_the_candidate_has_no_figure_there_is_no_difference(metric: str) -> None:
+def test_without_a_figure_of_the_candidate_there_is_no_difference(metric: str) -> None:
     embeddings = replace(subject().data, image=None, embedding=np.zeros((ROWS, 3), dtype=np.float32))
     judged = replace(against(), data=embeddings)
     assert not [job for job in CHECKS[metric].jobs(judged) if not isinstance(job, Embed)]

@@ -25,7 +25,7 @@ def random_split(rng: np.random.Generator, rows: int) -> np.ndarray:
 
 
 def alone(split: np.ndarray) -> MembershipEvidence:
-    """Evidence without references: controls read its split alone."""
+    """Evidence without references: controls only read its split."""
     rows = len(split)
     return MembershipEvidence(
         target=np.zeros(rows),
@@ -131,7 +131,7 @@ def test_without_population_or_an_attack_that_scores_it_the_negative_control_is_
 PLANTED = parts(64, 128, 300)
 
 
-def test_a_leak_that_every_attack_sees_holds_the_positive_control() -> None:
+def test_a_leak_that_every_attack_sees_passes_the_positive_control() -> None:
     rng = np.random.default_rng(0)
     leak = 3.0 * (PLANTED == Split.MEMBER)
     assert positive_control(alone(PLANTED), {name: leak + rng.normal(size=492) for name in "abc"}).held

@@ -48,7 +48,7 @@ def test_a_planted_difference_is_found_and_belongs_to_its_group() -> None:
     assert (found["c"].low or 0.0) > (found["b"].high or 1.0)
 
 
-def test_groups_alike_are_told_apart_at_most_as_often_as_the_level_says() -> None:
+def test_equal_groups_are_distinguished_at_most_as_often_as_the_level_says() -> None:
     rng = np.random.default_rng(2)
     rejected = [min(disparity_p_values(drawn(seed, 0.0), 99, rng).values()) <= 0.05 for seed in range(300)]
     assert np.mean(rejected) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 300)
@@ -134,7 +134,7 @@ def test_an_exposed_group_has_a_gap_above_none() -> None:
     assert gap.low > 0.1
 
 
-def test_a_p_value_stands_in_the_interval_of_the_shuffles_and_agrees_with_a_slow_permutation() -> None:
+def test_a_p_value_lies_in_the_interval_of_the_shuffles_and_agrees_with_a_slow_permutation() -> None:
     found, runs = drawn(4, 0.4), 2000
     tests = {m.subject: m for m in disparity_tests(found, runs, 0.99, np.random.default_rng(0), "group")}
     rng = np.random.default_rng(1)
