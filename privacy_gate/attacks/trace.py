@@ -1,4 +1,4 @@
-"""The loss of each row over the epochs of the candidate's training, where the dossier brings it."""
+"""The loss of each row over the epochs of the candidate's training, if the dossier has it."""
 
 import numpy as np
 
@@ -10,8 +10,8 @@ from privacy_gate.errors import EvidenceError
 def loss_trace(evidence: MembershipEvidence) -> Floats:
     """Interquartile range of the row's losses over the epochs, (N,) nats: Pollock et al. 2024 (arXiv 2411.05743).
 
-    Training drives members' losses down from where everyone's began, so theirs spread further.
-    Raises EvidenceError without a trace.
+    Training drives members' losses down from the common starting level, so theirs have a larger range. Raises
+    EvidenceError without a trace.
     """
     if evidence.trace is None:
         raise EvidenceError("the loss-trace attack needs a trace, found none")

@@ -115,7 +115,7 @@ def test_figures_of_remedies_are_rounded_outward_as_those_of_tables() -> None:
     assert in_percent(exact) == "14.5 % [14.5, 14.5]"
 
 
-def test_checks_declare_what_reports_need_to_know_of_them() -> None:
+def test_checks_declare_what_reports_need_to_know_about_them() -> None:
     classes = {attacks.name for attacks in references().attacks}
     for kind in KINDS.values():
         assert kind.title
