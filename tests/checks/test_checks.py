@@ -126,7 +126,7 @@ def subject_of(
     return Subject(scene.recipe, "a" * 64, data, {}, release=release, keeps=policy.keeps(scene.recipe)), check
 
 
-@pytest.mark.parametrize("release", [Release(), Release(digits=3), Release(outputs="weights")], ids=str)
+@pytest.mark.parametrize("release", [Release(), Release(digits=5), Release(outputs="weights")], ids=str)
 def test_weights_of_heads_are_attacked_by_default(scene: Any, tmp_path: Path, release: Release) -> None:
     subject, check = subject_of(scene, tmp_path, release, None)
     assert subject.keeps == ("head",)
