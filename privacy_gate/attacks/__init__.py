@@ -129,5 +129,6 @@ def strongest(release: Release, adaptation: str) -> tuple[str, ...]:
     if release.outputs == "top_k":
         return (*black_box, "label_lira")
     if release.shows("weights") or adaptation == "head":
-        return ("span_joint", "span_lira", "span", *black_box)
+        of_heads = ("glir_lira",) if adaptation == "head" else ()
+        return ("span_joint", "span_lira", *of_heads, "span", *black_box)
     return black_box

@@ -64,14 +64,14 @@ class Trained:
     included  (M, N) whether the model was trained on the row
     correct   (M, N) whether the model predicts the row's label
     stays     (N,) whether the alternative keeps the row; dropped rows train no model
-    evidence  the whole table, model 0 in the candidate's place
+    evidence  the whole table, model 0 in the candidate's place; None if the references cannot be judged
     """
 
     phi: Floats
     included: Bools
     correct: Bools
     stays: Bools
-    evidence: MembershipEvidence
+    evidence: MembershipEvidence | None = None
 
 
 class Row(Record):
@@ -196,6 +196,8 @@ def gather(
     phi, included, correct = (np.stack([reference[name][pool] for reference in stored]) for name in _KEPT)
     stays = pool.copy()
     stays[list(without)] = False
+    if not np.isfinite(phi[:, stays[pool]]).all():
+        return Trained(phi, included, correct, stays[pool])
     return Trained(phi, included, correct, stays[pool], _evidence(option, subject, stored, stays, results))
 
 
@@ -272,7 +274,7 @@ def measure_releases(
         if release.settings == subject.release.settings:
             continue
         leak = _leaks(trained, trained.stays, goals, release, confidence)
-        changed = {"family": "release", "name": f"release {release}", "release": str(release), "leak": leak}
+        changed = {"family": "release", "name": str(release), "release": str(release), "leak": leak}
         rows.append(whole.model_copy(update={**changed, "meets": _meets(leak, goals)}))
     return rows
 
@@ -338,7 +340,7 @@ def _leaks(
     trained: Trained, rows: NDArray[np.bool_], goals: Sequence[Target], release: Release, confidence: float
 ) -> tuple[Measurement, ...]:
     """recipe_tpr over the selected rows of the pool (N,): for each goal, of the strongest attack on this release."""
-    if not np.isfinite(trained.phi[:, rows]).all():
+    if trained.evidence is None or not np.isfinite(trained.phi[:, rows]).all():
         reason = "training diverged: predictions are not finite numbers"
         return tuple(not_measured(f"recipe_tpr_at_{goal.fpr:g}_fpr", reason, "lira") for goal in goals)
     seen = view_of(trained.evidence, release)

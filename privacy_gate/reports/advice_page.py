@@ -155,7 +155,7 @@ def sentence(advice: Advice) -> str:
     rank = f"Of the {meeting} lines that would, it is the most accurate." if meeting > 1 else "No other line would."
     return (
         f"{already}{_with(chosen)}, the model would meet every limit shown: {_rates(chosen)}. Accuracy "
-        f"changes by {_points(chosen.gain)}. {rank}"
+        f"{_gain(chosen)}. {rank}"
     )
 
 
@@ -179,12 +179,12 @@ def _rates(row: Row) -> str:
     )
 
 
+def _gain(row: Row) -> str:
+    return "stays as it is" if row.family == "release" else f"changes by {_points(row.gain)}"
+
+
 def _with(row: Row) -> str:
-    return (
-        f"With {row.name.replace('release', 'a release of', 1)}"
-        if row.family == "release"
-        else f"Trained with {row.name}"
-    )
+    return f"With a release of {row.name}" if row.family == "release" else f"Trained with {row.name}"
 
 
 def _points(gain: Measurement | None) -> str:
