@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from privacy_gate.arrays import Arrays
 from privacy_gate.attacks import strongest
 from privacy_gate.attacks.release import Release
 from privacy_gate.auditing.policy import Policy
@@ -174,6 +175,24 @@ def test_results_without_heads_leave_attacks_on_weights_unmeasured_with_the_reas
     result = check.measure(subject, store.get, 0.95)
     reasons = {m.reason for m in result.measurements if m.subject == "span_lira"}
     assert reasons == {"needs the weights of a head, or the gradient span of a network: none was kept"}
+
+
+@pytest.mark.parametrize("lost", [{"head"}, {"head", "correct"}], ids=str)
+def test_stored_results_that_lack_what_was_asked_for_are_not_measured(
+    scene: Any, tmp_path: Path, lost: set[str]
+) -> None:
+    subject, check = subject_of(scene, tmp_path, Release(), ("span_lira", "span", "label_lira", "lira"))
+    store = Store(str(tmp_path / "store"))
+    run(check.jobs(subject), Inputs(subject.data, tmp_path / "candidate"), Machine(threads=1), store)
+
+    def results(job: Job) -> Arrays:
+        return {name: array for name, array in store.get(job).items() if name not in lost}
+
+    areas = {m.subject: m for m in check.measure(subject, results, 0.95).measurements if m.metric == "auc"}
+    assert "none was kept" in str(areas["span_lira"].reason)
+    assert "none was kept" in str(areas["span"].reason)
+    assert areas["lira"].value is not None
+    assert (areas["label_lira"].value is None) == ("correct" in lost)
 
 
 def test_with_labels_alone_only_attacks_on_labels_are_tried(scene: Any, tmp_path: Path) -> None:
