@@ -114,3 +114,17 @@ def test_what_is_missing_is_named(plant: Plant) -> None:
     with pytest.raises(EvidenceError, match="features"):
         quantile(replace(plant(0), features=None))
     assert "needs >= 200 population rows, found 150" in str(ATTACKS["quantile"].unmet(plant(0, population=150)))
+
+
+def test_scores_of_a_head_that_memorised_its_rows_are_finite(grow: Plant, auc: Auc) -> None:
+    """Members' residuals are far from any population row's: a scale that is extrapolated to them overflows."""
+    evidence = grow(0, population=400, width=300)
+    assert evidence.features is not None
+    memorised = replace(evidence, logits=evidence.logits * 300)
+    far = replace(memorised, features=np.where(memorised.member[:, None], 1e4, 1.0) * memorised.features)
+    for one in (memorised, far):
+        with np.errstate(over="raise", invalid="raise", divide="raise"):
+            scores = quantile(one)
+        assert np.isfinite(scores).all()
+    scores = quantile(memorised)
+    assert auc(scores[evidence.member], scores[evidence.holdout]) > 0.5

@@ -100,3 +100,18 @@ def test_probabilities_that_underflow_everywhere_give_finite_scores(plant: Plant
     evidence = plant(5, shift=-5000.0)
     for attack in (rmia_online, rmia_offline, base, informia):
         assert np.isfinite(attack(evidence)[evidence.pool]).all()
+
+
+@pytest.mark.parametrize("attack", [rmia_online, rmia_offline, base, informia])
+def test_a_leak_is_seen_if_probabilities_are_too_small_for_floats(attack: Any, plant: Plant, auc: Any) -> None:
+    """Near -900 nats every probability is 0 in float64: means of those that are not in logarithms tie at .5."""
+    evidence = plant(6, leak=3.0, shift=-900.0)
+    rest = plant(6, leak=3.0, shift=-30.0)  # the same draws: here float64 holds them
+    areas = []
+    for one in (evidence, rest):
+        scores = attack(one)
+        assert np.isfinite(scores[one.pool]).all()
+        areas.append(auc(scores[one.member], scores[one.holdout]))
+    assert areas[0] == pytest.approx(areas[1], abs=1e-6)
+    if attack is not rmia_offline:  # whose a allows for probabilities of 1 - a, and so ranks by the loss here
+        assert areas[0] > 0.9

@@ -2,12 +2,14 @@
 
 import datetime
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from privacy_gate.attacks.release import Release
 from privacy_gate.auditing.policy import Policy, load_policy
 from privacy_gate.checks.base.check import Subject, WhereDeclared
 from privacy_gate.documents import parse
@@ -17,6 +19,7 @@ from privacy_gate.errors import ConfigurationError
 from privacy_gate.gate.lint import lint_policy
 from privacy_gate.jobs.kinds import Job, Score
 from privacy_gate.verdict.judgement import CheckResult, Measurement, Severity, Status, Verdict, verdict
+from tests.jobs.samples import recipe
 
 POLICIES = Path(__file__).parents[2] / "policies"
 TODAY = datetime.date(2030, 6, 1)
@@ -277,3 +280,81 @@ def test_idle_and_expired_waivers_are_reported(tmp_path: Path) -> None:
     assert "excused nothing" in policy.idle_waivers("digits", [], TODAY)[0]
     assert "has expired" in policy.idle_waivers("digits", [], TODAY + datetime.timedelta(days=1))[0]
     assert policy.idle_waivers("other", [], TODAY) == []
+
+
+def membership(release: str, check: str = "") -> str:
+    return f"name: p\nversion: 1\n{release}\nchecks:\n  - check: membership\n{check}"
+
+
+@pytest.mark.parametrize(
+    ("release", "surface"),
+    [
+        ("release_context: api", Release()),
+        ("release_context: internal", Release(context="internal")),
+        ("release_context: open-weights", Release(outputs="weights", context="open-weights")),
+        ("release: {outputs: top_k, k: 1}", Release(outputs="top_k", k=1)),
+        ("release: {outputs: label, context: internal}", Release(outputs="label", context="internal")),
+    ],
+)
+def test_old_and_new_policies_say_what_leaves_the_house(tmp_path: Path, release: str, surface: Release) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text(membership(release))
+    assert load_policy(path)[0].surface == surface
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (membership(""), "release: say once what leaves the house"),
+        (membership("release: {}\nrelease_context: api"), "release: say once what leaves the house"),
+        (
+            membership("release: {outputs: label}", "    attacks: [lira, span]\n"),
+            "no listed attack can use a release of the label alone",
+        ),
+        (
+            membership("release: {outputs: top_k, k: 1}", "    attacks: [span_lira]\n"),
+            "no listed attack can use a release of the largest probability",
+        ),
+        (membership("release: {outputs: top_k}"), "k goes with outputs: top_k"),
+        (membership("release: {outputs: label, digits: 2}"), "remove digits"),
+        (membership("release: {outputs: labels}"), "release.outputs"),
+        (membership("release: {digit: 2}"), "digits"),
+    ],
+)
+def test_a_release_that_cannot_be_meant_is_refused_at_its_place(tmp_path: Path, text: str, expected: str) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigurationError) as refused:
+        load_policy(path)
+    assert re.search(r"p\.yaml:\d+:\d+", str(refused.value))
+    assert expected in str(refused.value)
+
+
+def test_a_policy_with_one_usable_attack_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text(membership("release: {outputs: label}", "    attacks: [lira, gap]\n"))
+    assert load_policy(path)[0].surface.outputs == "label"
+
+
+@pytest.mark.parametrize(
+    ("release", "check", "adaptation", "keeps"),
+    [
+        ("release_context: api", "", "head", ("head",)),
+        ("release_context: api", "    attacks: [lira, loss]\n", "head", ()),
+        ("release_context: api", "", "full", ()),
+        ("release: {outputs: weights}", "", "full", ("span",)),
+        ("release: {outputs: weights}", "    attacks: [lira]\n", "full", ()),
+        ("release: {outputs: weights}", "", "head", ("head",)),
+        ("release: {outputs: top_k, k: 1}", "", "head", ("head",)),
+        ("release: {outputs: top_k, k: 1}", "", "full", ()),
+        ("release: {outputs: label}", "", "head", ("head",)),
+        ("release: {outputs: label}", "    attacks: [gap]\n", "head", ()),
+        ("release: {outputs: label}", "", "full", ()),
+    ],
+)
+def test_weights_are_kept_if_an_attack_that_the_release_allows_needs_them(
+    tmp_path: Path, release: str, check: str, adaptation: str, keeps: tuple[str, ...]
+) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text(membership(release, check))
+    assert load_policy(path)[0].keeps(recipe({"head": "image head", "full": "full"}[adaptation])) == keeps

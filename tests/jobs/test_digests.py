@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -177,3 +178,12 @@ def test_only_what_changes_a_result_changes_its_digest(changes: dict[str, Any], 
 def test_no_two_kinds_have_one_name() -> None:
     names = [kind.__name__ for kind in Job.__subclasses__()]
     assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("name", ["reference, head", "reference, divided", "score", "control, identity"])
+def test_what_is_kept_of_weights_is_in_the_digest_only_if_something_is(name: str) -> None:
+    job = jobs()[name]
+    assert digest(replace(job, keeps=())) == DIGESTS[name]
+    assert "keeps" not in json.dumps(describe(job))
+    kept = {digest(replace(job, keeps=keeps)) for keeps in ((), ("head",), ("span",))}
+    assert len(kept) == 3

@@ -125,7 +125,9 @@ def gather(subject: Subject, references: int, results: Results) -> MembershipEvi
     data = subject.data
     stored = [results(reference_job(subject, index)) for index in range(references)]
     candidate = results(score_job(subject))
-    kept = {name: np.stack([arrays[name] for arrays in stored]) for name in subject.keeps if stored}
+    # Without what was asked for, attacks that need it are not measured, with the reason.
+    held = [name for name in subject.keeps if stored and all(name in arrays for arrays in stored)]
+    kept = {name: np.stack([arrays[name] for arrays in stored]) for name in held}
     return MembershipEvidence(
         target=candidate["confidence"],
         reference=np.stack([arrays["confidence"] for arrays in stored]),
