@@ -345,7 +345,8 @@ def _solved(wide: torch.Tensor, whitening: _Whitening) -> torch.Tensor:
     if whitening.root.ndim == 1:
         return (wide / whitening.root).flatten(1)
     flat = wide.reshape(-1, wide.shape[2])
-    return torch.linalg.solve_triangular(whitening.root, flat.T, upper=False).T.reshape(len(wide), -1)
+    solved: torch.Tensor = torch.linalg.solve_triangular(whitening.root, flat.T, upper=False)
+    return solved.T.reshape(len(wide), -1)
 
 
 def _groups(path: _Path, layers: Sequence[_Layer], rows: int, most: int, sketched: int) -> Iterator[list[int]]:
