@@ -23,12 +23,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
 from privacy_gate.arrays import Floats
-from privacy_gate.compute.images.backbone import Tensors, build, head_names, public_tensors
+from privacy_gate.compute.images.backbone import build, head_names, public_tensors
 from privacy_gate.compute.machine.device import Machine
 from privacy_gate.compute.training.network_stack import shared_copy
 from privacy_gate.compute.training.networks import Images
 from privacy_gate.compute.training.parts import NORMS, lora_targets, scales_and_shifts, trained
 from privacy_gate.dossier.recipe import Recipe
+from privacy_gate.weights.layout import Tensors
 
 POINTS = (0.125, 0.375, 0.625, 0.875)
 """Places on the way from the first weights to the last, as shares of it, at which gradients are averaged."""
