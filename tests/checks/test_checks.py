@@ -177,7 +177,7 @@ def test_results_without_heads_leave_attacks_on_weights_unmeasured_with_the_reas
     assert reasons == {"needs the weights of a head, or the gradient span of a network: none was kept"}
 
 
-@pytest.mark.parametrize(
+@pytest.mark.parametrize("lost", [("head",), ("head", "correct")], ids="-".join)
     "lost", [{"head"}, {"head", "correct"}], ids=str, ids=lambda lacking: "-".join(sorted(lacking))
 )
 def test_stored_results_that_lack_what_was_asked_for_are_not_measured(
