@@ -178,10 +178,8 @@ def test_results_without_heads_leave_attacks_on_weights_unmeasured_with_the_reas
 
 
 @pytest.mark.parametrize("lost", [("head",), ("head", "correct")], ids="-".join)
-    "lost", [{"head"}, {"head", "correct"}], ids=str, ids=lambda lacking: "-".join(sorted(lacking))
-)
 def test_stored_results_that_lack_what_was_asked_for_are_not_measured(
-    scene: Any, tmp_path: Path, lost: set[str]
+    scene: Any, tmp_path: Path, lost: tuple[str, ...]
 ) -> None:
     subject, check = subject_of(scene, tmp_path, Release(), ("span_lira", "span", "label_lira", "lira"))
     store = Store(str(tmp_path / "store"))
