@@ -45,22 +45,20 @@ def test_every_command_has_help_with_an_example(command: list[str]) -> None:
         assert f"Example: privacy-gate {' '.join(command)}" in " ".join(text.split())
 
 
-def test_help_imports_neither_torch_nor_mlflow_and_is_quick() -> None:
+HEAVY = ("torch", "mlflow", "numpy", "scipy", "pyarrow", "pydantic", "PIL", "jinja2", "fsspec", "timm")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    # How long help takes is measured by tests/bench/startup.py; on a busy machine a test cannot ask for it.
     script = (
-        "import sys, time\n"
+        "import sys\n"
         "from privacy_gate.cli import app\n"
         "try: app(['check', '--help'])\n"
         "except SystemExit: pass\n"
-        "print(time.process_time(), [m for m in ('torch', 'mlflow', 'numpy') if m in sys.modules], "
-        "file=sys.stderr)"
+        f"print([m for m in {HEAVY} if m in sys.modules], file=sys.stderr)"
     )
-    best = float("inf")
-    for _ in range(5):  # the process's own seconds, so that a busy machine does not count
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-        took, loaded = done.stderr.split(" ", 1)
-        assert loaded.strip() == "[]"
-        best = min(best, float(took))
-    assert best < 0.5
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
 
 
 def test_policy_lint_names_the_limits_that_the_holdout_cannot_resolve() -> None:
