@@ -45,7 +45,7 @@ def test_every_command_has_help_with_an_example(command: list[str]) -> None:
         assert f"Example: privacy-gate {' '.join(command)}" in " ".join(text.split())
 
 
-HEAVY = ("torch", "mlflow", "numpy", "scipy", "pyarrow", "pydantic", "PIL", "jinja2", "fsspec", "timm")
+HEAVY = ("torch", "mlflow", "numpy", "scipy", "pyarrow", "PIL", "jinja2", "fsspec", "timm")
 
 
 def test_help_imports_nothing_heavy() -> None:
