@@ -1,4 +1,4 @@
-"""The modified entropy, with a threshold for each class learnt on one reference."""
+"""The modified entropy, with a threshold for each class, learnt on one reference."""
 
 import numpy as np
 
@@ -9,24 +9,23 @@ from privacy_gate.errors import EvidenceError
 
 def entropy(evidence: MembershipEvidence) -> Floats:
     """Log of the class's threshold minus log of the row's modified entropy, (N,) nats: Song & Mittal 2021
-    (arXiv 2003.10595). Above 0: a member, as reference 0 taught.
+    (arXiv 2003.10595). Above 0: a member, by the threshold learnt on reference 0.
 
-    The logarithm changes no decision, and keeps apart the rows a candidate is sure of: their entropies
-    differ by less than the threshold's last digit.
-    Raises EvidenceError without the logits of reference 0.
+    The logarithm changes no decision. It separates rows that the candidate is sure of: their entropies differ by less
+    than the last digit of the threshold. Raises EvidenceError without the logits of reference 0.
     """
     if evidence.reference_logits is None:
         raise EvidenceError("the entropy attack needs the logits of reference 0, found none")
     pool = evidence.pool
-    taught = log_modified_entropy(evidence.reference_logits, evidence.label)[pool]
-    threshold = thresholds(taught, evidence.included[0][pool], evidence.label[pool], evidence.logits.shape[1])
+    learnt_on = log_modified_entropy(evidence.reference_logits, evidence.label)[pool]
+    threshold = thresholds(learnt_on, evidence.included[0][pool], evidence.label[pool], evidence.logits.shape[1])
     return threshold[evidence.label] - log_modified_entropy(evidence.logits, evidence.label)
 
 
 def log_modified_entropy(logits: Floats, label: Ints) -> Floats:
     """log of -(1 - p_y) log p_y - sum_{i != y} p_i log(1 - p_i), (N, C) -> (N,); smaller = surer and right.
 
-    The largest p_i is kept as the others' sum relative to it, so that 1 - p_i never rounds to 0.
+    For the largest p_i, 1 - p_i is computed from the sum of the others relative to it, so it never rounds to 0.
     """
     shifted = np.asarray(logits, dtype=np.float64) - np.max(logits, axis=1, keepdims=True)
     rows, top = np.arange(len(shifted)), shifted.argmax(axis=1)
@@ -35,6 +34,7 @@ def log_modified_entropy(logits: Floats, label: Ints) -> Floats:
     rest = np.maximum(others.sum(axis=1), np.finfo(np.float64).tiny)
     log_p = shifted - np.log1p(rest)[:, None]
     log_other = np.log1p(-others / (1 + rest)[:, None])
+    # log(1 - p) of the largest class: rest / (1 + rest), without a subtraction that would cancel.
     log_other[rows, top] = np.log(rest) - np.log1p(rest)
     terms = -np.exp(log_p) * log_other
     terms[rows, label] = -np.exp(log_other[rows, label]) * log_p[rows, label]
@@ -42,21 +42,21 @@ def log_modified_entropy(logits: Floats, label: Ints) -> Floats:
 
 
 def thresholds(value: Floats, member: Bools, label: Ints, classes: int) -> Floats:
-    """For each class the value below which a row is best called a member, (C,).
+    """For each class, the value below which a row is best called a member, (C,).
 
-    value, member, label (N,) of a model whose members are known. A class without both members and
-    others takes the threshold over all classes.
+    value, member, label (N,) from a model whose members are known. A class without both members and others gets the
+    threshold over all classes.
     """
-    found = np.full(classes, best_threshold(value, member))
+    by_class = np.full(classes, best_threshold(value, member))
     for index in range(classes):
-        mine = label == index
-        if 0 < np.count_nonzero(member[mine]) < np.count_nonzero(mine):
-            found[index] = best_threshold(value[mine], member[mine])
-    return found
+        rows = label == index
+        if 0 < np.count_nonzero(member[rows]) < np.count_nonzero(rows):
+            by_class[index] = best_threshold(value[rows], member[rows])
+    return by_class
 
 
 def best_threshold(value: Floats, member: Bools) -> float:
-    """Where members' share below exceeds the others' by most, half-way to the next value.
+    """The value at which the members' share below exceeds the others' most, half-way to the next value.
 
     >>> best_threshold(np.array([1.0, 2.0, 4.0, 5.0]), np.array([True, True, False, False]))
     3.0
@@ -64,6 +64,6 @@ def best_threshold(value: Floats, member: Bools) -> float:
     order = np.argsort(value, kind="stable")
     ordered, members = value[order], member[order]
     gain = np.cumsum(members) / max(members.sum(), 1) - np.cumsum(~members) / max((~members).sum(), 1)
-    last = np.append(ordered[1:] > ordered[:-1], True)  # inside a tie there is no threshold
+    last = np.append(ordered[1:] > ordered[:-1], True)  # tied values cannot be separated, so cut only after the last
     best = int(np.argmax(np.where(last, gain, -np.inf)))
     return float((ordered[best] + ordered[min(best + 1, len(ordered) - 1)]) / 2)

@@ -1,7 +1,7 @@
-"""LiRA on every model in turn, with all the others as its references: the protocol of arXiv 2402.06674.
+"""LiRA on each model in turn, with all others as its references: the protocol of arXiv 2402.06674.
 
-M models and N rows cost O(M N), not O(M^2 N): each row's moments over all models are taken once, and
-each model is taken out of them again.
+M models and N rows cost O(M N), not O(M^2 N): each row's moments over all models are computed once, and each model is
+then removed from them.
 """
 
 from collections.abc import Iterator
@@ -27,10 +27,10 @@ def all_models(evidence: MembershipEvidence) -> tuple[Floats, Bools]:
 def lira_every_model(
     phi: Floats, included: Bools, *, online: bool = True, variance: Variance | Literal["auto"] = "auto"
 ) -> Floats:
-    """Score of every row under every model as target, the other M - 1 as references: (M, N) float64.
+    """Score of every row with every model as target and the other M - 1 as references: (M, N) float64.
 
-    phi, included (M, N): logit-scaled confidences (nats) and training sets of audited rows. Equal to
-    `lira_online` or `lira_offline` on each model; NaN where a row then lacks a side that is needed.
+    phi, included (M, N): logit-scaled confidences (nats) and training sets of audited rows. Equal to `lira_online` or
+    `lira_offline` on each model; NaN if a row then lacks a side that is needed.
     """
     scores = np.empty(phi.shape)
     for rows, block in lira_blocks(phi, included, online=online, variance=variance):
@@ -43,33 +43,35 @@ def lira_blocks(
 ) -> Iterator[tuple[slice, Floats]]:
     """`lira_every_model` in consecutive blocks of rows: the slice and its scores (M, rows).
 
-    Reads phi twice and keeps one block in memory, so that phi may be a memory-mapped file.
-    Raises EvidenceError where a pooled variance has no row with two models on a side.
+    Reads phi twice and keeps one block in memory, so phi may be a memory-mapped file.
+    Raises EvidenceError if a pooled variance has no row with two models on a side.
     """
     inside, outside = _survey(phi, included)
     sides = (inside, outside) if online else (outside,)
-    own = np.full(len(phi), variance == "per_example")
+    by_row = np.full(len(phi), variance == "per_example")
     if variance == "auto":
-        own = np.min([side.least for side in sides], axis=0) >= ENOUGH
-    if not own.all() and min(side.freedom[~own].min() for side in sides) == 0:
+        by_row = np.min([side.least for side in sides], axis=0) >= ENOUGH
+    # Only models that use the pooled variance need degrees of freedom.
+    if not by_row.all() and min(side.freedom[~by_row].min() for side in sides) == 0:
         raise EvidenceError("no audited row has two models on the same side: use more references")
     for rows in row_blocks(*phi.shape):
         block, chosen = phi[:, rows].astype(np.float64), included[:, rows]
+        # Each model is removed from the side it is on; from the other side nothing is removed.
         out = block_moments(block, ~chosen).without(block, ~chosen)
-        out_variance = _variances(out, outside, own)
+        out_variance = _variances(out, outside, by_row)
         if online:
             within = block_moments(block, chosen).without(block, chosen)
-            yield rows, log_ratio(block, within.mean, _variances(within, inside, own), out.mean, out_variance)
+            yield rows, log_ratio(block, within.mean, _variances(within, inside, by_row), out.mean, out_variance)
         else:
             yield rows, (block - out.mean) / np.sqrt(out_variance)
 
 
 @dataclass(frozen=True)
 class _Side:
-    """One side of all rows, with each of the models left out in turn; arrays (M,).
+    """One side of all rows, with each model left out in turn; arrays (M,).
 
-    squares, freedom  squared deviations from rows' means, summed over rows, and what to divide them by
-    least             models left on the row that has fewest
+    squares, freedom  squared deviations from the rows' means, summed over rows, and their degrees of freedom
+    least             number of models on the row that has fewest
     """
 
     squares: Floats
@@ -78,7 +80,7 @@ class _Side:
 
 
 def _survey(phi: Floats, included: Bools) -> tuple[_Side, _Side]:
-    """The first reading: what the second must know of all rows at once; (inside, outside)."""
+    """The first reading: the sums over all rows that the second reading needs; (inside, outside)."""
     total = np.zeros((2, 2, len(phi)))
     least = np.full((2, len(phi)), np.inf)
     for rows in row_blocks(*phi.shape):
@@ -92,8 +94,8 @@ def _survey(phi: Floats, included: Bools) -> tuple[_Side, _Side]:
     return inside, outside
 
 
-def _variances(left: Moments, side: _Side, own: Bools) -> Floats:
-    """Variance of phi (M, rows), squared nats: the row's own where `own` (M,), else pooled over all rows."""
+def _variances(left: Moments, side: _Side, by_row: Bools) -> Floats:
+    """Variance of phi (M, rows), squared nats: the row's own if `by_row` (M,), else pooled over all rows."""
     pooled = np.divide(side.squares, side.freedom, out=np.zeros_like(side.squares), where=side.freedom > 0)
-    each = np.divide(left.squares, left.count, out=np.zeros_like(left.squares), where=left.count > 0)
-    return np.maximum(np.where(own[:, None], each, pooled[:, None]), LEAST_VARIANCE)
+    single = np.divide(left.squares, left.count, out=np.zeros_like(left.squares), where=left.count > 0)
+    return np.maximum(np.where(by_row[:, None], single, pooled[:, None]), LEAST_VARIANCE)

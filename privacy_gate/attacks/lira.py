@@ -1,12 +1,12 @@
-"""The likelihood-ratio attack (LiRA): is phi more like that of models trained on the row, or without it?
+"""The likelihood-ratio attack (LiRA): is phi more typical of models trained on the row, or of models without it?
 
-phi is the logit-scaled confidence, nearly Gaussian over retrained models. How its variance is
-estimated decides how many references are needed:
+phi is the logit-scaled confidence, nearly Gaussian over retrained models. The way its variance is estimated determines
+how many references are needed:
 
-    per_example  each row's own, for each side: good from about 24 models on a side
-    pooled       one for each side, from every audited row's deviations from its own mean: good
-                 from a handful of models, blind to rows that vary more than others
-    bavaria      each row's own shrunk towards the others by empirical Bayes; see bavaria.py
+    per_example  each row's own variance, for each side: good from about 24 models on a side
+    pooled       one variance for each side, from every audited row's deviations from its own mean: good with a handful
+                 of models, but ignores that some rows vary more than others
+    bavaria      each row's own variance shrunk towards the others by empirical Bayes; see bavaria.py
 """
 
 from typing import Literal
@@ -23,11 +23,11 @@ Centre = Literal["mean", "median"]
 Variance = Literal["per_example", "pooled"]
 
 ENOUGH = 24
-"""Models on each side of every row from which `auto` trusts a row's own variance: from about so many it finds more
-than the pooled one (tests/bench/power_law.py)."""
+"""Models on each side of every row from which `auto` uses a row's own variance. From about this number on it identifies
+more members than the pooled one (tests/bench/power_law.py)."""
 
 LEAST_VARIANCE = 1e-12
-"""Squared nats: keeps scores finite where all models agree to the last digit."""
+"""Squared nats: keeps scores finite if all models agree to the last digit."""
 
 
 def lira_online(
@@ -38,14 +38,15 @@ def lira_online(
 ) -> Floats:
     """log N(phi; in) - log N(phi; out), (N,) nats: Carlini et al. 2022 (arXiv 2112.03570), algorithm 1.
 
-    NaN in population rows: no reference was trained on them. `auto` takes each row's own variance
-    where every audited row has ENOUGH models on both sides, else the pooled one. The paper centres
-    on the mean, its released code on the median.
-    Raises EvidenceError where `pooled` or `bavaria` finds no row with two models on a side.
+    NaN in population rows: no reference was trained on them. `auto` uses each row's own variance if every audited row
+    has ENOUGH models on both sides, else the pooled one. The paper centres on the mean, its released code on the
+    median.
+    Raises EvidenceError if `pooled` or `bavaria` finds no row with two models on a side.
     """
     phi, pool = evidence.target.astype(np.float64), evidence.pool
     inside, outside = (moments(evidence.reference, side) for side in (evidence.included, ~evidence.included))
     if variance == "bavaria":
+        # BaVarIA replaces the Gaussians by predictive densities; the ratio stays the same.
         return log_predictive(phi, inside, pool) - log_predictive(phi, outside, pool)
     chosen = enough(pool, inside, outside) if variance == "auto" else variance
     spread_in, spread_out = (variances(side, pool, chosen) for side in (inside, outside))
@@ -64,9 +65,9 @@ def lira_offline(
 ) -> Floats:
     """(phi - mean_out) / deviation_out, (N,): Carlini et al. 2022, the offline attack.
 
-    The paper's score is the Gaussian distribution function of this; left out, since it changes no
-    order and rounds to 1 from 8.3 on. One-sided: a row that the candidate knows far less well than
-    models trained without it is no member. Scores population rows too.
+    The paper's score is the Gaussian distribution function of this value. It is left out, since it keeps the order and
+    rounds to 1 from 8.3 on. One-sided: a row that the candidate knows far less well than models trained without it is
+    not a member. Scores population rows too.
     """
     outside = moments(evidence.reference, ~evidence.included)
     chosen = enough(evidence.pool, outside) if variance == "auto" else variance
@@ -82,17 +83,18 @@ def log_ratio(phi: Floats, mean_in: Floats, variance_in: Floats, mean_out: Float
 
 
 def enough(pool: Bools, *sides: Moments) -> Variance:
-    """Which variance `auto` takes: the row's own if every audited row has ENOUGH models on each side."""
+    """The variance that `auto` uses: the row's own if every audited row has ENOUGH models on each side, else pooled."""
     return "per_example" if min(side.count[pool].min() for side in sides) >= ENOUGH else "pooled"
 
 
 def variances(side: Moments, pool: Bools, kind: Variance) -> Floats:
     """Variance of phi over the models of one side, squared nats, (N,).
 
-    per_example divides by the count, as the paper's code does; pooled, over audited rows, by the
-    degrees of freedom: a row seen by one model deviates from its mean by nothing and says nothing.
+    per_example divides by the count, as the paper's code does. pooled sums over audited rows and divides by the degrees
+    of freedom: a row with one model does not deviate from its mean and adds no information.
     """
     if kind == "per_example":
+        # A row without models on this side has 0 / 0: NaN marks it as not scored.
         with np.errstate(invalid="ignore"):
             return np.maximum(side.squares / side.count, LEAST_VARIANCE)
     freedom = float(np.maximum(side.count[pool] - 1, 0.0).sum())

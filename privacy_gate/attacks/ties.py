@@ -1,4 +1,4 @@
-"""Scores that are shares of a finite sample tie; a threshold inside a tie has no false positive rate."""
+"""Breaking ties: shares of a finite sample tie, and a threshold inside a tie has no false positive rate."""
 
 import numpy as np
 from scipy.stats import rankdata
@@ -9,8 +9,8 @@ from privacy_gate.arrays import Floats
 def break_ties(share: Floats, finer: Floats, step: float) -> Floats:
     """Orders rows by share, and rows of equal share by `finer`; (N,).
 
-    step: no two different shares are closer. Adds less than one step, so that the order of
-    different shares stays: exactly the lexicographic order of (share, finer).
+    step: a lower bound for the distance between two different shares. Less than one step is added, so different shares
+    keep their order: the result is exactly the lexicographic order of (share, finer).
 
     >>> break_ties(np.array([0.5, 0.5, 1.0]), np.array([2.0, 1.0, 0.0]), step=0.5).argsort().tolist()
     [1, 0, 2]

@@ -1,7 +1,7 @@
-"""Checks: which jobs a limit needs, and what their results measure.
+"""Checks: which jobs a limit needs, and how their results are measured.
 
-To add one, write a file here with a subclass of Check, which declares all that reports and verdicts need to know of it,
-and name the class in AnyCheck. A new kind of job: see jobs.kinds.Job.
+To add one, write a file here with a subclass of Check, which declares everything that reports and verdicts need to know
+about it, and add the class to AnyCheck. For a new kind of job, see jobs.kinds.Job.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Does the candidate still work on images that are noisy, blurred, foggy? (arXiv 2402.01857: out-of-distribution
+"""Does the candidate still work on images that are noisy, blurred or foggy? (arXiv 2402.01857: out-of-distribution
 resilience)"""
 
 from collections.abc import Mapping
@@ -34,20 +34,21 @@ CORRUPTIONS = (
     "pixelate",
     "jpeg_compression",
 )
-"""Those of compute.corruptions."""
+"""The corruptions that compute.corruptions implements."""
 
 Severity = Annotated[int, Field(ge=1, le=5)]
 
 
 class Corruption(Versus):
-    """corruption_ratio: accuracy under fifteen common corruptions, of three severities each, over accuracy without.
+    """corruption_ratio: mean accuracy under fifteen common corruptions, at three severities each, relative to clean
+    images.
 
-    Hendrycks & Dietterich 2019 (arXiv 1903.12261). Standard networks keep .775 of it on CIFAR-10-C and .515 on
-    ImageNet-C.
+    Hendrycks & Dietterich 2019 (arXiv 1903.12261). Standard networks keep .775 of their accuracy on CIFAR-10-C and .515
+    on ImageNet-C.
 
-    images       holdout images that are corrupted, at most
-    corruptions  by name
-    severities   of 1 to 5
+    images       holdout images to corrupt, at most
+    corruptions  their names
+    severities   a list of values from 1 to 5
     """
 
     title: ClassVar[str] = "The model on corrupted images"
@@ -74,7 +75,7 @@ class Corruption(Versus):
         return severities
 
     def needed_holdout(self, confidence: float) -> Mapping[str, int | None]:
-        """What resampling asks for: where no row is lost to a corruption, none of the resampled ratios is below 1."""
+        """The bootstrap needs FEWEST rows; if no row is lost to a corruption, no resampled ratio is below 1."""
         return dict.fromkeys(self.absolute, FEWEST)
 
     def _rows_to_agree(self, metric: str, limit: Limit, confidence: float) -> int | None:
@@ -82,27 +83,28 @@ class Corruption(Versus):
         return None if rows is None else max(FEWEST, rows)
 
     def jobs(self, subject: Subject) -> list[Job]:
-        """The candidate's answers with each corruption, and without, and the champion's where it is compared; none
-        where there are no images."""
-        asked = [each for each in (subject, self.rival(subject, "corruption_ratio")) if each and has_images(each)]
-        return [
-            job for each in asked for job in (*feature_jobs(each), self._score(each), *self._corrupted(each).values())
-        ]
+        """The candidate's answers with and without each corruption, and the champion's if it is compared; empty if
+        there are no images."""
+        compared = (subject, self.rival(subject, "corruption_ratio"))
+        asked = [one for one in compared if one and has_images(one)]
+        return [job for one in asked for job in (*feature_jobs(one), self._score(one), *self._corrupted(one).values())]
 
     def measure(self, subject: Subject, results: Results, confidence: float) -> CheckResult:
-        """The ratio over all corruptions and severities; what each corruption leaves, in a note."""
+        """The ratio over all corruptions and severities; a note says what remains under each corruption."""
         if not has_images(subject):
             missing = not_measured("corruption_ratio", NO_IMAGES)
             return self.compared(
                 CheckResult(measurements=(missing,)), subject, lambda metric, _: not_compared(metric, NO_IMAGES)
             )
+        # The same rows for every model: they depend on the data only.
         label = subject.data.label[list(first(subject, self.images))]
 
         def ratio(answers: Answers) -> Measurement:
+            # A new generator for each model: both are resampled in the same way.
             return corruption_ratio(*answers, label, confidence, _chance(subject))
 
         answers = self._answers(subject, results)
-        found = ratio(answers)
+        ratio_here = ratio(answers)
 
         def difference(metric: str, rival: Subject) -> Measurement:
             if not has_images(rival):
@@ -110,10 +112,10 @@ class Corruption(Versus):
             other = self._answers(rival, results)
             if why := unlearnt(other[0], label, confidence):
                 return not_compared(metric, why)
-            return ratio_versus((found, ratio(other)), (answers, other), confidence, _chance(subject))
+            return ratio_versus((ratio_here, ratio(other)), (answers, other), confidence, _chance(subject))
 
-        notes = (self._note(*answers),) if found.measured else ()
-        return self.compared(CheckResult(measurements=(found,), notes=notes), subject, difference)
+        notes = (self._note(*answers),) if ratio_here.measured else ()
+        return self.compared(CheckResult(measurements=(ratio_here,), notes=notes), subject, difference)
 
     def _answers(self, subject: Subject, results: Results) -> Answers:
         rows = list(first(subject, self.images))
@@ -122,13 +124,13 @@ class Corruption(Versus):
         return right, {name: results(job)["predicted"] == label for name, job in self._corrupted(subject).items()}
 
     def _note(self, right: Bools, spoiled: Mapping[str, Bools]) -> str:
-        """What each corruption leaves of the accuracy, the worst first."""
-        kept = {
+        """The share of the clean accuracy that remains under each corruption, the highest loss first."""
+        ratios = {
             name: float(np.mean([spoiled[f"{name} {severity}"].mean() for severity in self.severities]) / right.mean())
             for name in self.corruptions
         }
-        told = ", ".join(f"{name} {share:.2f}" for name, share in sorted(kept.items(), key=lambda each: each[1]))
-        return f"corruption: of an accuracy of {right.mean():.1%} are left, by corruption: {told}"
+        listed = ", ".join(f"{name} {share:.2f}" for name, share in sorted(ratios.items(), key=lambda item: item[1]))
+        return f"corruption: share of the clean accuracy of {right.mean():.1%} that remains, by corruption: {listed}"
 
     def _score(self, subject: Subject) -> Score:
         return score_job(subject)
@@ -143,5 +145,5 @@ class Corruption(Versus):
 
 
 def _chance(subject: Subject) -> np.random.Generator:
-    """The data decides which rows are drawn."""
+    """A generator seeded with the data, so that a repeated audit resamples the same rows."""
     return np.random.default_rng(int(subject.data.digest[:16], 16))

@@ -1,4 +1,4 @@
-"""Does what the candidate tells contradict the differential privacy it claims? Claims are falsified, never proved."""
+"""Do the candidate's scores contradict the differential privacy it claims? Claims are falsified, never proved."""
 
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
@@ -17,16 +17,17 @@ from privacy_gate.verdict.judgement import CheckResult, Limit, not_measured
 ClaimMetric = Literal["epsilon_bound", "epsilon_excess"]
 
 DELTA = 1e-5
-"""At which bounds are given where the dossier claims nothing."""
+"""The delta of the bounds if the dossier makes no claim."""
 
 
 class DpClaim(Check):
     """Lower bounds of epsilon, and by how much the largest valid one exceeds the dossier's claim.
 
-    attack    whose scores accuse; its threshold is fixed on one half of the rows and counted on the other
-    fpr       at which the threshold is fixed
-    guesses   share of the canaries that are guessed: half of them in, half out, those with the most extreme scores
-    level     probability with which a true claim may be called false, over all bounds together
+    attack    whose scores accuse; its threshold is fixed on one half of the rows and applied to the other
+    fpr       false positive rate at which the threshold is fixed
+    guesses   share of the canaries to guess on: half of these, with the highest scores, as members, and half, with the
+              lowest, as not
+    level     probability of calling a true claim false, over all bounds together
     """
 
     title: ClassVar[str] = "The claim of differential privacy"
@@ -42,19 +43,19 @@ class DpClaim(Check):
     limits: Mapping[ClaimMetric, Limit] = {"epsilon_excess": Limit(max=0.0)}
 
     def jobs(self, subject: Subject) -> list[Job]:
-        """Those of the membership check with as many references."""
+        """The same jobs as a membership check with as many references."""
         return reference_jobs(subject, self.references)
 
     def measure(self, subject: Subject, results: Results, confidence: float) -> CheckResult:
-        """A bound by each method, and the excess over the claim."""
+        """One bound per method, and the excess over the claim."""
         evidence = gather(subject, self.references, results)
         delta = subject.claim.delta if subject.claim else DELTA
         if (reason := ATTACKS[self.attack].unmet(evidence)) is not None:
             bounds = [not_measured("epsilon_bound", reason, name) for name in (*BY_RATES, *BY_CANARIES)]
         else:
             scores, canary = ATTACKS[self.attack].score(evidence), subject.data.canary
-            level = self.level / (1 if canary is None else 2)  # two valid bounds: each has its half
-            # Fixed before any score is seen: by a hash of the id.
+            level = self.level / (1 if canary is None else 2)  # two valid bounds share the level (Bonferroni)
+            # The halves are fixed before any score is computed: by a hash of the id.
             first = np.array([int(name[0], 16) % 2 == 0 for name in hashed_ids(subject.data)])
             fixing, holdout = scores[evidence.holdout & first], scores[evidence.holdout & ~first]
             bounds = bounds_by_rates(fixing, scores[evidence.member & ~first], holdout, self.fpr, delta, level)

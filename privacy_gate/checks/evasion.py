@@ -1,4 +1,4 @@
-"""Can small changes of its images turn the candidate's answers? (arXiv 2402.01857: adversarial susceptibility)"""
+"""Can small changes to an image change the candidate's answer? (arXiv 2402.01857: adversarial susceptibility)"""
 
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal, NamedTuple, Self
@@ -21,18 +21,19 @@ from privacy_gate.verdict.judgement import CheckResult, Limit, Measurement, not_
 EvasionMetric = Literal["robust_accuracy", "universal_transfer"]
 
 NO_PUBLIC = "needs a public backbone: the recipe starts from random weights"
-NOT_ASKED = "the policy asks for none: add universal: {} to the check"
+NOT_ASKED = "the policy requests no universal change: add universal: {} to the check"
 FEWEST = 20
-"""Holdout images below which neither figure is worth anything."""
+"""With fewer holdout images neither metric is reported."""
 
 Levels = Annotated[float, Field(gt=0, le=64)]
 
 
 class UniversalSettings(Record):
-    """One change for all images, crafted on the public backbone.
+    """Settings of the one change for all images, which is crafted on the public backbone.
 
-    images  holdout images it is crafted on, at most, and half of the holdout at most; it is tried on others
-    levels  largest change of a pixel, of 255
+    images  holdout images it is crafted on, at most, and never more than half of the holdout; it is tried on others
+    levels  largest change of a pixel, out of 255
+    steps   of gradient descent
     """
 
     images: Annotated[int, Field(ge=50, le=100_000)] = 500
@@ -41,16 +42,16 @@ class UniversalSettings(Record):
 
 
 class Evasion(Versus):
-    """robust_accuracy: rows right, and still right under APGD-CE and then APGD-T (Croce & Hein 2020).
+    """robust_accuracy: rows that are right, and still right under APGD-CE and then APGD-T (Croce & Hein 2020).
 
-    universal_transfer: answers changed by one change of all images, crafted without the candidate: whoever knows its
-    public backbone can make it.
+    universal_transfer: answers changed by one change for all images. It is crafted without the candidate, so anyone who
+    knows the public backbone can make it.
 
     images     holdout images attacked, at most
-    levels     largest change of a pixel, of 255
+    levels     largest change of a pixel, out of 255
     steps      of each attack
-    targets    classes that the targeted attack tries, likeliest first
-    universal  how the one change is crafted; without it there is none
+    targets    classes that the targeted attack tries, the most likely first
+    universal  settings of the one change for all images; without it there is none
     """
 
     title: ClassVar[str] = "The model under adversarial images"
@@ -70,11 +71,11 @@ class Evasion(Versus):
     @model_validator(mode="after")
     def _limited_is_measured(self) -> Self:
         if "universal_transfer" in self.limits and self.universal is None:
-            raise ValueError("a limit on universal_transfer needs a change to be crafted: add universal: {}")
+            raise ValueError("a limit on universal_transfer needs a universal change: add universal: {}")
         return self
 
     def needed_holdout(self, confidence: float) -> Mapping[str, int | None]:
-        """What a model that no attack turns asks for, `images` at most, and what a change is crafted on besides."""
+        """Rows for a model that no attack changes, `images` at most, plus those that the universal change needs."""
         return {
             metric: self._holdout(metric, needed_rows(limit, confidence, self.images))
             for metric, limit in self.absolute.items()
@@ -84,71 +85,72 @@ class Evasion(Versus):
         return self._holdout(metric, rows_to_agree(limit, confidence, self.images))
 
     def _holdout(self, metric: str, rows: int | None) -> int | None:
-        """Holdout rows that leave so many for the metric."""
+        """Holdout rows in all that leave so many rows for the metric."""
         if rows is None:
             return None
         if metric == "universal_transfer" and self.universal is not None:
+            # The universal change is tried on other rows than it is crafted on.
             rows = needed_apart(self.universal.images, rows)
         return max(FEWEST, rows)
 
     def jobs(self, subject: Subject) -> list[Job]:
-        """The attacks, on the champion too where it is compared; none where there are no images."""
+        """The attacks, on the champion too if it is compared; empty if there are no images."""
         attacked, tricked = (self.rival(subject, metric) for metric in ("robust_accuracy", "universal_transfer"))
-        asked = [each for each in (subject, attacked) if each and not self._absent(each)]
-        crafted = [each for each in (subject, tricked) if each and not (self._absent(each) or self._uncrafted(each))]
-        made = (job for each in crafted for job in (*feature_jobs(each), self._crafted(each)))
-        return [*(self._attacked(each) for each in asked), *made]
+        asked = [one for one in (subject, attacked) if one and not self._absent(one)]
+        crafted = [one for one in (subject, tricked) if one and not (self._absent(one) or self._uncrafted(one))]
+        crafting = (job for one in crafted for job in (*feature_jobs(one), self._crafted(one)))
+        return [*(self._attacked(one) for one in asked), *crafting]
 
     def measure(self, subject: Subject, results: Results, confidence: float) -> CheckResult:
-        """Both figures, with what tells how to read them, and their differences from the champion's."""
-        robust, transfer = (told(subject, results, confidence) for told in (self._robust, self._transfer))
+        """Both metrics, with notes on how to read them, and their differences from the champion's."""
+        robust, transfer = (outcome(subject, results, confidence) for outcome in (self._robust, self._transfer))
 
         def difference(metric: str, rival: Subject) -> Measurement:
-            told, own = (self._robust, robust) if metric == "robust_accuracy" else (self._transfer, transfer)
-            other = told(rival, results, confidence)
+            outcome, own = (self._robust, robust) if metric == "robust_accuracy" else (self._transfer, transfer)
+            other = outcome(rival, results, confidence)
             if not other.figure.measured:
                 return not_compared(metric, str(other.figure.reason))
             if why := unlearnt(other.right, other.label, confidence):
                 return not_compared(metric, why)
             return share_versus((own.figure, other.figure), (own.counted, other.counted), confidence)
 
-        found = CheckResult(measurements=(robust.figure, transfer.figure), notes=(*robust.notes, *transfer.notes))
-        return self.compared(found, subject, difference)
+        result = CheckResult(measurements=(robust.figure, transfer.figure), notes=(*robust.notes, *transfer.notes))
+        return self.compared(result, subject, difference)
 
-    def _robust(self, subject: Subject, results: Results, confidence: float) -> "_Told":
+    def _robust(self, subject: Subject, results: Results, confidence: float) -> "_Outcome":
         if absent := self._absent(subject):
-            return _Told(not_measured("robust_accuracy", absent))
+            return _Outcome(not_measured("robust_accuracy", absent))
         job = self._attacked(subject)
-        found = results(job)
-        seen = {name: found[name] for name in ("right", "standing", "guessed", "wide", "flat")}
+        attacked = results(job)
+        signs = {name: attacked[name] for name in ("right", "standing", "guessed", "wide", "flat")}
         note = (
-            f"evasion: of {len(found['right']):,} holdout images {found['right'].mean():.1%} are right as they are, "
-            f"{found['untargeted'].mean():.1%} under the untargeted attack, {found['standing'].mean():.1%} under the "
-            f"targeted ones as well; changes of {self.levels:g} of 255 levels, {self.steps} steps"
+            f"evasion: {attacked['right'].mean():.1%} of {len(attacked['right']):,} images are right unchanged, "
+            f"{attacked['untargeted'].mean():.1%} under the untargeted attack, {attacked['standing'].mean():.1%} under "
+            f"the targeted attack as well; changes of {self.levels:g} of 255 levels, {self.steps} steps"
         )
-        return _Told(
-            figure=robust_accuracy(**seen, confidence=confidence),
-            counted=found["standing"] & ~found["guessed"],
-            right=found["right"],
+        return _Outcome(
+            figure=robust_accuracy(**signs, confidence=confidence),
+            counted=attacked["standing"] & ~attacked["guessed"],
+            right=attacked["right"],
             label=subject.data.label[list(job.rows)],
             notes=(note,),
         )
 
-    def _transfer(self, subject: Subject, results: Results, confidence: float) -> "_Told":
+    def _transfer(self, subject: Subject, results: Results, confidence: float) -> "_Outcome":
         if absent := self._absent(subject) or self._uncrafted(subject):
-            return _Told(not_measured("universal_transfer", absent))
+            return _Outcome(not_measured("universal_transfer", absent))
         job = self._crafted(subject)
-        found, label = results(job), subject.data.label[list(job.tried)]
+        arrays, label = results(job), subject.data.label[list(job.tried)]
         crafted, noise = (
-            float((found[f"{who}_plain"] != found[f"{who}_{how}"]).mean())
-            for who, how in (("probe", "shifted"), ("predicted", "noise"))
+            float((arrays[f"{model}_plain"] != arrays[f"{model}_{change}"]).mean())
+            for model, change in (("probe", "shifted"), ("predicted", "noise"))
         )
         note = (
-            f"evasion: the universal change changes {crafted:.1%} of the answers of the probe it was crafted on; "
-            f"random signs of the same size change {noise:.1%} of the candidate's"
+            f"evasion: the universal change alters {crafted:.1%} of the answers of the probe it was crafted on; "
+            f"random signs of the same size alter {noise:.1%} of the candidate's"
         )
-        plain, shifted = found["predicted_plain"], found["predicted_shifted"]
-        return _Told(
+        plain, shifted = arrays["predicted_plain"], arrays["predicted_shifted"]
+        return _Outcome(
             figure=universal_transfer(plain, shifted, crafted, confidence),
             counted=plain != shifted,
             right=plain == label,
@@ -157,7 +159,7 @@ class Evasion(Versus):
         )
 
     def _absent(self, subject: Subject) -> str | None:
-        """Why nothing can be measured; None where it can."""
+        """The reason why nothing can be measured; None if it can."""
         if not has_images(subject):
             return NO_IMAGES
         if (rows := len(shuffled(subject))) < FEWEST:
@@ -182,8 +184,8 @@ class Evasion(Versus):
 _NO_ROWS = np.zeros(0, dtype=bool)
 
 
-class _Told(NamedTuple):
-    """What one model's answers to R rows tell: a figure, the rows it counts, those right as they are, their labels."""
+class _Outcome(NamedTuple):
+    """One model's answers to R rows: the metric, the rows that count in it, those right unchanged, and their labels."""
 
     figure: Measurement
     counted: Bools = _NO_ROWS

@@ -1,4 +1,4 @@
-"""What a federation's server reconstructs from what one client sends (arXiv 2402.01857: unauthorized disclosure)."""
+"""What a federation's server can reconstruct from one client's updates (arXiv 2402.01857: unauthorized disclosure)."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
@@ -16,27 +16,28 @@ from privacy_gate.simulation.leaks.lineup import eligible
 from privacy_gate.verdict.judgement import CheckResult, Limit, Measurement, Remedy, not_measured
 
 ATTACKS = ("analytic", "optimised")
-"""Those of compute.invert."""
+"""The attacks that compute.invert implements."""
 
 TARGETS_A_JOB = 50
-"""Updates attacked by one job: what a killed run can lose."""
+"""Updates attacked by one job, so the most that a killed run can lose."""
 
-UNKNOWN_CLIENTS = "a program of the policy's trains the clients: what they send is not known"
+UNKNOWN_CLIENTS = "recipes with adaptation: command are trained by a program, so the clients' updates are unknown"
 
 
 class Inversion(WhereDeclared):
-    """inversion_advantage: how often a row is told from others of its class by what its client sends, beyond chance.
+    """inversion_advantage: how often a row is identified among rows of its class from its client's update, beyond
+    chance.
 
-    The first round's updates are attacked, whatever the candidate became: gradients vanish late in training, and
-    would make any recipe look safe. What clients send is what they would: shortened, with noise and in sums, where the
-    recipe says so. Noise that the server adds hides nothing from it.
+    The first round's updates are attacked, whatever the candidate has become since: gradients vanish late in training,
+    and would make any recipe look safe. The attack is on updates as the server sees them: clipped, noised by the
+    client, or summed, if the recipe says so. Noise that the server adds hides nothing from it.
 
-    candidates  rows that the true one stands among, itself included, all of its class
-    targets     updates attacked, and one row of each
-    attacks     by name; the best of them counts
-    seed        of the partition, the clients, their batches and the targets
-    alternatives  also measures the recipe with secure aggregation, as a remedy
-    required    see WhereDeclared
+    candidates    rows to identify the true one among, itself included, all of its class
+    targets       updates attacked, with one row of each
+    attacks       their names; the best of them counts
+    seed          of the partition, the clients, their batches and the targets
+    alternatives  whether to measure the recipe with secure aggregation too, as a remedy
+    required      see WhereDeclared
     """
 
     title: ClassVar[str] = "What clients' updates reveal"
@@ -59,7 +60,7 @@ class Inversion(WhereDeclared):
         return distinct_names(names, ATTACKS, "attack")
 
     def jobs(self, subject: Subject) -> list[Job]:
-        """Attacks on the recipe's updates; none where there are none to attack."""
+        """Attacks on the recipe's updates; empty if there are none to attack."""
         if self._absent(subject):
             return []
         recipes = [subject.recipe, *self._alternative(subject.recipe)]
@@ -76,38 +77,37 @@ class Inversion(WhereDeclared):
         ]
 
     def _alternative(self, recipe: Recipe) -> list[Recipe]:
-        """The recipe with secure aggregation, where it has none and its rule is a plain mean."""
+        """The recipe with secure aggregation, if it has none and its rule is a plain mean."""
         federation = recipe.federation
         if not self.alternatives or federation is None or federation.secure_aggregation:
             return []
+        # Under secure aggregation the server sees only sums, so only means can be computed.
         if federation.aggregator.name not in ("mean", "uniform_mean") or federation.aggregator.before:
             return []
         return [recipe.model_copy(update={"federation": federation.model_copy(update={"secure_aggregation": True})})]
 
     def _absent(self, subject: Subject) -> str | None:
-        """Why nothing can be measured; None where it can."""
+        """The reason why nothing can be measured; None if it can."""
         if subject.recipe.federation is None:
             return NO_FEDERATION
         if subject.recipe.adaptation == "command":
             return UNKNOWN_CLIENTS
         if subject.recipe.trains_network:
-            return "simulated for recipes that train a head; the update of a network tells more than its head's"
+            return "updates are simulated for heads only (adaptation: head); a network's update reveals more"
         if not eligible(subject.data, self.candidates).any():
-            return (
-                f"needs a class with members and {self.candidates - 1} holdout rows as decoys: ask for fewer candidates"
-            )
+            return f"needs a class with members and {self.candidates - 1} holdout rows as decoys: lower candidates"
         return None
 
     def measure(self, subject: Subject, results: Results, confidence: float) -> CheckResult:
-        """The best attack's advantage; secure aggregation as a remedy where a limit is not met."""
+        """The best attack's advantage, and secure aggregation as a remedy if it helps."""
         if absent := self._absent(subject):
             if absent == NO_FEDERATION:
                 return self.undeclared({"inversion_advantage": absent})
             return CheckResult(measurements=(not_measured("inversion_advantage", absent),))
-        found, notes = self._figure(subject, subject.recipe, results, confidence)
+        advantage, notes = self._figure(subject, subject.recipe, results, confidence)
         return CheckResult(
-            measurements=(found,),
-            remedies=tuple(self._remedies(subject, found, results, confidence)),
+            measurements=(advantage,),
+            remedies=tuple(self._remedies(subject, advantage, results, confidence)),
             notes=notes,
         )
 
@@ -121,38 +121,39 @@ class Inversion(WhereDeclared):
         hits = {attack: np.asarray(arrays["hit"], dtype=bool) for attack, arrays in stored.items()}
         return inversion_advantage(hits, self.candidates, confidence), (*_notes(stored), *_noise(recipe))
 
-    def _remedies(self, subject: Subject, found: Measurement, results: Results, confidence: float) -> list[Remedy]:
-        """Secure aggregation, where it lowers the advantage beyond chance."""
+    def _remedies(self, subject: Subject, advantage: Measurement, results: Results, confidence: float) -> list[Remedy]:
+        """Secure aggregation, if it lowers the advantage significantly."""
         for recipe in self._alternative(subject.recipe):
             summed, _ = self._figure(subject, recipe, results, confidence)
-            if summed.high is not None and found.low is not None and summed.high < found.low:
-                basis = f"inversion_advantage of the recipe with it: {in_percent(summed)}; without: {in_percent(found)}"
-                return [Remedy(action="declare, and use, secure aggregation: the server sees sums alone", basis=basis)]
+            if summed.high is not None and advantage.low is not None and summed.high < advantage.low:
+                basis = f"inversion_advantage with it: {in_percent(summed)}; without it: {in_percent(advantage)}"
+                action = "use secure aggregation, and set secure_aggregation: true: the server then sees only sums"
+                return [Remedy(action=action, basis=basis)]
         return []
 
 
 def _noise(recipe: Recipe) -> list[str]:
-    """Whose noise it is that protects clients."""
+    """A note on who adds the noise for the privacy of clients."""
     private = recipe.federation.privacy if recipe.federation else None
     if private is None or private.noise_multiplier == 0:
         return []
     if private.noise_by == "server":
-        return ["inversion: the server adds the noise for the privacy of clients itself, so none of it hides updates"]
-    return ["inversion: what was attacked holds the clients' own noise, for which the dossier's word was taken"]
+        return ["inversion: the server adds the noise for the privacy of clients itself, so no noise hides the updates"]
+    return ["inversion: the attacked updates contain the clients' own noise; that they add it is the dossier's claim"]
 
 
 def _notes(stored: Mapping[str, Mapping[str, NDArray[Any]]]) -> list[str]:
-    """What the attacks had to do with, and what they did not try."""
+    """Notes on the size of the updates, and on the limits of the attacks."""
     any_of = next(iter(stored.values()))
     mixed, alike = (float(np.median(any_of[name])) for name in ("mixed", "alike"))
     notes = [
-        f"inversion: the median update was made from {mixed:g} rows, {alike:g} of the target's class; features were "
+        f"inversion: the median update has {mixed:g} rows, {alike:g} of the target's class; features were "
         "reconstructed, not pixels"
     ]
     if "optimised" in stored and (left := float(1 - np.mean(stored["optimised"]["refined"]))) > 0:
         notes.append(
-            f"inversion: {left:.0%} of updates were too large for the optimisation, and attacked in closed form"
+            f"inversion: {left:.0%} of updates were too large for the optimised attack and were attacked in closed form"
         )
     if (near := float(np.mean(any_of["near"]))) < 1:
-        notes.append(f"inversion: {1 - near:.0%} of decoys are other clients', which makes rows look easier to find")
+        notes.append(f"inversion: {1 - near:.0%} of decoys belong to other clients, which makes rows easier to find")
     return notes

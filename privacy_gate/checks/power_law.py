@@ -1,4 +1,4 @@
-"""How does the leak fall as classes grow? References on ever smaller nested parts of the pool."""
+"""How does the leak fall as classes grow? References are trained on smaller and smaller nested parts of the pool."""
 
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
@@ -27,7 +27,7 @@ class PowerLaw(Check):
 
     references  models at each size; those of the whole pool are shared with the other checks
     divisors    the sizes: 1 is the whole pool, 8 an eighth of every class
-    target      the tpr that the remedy aims at, at the fpr it names; none: no remedy
+    target      metric -> the tpr that the remedy aims at; without it there is no remedy
     """
 
     title: ClassVar[str] = "The leak as classes grow"
@@ -62,7 +62,7 @@ class PowerLaw(Check):
         ]
 
     def measure(self, subject: Subject, results: Results, confidence: float) -> CheckResult:
-        """The slope at each false positive rate that the data resolve, the picture, and the advice."""
+        """The slope at each false positive rate that the data resolves, the plot, and the remedy."""
         points: dict[float, list[Point]] = {fpr: [] for fpr in FPRS}
         for divisor in self.divisors:
             phi, included, shots = self._models(subject, results, divisor)
@@ -84,7 +84,7 @@ class PowerLaw(Check):
         return CheckResult(measurements=tuple(measurements), exhibits=plots, remedies=tuple(self._remedies(laws)))
 
     def _models(self, subject: Subject, results: Results, divisor: int) -> tuple[Floats, Bools, float]:
-        """phi (M, n) and training sets (M, n) on the rows of one part of the pool, and its members per class."""
+        """phi (M, n), training sets (M, n) on the rows of one part of the pool, and its members per class."""
         stored = [
             results(train_reference(subject.recipe, subject.data.digest, index, divisor, keeps=subject.keeps))
             for index in range(self.references)
@@ -93,6 +93,7 @@ class PowerLaw(Check):
         part = np.any([arrays["included"] for arrays in stored], axis=0)
         phi = np.stack([arrays["confidence"][part] for arrays in stored])
         included = np.stack([arrays["included"][part] for arrays in stored])
+        # Each reference trains on the members' share of the pool, so shots are rows per class times that share.
         members = int((subject.data.split == Split.MEMBER).sum())
         pool = int((subject.data.split != Split.POPULATION).sum())
         classes = len(np.unique(subject.data.label[part]))

@@ -1,4 +1,4 @@
-"""Does this recipe leak on this data? Every reference in turn as the target, not the candidate alone."""
+"""Does this recipe leak on this data? Each model is the target in turn, the candidate and every reference."""
 
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
@@ -34,11 +34,11 @@ RecipeMetric = Literal[
 
 
 class RecipeLeak(Check):
-    """The protocol of arXiv 2402.06674: candidate and references, each the target once.
+    """The protocol of arXiv 2402.06674: the candidate and every reference is the target once.
 
-    recipe_tpr pools the scores of all models and rows in one curve, as the paper does; median_tpr is the median
-    model's own; calibrated_tpr gives each row its own threshold (by LiRA). It shares the references of the
-    membership check.
+    recipe_tpr pools the scores of all models and rows in one curve, as the paper does; median_tpr is the median over
+    models; calibrated_tpr gives each row its own threshold (with LiRA). The references are shared with the membership
+    check.
     """
 
     title: ClassVar[str] = "Membership inference on this recipe"
@@ -56,13 +56,13 @@ class RecipeLeak(Check):
         return distinct_names(names, EVERY_MODEL, "attack")
 
     def jobs(self, subject: Subject) -> list[Job]:
-        """Those of the membership check with as many references."""
+        """The same jobs as a membership check with as many references."""
         return reference_jobs(subject, self.references)
 
     def measure(self, subject: Subject, results: Results, confidence: float) -> CheckResult:
         """All three rates at each false positive rate."""
         evidence = view_of(gather(subject, self.references, results), subject.release)
-        measurements = [found for name in self.attacks for found in _pooled(name, evidence, confidence)]
+        measurements = [one for name in self.attacks for one in _pooled(name, evidence, confidence)]
         phi, included = all_models(evidence)
         measurements += [calibrated_tpr(phi, included, fpr, confidence) for fpr in FPRS]
         return CheckResult(measurements=tuple(measurements))
@@ -82,10 +82,11 @@ def _pooled(name: str, evidence: MembershipEvidence, confidence: float) -> list[
 
 
 def _scores(name: str, evidence: MembershipEvidence) -> Floats:
-    """Of every model as target, (M + 1, audited rows). Raises EvidenceError that says what is lacking."""
+    """Scores with every model as target, (M + 1, audited rows). Raises EvidenceError if evidence is missing."""
     if (reason := ATTACKS[name].unmet(evidence)) is not None:
         raise EvidenceError(reason)
     scores = EVERY_MODEL[name](evidence)
+    # Leaving a model out may leave a row without models on one side; its score is then NaN.
     if not np.isfinite(scores).all():
-        raise EvidenceError("some row is in or out of too few models to leave one out")
+        raise EvidenceError("some row is in, or out of, too few models to leave one out")
     return scores

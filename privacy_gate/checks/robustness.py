@@ -1,4 +1,4 @@
-"""Does the recipe's federation survive hostile clients, and what does its rule cost where there are none?"""
+"""Does the recipe's federation withstand hostile clients, and how much accuracy does its rule cost without any?"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -55,56 +55,56 @@ ADVERSARIES = (
     "inflated_counts",
     "free_rider",
 )
-"""Those that aim at accuracy; a backdoor aims at something else."""
+"""Attacks on accuracy; backdoors have another aim."""
 
 BACKDOORS = ("backdoor", "backdoor_bounded")
-"""Model replacement, as it is and within the usual norm."""
+"""Model replacement, unbounded and within the usual norm."""
 
 TARGET = 0
-"""The class that they have the trigger called."""
+"""The class that the planted trigger is to produce."""
 
 WORST = ("sign_flip", "ipm_0.1", "ipm_10", "alie_search", "label_flip", "inflated_counts")
-"""Tried unless the policy says otherwise: no attack is worst for every rule, and each of these is for some."""
+"""Tried unless the policy sets `attacks`: no attack is the worst for every rule, and each of these is for some."""
 
 DROP = 0.15
-"""byzantine_drop that the breakdown point and remedies are measured by where the policy names no limit."""
+"""byzantine_drop that the breakdown point and remedies are based on if the policy sets no limit."""
 
-NOT_ASKED = "not asked for: set a limit on it, or backdoor: true"
+NOT_ASKED = "not requested: set a limit on federated_backdoor, or backdoor: true"
 
 SUMS_ALONE = (
-    "secure aggregation shows the server a sum alone, which rules out every robust rule: vet who may join, or give it "
-    "up for a rule that bears hostile clients; the check inversion says what the server then sees"
+    "secure aggregation shows the server only a sum, which rules out every robust rule: vet who may join, or give it "
+    "up for a rule that tolerates hostile clients; the check inversion then measures what the server sees"
 )
 
 SUMS_BOUNDED = (
-    "secure aggregation shows the server a sum alone and privacy of clients joins updates by a mean, which rule out "
-    "every robust rule: vet who may join, or have clients prove that they cut their updates"
+    "secure aggregation shows the server only a sum, and privacy of clients combines updates by a mean, so no robust "
+    "rule is possible: vet who may join, or have clients prove that they clip their updates"
 )
 
-NO_IMAGES = "needs images, on which a trigger can be put: the table holds embeddings"
+NO_IMAGES = "needs images to put a trigger on: the table has embeddings"
 
-NO_NETWORKS = "triggers are planted in heads alone, and the recipe trains a network"
+NO_NETWORKS = "backdoors are only planted in heads, and the recipe trains a network"
 
 
 class Robustness(WhereDeclared):
-    """byzantine_drop, robustness_tax, breakdown_point and federated_backdoor (arXiv 2402.01857) by federations trained
-    anew.
+    """byzantine_drop, robustness_tax, breakdown_point and federated_backdoor (arXiv 2402.01857), from newly trained
+    federations.
 
-    clients    of the study's federations; recipe: as many as the recipe has, holding what they hold
-    byzantine  clients that attack
-    alpha      of the Dirichlet partition of the study's clients; IID clients hide every weakness
-    attacks    by name; the worst of them counts
-    seeds      federations of each kind
-    alternatives  tries other rules too, those that enough clients take part for, and the recipe's own told of all who
-               attack, and says which would pass, at what tax: for each of six rules seeds x (1 + attacks x byzantine)
-               federations more, 390 unless the policy says otherwise, of some tens of milliseconds each. None where
-               secure aggregation rules all of them out
-    backdoor   also lets the byzantine plant a trigger; takes another pass of the backbone over the images. A limit on
-               federated_backdoor asks for it too
-    required   see WhereDeclared
+    clients       of the study's federations; recipe: the recipe's own clients, with their own data
+    byzantine     clients that attack
+    alpha         of the Dirichlet partition of the study's clients; IID clients hide every weakness
+    attacks       their names; the worst of them counts
+    seeds         federations of each kind
+    alternatives  whether to try other rules too, and to say which would pass, at which robustness_tax. They are those
+                  with enough clients for them, and the recipe's own rule with `tolerates` set to `byzantine`. Each of
+                  six rules takes seeds x (1 + attacks x byzantine) more federations, 390 with the default settings, at
+                  some tens of milliseconds each. None if secure aggregation rules all of them out
+    backdoor      whether hostile clients also plant a trigger; takes another pass of the backbone over the images. A
+                  limit on federated_backdoor has the same effect
+    required      see WhereDeclared
 
-    Where the recipe trains a network, heads on the frozen backbone stand for it but in byzantine_drop and
-    robustness_tax: see `Confirmation`.
+    If the recipe trains a network, heads on the frozen backbone stand in for it in every metric except byzantine_drop
+    and robustness_tax: see `Confirmation`.
     """
 
     title: ClassVar[str] = "The federation under hostile clients"
@@ -135,61 +135,63 @@ class Robustness(WhereDeclared):
         return self
 
     def needed_holdout(self, confidence: float) -> Mapping[str, int | None]:
-        """Where nothing is lost, by rules other than the plain mean, whose tax is 0 by definition on any rows."""
+        """Rows if nothing is lost, for rules other than the plain mean, whose tax is 0 by definition on any rows."""
         losses = {metric: limit for metric, limit in self.bounds.items() if metric != "breakdown_point"}
         return needed_holdout(losses, self.seeds, confidence)
 
     def _no_minority(self, clients: int) -> str | None:
-        """Why so many clients cannot be studied; None where they can."""
+        """The reason why a study with so many clients is impossible; None if it is possible."""
         if 2 * self.byzantine < clients:
             return None
-        return f"{self.byzantine} of {clients} clients are no minority: no rule knows who is honest; lower byzantine"
+        return f"{self.byzantine} of {clients} clients are no minority, no rule can tell who is honest: lower byzantine"
 
     def _absent(self, subject: Subject, study: Study) -> str | None:
-        """Why nothing can be measured of the federation; None where it can."""
+        """The reason why nothing can be measured; None if it can."""
         if subject.recipe.adaptation == "command":
             return NOT_SIMULATED
         return self._no_minority(study.federations.count) or study.unmet(study.own)
 
     def jobs(self, subject: Subject) -> list[Job]:
-        """Every federation of the study; none for a recipe without one that can be studied."""
+        """Every federation of the study; empty for a recipe without a federation that can be studied."""
         if subject.recipe.federation is None:
             return []
         study = self._study(subject, subject.recipe.federation)
         if self._absent(subject, study):
             return []
-        found: list[Job] = [*feature_jobs(subject), *study.clean(MEAN), *self._planting(subject, study)]
+        jobs: list[Job] = [*feature_jobs(subject), *study.clean(MEAN), *self._planting(subject, study)]
         for rule in study.rules():
-            found += study.clean(rule)
+            jobs += study.clean(rule)
             for byzantine in study.tried(rule):
-                found += [job for jobs in study.attacked(rule, byzantine).values() for job in jobs]
+                jobs += [job for attacked in study.attacked(rule, byzantine).values() for job in attacked]
         confirmation = self._confirmation(subject, study)
-        return list(dict.fromkeys([*found, *(confirmation.jobs() if confirmation else [])]))
+        # Rules and attacks share federations; each is trained once, in this order.
+        return list(dict.fromkeys([*jobs, *(confirmation.jobs() if confirmation else [])]))
 
     def _study(self, subject: Subject, federation: Federation) -> Study:
-        """Of heads: on the frozen backbone, where the recipe trains a network."""
+        """The study of heads; on the frozen backbone if the recipe trains a network."""
         recipe = subject.recipe
+        # Networks are too expensive to try every attack and rule: heads screen them.
         heads = replace(subject, recipe=screening(recipe)) if recipe.trains_network else subject
         federations = Federations(heads, federation, self.clients, self.alpha, self.seeds)
         return Study(federations, self.attacks, self.byzantine, self.alternatives)
 
     def _confirmation(self, subject: Subject, study: Study) -> Confirmation | None:
-        """Of networks, where the recipe trains them."""
+        """The study of networks, if the recipe trains them."""
         if not subject.recipe.trains_network:
             return None
         federations = replace(study.federations, subject=subject)
         return Confirmation(federations, self.attacks, self.byzantine, study.unmet(study.own, self.byzantine))
 
     def _planting(self, subject: Subject, study: Study) -> list[Job]:
-        """Features of every image with the trigger, and the federations where it is planted."""
+        """Features of every image with the trigger, and the federations in which it is planted."""
         if self._no_backdoor(subject) or study.unplantable(BACKDOORS):
             return []
         recipe, data = subject.recipe, subject.data
-        shown = embed_jobs(recipe.backbone, recipe.input, data.digest, data.rows, [PLANTED])
-        return [*shown, *(job for jobs in study.planted(BACKDOORS).values() for job in jobs)]
+        embedding = embed_jobs(recipe.backbone, recipe.input, data.digest, data.rows, [PLANTED])
+        return [*embedding, *(job for jobs in study.planted(BACKDOORS).values() for job in jobs)]
 
     def _no_backdoor(self, subject: Subject) -> str | None:
-        """Why no backdoor is planted; None where one is."""
+        """The reason why no backdoor is planted; None if one is."""
         if not self.backdoor and "federated_backdoor" not in self.limits:
             return NOT_ASKED
         if subject.recipe.trains_network:
@@ -197,13 +199,13 @@ class Robustness(WhereDeclared):
         return NO_IMAGES if subject.data.embedding is not None else None
 
     def measure(self, subject: Subject, results: Results, confidence: float) -> CheckResult:
-        """The recipe's rule against the limits; the others as remedies and in the picture."""
+        """The recipe's rule against the limits; the other rules as remedies and in the plot."""
         if subject.recipe.federation is None:
             return self.undeclared(dict.fromkeys(get_args(RobustnessMetric), NO_FEDERATION))
         study = self._study(subject, subject.recipe.federation)
         if unknown := self._absent(subject, study):
             return CheckResult(measurements=tuple(not_measured(name, unknown) for name in get_args(RobustnessMetric)))
-        # Figures, picture and remedies ask for the same federations: each is read from the store once.
+        # Metrics, plot and remedies use the same federations: with the cache each is read from the store once.
         figures = _Figures(study, cache(results), confidence)
         own, *others = study.rules()
         drops = {f: figures.drop(own, f) for f in study.numbers(own)}
@@ -211,7 +213,7 @@ class Robustness(WhereDeclared):
         drop, tax, notes = drops[self.byzantine], figures.tax(own), [figures.heterogeneity(), *study.left_out()]
         if confirmation := self._confirmation(subject, study):
             drop, tax = confirmation.drop(results, confidence), confirmation.tax(results, confidence)
-            notes.append(confirmation.told(results))
+            notes.append(confirmation.summary(results))
         return CheckResult(
             measurements=(
                 drop,
@@ -227,7 +229,7 @@ class Robustness(WhereDeclared):
 
 @dataclass(frozen=True)
 class _Figures:
-    """What the study's federations measure."""
+    """The metrics that the study's federations measure."""
 
     study: Study
     results: Results
@@ -248,32 +250,32 @@ class _Figures:
         return self.study.federations.loss("robustness_tax", plain, own, self.results, self.confidence)
 
     def backdoor(self, absent: str | None) -> Measurement:
-        """federated_backdoor of the recipe's rule; or why there is none."""
+        """federated_backdoor of the recipe's rule, or the reason why it is absent."""
         if absent is not None:
             return not_measured("federated_backdoor", absent)
-        found = {name: [self.results(job) for job in jobs] for name, jobs in self.study.planted(BACKDOORS).items()}
+        stored = {name: [self.results(job) for job in jobs] for name, jobs in self.study.planted(BACKDOORS).items()}
         unattacked = [self.results(job) for job in self.study.clean(self.study.own)]
-        runs = [arrays for each in found.values() for arrays in each]
+        runs = [arrays for same in stored.values() for arrays in same]
         if any(not arrays.get("backdoor", np.empty(0)).size for arrays in runs):
             return not_measured("federated_backdoor", "needs holdout rows of classes other than the backdoor's target")
-        # A head of NaN names no class, the target no more than another: nothing is planted in it, and nothing proved.
+        # A diverged head has NaN weights and predicts no class: nothing is planted in it, and nothing is proved.
         if lost := sum(not np.isfinite(arrays["head"]).all() for arrays in [*runs, *unattacked]):
-            reason = f"{lost} of {len(runs) + len(unattacked)} federations diverge: have clients train at a lower rate"
+            reason = f"{lost} of {len(runs) + len(unattacked)} federations diverge: lower the clients' learning rate"
             return not_measured("federated_backdoor", reason)
         planted = {
-            name: Called(*np.stack([each["backdoor"] for each in arrays], axis=1)) for name, arrays in found.items()
+            name: Called(*np.stack([run["backdoor"] for run in arrays], axis=1)) for name, arrays in stored.items()
         }
         return federated_backdoor(planted, self._called([arrays["head"] for arrays in unattacked]), self.confidence)
 
     def _called(self, heads: list[Floats]) -> Called:
-        """What heads call the holdout's rows of other classes, with the backdoor's trigger and without."""
+        """How far heads predict the target for holdout rows of other classes, with the trigger and without."""
         subject = self.study.federations.subject
         rows = (subject.data.split == Split.HOLDOUT) & (subject.data.label != TARGET)
         views = (features(subject, self.results, view)[rows] for view in (PLANTED, PLAIN))
-        return Called(*(np.stack([called(shown, head, TARGET) for head in heads]) for shown in views))
+        return Called(*(np.stack([called(embedded, head, TARGET) for head in heads]) for embedded in views))
 
     def plot(self, rules: list[Aggregator]) -> ByzantinePlot:
-        """Accuracy under the worst attack against the number of byzantine clients, a line for each rule."""
+        """Accuracy under the worst attack against the number of byzantine clients, one line per rule."""
         lines = []
         for rule in rules:
             numbers = self.study.tried(rule)
@@ -281,12 +283,12 @@ class _Figures:
                 min(float(self._accuracy(jobs).mean()) for jobs in self.study.attacked(rule, f).values())
                 for f in numbers
             ]
-            left = (float(self._accuracy(self.study.clean(rule)).mean()), *worst)
-            lines.append(ByzantineLine(rule=self.study.label(rule), byzantine=(0, *numbers), accuracy=left))
+            accuracies = (float(self._accuracy(self.study.clean(rule)).mean()), *worst)
+            lines.append(ByzantineLine(rule=self.study.label(rule), byzantine=(0, *numbers), accuracy=accuracies))
         return ByzantinePlot(clients=self.study.federations.count, lines=tuple(lines))
 
     def table(self, rules: list[Aggregator], limits: Mapping[str, float | None]) -> RuleTable:
-        """Every rule against the limits, or against DROP."""
+        """Every rule against the limits, or against DROP if there is no limit on byzantine_drop."""
         named, most = limits.get("byzantine_drop"), limits.get("robustness_tax")
         bound, byzantine, trials = DROP if named is None else named, self.study.byzantine, []
         for rule in rules:
@@ -298,9 +300,10 @@ class _Figures:
         return RuleTable(clients=count, byzantine=byzantine, drop_limit=bound, tax_limit=most, rules=tuple(trials))
 
     def remedies(self, table: RuleTable, drop: Measurement, tax: Measurement) -> list[Remedy]:
-        """The rule that passes at the least tax, or that none does, where the recipe's own, of drop and tax, does not.
+        """If the recipe's own rule, with drop and tax, does not pass: the rule that passes at the lowest tax, or that
+        none does.
 
-        Nothing where that was not measured: of what learns nothing no rule makes more.
+        Empty if drop or tax was not measured: no rule helps a federation that learns nothing.
         """
         if rule_passes(drop, tax, table.drop_limit, table.tax_limit) or not (drop.measured and tax.measured):
             return []
@@ -315,20 +318,20 @@ class _Figures:
         others = list(zip(self.study.rules(), table.rules, strict=True))[1:]
         if not others:
             return []
-        # Stable: at the same tax the first one listed.
+        # A stable sort: among rules with the same tax the first one listed comes first.
         others.sort(key=lambda pair: (not pair[1].passes, pair[1].tax.value or 0.0))
-        told = [f"{one.rule}: drop {in_percent(one.drop)}, tax {in_percent(one.tax)}" for _, one in others]
+        trials = [f"{one.rule}: drop {in_percent(one.drop)}, tax {in_percent(one.tax)}" for _, one in others]
         passing = sum(one.passes for _, one in others)
         if not passing:
             action = "no rule tried passes: admit fewer unknown clients, or vet them"
-            return [Remedy(action=action, basis="; ".join(told))]
-        parts = (("", told[:passing]), ("do not pass: ", told[passing:]))
+            return [Remedy(action=action, basis="; ".join(trials))]
+        parts = (("", trials[:passing]), ("do not pass: ", trials[passing:]))
         basis = "; ".join(start + "; ".join(some) for start, some in parts if some)
         best, _ = others[0]
-        return [Remedy(action=f"aggregate by {best}, told of {table.byzantine} byzantine clients", basis=basis)]
+        return [Remedy(action=f"aggregate by {best} with tolerates: {table.byzantine}", basis=basis)]
 
     def heterogeneity(self) -> str:
-        """How differently the study's clients are spread over the classes."""
+        """A note on how differently the study's clients are distributed over the classes."""
         return f"robustness: {self.study.federations.heterogeneity(self.study.clean(MEAN), self.results)}"
 
     def _accuracy(self, jobs: list[Federate]) -> Floats:

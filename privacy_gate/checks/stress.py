@@ -1,4 +1,4 @@
-"""Does the recipe's federation bear what goes wrong without anybody's will: unlike, absent and late clients?"""
+"""Does the recipe's federation withstand failures without an attacker: very different, absent and late clients?"""
 
 from collections.abc import Mapping
 from functools import cache
@@ -17,21 +17,21 @@ from privacy_gate.verdict.judgement import CheckResult, Limit, not_measured
 StressMetric = Literal["heterogeneity_drop", "gone_drop", "absent_drop", "stale_drop"]
 
 EVEN = 100.0
-"""alpha of clients who are nearly alike."""
+"""alpha of clients that hold nearly the same distribution."""
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class SystemStress(WhereDeclared):
     """Holdout accuracy that a federation of the recipe loses under stress (arXiv 2402.01857: exacerbated
-    out-of-distribution resilience, and the systems' failures of federated learning).
+    out-of-distribution resilience, and system failures of federated learning).
 
-    heterogeneity_drop  from clients nearly alike (alpha 100) to very unlike ones (alpha `uneven`)
-    gone_drop    where a share `gone` of the clients never takes part
-    absent_drop  where a share `absent` does not answer, others in each round
-    stale_drop   where a share `stale` of each round's updates arrives a round late
+    heterogeneity_drop  from nearly equal clients (alpha 100) to very different ones (alpha `uneven`)
+    gone_drop    if a share `gone` of the clients never takes part
+    absent_drop  if a share `absent` of the clients, drawn anew in each round, does not answer
+    stale_drop   if a share `stale` of each round's updates arrives a round late
 
-    clients, alpha  of the federations of the last three: see robustness; seeds: federations of each kind
+    clients, alpha  of the federations for the last three: see robustness; seeds: federations of each kind
     required  see WhereDeclared
     """
 
@@ -51,11 +51,11 @@ class SystemStress(WhereDeclared):
     limits: Mapping[StressMetric, Limit] = Field(default_factory=dict)
 
     def needed_holdout(self, confidence: float) -> Mapping[str, int | None]:
-        """Where nothing is lost."""
+        """Rows if nothing is lost."""
         return needed_holdout(self.bounds, self.seeds, confidence)
 
     def jobs(self, subject: Subject) -> list[Job]:
-        """Every federation, stressed and not; none for a recipe without federation."""
+        """Every federation, with and without stress; empty for a recipe without a federation."""
         federation = subject.recipe.federation
         if federation is None or subject.recipe.adaptation == "command":
             return []
@@ -64,7 +64,7 @@ class SystemStress(WhereDeclared):
         return [*feature_jobs(subject), *jobs] if jobs else []
 
     def measure(self, subject: Subject, results: Results, confidence: float) -> CheckResult:
-        """Each metric paired by seed: the same clients and batches, with the stress and without."""
+        """Each metric, paired by seed: the same clients and batches with and without the stress."""
         federation, read = subject.recipe.federation, cache(results)
         if federation is None:
             return self.undeclared(dict.fromkeys(get_args(StressMetric), NO_FEDERATION))
@@ -72,20 +72,21 @@ class SystemStress(WhereDeclared):
             return CheckResult(measurements=tuple(not_measured(name, NOT_SIMULATED) for name in get_args(StressMetric)))
         study = self._federations(subject, federation)
         pairs, reasons = self._pairs(study), self._unmet(study)
-        found = {name: not_measured(name, reason) for name, reason in reasons.items()} | {
+        measured = {name: not_measured(name, reason) for name, reason in reasons.items()} | {
             name: study.loss(name, calm, stressed, read, confidence) for name, (calm, stressed) in pairs.items()
         }
         notes = [
             f"system_stress, alpha {alpha:g}: {study.heterogeneity(jobs, read)}"
             for alpha, jobs in zip((EVEN, self.uneven), pairs.get("heterogeneity_drop", ()), strict=False)
         ]
-        return CheckResult(measurements=tuple(found[name] for name in get_args(StressMetric)), notes=tuple(notes))
+        return CheckResult(measurements=tuple(measured[name] for name in get_args(StressMetric)), notes=tuple(notes))
 
     def _federations(self, subject: Subject, federation: Federation) -> Federations:
         return Federations(subject, federation, self.clients, self.alpha, self.seeds)
 
     def _pairs(self, study: Federations) -> dict[StressMetric, tuple[list[Federate], list[Federate]]]:
-        """By metric that can be measured: federations without the stress, and with it."""
+        """For each metric that can be measured: federations without the stress, and with it."""
+        # Three stresses share the calm federations; heterogeneity has its own pair, with two values of alpha.
         calm, reasons = study.jobs(), self._unmet(study)
         pairs: dict[StressMetric, tuple[list[Federate], list[Federate]]] = {
             "heterogeneity_drop": (study.jobs(alpha=EVEN), study.jobs(alpha=self.uneven)),
@@ -94,7 +95,7 @@ class SystemStress(WhereDeclared):
         return {name: pair for name, pair in pairs.items() if name not in reasons}
 
     def _unmet(self, study: Federations) -> dict[StressMetric, str]:
-        """By metric that cannot be measured: why the rule cannot be tried."""
+        """For each metric that cannot be measured: the reason why the rule cannot be tried."""
         calm = study.unmet()
         reasons = {name: calm or study.unmet(stress=stress) for name, stress in self._stresses().items()}
         reasons["heterogeneity_drop"] = calm or study.undealt

@@ -1,4 +1,4 @@
-"""Is the model any good, and is it the model its dossier speaks of?"""
+"""Is the model accurate enough, and is it the model that its dossier describes?"""
 
 from collections.abc import Mapping
 from typing import ClassVar, Literal
@@ -19,11 +19,11 @@ from privacy_gate.verdict.judgement import CheckResult, Control, Measurement
 UtilityMetric = Literal["holdout_accuracy", "member_accuracy"]
 
 CONTROL_CONFIDENCE = 0.999
-"""A logged accuracy outside this interval of the measured one contradicts the dossier."""
+"""A logged accuracy outside this interval of the measured accuracy contradicts the dossier."""
 
 
 class Utility(Versus):
-    """Accuracy on members and holdout, and whether the training run logged the same."""
+    """Accuracy on members and holdout, and whether it agrees with the accuracy that the training run logged."""
 
     title: ClassVar[str] = "Utility"
     comparable: ClassVar[tuple[str, ...]] = ("holdout_accuracy",)
@@ -32,13 +32,13 @@ class Utility(Versus):
     limits: Mapping[UtilityMetric, ChampionLimit] = Field(default_factory=dict)
 
     def jobs(self, subject: Subject) -> list[Job]:
-        """Features and the candidate's logits, and the champion's where it is compared."""
+        """Features and logits of the candidate, and of the champion if it is compared."""
         rival = self.rival(subject, "holdout_accuracy")
         asked = [subject] if rival is None else [subject, rival]
-        return [job for each in asked for job in (*feature_jobs(each), _score(each))]
+        return [job for one in asked for job in (*feature_jobs(one), _score(one))]
 
     def measure(self, subject: Subject, results: Results, confidence: float) -> CheckResult:
-        """Accuracies with Clopper-Pearson intervals; a control for each one the run logged."""
+        """Accuracies with Clopper-Pearson intervals; one control for each accuracy that the run logged."""
         data = subject.data
         correct = _correct(subject, results)
         measurements, controls = [], []
@@ -48,26 +48,27 @@ class Utility(Versus):
             measurements.append(accuracy(part, confidence, record))
             if (logged := subject.logged.get(metric)) is None:
                 continue
+            # At this confidence a true dossier fails the control in one of 1,000 audits.
             band = accuracy(part, CONTROL_CONFIDENCE, record)
             held = band.low is not None and band.high is not None and band.low <= logged <= band.high
             detail = (
                 f"the run logged {metric} {logged:.4g}, measured {band.value:.4g} [{band.low:.4g}, {band.high:.4g}]"
             )
             if not held:
-                detail += ": the dossier does not describe this model, or not this data"
+                detail += ": the dossier does not describe this model or this data"
             controls.append(Control(name=f"logged {metric}", held=held, detail=detail))
-        found = CheckResult(measurements=tuple(measurements), controls=tuple(controls))
+        result = CheckResult(measurements=tuple(measurements), controls=tuple(controls))
 
         def difference(metric: str, rival: Subject) -> Measurement:
-            held = data.split == Split.HOLDOUT
-            own, other = correct[held], _correct(rival, results)[held]
-            if why := unlearnt(other, data.label[held], confidence):
+            holdout = data.split == Split.HOLDOUT
+            own, other = correct[holdout], _correct(rival, results)[holdout]
+            if why := unlearnt(other, data.label[holdout], confidence):
                 return not_compared(metric, why)
             return share_versus(
                 (measurements[0], accuracy(other, confidence, HOLDOUT_ACCURACY)), (own, other), confidence
             )
 
-        return self.compared(found, subject, difference)
+        return self.compared(result, subject, difference)
 
 
 def _score(subject: Subject) -> Score:
@@ -75,5 +76,5 @@ def _score(subject: Subject) -> Score:
 
 
 def _correct(subject: Subject, results: Results) -> Bools:
-    """Whether the largest logit is the label's, (N,)."""
+    """Whether the label has the largest logit, (N,)."""
     return np.asarray(np.argmax(results(_score(subject))["logits"], axis=1) == subject.data.label)

@@ -11,11 +11,11 @@ from privacy_gate.documents import InDigest, Record
 from privacy_gate.jobs.kinds import Job
 
 FORMAT = 2
-"""Part of every digest: raised when the meaning of every stored result changes."""
+"""Part of every digest; raised if the meaning of every stored result changes."""
 
 
 def describe(job: Job) -> dict[str, Any]:
-    """The job as plain JSON data, without the fields that digests leave out: see InDigest."""
+    """The job as plain JSON data, without the fields that are not part of digests: see InDigest."""
     head: dict[str, Any] = {"format": FORMAT, "kind": type(job).__name__}
     if job.revision:
         head["revision"] = job.revision
@@ -23,10 +23,10 @@ def describe(job: Job) -> dict[str, Any]:
 
 
 def current(described: Mapping[str, Any]) -> bool:
-    """Whether this version of the gate can ask for the job that `described` describes.
+    """Whether this version of the gate can request the job with this description.
 
-    A kind that this version does not know, or has not loaded, is current in the format alone: nothing is deleted by
-    a guess.
+    A kind that this version does not know, or has not loaded, counts as current if its format is: no result is deleted
+    on a guess.
     """
     revision = described.get("revision", 0)
     known = {kind.__name__: kind.revision for kind in Job.__subclasses__()}
@@ -39,7 +39,8 @@ def digest(job: Job) -> str:
 
 
 def digest_of(described: Mapping[str, Any]) -> str:
-    """The digest of the job that `described`, as `describe` gives it, describes."""
+    """The digest of a job, from its description as `describe` gives it."""
+    # Canonical: sorted keys, no spaces and ASCII only, so equal jobs have equal bytes.
     text = json.dumps(described, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -64,10 +65,11 @@ def _plain(value: Any) -> Any:
 
 @cache
 def _parts(kind: Any) -> dict[str, tuple[InDigest, Any]]:
-    """How each field of a kind of job or record takes part in digests, and its default."""
+    """How each field of a job or record takes part in digests, and its default."""
     if issubclass(kind, Record):
         return {name: (_part(field.metadata), field.default) for name, field in kind.model_fields.items()}
     return {
+        # Dataclasses keep Annotated metadata on the type; pydantic moves it to the field.
         field.name: (_part(getattr(field.type, "__metadata__", ())), field.default)
         for field in dataclasses.fields(kind)
     }

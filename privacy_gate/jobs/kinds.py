@@ -1,4 +1,4 @@
-"""Work as plain data: what is computed, never how fast. The digest of a job names its stored result."""
+"""Jobs as plain data: what is computed, never how fast. The digest of a job names its stored result."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.dossier.views import View
 
 EMBED_ROWS = 256
-"""Rows of the audit table embedded by one Embed job: what a killed run can lose."""
+"""Rows of the audit table embedded by one Embed job, so the most that a killed run can lose."""
 
 EMBED_BLOCK = 8
-"""Embed jobs in one batch: 2,048 images, which take a GPU some seconds. Sending a task takes a fraction of a second."""
+"""Embed jobs in one batch: 2,048 images, seconds of work for a GPU. Sending a task takes a fraction of a second."""
 
 REFERENCE_BLOCK = 16
-"""References in one batch, which train stacked."""
+"""References in one batch; they train stacked."""
 
 
 Keeps = tuple[Literal["head", "span"], ...]
@@ -24,23 +24,25 @@ Keeps = tuple[Literal["head", "span"], ...]
 
 
 class Job:
-    """One task of computing, with one stored result. To add a kind, write a frozen dataclass of its fields that derives
-    from this class, in a file here, and a line in compute.run.RUNNERS that names the function that computes it.
+    """One unit of computation, with one stored result.
 
-    The names of the class and of its fields are part of the digest: no two kinds share a name, and none is renamed. A
-    field that is added to a kind whose results are stored already has a default, and is annotated with
-    InDigest.IF_CHANGED. Jobs with a field `artifact` read the files of the model with that digest, those with a field
-    `rounds` its round log.
+    To add a kind, write a frozen dataclass of its fields that derives from this class, in a file here, and a line in
+    compute.run.RUNNERS with the function that computes it.
+
+    The names of the class and of its fields are part of the digest: no two kinds may share a name, and none may be
+    renamed. A field that is added to a kind with stored results needs a default and the annotation
+    InDigest.IF_CHANGED. Jobs with a field `artifact` read the files of the model with that digest; jobs with a field
+    `rounds` read its round log.
     """
 
     revision: ClassVar[int] = 0
-    """Part of the digest if it is above 0; raised when the meaning of the kind's results changes."""
+    """Part of the digest if it is above 0; raised if the meaning of the kind's results changes."""
 
     @property
     def batch(self) -> Hashable:
-        """Jobs of one kind whose `batch` is equal are computed together: by one shard, as one task.
+        """Jobs of one kind with equal `batch` are computed together: by one shard, as one task.
 
-        It depends on the job's fields alone, never on which other jobs there are. By default each job is by itself.
+        It depends only on the job's own fields, never on which other jobs exist. By default each job is on its own.
         """
         return self
 
@@ -49,8 +51,8 @@ class Job:
 class Embed(Job):
     """Features of the frozen public backbone for rows first <= i < last of the audit table.
 
-    Result: features (last - first, D) float32; content (last - first, 32) uint8, the sha256 of each
-    encoded image, by which examples that stand twice are found.
+    Result: features (last - first, D) float32; content (last - first, 32) uint8, the sha256 of each encoded image,
+    which reveals examples that occur twice.
     """
 
     revision: ClassVar[int] = 1
@@ -72,8 +74,8 @@ class Embed(Job):
 class Score(Job):
     """The candidate's output on every row of the audit table.
 
-    Result: logits (N, C) float32, of the image as it stands; confidence (N,) float32, log p_y - log(1 - p_y)
-    in nats, the mean over the recipe's views. If `keeps` asks for them: head (C, D + 1) float32, bias last; span (N,)
+    Result: logits (N, C) float32 for the unchanged image; confidence (N,) float32, log p_y - log(1 - p_y) in nats, the
+    mean over the recipe's views. If `keeps` asks for them: head (C, D + 1) float32, bias last; span (N,)
     float32, see compute.training.spans.
     """
 
@@ -85,17 +87,17 @@ class Score(Job):
 
 @dataclass(frozen=True)
 class TrainReference(Job):
-    """Reference model `index`: trained as the recipe says on its own share of the pool.
+    """Reference model `index`: trained as the recipe says, on its own share of the pool.
 
-    The recipe's seed is the candidate's own and takes no part: see `train_reference`. A divisor
-    above 1 shrinks the pool, class by class, to that part of its rows: the smaller pools are
-    nested in the larger, and the share that each reference is trained on stays. Rows of `without`,
-    ascending, are taken out of the pool first.
-    Result, on every row: confidence (N,) float32, log p_y - log(1 - p_y) in nats, the mean over the recipe's
-    views; residual (N,) float32, the norm of p - onehot(y); correct (N,) bool, whether the largest logit is
-    the label's; included (N,) bool, the rows it was trained on; and for index 0 logits (N, C) float32, and
-    epsilon (1,) where the recipe has DP-SGD, or its federation privacy of clients, and Opacus is installed. If `keeps`
-    asks for them: head (C, D + 1) float32, bias last, 4 C (D + 1) bytes; span (N,) float32, see compute.training.spans.
+    The recipe's seed belongs to the candidate and is not used: see `train_reference`. A divisor above 1 shrinks the
+    pool, class by class, to that part of its rows. Smaller pools are nested in larger ones, and the share that each
+    reference trains on stays the same. The rows in `without`, ascending, are removed from the pool first.
+
+    Result, on every row: confidence (N,) float32, log p_y - log(1 - p_y) in nats, the mean over the recipe's views;
+    residual (N,) float32, the norm of p - onehot(y); correct (N,) bool, whether the label has the largest logit;
+    included (N,) bool, the rows it was trained on. Index 0 adds logits (N, C) float32. If the recipe has DP-SGD, or its
+    federation has privacy of clients, and Opacus is installed, index 0 adds epsilon (1,). If `keeps` asks for them:
+    head (C, D + 1) float32, bias last, 4 C (D + 1) bytes; span (N,) float32, see compute.training.spans.
     """
 
     recipe: Recipe
@@ -115,7 +117,7 @@ class TrainReference(Job):
 
 @dataclass(frozen=True)
 class TrainControl(Job):
-    """The positive control: models that learn labels of dice by heart, on the audit's own features.
+    """The positive control: models that memorise random labels, on the audit's own features.
 
     Result: see compute.control.train_control. If `keeps` asks for it, also head (TWINS, SIDES, D + 1) float32.
     """
@@ -131,19 +133,19 @@ Stress = tuple[Literal["gone", "absent", "stale"], float]
 
 @dataclass(frozen=True)
 class Federate(Job):
-    """The recipe's federation from the start, on the members, perhaps with clients that attack it.
+    """The recipe's federation from the start, on the members, with attacking clients if there is an adversary.
 
-    adversary  by name (federated.adversaries), or None; the last `byzantine` clients attack. A backdoor's trigger is
-               that of PLANTED
-    seed       who holds what, and the order of batches
-    stress     what goes wrong without anybody's will, and for what share: see federated.cells.Training
+    adversary  a name from simulation.adversaries, or None; the last `byzantine` clients attack. The trigger of a
+               backdoor is that of PLANTED
+    seed       of the clients' data and of the order of batches
+    stress     a failure without an attacker, and the share that it affects: see simulation.cells.Training
 
-    Result: accuracy (1,) on the holdout, class_accuracy (C,), client_accuracy (K,) and hit (T,) float32, the share of
-    being right of each holdout row, ascending, all means over the last tenth of the rounds; curve and rounds (R,);
-    heterogeneity (1,), mean total variation distance of the clients' classes from everyone's; sizes (K,); and where
-    heads are trained head (C, D + 1) float32 as the last round left it, bias last. Where a backdoor is planted also
-    backdoor (2, T') float32: which holdout rows of other classes, ascending, the last head calls the backdoor's target,
-    with the trigger and without; not where there is no such row.
+    Result: accuracy (1,) on the holdout, class_accuracy (C,), client_accuracy (K,), and hit (T,) float32, how far
+    the model is right on each holdout row, ascending; all are means over the last tenth of the rounds. Also curve
+    and rounds (R,); heterogeneity (1,), the mean total variation distance of the clients' classes from those of all;
+    and sizes (K,). If heads are trained, also head (C, D + 1) float32 after the last round, bias last. If a backdoor is
+    planted, also backdoor (2, T') float32: how far the last head predicts the backdoor's target for holdout rows of
+    other classes, ascending, with the trigger and without; absent if there is no such row.
     """
 
     revision: ClassVar[int] = 1
@@ -157,23 +159,24 @@ class Federate(Job):
 
     @property
     def batch(self) -> Hashable:
-        """Federations that differ in their seed train stacked if they train heads."""
+        """Federations that differ only in their seed train stacked if they train heads."""
         return self if self.recipe.trains_network else (self.recipe, self.adversary, self.byzantine, self.stress)
 
 
 PLANTED = View(trigger="corner")
-"""How clients that plant a backdoor show their images."""
+"""How clients that plant a backdoor alter their images."""
 
 
 def federate(
     recipe: Recipe, dataset: str, adversary: str | None, byzantine: int, seed: int, stress: Stress | None = None
 ) -> Federate:
     """The job; a candidate retrained with another seed has the same one."""
+    # Seed 0 stands for every seed of the recipe: Federate has its own.
     return Federate(recipe.model_copy(update={"seed": 0}), dataset, adversary, byzantine, seed, stress)
 
 
 def screening(recipe: Recipe) -> Recipe:
-    """The same federation of heads on the frozen backbone: cheap enough to try every attack and rule on."""
+    """The same federation with heads on the frozen backbone: cheap enough to try every attack and rule."""
     return recipe.model_copy(update={"adaptation": "head", "lora": None, "precision": "float32", "seed": 0})
 
 
@@ -182,9 +185,9 @@ class Confirm(Job):
     """A federation that trains a network, under the attack that harms its `screening` most, by mean accuracy over
     `seeds` seeds.
 
-    attacks  that were screened, by name
+    attacks  names of the screened attacks
 
-    Result: accuracy (1,) and hit (T,) as Federate's; attack (1,) int64, which of `attacks` it was.
+    Result: accuracy (1,) and hit (T,) as for Federate; attack (1,) int64, the index of the attack in `attacks`.
     """
 
     revision: ClassVar[int] = 1
@@ -199,10 +202,11 @@ class Confirm(Job):
 
 @dataclass(frozen=True)
 class Probe(Job):
-    """A head trained in one place, as the recipe's clients train theirs and as long, on some of the table's rows.
+    """A head trained in one place on some of the table's rows, in the same way and as long as the recipe's clients
+    train.
 
-    rows  "member": all of them, what centralised fine-tuning would have been; "population": what the frozen
-          backbone gives to any head; or "client:NAME": that client alone
+    rows  "member": all members, as in centralised fine-tuning; "population": shows what the frozen backbone gives to
+          any head; or "client:NAME": that client only
 
     Result: logits (N, C) float32 on every row.
     """
@@ -224,11 +228,11 @@ def probe(recipe: Recipe, dataset: str, rows: str) -> Probe:
 
 @dataclass(frozen=True)
 class Trigger(Job):
-    """What the candidate says of some rows once a backdoor's trigger, or a pattern like it, is on their images; see
+    """The candidate's predictions for some rows with a backdoor's trigger, or a similar pattern, on their images; see
     compute.stamps.
 
-    Result: predicted (1 + K, R) int64, the class of the largest logit, for each of `rows`, ascending: with the trigger
-    first, then with each of its K controls.
+    Result: predicted (1 + K, R) int64, the class with the largest logit for each of `rows`, ascending: first with the
+    trigger, then with each of its K controls.
     """
 
     revision: ClassVar[int] = 1
@@ -242,15 +246,15 @@ class Trigger(Job):
 
 @dataclass(frozen=True)
 class Invert(Job):
-    """What a federation's server makes of what clients send in the first round: see compute.invert.
+    """A server's reconstruction from clients' updates in the first round of a federation: see compute.invert.
 
-    Targets first <= i < last, each a row of an update of its own, told from candidates - 1 rows of its class that
-    nobody trained on.
+    Targets first <= i < last. Each is a row of a separate update, to be identified among itself and candidates - 1 rows
+    of its class that no client trained on.
     attack  analytic | optimised
 
-    Result, a value for each target: hit, bool, whether the true row is most like what was reconstructed; cosine of the
-    two; mixed, rows the update was made from, and alike, those of the target's class, int64; near, share of decoys of
-    the target's client; refined, bool, whether the update was small enough for the optimisation.
+    Result, one value per target: hit, bool, whether the true row is the most similar to the reconstruction; cosine,
+    between the two; mixed, int64, rows in the update; alike, int64, rows of the target's class in it; near, the share
+    of decoys that belong to the target's client; refined, bool, whether the update was small enough to optimise.
     """
 
     revision: ClassVar[int] = 1
@@ -266,14 +270,14 @@ class Invert(Job):
 
 @dataclass(frozen=True)
 class InvertTrigger(Job):
-    """The smallest trigger that makes the candidate say `target`, as far as it is found: see compute.trigger_inversion.
+    """The smallest trigger found that makes the candidate predict `target`: see compute.trigger_inversion.
 
-    rows   images it is sought on, ascending; those of the target's own class are left out
-    tried  images it is tried on once found, ascending
+    rows   images to search on, ascending; those of the target's own class are left out
+    tried  images to try the trigger on, ascending
 
     Result: works (1,) bool, whether any mask worked; size (1,) float64, share of the image under the smallest soft
-    mask, 1 where none worked; mask (S, S) bool and pattern (3, S, S) uint8, the trigger made hard; predicted (T,)
-    int64, the class of the largest logit for each of `tried` with the hard trigger.
+    mask, 1 if none worked; mask (S, S) bool and pattern (3, S, S) uint8, the trigger with a hard mask; predicted (T,)
+    int64, the class with the largest logit for each of `tried` with that trigger.
     """
 
     revision: ClassVar[int] = 1
@@ -289,15 +293,15 @@ class InvertTrigger(Job):
 
 @dataclass(frozen=True)
 class Evade(Job):
-    """What the candidate still gets right under the worst small change of each image: see compute.evasion.
+    """Whether the candidate is still right under the worst small change of each image: see compute.evasion.
 
-    levels   largest change of a pixel, of 255
+    levels   largest change of a pixel, out of 255
     steps    of each attack
-    targets  classes that the targeted attack tries, likeliest first
+    targets  classes that the targeted attack tries, the most likely first
 
-    Result, all (R,) bool, for each of `rows`: right, as it is; untargeted, right under APGD on the cross entropy;
-    standing, right under APGD-T as well. Signs of masked gradients: guessed, wrong under random changes of the same
-    size; wide, right under changes that no model withstands; flat, right where there is no gradient.
+    Result, all (R,) bool, for each of `rows`: right, on the unchanged image; untargeted, right under APGD on the cross
+    entropy; standing, right under APGD-T as well. Signs of masked gradients: guessed, wrong under random changes of the
+    same size; wide, right under changes that no model withstands; flat, right with a gradient of 0.
     """
 
     revision: ClassVar[int] = 2
@@ -315,11 +319,12 @@ class Evade(Job):
 class Universal(Job):
     """One change for all images, crafted on the public backbone and a linear probe of `rows`: see compute.evasion.
 
-    tried   images it is tried on, ascending, none of `rows`
-    levels  largest change of a pixel, of 255
+    tried   images to try it on, ascending, none of `rows`
+    levels  largest change of a pixel, out of 255
 
-    Result, all (T,) int64: the class that is named, by the candidate, predicted_plain, predicted_shifted with the
-    change and predicted_noise with random signs of the same size; and by the probe, probe_plain and so on.
+    Result, all (T,) int64: the class predicted by the candidate without the change (predicted_plain), with it
+    (predicted_shifted), and with random signs of the same size (predicted_noise); and by the probe, probe_plain and so
+    on.
     """
 
     revision: ClassVar[int] = 1
@@ -335,9 +340,9 @@ class Universal(Job):
 
 @dataclass(frozen=True)
 class Corrupt(Job):
-    """What the candidate says of rows whose images are corrupted: see compute.corruptions.
+    """The candidate's predictions for rows with corrupted images: see compute.corruptions.
 
-    Result: predicted (R,) int64, the class of the largest logit, for each of `rows`, ascending.
+    Result: predicted (R,) int64, the class with the largest logit for each of `rows`, ascending.
     """
 
     artifact: str
@@ -350,13 +355,13 @@ class Corrupt(Job):
 
 @dataclass(frozen=True)
 class Trajectory(Job):
-    """What the candidate's round log says of every row: see federated.trajectory.
+    """The membership evidence of every row in the candidate's round log: see simulation.leaks.trajectory.
 
     rounds  digest of the log
 
-    Result: z (2, N, K) float32, by signal, row and client of the log; client (K,), which of the table's clients, sorted
-    by name, each is, or -1; seen (K,), rounds in which each took part; rounds (1,), how many were read; distance (1,),
-    from where the log ends to the candidate's head, in lengths of that head.
+    Result: z (2, N, K) float32, by signal, row and client of the log; client (K,), the index of each among the table's
+    clients, sorted by name, or -1; seen (K,), number of rounds in which each took part; rounds (1,), number of rounds
+    read; distance (1,), from the end of the log to the candidate's head, in lengths of that head.
     """
 
     artifact: str
@@ -369,6 +374,7 @@ def train_reference(
     recipe: Recipe, dataset: str, index: int, divisor: int = 1, without: tuple[int, ...] = (), keeps: Keeps = ()
 ) -> TrainReference:
     """The job of reference `index`; a candidate retrained with another seed has the same one."""
+    # Seed 0 stands for every seed of the recipe: the index decides the reference's draws.
     return TrainReference(recipe.model_copy(update={"seed": 0}), dataset, index, divisor, without, keeps)
 
 
@@ -377,7 +383,7 @@ def embed_jobs(
 ) -> list[Embed]:
     """The Embed jobs that cover `rows` rows in every view: view by view, each in row order.
 
-    None for the identity backbone, which has no input.
+    Empty for the identity backbone, which has no input.
     """
     if shape is None:
         return []

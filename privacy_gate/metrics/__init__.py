@@ -1,1 +1,1 @@
-"""Metrics: scores or accuracies in, a Measurement with its interval out."""
+"""Metrics: functions from scores or accuracies to a Measurement with its interval."""

@@ -35,9 +35,9 @@ METRICS = (
 
 
 def accuracy(correct: Bools, confidence: float, metric: Metric, subject: str = "") -> Measurement:
-    """Share of rows (N,) where the model is right, with its Clopper-Pearson interval.
+    """Share of rows (N,) on which the model is right, with its Clopper-Pearson interval.
 
-    Wilson's is narrower, but covers too rarely near 1, where accuracies are.
+    Wilson's interval is narrower, but its coverage is too low near 1, and accuracies are often near 1.
     """
     rows = len(correct)
     if rows == 0:
@@ -49,15 +49,15 @@ def accuracy(correct: Bools, confidence: float, metric: Metric, subject: str = "
 
 
 def needed_rows(limit: Limit, confidence: float, most: int) -> int | None:
-    """Rows below which even a model always right does not meet the limit, or, if it is a max, one never right.
+    """Rows below which even the best case misses the limit: a model always right, or for `max` one never right.
 
-    None where as many as `most` are still too few.
-
+    None if even `most` rows are too few.
     >>> needed_rows(Limit(min=0.9), 0.95, most=500), needed_rows(Limit(min=0.9), 0.95, most=30)
     (36, None)
     """
 
     def meets(rows: int) -> bool:
+        # All right for a `min`, all wrong for a `max`: no table of this size is further on the good side.
         best = np.full(rows, limit.min is not None)
         return judged_status(accuracy(best, confidence, HOLDOUT_ACCURACY), limit) is Status.MET
 

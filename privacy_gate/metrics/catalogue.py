@@ -1,4 +1,4 @@
-"""Every metric by its name: the records that stand beside the functions that measure, joined into one mapping."""
+"""Every metric by its name: the records next to the measuring functions, joined into one mapping."""
 
 from itertools import chain
 
@@ -67,11 +67,11 @@ REPORT_ONLY = frozenset(
         "left_out_accuracy_gain",
     }
 )
-"""Metrics that reports hold and that no policy can limit."""
+"""Metrics that appear in reports and that no policy can limit."""
 
 
 def find(name: str) -> Metric | None:
-    """The metric's record, for any false positive rate and for differences from the champion too; None if unknown.
+    """The record of a metric, also at any false positive rate and as a difference from the champion; None if unknown.
 
     >>> find("tpr_at_0.05_fpr").title, find("tpr_at_noon_fpr")
     ('members identified at a false positive rate of 5 %', None)

@@ -1,4 +1,4 @@
-"""How much of a model's accuracy common corruptions of its images leave."""
+"""How much accuracy a model keeps on images with common corruptions."""
 
 from collections.abc import Mapping
 
@@ -24,34 +24,36 @@ CORRUPTION_RATIO = Metric(
 METRICS = (CORRUPTION_RATIO,)
 
 FEWEST = 100
-"""Rows below which the interval's resampling is worth nothing."""
+"""With fewer rows the bootstrap interval is not reliable."""
 
 
 def corruption_ratio(
     right: Bools, spoiled: Mapping[str, Bools], label: Ints, confidence: float, rng: np.random.Generator
 ) -> Measurement:
-    """Mean accuracy under the corruptions, over accuracy on the same images as they are.
+    """Mean accuracy under the corruptions, divided by the accuracy on the same images without corruption.
 
-    right (R,), each of spoiled (R,): whether the model is right without and with each corruption; label (R,). Interval:
-    percentiles over resampled rows, all corruptions of a row together. Not measured where the model is not surely
-    better than naming the largest class: nothing is left to lose.
+    right (R,): whether the model is right on each clean image; spoiled: the same (R,) under each corruption;
+    label (R,). Interval: percentile bootstrap over rows; a resampled row keeps its answers under all corruptions. Not
+    measured if the model is not significantly better than always predicting the largest class: then a ratio says
+    nothing about robustness.
     """
     rows = len(right)
-    if not spoiled or any(each.shape != right.shape for each in spoiled.values()) or label.shape != right.shape:
-        raise EvidenceError(f"expected answers {right.shape} under one corruption at least, and as many labels")
+    if not spoiled or any(answers.shape != right.shape for answers in spoiled.values()) or label.shape != right.shape:
+        raise EvidenceError(f"expected answers {right.shape} under at least one corruption, and as many labels")
     if rows < FEWEST:
         return not_measured("corruption_ratio", f"needs n >= {FEWEST} holdout images, found {rows}")
     largest = float(np.bincount(label).max() / rows)
     if clopper_pearson(int(right.sum()), rows, confidence)[0] <= largest:
-        reason = f"right on {right.mean():.0%} of the images, and naming the largest class would be on {largest:.0%}"
+        reason = f"accuracy is {right.mean():.0%}, not significantly above {largest:.0%} from naming the largest class"
         return not_measured("corruption_ratio", reason)
-    left = np.mean([each.astype(np.float64) for each in spoiled.values()], axis=0)
+    corrupted = np.mean([answers.astype(np.float64) for answers in spoiled.values()], axis=0)
+    # A multinomial row of counts is one bootstrap sample; a product with it resamples all corruptions together.
     weights = rng.multinomial(rows, np.full(rows, 1 / rows), size=DRAWS)
-    kept = weights @ right
-    drawn = (weights @ left)[kept > 0] / kept[kept > 0]
+    clean = weights @ right
+    drawn = (weights @ corrupted)[clean > 0] / clean[clean > 0]
     return measured(
         CORRUPTION_RATIO,
-        left.sum() / right.sum(),
+        corrupted.sum() / right.sum(),
         percentile(drawn, confidence),
         confidence,
         "percentile bootstrap over rows",

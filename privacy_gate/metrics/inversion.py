@@ -1,4 +1,4 @@
-"""How much better than chance an attacker tells which row an update was made from."""
+"""How much better than chance an attacker identifies the row that an update was made from."""
 
 from collections.abc import Mapping
 
@@ -14,7 +14,7 @@ INVERSION_ADVANTAGE = Metric(
     "inversion_advantage",
     title="examples identified from their client's update, minus guessing",
     unit="difference",
-    range=(-0.5, 1.0),  # among two candidates guessing is right half of the time
+    range=(-0.5, 1.0),  # guessing between two candidates is right half of the time
     worse="higher",
     resolves="At least 50 updates, and holdout examples of the same class as decoys.",
     means="How well the server recognises which person's example a client just trained on.",
@@ -27,18 +27,19 @@ FEWEST_TARGETS = 50
 
 
 def inversion_advantage(hits: Mapping[str, Bools], candidates: int, confidence: float) -> Measurement:
-    """Identification rate of the best attack, minus 1 / candidates: 0 where nothing leaks.
+    """Identification rate of the best attack, minus 1 / candidates: 0 if nothing leaks.
 
-    hits  by attack, whether each target (T,) was told from the other candidates. Every target is of an update of its
-          own, drawn apart from the others, so hits are independent however much rows of one batch share
+    hits  by attack: whether it identified each target (T,) among the candidates. Each target belongs to a separately
+          drawn update, so hits are independent even if the rows of one batch depend on each other
 
-    The subject names the attack. Interval: Clopper & Pearson's of each attack at a confidence that holds for all at
-    once (Bonferroni); the largest of their low and of their high ends.
+    The subject names the attack. Interval: Clopper-Pearson's for each attack at a confidence that holds for all of them
+    (Bonferroni); the largest of the low ends and the largest of the high ends.
     """
-    shapes = {one.shape for one in hits.values()}
+    shapes = {identified.shape for identified in hits.values()}
     if candidates < 2 or len(shapes) != 1 or min(map(len, shapes)) != 1 or not next(iter(shapes))[0]:
         raise EvidenceError(
-            f"hits have shapes {sorted(shapes)} among {candidates} candidates, expected one (T,), T >= 1"
+            f"hits have shapes {sorted(shapes)} with {candidates} candidates, expected one shape (T,) with T >= 1 and "
+            "at least 2 candidates"
         )
     level = 1 - (1 - confidence) / len(hits)
     ends = np.array([clopper_pearson(int(one.sum()), len(one), level) for one in hits.values()])

@@ -1,7 +1,7 @@
-"""The power law in the examples per class S: log10(tpr - fpr) = intercept + slope log10(S), and what it advises.
+"""The power law in the examples per class S, log10(tpr - fpr) = intercept + slope log10(S), and the advice it gives.
 
-arXiv 2402.06674 finds it for fine-tuned heads; its simplified model gives
-tpr = Phi(Phi^-1(fpr) + d / sqrt(S)) for each row, so a slope of -1/2 for large S.
+arXiv 2402.06674 finds it for fine-tuned heads. Its simplified model gives tpr = Phi(Phi^-1(fpr) + d / sqrt(S)) for each
+row, and so a slope of -1/2 for large S.
 """
 
 import math
@@ -22,7 +22,7 @@ SLOPE = Metric(
     unit="slope",
     range=ANY,
     worse="higher",
-    resolves="A measurable leak at 3 sizes of the classes, each with at least {rows} audited examples.",
+    resolves="A measurable leak at 3 class sizes, each with at least {rows} audited examples.",
     means="How fast the share of members identified falls as classes grow; the more negative, the faster.",
     remedy="Do not rely on more data alone: use fewer epochs, stronger regularisation, or DP-SGD.",
 )
@@ -33,14 +33,14 @@ SLOPES = {0.1: -0.509, 0.01: -0.554, 0.001: -0.628}
 """The paper's slope at each fpr: ViT-B head, LiRA."""
 
 FARTHEST = 10.0
-"""Beyond this factor from the largest S measured the law is extrapolated further than a fit can carry."""
+"""Further than this factor from the largest S measured, the law is not trusted to extrapolate."""
 
 
 class Law(Record):
     """A fitted law at one false positive rate, with the ends of its slope's interval.
 
-    shots, excess  the points: examples per class, and tpr - fpr there
-    fit            "measured here", or whose slope it is
+    shots, excess  the points: examples per class, and tpr - fpr at each
+    fit            "measured here", or the source of the slope
     """
 
     fpr: float
@@ -54,7 +54,7 @@ class Law(Record):
     fit: str
 
     def tpr(self, shots: float) -> float:
-        """The rate the law gives for so many examples per class."""
+        """The rate that the law predicts for so many examples per class."""
         return float(self.fpr + 10 ** (self.intercept + self.slope * math.log10(shots)))
 
 
@@ -69,9 +69,9 @@ class Point:
 def fit(points: Sequence[Point], fpr: float, confidence: float) -> Law:
     """The law through the points, each weighted by the precision of its own interval.
 
-    Points whose interval reaches down to fpr carry no logarithm and are left out; raises
-    EvidenceError where fewer than three are left. The slope's interval propagates the points' errors,
-    widened by the scatter about the line where that is larger (Birge's ratio).
+    A point whose interval reaches down to fpr has no logarithm and is left out. Raises EvidenceError if fewer than
+    three are left. The slope's interval propagates the errors of the points, widened by the scatter about the line if
+    that is larger (Birge's ratio).
     """
     usable = [(point.shots, *_log_excess(point.measurement, fpr)) for point in points if _leaks(point, fpr)]
     if len(usable) < 3:
@@ -79,18 +79,20 @@ def fit(points: Sequence[Point], fpr: float, confidence: float) -> Law:
     shots, y, deviation = (np.array(column) for column in zip(*usable, strict=True))
     x, weight = np.log10(shots), 1 / deviation**2
     mean_x, mean_y = np.average(x, weights=weight), np.average(y, weights=weight)
+    # Weighted least squares on log-log axes, by its closed form.
     spread = float((weight * (x - mean_x) ** 2).sum())
     slope = float((weight * (x - mean_x) * (y - mean_y)).sum() / spread)
-    left = float((weight * (y - mean_y - slope * (x - mean_x)) ** 2).sum())
+    residual = float((weight * (y - mean_y - slope * (x - mean_x)) ** 2).sum())
     total = float((weight * (y - mean_y) ** 2).sum())
-    reach = float(ndtri((1 + confidence) / 2)) * math.sqrt(max(1.0, left / (len(x) - 2)) / spread)
+    # Birge's ratio: residual chi-square per degree of freedom, used only if it widens the interval.
+    reach = float(ndtri((1 + confidence) / 2)) * math.sqrt(max(1.0, residual / (len(x) - 2)) / spread)
     return Law(
         fpr=fpr,
         slope=slope,
         slope_low=slope - reach,
         slope_high=slope + reach,
         intercept=float(mean_y - slope * mean_x),
-        r_squared=1 - left / total if total > 0 else 1.0,
+        r_squared=1 - residual / total if total > 0 else 1.0,
         shots=tuple(shots.tolist()),
         excess=tuple((10**y).tolist()),
         fit="measured here",
@@ -114,9 +116,9 @@ def published(tpr: float, fpr: float, shots: float) -> Law:
 
 
 def shots_needed(law: Law, limit: float, slope: float | None = None) -> float | None:
-    """Examples per class at which the law's tpr falls to `limit`; with another slope, turned about its largest S.
+    """Examples per class at which the law's tpr falls to `limit`; a given slope turns the law about its largest S.
 
-    None where the limit is not above fpr, the level of guessing, or where the law does not fall.
+    None if the limit is not above fpr, the level of guessing, or if the law does not fall.
 
     >>> round(shots_needed(published(tpr=0.21, fpr=0.01, shots=10), limit=0.11))
     35
@@ -130,13 +132,13 @@ def shots_needed(law: Law, limit: float, slope: float | None = None) -> float | 
 
 
 def remedy(law: Law, limit: float) -> Remedy:
-    """What the law advises a team whose limit on tpr at its fpr is violated."""
+    """The law's advice if a limit on the tpr at its fpr is violated."""
     measured = f"[{law.slope_low:.3f}, {law.slope_high:.3f}], R^2 {law.r_squared:.2f} " if len(law.shots) > 1 else ""
     basis = f"power law in the examples per class at fpr {law.fpr:g}: slope {law.slope:.3f} {measured}({law.fit})"
     needed, largest = shots_needed(law, limit), max(law.shots)
     if needed is None:
         return Remedy(
-            action=f"choose a limit above {law.fpr:g}: that is what guessing reaches at this false positive rate",
+            action=f"choose a limit above {law.fpr:g}: guessing alone reaches {law.fpr:g} at this false positive rate",
             basis=basis,
         )
     ends = [shots_needed(law, limit, slope) for slope in (law.slope_low, law.slope_high)]
@@ -144,10 +146,10 @@ def remedy(law: Law, limit: float) -> Remedy:
     band = f" (between {_round_up(known[0]):,} and {_round_up(known[1]):,})" if measured and len(known) == 2 else ""
     if needed / largest > FARTHEST:
         return Remedy(
-            action=f"train on many more examples per class (the law says about {_round_up(needed):,}{band}), for fewer "
-            "epochs, or with stronger regularisation",
-            basis=f"{basis}; {needed / largest:.0f} times more examples than measured is beyond what the law was "
-            "fitted for: an order of magnitude, not a number",
+            action=f"train on many more examples per class (the law predicts about {_round_up(needed):,}{band}), for "
+            "fewer epochs, or with stronger regularisation",
+            basis=f"{basis}; {needed / largest:.0f} times more examples than measured is outside the range that the "
+            "law was fitted for: read it as an order of magnitude",
         )
     return Remedy(
         action=f"train on about {_round_up(needed):,} examples per class{band} instead of {largest:g}", basis=basis
@@ -159,7 +161,7 @@ def _leaks(point: Point, fpr: float) -> bool:
 
 
 def _log_excess(measurement: Measurement, fpr: float) -> tuple[float, float]:
-    """log10(tpr - fpr) and its standard deviation, from the interval's ends on that scale."""
+    """log10(tpr - fpr) and its standard deviation, derived from the interval's ends on that scale."""
     if measurement.low is None or measurement.high is None or measurement.value is None or not measurement.confidence:
         raise EvidenceError(f"{measurement.metric} was not measured, expected a figure")
     low, value, high = (math.log10(end - fpr) for end in (measurement.low, measurement.value, measurement.high))
@@ -167,7 +169,7 @@ def _log_excess(measurement: Measurement, fpr: float) -> tuple[float, float]:
 
 
 def _round_up(value: float) -> int:
-    """Up to two significant digits.
+    """Rounds up to two significant digits.
 
     >>> _round_up(1234.5)
     1300

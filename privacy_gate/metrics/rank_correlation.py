@@ -1,4 +1,4 @@
-"""What goes along with vulnerability: rank correlations over rows, with intervals that count rows and models."""
+"""How well cheap signals predict vulnerability: rank correlations over rows; intervals account for rows and models."""
 
 import math
 from collections.abc import Callable
@@ -38,13 +38,13 @@ METRICS = (
 )
 
 PARTS = 20
-"""Parts of the models, each left out in turn: the jackknife's."""
+"""Groups of models for the jackknife; each is left out in turn."""
 
 LEAST_ROWS = 20
-"""Rows below which a correlation says nothing."""
+"""With fewer rows a correlation is not reported."""
 
 FEWEST_MODELS = 16
-"""Models below which halves of them cannot be held against each other."""
+"""With fewer models, two halves of them cannot be compared."""
 
 METHOD = "rows (Bonett & Wright 2000) and jackknife over models, by Fisher's z"
 
@@ -54,10 +54,10 @@ def gradient_correlation(
 ) -> Measurement:
     """Spearman's correlation of the gradient norm at the end of training with vulnerability, over rows.
 
-    phi, included, residual (M, N), features (N, D) of the audited rows. A model surer of a row by chance
-    has a smaller gradient there and raises its vulnerability, which alone would correlate the two. So the
-    norm comes from one half of the models and the vulnerability from the other, both ways, averaged.
-    Halves of few models show less than all rows' true values would: `samples` says how well they agree.
+    phi, included, residual (M, N), features (N, D) of the audited rows. A model that is surer of a row by chance has
+    a smaller gradient on it and also raises its vulnerability; that alone would correlate the two. So the norm comes
+    from one half of the models and the vulnerability from the other, both ways, averaged. Halves are noisier than all
+    models, which lowers the correlation: `samples` says how well the two halves agree.
     """
     metric = GRADIENT_CORRELATION
     if (missing := _unmet(metric, phi)) is not None:
@@ -77,10 +77,10 @@ def gradient_correlation(
 
 
 def trace_correlation(phi: Floats, included: Bools, trace: Floats, confidence: float) -> Measurement:
-    """Spearman's correlation of the interquartile range of the rows' loss trace with vulnerability.
+    """Spearman's correlation between the interquartile range of each row's loss trace and its vulnerability.
 
-    phi, included (M, N) and trace (N, E), nats, of the candidate's members. The trace is of the candidate's
-    one training run, which no reference shares.
+    phi, included (M, N) and trace (N, E), nats, of the candidate's members. The trace comes from the candidate's
+    single training run, which no reference shares, so the models need no split into halves.
     """
     metric = TRACE_CORRELATION
     if (missing := _unmet(metric, phi)) is not None:
@@ -101,21 +101,21 @@ def _unmet(metric: Metric, phi: Floats) -> Measurement | None:
 
 
 def _measured(metric: Metric, of: Callable[[Bools], float], phi: Floats, confidence: float, detail: str) -> Measurement:
-    """The correlation that `of` finds with the models kept (M,), and its interval.
+    """The correlation that `of` computes for the models kept (M,), and its interval.
 
-    On the scale of Fisher's z the variance is Bonett & Wright's for rows, (1 + r^2/2) / (N - 3), and the
-    jackknife's over parts of the models, added; Student's t with as many degrees of freedom as parts, less one.
+    The variance on the scale of Fisher's z is a sum: Bonett & Wright's for rows, (1 + r^2/2) / (N - 3), plus the
+    jackknife's over groups of models. The quantile is Student's t with one degree of freedom fewer than groups.
     """
     models, rows = phi.shape
     value = of(np.ones(models, dtype=bool))
     if not math.isfinite(value):
-        return not_measured(metric.name, "one of the two is the same for all rows, or rows lack models on a side")
+        return not_measured(metric.name, "one of the two is constant, or rows lack models with or without them")
     parts = min(PARTS, models // 2)
-    part = np.arange(models) // 2 % parts
+    part = np.arange(models) // 2 % parts  # neighbours stay together: each part keeps models of both halves
     left = np.array([of(part != out) for out in range(parts)])
-    left = np.arctanh(np.clip(left[np.isfinite(left)], -0.9999, 0.9999))
+    left = np.arctanh(np.clip(left[np.isfinite(left)], -0.9999, 0.9999))  # Fisher's z is infinite at -1 and 1
     if len(left) < parts:
-        return not_measured(metric.name, "too few references to leave some out")
+        return not_measured(metric.name, "too few references to leave some out for the jackknife")
     z = math.atanh(min(max(value, -0.9999), 0.9999))
     variance = (1 + value**2 / 2) / (rows - 3) + (parts - 1) / parts * float(((left - left.mean()) ** 2).sum())
     reach = float(stdtrit(parts - 1, (1 + confidence) / 2)) * math.sqrt(variance)
@@ -124,13 +124,13 @@ def _measured(metric: Metric, of: Callable[[Bools], float], phi: Floats, confide
 
 
 def _vulnerability(phi: Floats, included: Bools, chosen: Bools) -> Floats:
-    """Vulnerability (N,) by the chosen models (M,) alone; NaN where a side has none."""
+    """Vulnerability (N,) from the chosen models (M,) only; NaN if a side has no model."""
     gap = vulnerability(phi[chosen], included[chosen])
     return np.where(np.isfinite(gap), gap, np.nan)
 
 
 def _spearman(one: Floats, other: Floats) -> float:
-    """Spearman's rank correlation over rows where both (N,) are known; NaN where one of them is constant."""
+    """Spearman's rank correlation over rows with both values (N,) known; NaN if one of them is constant."""
     known = np.isfinite(one) & np.isfinite(other)
     if known.sum() < LEAST_ROWS or np.ptp(one[known]) == 0 or np.ptp(other[known]) == 0:
         return math.nan

@@ -1,4 +1,4 @@
-"""Metrics at a false positive rate: one list of rates, one form of name, one maker of records."""
+"""Metrics at a false positive rate: the list of rates, the form of the names, and the records filled in for a rate."""
 
 import math
 import re
@@ -14,8 +14,9 @@ BEST = (0.01, 0.1)
 """The rates that `best_fpr` chooses from, the preferred one first."""
 
 ROUNDING = 1e-9
-"""Slack in counts: .001 * 3000 is 3, whatever the last bit says."""
+"""Tolerance in counts: 0.001 * 3000 must count as 3 despite rounding."""
 
+# For example tpr_at_0.01_fpr or slope_at_1e-05_fpr, the forms that `%g` gives.
 _NAME = re.compile(r"(.+)_at_(0\.\d+|\d+e-\d+)_fpr\Z")
 
 
@@ -34,12 +35,12 @@ def kind_and_fpr(name: str) -> tuple[str, float] | None:
     >>> kind_and_fpr("recipe_tpr_at_0.01_fpr"), kind_and_fpr("auc")
     (('recipe_tpr', 0.01), None)
     """
-    found = _NAME.match(name)
-    return (found[1], float(found[2])) if found else None
+    match = _NAME.match(name)
+    return (match[1], float(match[2])) if match else None
 
 
 def needed_holdout(fpr: float) -> int:
-    """Holdout rows below which a false positive rate is not resolved: ten expected above the threshold.
+    """Holdout rows below which a false positive rate is not resolved: ten rows must be expected above the threshold.
 
     >>> needed_holdout(0.001)
     10000
@@ -59,7 +60,7 @@ def best_fpr(holdout: int) -> float:
 def at_fpr(family: Metric, fpr: float) -> Metric:
     """A family's metric at one false positive rate; {fpr} and {rows} in its sentences are filled in.
 
-    Shares are reached by guessing as often as the rate says; slopes are not.
+    Guessing reaches a share equal to the false positive rate; slopes have no such level.
     """
     filled = _filled(family, f"{round(100 * fpr, 10):.10g} %", f"{needed_holdout(fpr):,}")
     return replace(filled, name=at(family.name, fpr), chance=fpr if family.unit == "share" else None)

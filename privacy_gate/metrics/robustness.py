@@ -1,4 +1,4 @@
-"""What byzantine clients cost a federation, over seeds: arXiv 2402.01857's poisoning threats as figures."""
+"""How much byzantine clients harm a federation, over seeds: the poisoning threats of arXiv 2402.01857 as figures."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -34,8 +34,8 @@ BREAKDOWN_POINT = Metric(
     unit="share",
     range=(0.0, 0.5),
     worse="lower",
-    resolves="As byzantine_drop, for every number of hostile clients tried.",
-    means="How many clients must turn hostile before the model gets much worse for everybody else.",
+    resolves="The same as byzantine_drop, for every number of hostile clients tried.",
+    means="How many clients must turn hostile before the model gets much worse for everyone else.",
     remedy="Use a more robust aggregation rule with a higher `tolerates`, or vet who may join.",
 )
 FEDERATED_BACKDOOR = Metric(
@@ -52,7 +52,7 @@ FEDERATED_BACKDOOR = Metric(
 BYZANTINE_DROP = _loss_record(
     "byzantine_drop",
     "accuracy lost to hostile clients",
-    "How much worse the model gets for everybody if some clients send harmful updates.",
+    "How much worse the model gets for everyone if some clients send harmful updates.",
     "Use a robust aggregation rule, set `tolerates` to the number of hostile clients, or vet who may join.",
 )
 METRICS = (
@@ -60,7 +60,7 @@ METRICS = (
     _loss_record(
         "robustness_tax",
         "accuracy that the robust rule costs",
-        "How much accuracy everybody gives up for protection from hostile clients, while there are none.",
+        "How much accuracy everyone gives up for protection from hostile clients while there are none.",
         "Use a rule that costs less, or lower `tolerates`.",
     ),
     BREAKDOWN_POINT,
@@ -94,24 +94,24 @@ METRICS = (
 FEWEST_SEEDS = 3
 
 FREEDOM = 4
-"""Degrees of freedom of a loss at most: where a handful of rows differs, more of them would miss it twice too often."""
+"""Upper limit of a loss's degrees of freedom. If only a few rows differ, more would miss the truth twice too often."""
 
 
 def byzantine_drop(
     clean: Floats, attacked: Mapping[str, Floats], confidence: float, *, blind: float = 0.0
 ) -> Measurement:
-    """Accuracy of the plain mean without an attack, minus that of the recipe's rule under the worst attack.
+    """Accuracy of the plain mean without an attack, minus accuracy of the recipe's rule under the worst attack.
 
-    clean (S, T) and each of attacked (S, T): see `accuracy_loss`, as is blind. The subject names the attack with the
-    largest mean drop. Interval: see `_worst`.
+    clean (S, T) and each value of attacked (S, T): see `accuracy_loss`, also for blind. The subject names the attack
+    with the largest mean drop. Interval: see `_worst`.
     """
     return _worst(
-        accuracy_loss(BYZANTINE_DROP, clean, left, confidence, name, blind=blind) for name, left in attacked.items()
+        accuracy_loss(BYZANTINE_DROP, clean, after, confidence, name, blind=blind) for name, after in attacked.items()
     )
 
 
 class Called(NamedTuple):
-    """How far heads of S seeds call T holdout rows of other classes a backdoor's target, (S, T) each in 0 .. 1."""
+    """How far heads of S seeds predict a backdoor's target for T holdout rows of other classes; (S, T) in 0 .. 1."""
 
     shown: Floats
     """With the trigger."""
@@ -120,23 +120,25 @@ class Called(NamedTuple):
 
 
 def called(features: Floats, head: Floats, target: int) -> Floats:
-    """How far a head (C, D + 1), bias last, calls each of T rows (T, D) the target, (T,). A tie is shared."""
+    """How far a head (C, D + 1), bias last, predicts the target for each of T rows (T, D): (T,). Ties are shared."""
     logits = features @ head[:, :-1].T + head[:, -1]
     best = logits == logits.max(axis=1, keepdims=True)
     return np.asarray(best[:, target] / best.sum(axis=1), dtype=np.float64)
 
 
 def federated_backdoor(planted: Mapping[str, Called], unattacked: Called, confidence: float) -> Measurement:
-    """How much more often the federation's head calls rows the backdoor's target once they show its trigger, beyond
-    what the trigger does to the head of the same federation that nobody attacks.
+    """How much more often the federation's head predicts the backdoor's target for rows with its trigger, beyond the
+    trigger's effect on the head of the same federation without an attack.
 
-    A frozen backbone may be fragile to the trigger before any client is hostile: that is no deed of theirs, and no rule
-    mends it. Where the trigger keeps the unattacked head from naming the target, nothing is made of that.
+    A frozen backbone may be fragile to the trigger before any client is hostile. Hostile clients do not cause that, and
+    no aggregation rule can repair it, so it is subtracted. If the trigger makes the unattacked head predict the target
+    less often, nothing is added.
 
-    planted  by adversary, of the same seeds and rows as `unattacked`; the worst adversary counts. Interval: see
+    planted  by adversary, for the same seeds and rows as `unattacked`; the worst adversary counts. Interval: see
              `_worst`
     """
     fragile = unattacked.shown - unattacked.plain
+    # A negative effect on the unattacked head must not be credited to, or charged to, the attackers.
     if fragile.mean() <= 0:
         fragile = np.zeros_like(fragile)
     return _worst(
@@ -146,21 +148,22 @@ def federated_backdoor(planted: Mapping[str, Called], unattacked: Called, confid
 
 
 def _worst(losses: Iterable[Measurement]) -> Measurement:
-    """The largest loss of some attacks, or the first that could not be measured.
+    """The largest loss over several attacks, or the first that could not be measured.
 
-    Interval: the largest of the low and of the high ends of each attack's own, see `accuracy_loss`. So no attack tried
-    beside others ever makes the recipe look better: the drop under one of a smaller mean may scatter more over seeds.
-    The upper end keeps its confidence, since it is never below that of the attack which is truly worst; the lower end,
-    the largest of several, lies above the truth a little oftener.
+    Interval: the largest low end and the largest high end of the attacks' own intervals, see `accuracy_loss`. So trying
+    one more attack never makes the recipe look better: an attack with a smaller mean drop may vary more over seeds. The
+    high end keeps its confidence, since it is never below that of the truly worst attack. The low end, the largest of
+    several, lies above the truth slightly more often than stated.
     """
-    found = list(losses)
-    for loss in found:
+    measurements = list(losses)
+    for loss in measurements:
         if not loss.measured:
             return loss
-    worst = max(found, key=lambda loss: -math.inf if loss.value is None else loss.value)
-    low = max(loss.low for loss in found if loss.low is not None)
-    high = max(loss.high for loss in found if loss.high is not None)
-    method = f"{worst.method}; the largest ends of {len(found)} attacks" if len(found) > 1 else worst.method
+    worst = max(measurements, key=lambda loss: -math.inf if loss.value is None else loss.value)
+    low = max(loss.low for loss in measurements if loss.low is not None)
+    high = max(loss.high for loss in measurements if loss.high is not None)
+    count = len(measurements)
+    method = f"{worst.method}; the largest ends of {count} attacks" if count > 1 else worst.method
     return worst.model_copy(update={"low": low, "high": high, "method": method})
 
 
@@ -174,55 +177,57 @@ def accuracy_loss(
     blind: float = 0.0,
     same: bool = False,
 ) -> Measurement:
-    """Mean of before - after: how far each of S seeds' models is right on each of T rows, (S, T) each and paired.
+    """Mean of before - after: how far the models of S seeds are right on each of T rows, (S, T) each and paired.
 
-    blind: the share that a model has right which always names the same class. Where `before` is not beyond what so many
-    rows make of it by chance, there is nothing to lose, and nothing is measured.
-    same: before and after are of the very same federations, not only of as accurate ones: 0 by definition, on any rows.
+    blind: the accuracy of always naming one class. If `before` is not significantly above it on this number of rows,
+    there is nothing to lose, and nothing is measured.
+    same: before and after are the identical federations, not merely equally accurate ones: 0 by definition.
 
-    Interval: seeds and rows are both samples, so what each makes of the mean is added: the variance of the seeds' means
-    over S, and that of the rows' means over T, each reaching by its own quantile of Student's t, of S - 1 degrees of
-    freedom and of FREEDOM, and neither of more; squares of both reaches add (Zou & Donner 2008, Statistics in Medicine
-    27). What chance makes of each seed on each row is in both, which is on the safe side. Rows on which both models are
-    as right add nothing. Two rows more are counted, one lost and one won, so that few rows all alike prove little.
+    Interval: seeds and rows are both samples, so their variances add: the variance of the seeds' means over S, and that
+    of the rows' means over T. Each is scaled by its own quantile of Student's t, with min(S - 1, FREEDOM) and with
+    FREEDOM degrees of freedom; squares of both reaches add (Zou & Donner 2008, Statistics in Medicine 27). The noise
+    of a single seed on a single row is in both terms, which makes the interval conservative. Rows on which both models
+    are equally right add nothing. Two rows are added, one lost and one won, so that a few identical rows prove little.
     """
     before, after = (np.asarray(hits, dtype=np.float64) for hits in (before, after))
     seeds, rows = before.shape
     if seeds < FEWEST_SEEDS:
         return not_measured(metric.name, f"needs >= {FEWEST_SEEDS} seeds, found {seeds}", subject)
+    # One-sided normal test: is the accuracy before significantly above that of naming one class?
     if blind and float(before.mean()) <= blind + float(ndtri(confidence)) * math.sqrt(blind * (1 - blind) / rows):
         reason = (
-            f"the federation learns nothing that could be lost: {before.mean():.3f} right before, and {blind:.3f} by "
-            "naming one class; train longer"
+            f"the federation learns nothing that it could lose: accuracy {before.mean():.3f} before, {blind:.3f} by "
+            "always naming one class; train longer"
         )
         return not_measured(metric.name, reason, subject)
     if same:
         samples = f"{seeds} seeds, {rows:,} rows"
-        found = measured(metric, 0.0, (0.0, 0.0), confidence, "the same federations: 0 by definition", samples)
+        loss = measured(metric, 0.0, (0.0, 0.0), confidence, "the same federations: 0 by definition", samples)
     else:
         lost = before - after
+        # The same losses averaged both ways. (1, -1) are the two added rows, one lost and one won.
         of_seeds, of_rows = lost.mean(axis=1), np.append(lost.mean(axis=0), (1.0, -1.0))
         variances = float(of_seeds.var(ddof=1)) / seeds, float(of_rows.var(ddof=1)) / len(of_rows)
-        found = _loss(metric, float(lost.mean()), variances, (seeds, rows), confidence)
-    return found.model_copy(update={"subject": subject})
+        loss = _loss(metric, float(lost.mean()), variances, (seeds, rows), confidence)
+    return loss.model_copy(update={"subject": subject})
 
 
 def _loss(
     metric: Metric, value: float, variances: tuple[float, float], shape: tuple[int, int], confidence: float
 ) -> Measurement:
-    """The mean loss of so many seeds and rows, and what seeds and rows each add to its variance, as a measurement."""
+    """The mean loss over seeds and rows as a measurement; variances: the parts of its variance from seeds and rows."""
     (seeds, rows), (of_seeds, of_rows) = shape, variances
     by_seeds, by_rows = (float(stdtrit(n, (1 + confidence) / 2)) for n in (min(seeds - 1, FREEDOM), FREEDOM))
+    # Each part has its own quantile, so the reaches are added in squares, not the variances (MOVER).
     reach = math.sqrt(by_seeds**2 * of_seeds + by_rows**2 * of_rows)
     ends, method = (value - reach, value + reach), "t over seeds, rows paired and a sample"
     return measured(metric, value, ends, confidence, method, f"{seeds} seeds, {rows:,} rows")
 
 
 def needed_holdout(limits: Mapping[str, Limit], seeds: int, confidence: float) -> dict[str, int | None]:
-    """Rows below which a loss does not meet its limit even where every seed is right on the same ones before and after.
+    """Rows below which a loss misses its limit even if every seed is right on the same rows before and after.
 
-    By metric of those limits on an `accuracy_loss` that is not to be above some share; models that differ on some rows
-    need more.
+    By metric, for limits on an `accuracy_loss` with a `max` above 0. Models that differ on some rows need more.
 
     >>> needed_holdout({"robustness_tax": Limit(max=0.03)}, 5, 0.95)
     {'robustness_tax': 130}
@@ -230,7 +235,7 @@ def needed_holdout(limits: Mapping[str, Limit], seeds: int, confidence: float) -
 
     def least(limit: Limit) -> int | None:
         def meets(rows: int) -> bool:
-            # All that is left of the variance: that of a row lost and a row won among so many alike.
+            # Only the two added rows, one lost and one won, vary among so many identical rows.
             least = 2 / ((rows + 1) * (rows + 2))
             return (
                 judged_status(_loss(BYZANTINE_DROP, 0.0, (0.0, least), (seeds, rows), confidence), limit) is Status.MET
@@ -243,10 +248,10 @@ def needed_holdout(limits: Mapping[str, Limit], seeds: int, confidence: float) -
 
 
 def breakdown_point(drops: Mapping[int, Measurement], clients: int, limit: float, confidence: float) -> Measurement:
-    """Smallest share of byzantine clients whose drop exceeds `limit`; .5 where none tried does.
+    """Smallest share of byzantine clients whose drop exceeds `limit`; .5 if none does.
 
-    drops: `byzantine_drop` by number of byzantine clients. low and high: where the drop's own upper and lower ends
-    exceed it. It cannot be larger than .5: beyond, no rule knows who is honest.
+    drops: `byzantine_drop` by number of byzantine clients. low and high: the shares at which the drop's upper and lower
+    ends exceed the limit. It cannot be above .5: with a hostile majority no rule can tell who is honest.
     """
     if any(not drop.measured for drop in drops.values()):
         reason = next(drop.reason for drop in drops.values() if not drop.measured)
@@ -257,5 +262,6 @@ def breakdown_point(drops: Mapping[int, Measurement], clients: int, limit: float
         over = [f for f, drop in sorted(drops.items()) if getattr(drop, end) > limit]
         return over[0] / clients if over else 0.5
 
+    # A high drop breaks down early: the upper ends of the drops give the lower end of the share.
     ends, method = (first("high"), first("low")), "ends of the drops' intervals"
     return measured(BREAKDOWN_POINT, first("value"), ends, confidence, method, tried)

@@ -1,4 +1,4 @@
-"""What a federation's rounds tell of who was trained on, and where."""
+"""What a federation's rounds reveal about who was trained on, and at which client."""
 
 import numpy as np
 
@@ -54,7 +54,7 @@ CLIENT_MIA_GAP_P_VALUE = Metric(
     worse="lower",
     resolves=_ROWS,
     means="How often sampling noise alone makes a gap this large between clients; a small value means a real gap.",
-    remedy="Look at the most exposed client, and treat it as client_mia_gap says.",
+    remedy="Look at the most exposed client; the remedy for client_mia_gap applies.",
 )
 METRICS = (
     TRAJECTORY_TPR,
@@ -65,18 +65,19 @@ METRICS = (
 
 
 def trajectory_tpr(member: Floats, holdout: Floats, confidence: float, subject: str = "") -> Measurement:
-    """Share of members (m,) above the score that 1 % of holdout (n,) exceeds; each row's z of its own client."""
+    """Share of members (m,) above the score that 1 % of holdout (n,) exceeds; scores are z within each row's client."""
     return tpr_at_fpr(member, holdout, FPR, confidence, subject).model_copy(update={"metric": TRAJECTORY_TPR.name})
 
 
 def source_inference_advantage(guess: Ints, client: Ints, confidence: float, subject: str = "") -> Measurement:
-    """How much oftener a member's client is guessed from the log than by always naming the largest, (m,) each.
+    """How much more often a member's client is guessed correctly from the log than by naming the largest, (m,) each.
 
-    0 where the log tells nothing. Interval: Clopper-Pearson's of the share guessed right, the largest client's share
-    taken as given: it is known of these members.
+    0 if the log reveals nothing. Interval: Clopper-Pearson's of the share of correct guesses; the largest client's
+    share is treated as fixed, since it is known exactly for these members.
     """
     if guess.shape != client.shape or guess.ndim != 1 or not len(client):
-        raise EvidenceError(f"guesses have shape {guess.shape}, clients {client.shape}, expected one (m,), m >= 1")
+        raise EvidenceError(f"guesses have shape {guess.shape}, clients {client.shape}, expected equal (m,), m >= 1")
+    # Guessing the largest client is the best strategy without the log; its share is the baseline.
     right = int((guess == client).sum())
     largest = float(np.bincount(client).max() / len(client))
     low, high = clopper_pearson(right, len(client), confidence)

@@ -41,7 +41,7 @@ def planted(
     classes: int = 3,
     shift: float = 0.0,
 ) -> MembershipEvidence:
-    """phi is the row's own difficulty, plus noise of each model, plus `leak` where a model saw the row.
+    """phi is the row's own difficulty, plus noise of each model, plus `leak` if the model was trained on the row.
 
     trained: the candidate saw its members; shift: added to every phi. The gradient span is noise plus `leak`; a label
     is right if phi exceeds `shift`, and labels of CHANGED images are right more often the larger phi.
@@ -87,7 +87,7 @@ def planted(
 
 
 def traces(target: Floats, start: Floats, rng: np.random.Generator) -> Floats:
-    """Losses over nine epochs (N, 9) that go from where the row's difficulty puts it to where the candidate ends."""
+    """Losses over nine epochs (N, 9) that go from the level of the row's difficulty to the candidate's final loss."""
     way = np.linspace(0, 1, 9)
     noise = 0.3 * rng.normal(size=(len(target), 9))
     return start[:, None] - (target - start)[:, None] * way + noise

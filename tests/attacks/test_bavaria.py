@@ -58,7 +58,7 @@ def test_many_models_give_each_rows_own_gaussian() -> None:
 
 
 @pytest.mark.parametrize(("references", "ahead"), [(16, 0.005), (64, 0.06)])
-def test_it_catches_more_than_pooling_where_rows_variances_differ(references: int, ahead: float, plant: Plant) -> None:
+def test_it_catches_more_than_pooling_if_rows_variances_differ(references: int, ahead: float, plant: Plant) -> None:
     """Rows' variances from one family: the case it is made for."""
     rng = np.random.default_rng(3)
     plain = plant(3, references=references, pool=20_000, population=0)

@@ -186,7 +186,7 @@ def clients_of_a_column(*, members: int) -> AuditData:
         ({"name": "trimmed_mean", "tolerates": 2}, 4, "at least 5 updates"),
         ({"name": "trimmed_mean", "tolerates": 2}, 5, None),
         ({"name": "fltrust"}, 5, "rows of the server's own"),
-        ({"name": "mean"}, None, "names none"),
+        ({"name": "mean"}, None, "has none"),
     ],
 )
 def test_a_federation_that_cannot_have_been_trained_on_its_table_is_refused_before_anything_is_computed(

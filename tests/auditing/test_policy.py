@@ -83,7 +83,7 @@ def test_the_robustness_policy_needs_no_training_and_compares_with_the_champion(
     assert {name: set(result.left_out) >= set(check.bounds) for name, result in said.items() for check in policy.checks
             if check.name == name} == {"fairness": True}  # fmt: skip
     lines = lint_policy(POLICIES / "robustness.yaml", 1000)
-    assert "  evasion: robust_accuracy: without a champion it is let pass" in lines
+    assert "  evasion: robust_accuracy: without a champion it passes" in lines
     assert not any("no model can" in line or "relax it" in line for line in lines)
 
 
@@ -140,27 +140,27 @@ promotion: {alias: champion}
     ("old", "new", "expected"),
     [
         (", min: 0.5", "", "policy.yaml:7:25: checks.0.limits.holdout_accuracy: a limit relative to the champion "
-         "needs either a min beside it"),
+         "needs either a min, which applies"),
         (", min: 0.5", ", max: 0.5", "policy.yaml:7:41: checks.0.limits.holdout_accuracy: champion_drop: goes with"),
         (", min", ", champion_rise: 0.1, min", "policy.yaml:7:41: checks.0.limits.holdout_accuracy: champion_drop: "),
         ("min: 0.5", "without_champion: wait", "policy.yaml:7:65: checks.0.limits.holdout_accuracy.without_champion: "
          "'wait' is unknown; known here: block, pass"),
         ("min: 0.5", "min: 0.5, without_champion: pass", "policy.yaml:7:25: checks.0.limits.holdout_accuracy: a limit"),
         ("champion_drop: 0.05, min: 0.5", "min: 0.5, without_champion: pass", "policy.yaml:7:54: checks.0.limits."
-         "holdout_accuracy: without_champion: is said of champion_drop"),
+         "holdout_accuracy: without_champion: needs champion_drop"),
         ("champion_drop: 0.05", "champion_drop: 5", "policy.yaml:7:41: checks.0.limits.holdout_accuracy.champion_drop: "
          "Input should be less than or equal to 1 (found 5)"),
         ("champion_drop: 0.05", "champion_drop: -0.05", "policy.yaml:7:41: checks.0.limits.holdout_accuracy"),
         ("champion_drop: 0.05", "champion_drob: 0.05", "policy.yaml:7:26: checks.0.limits.holdout_accuracy."
          "champion_drob: unknown key; did you mean 'champion_drop'?"),
         ("champion_drop: 0.05, min: 0.5", "champion_rise: 0.05, max: 0.5", "policy.yaml:7:41: checks.0: limits: "
-         "holdout_accuracy: champion_rise: no metric here is worse for it"),
+         "holdout_accuracy: champion_rise: no metric of this check can have it"),
         ("holdout_accuracy", "member_accuracy", "policy.yaml:7:40: checks.0: limits: member_accuracy: champion_drop: "
          "it is for holdout_accuracy"),
         ("promotion: {alias: champion}\n", "", "policy.yaml:5:3: checks: limits relative to the champion need "
          "its alias"),
-        ("{champion_drop: 0.05, min: 0.5}", "{}", "policy.yaml:7:25: checks.0.limits.holdout_accuracy: a limit has max "
-         "or min, champion_drop or champion_rise"),
+        ("{champion_drop: 0.05, min: 0.5}", "{}", "policy.yaml:7:25: checks.0.limits.holdout_accuracy: a limit needs "
+         "max or min, champion_drop or champion_rise"),
     ],
 )  # fmt: skip
 def test_a_limit_relative_to_the_champion_that_has_no_sense_is_placed(

@@ -1,9 +1,10 @@
 """One federated training by the stacked simulator and by other people's frameworks: seconds, and the accuracy reached.
 
 scikit-learn's digits, a softmax head, ten clients with equal shares, the last two byzantine (they send what turns back
-the honest mean, or in Flower their own update), trimmed mean told of two, one step of 32 rows a round, 150 rounds, rate
-1. Everything from data in memory to the last head, each framework's own start included and named apart; all in one
-run, one after the other. The simulator trains many cells at once: its share of a stack of 441 stands beside one alone.
+the honest mean, or in Flower their own update), trimmed mean with tolerates: 2, one step of 32 rows a round,
+150 rounds, rate 1. Everything from data in memory to the last head, each framework's own start included and named
+apart; all in one run, one after the other. The simulator trains many cells at once: its share of a stack of 441 is
+listed next to one alone.
 
 A peer needs its own environment, since its pins may clash; without it, it is left out and named so.
     python -m venv /tmp/byzfl && /tmp/byzfl/bin/pip install byzfl

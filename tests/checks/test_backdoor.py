@@ -85,7 +85,7 @@ def answers(planted: Collection[int], failed: Collection[int] = ()) -> Any:
 
 
 @pytest.mark.parametrize("planted", [True, False])
-def test_what_inversion_found_is_measured_beside_the_known_triggers(planted: bool) -> None:
+def test_inverted_triggers_are_measured_in_addition_to_known_ones(planted: bool) -> None:
     result = check(inversion={}).measure(subject(), answers([TARGET] * planted), 0.95)
     known, fragility, inverted, anomaly = result.measurements
     assert known.value == fragility.value == 0
@@ -110,9 +110,9 @@ def test_a_search_that_failed_is_no_pass() -> None:
     for failed in (range(CLASSES), [1]):
         result = limited.measure(subject(), answers([], failed), 0.95)
         for each in result.measurements[2:]:
-            assert f"found for {len(failed)} of {CLASSES} classes, class {failed[0]} the first" in str(each.reason)
+            assert f"for {len(failed)} of {CLASSES} classes, the first is class {failed[0]}" in str(each.reason)
             assert judged_status(each, Limit(max=1.0)) is Status.NOT_MEASURED
-        assert "give inversion more steps" in result.notes[1]
+        assert "raise inversion: steps" in result.notes[1]
     *_, inverted, anomaly = limited.measure(subject(), answers([TARGET], [1]), 0.95).measurements
     assert inverted.subject == f"class {TARGET}"
     assert judged_status(inverted, limited.bounds["inverted_backdoor"]) is Status.VIOLATED
@@ -135,7 +135,7 @@ def test_few_classes_are_not_measured_and_nothing_is_sought_for_them() -> None:
     assert all("needs >= 5 classes" in str(each.reason) for each in (inverted, anomaly))
 
 
-def test_a_limit_on_what_is_not_sought_is_refused() -> None:
+def test_a_limit_on_inversion_needs_inversion_settings() -> None:
     with pytest.raises(ConfigurationError, match="add inversion"):
         check(limits={"inverted_backdoor": {"max": 0.05}})
     assert check(inversion={}, limits={"inverted_backdoor": {"max": 0.05}}).inversion is not None
@@ -158,20 +158,20 @@ def turns(lift: float, controls: float) -> Any:
 @pytest.mark.parametrize(
     ("lift", "controls", "status", "says", "never"),
     [
-        (0.95, 0.0, Status.VIOLATED, "use this checkpoint no further", "fragile"),
+        (0.95, 0.0, Status.VIOLATED, "stop using this checkpoint", "fragile"),
         (
             0.95,
             0.95,
             Status.VIOLATED,
-            "where there are none, the model is fragile to all patterns like it",
+            "if there are none, the model is fragile to all patterns like it",
             "inversion",
         ),
-        (0.3, 0.1, Status.VIOLATED, "use this checkpoint no further", "fragile"),
-        (0.24, 0.4, Status.MET, "none stands out as planted", "no further"),
-        (0.24, 0.7, Status.MET, "have triggers sought as well", "no further"),
+        (0.3, 0.1, Status.VIOLATED, "stop using this checkpoint", "fragile"),
+        (0.24, 0.4, Status.MET, "none of them stands out as planted", "stop using"),
+        (0.24, 0.7, Status.MET, "also search for triggers", "stop using"),
     ],
 )
-def test_the_report_says_what_to_do_of_a_planted_and_of_a_fragile_model(
+def test_the_report_says_what_to_do_about_a_planted_and_a_fragile_model(
     lift: float, controls: float, status: Status, says: str, never: str
 ) -> None:
     limited = check(triggers=["corner"], limits={"backdoor_lift": {"max": 0.05}, "trigger_fragility": {"max": 0.2}})

@@ -177,9 +177,9 @@ def test_results_without_heads_leave_attacks_on_weights_unmeasured_with_the_reas
     assert reasons == {"needs the weights of a head, or the gradient span of a network: none was kept"}
 
 
-@pytest.mark.parametrize("lost", [{"head"}, {"head", "correct"}], ids=str)
+@pytest.mark.parametrize("lost", [("head",), ("head", "correct")], ids="-".join)
 def test_stored_results_that_lack_what_was_asked_for_are_not_measured(
-    scene: Any, tmp_path: Path, lost: set[str]
+    scene: Any, tmp_path: Path, lost: tuple[str, ...]
 ) -> None:
     subject, check = subject_of(scene, tmp_path, Release(), ("span_lira", "span", "label_lira", "lira"))
     store = Store(str(tmp_path / "store"))
@@ -225,7 +225,7 @@ def test_figures_of_remedies_are_rounded_outward_as_those_of_tables() -> None:
     assert in_percent(exact) == "14.5 % [14.5, 14.5]"
 
 
-def test_checks_declare_what_reports_need_to_know_of_them() -> None:
+def test_checks_declare_what_reports_need_to_know_about_them() -> None:
     classes = {attacks.name for attacks in references().attacks}
     for kind in KINDS.values():
         assert kind.title

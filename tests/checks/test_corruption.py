@@ -1,4 +1,4 @@
-"""The corruption check on a real network: asked of the same rows, told by corruption, missing evidence no pass."""
+"""The corruption check on a real network: same rows, notes by corruption, and missing evidence is no pass."""
 
 from dataclasses import replace
 from typing import Any
@@ -89,6 +89,6 @@ def test_without_images_nothing_is_measured() -> None:
         ({"severities": [6]}, "less than or equal to 5"),
     ],
 )
-def test_what_there_is_not_is_refused(settings: dict[str, Any], message: str) -> None:
+def test_unknown_corruptions_and_severities_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         check(**settings)

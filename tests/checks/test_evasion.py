@@ -66,7 +66,7 @@ def answers(standing: float, crafted: float = 1.0, carried: float = 0.5, flat: f
     return results
 
 
-def test_robust_accuracy_and_transfer_are_measured_and_told() -> None:
+def test_robust_accuracy_and_transfer_are_measured_and_explained() -> None:
     result = check(universal={}).measure(subject(), answers(0.8), 0.95)
     standing, transfer = result.measurements
     assert (standing.metric, standing.value) == ("robust_accuracy", 0.8)
@@ -74,7 +74,7 @@ def test_robust_accuracy_and_transfer_are_measured_and_told() -> None:
     assert judged_status(standing, Limit(min=0.7)) is Status.MET
     assert judged_status(standing, Limit(min=0.79)) is Status.VIOLATED
     assert "80.0% under the untargeted attack" in result.notes[0]
-    assert "change 10.0% of the candidate's" in result.notes[1]
+    assert "alter 10.0% of the candidate's" in result.notes[1]
 
 
 def test_rows_the_change_is_crafted_on_are_not_those_it_is_tried_on() -> None:
@@ -89,7 +89,7 @@ def test_rows_the_change_is_crafted_on_are_not_those_it_is_tried_on() -> None:
     ("result", "metric", "reason"),
     [
         (answers(0.9, flat=0.2), "robust_accuracy", "gradients are masked: 20% of the rows have no gradient"),
-        (answers(0.9, crafted=0.2), "universal_transfer", "20% of its own probe's answers, expected 30%"),
+        (answers(0.9, crafted=0.2), "universal_transfer", "20% of its own probe's answers, needs 30%"),
     ],
 )
 def test_an_attack_that_failed_for_another_reason_is_no_pass(result: Any, metric: str, reason: str) -> None:
@@ -120,6 +120,6 @@ def test_without_images_rows_or_public_weights_nothing_is_measured() -> None:
     assert "add universal: {}" in str(unasked.reason)
 
 
-def test_a_limit_on_what_is_not_crafted_is_a_mistake() -> None:
-    with pytest.raises(ConfigurationError, match="needs a change to be crafted"):
+def test_a_limit_on_universal_transfer_needs_universal_settings() -> None:
+    with pytest.raises(ConfigurationError, match="needs a universal change"):
         check(limits={"universal_transfer": {"max": 0.2}})

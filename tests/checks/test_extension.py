@@ -135,7 +135,7 @@ from privacy_gate.simulation.rules.known import NOTHING, Known, refuse_few
 
 
 def first_come(updates: torch.Tensor, f: int, known: Known = NOTHING) -> torch.Tensor:
-    """The update of the first client alone."""
+    """Only the first client's update."""
     refuse_few(updates, f, "first_come")
     return updates[..., 0, :]
 '''
@@ -147,7 +147,7 @@ from privacy_gate.verdict.report import Report
 
 
 def render(report: Report) -> str:
-    """The verdict alone."""
+    """Only the verdict."""
     return f"{report.candidate.name}: {report.verdict.value}\\n"
 '''
 

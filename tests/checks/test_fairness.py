@@ -94,7 +94,7 @@ def test_a_client_and_a_group_that_are_served_worse_are_found() -> None:
         assert low > least
 
 
-def test_what_the_backbone_brings_is_told_from_what_training_adds() -> None:
+def test_the_gap_is_divided_between_backbone_and_training() -> None:
     rng = np.random.default_rng(2)
     data = table(rng, clients=False)
     assert data.group is not None
@@ -137,7 +137,7 @@ def test_a_candidate_without_federation_gets_the_parts_that_its_evidence_allows(
 
 
 @pytest.mark.parametrize("adaptation", ["full", "film", "scratch"])
-def test_what_is_trained_beyond_a_head_is_compared_with_a_plain_head_on_the_backbone(adaptation: str) -> None:
+def test_networks_are_compared_with_a_plain_head_on_the_backbone(adaptation: str) -> None:
     weights = None if adaptation == "scratch" else {"uri": "w", "sha256": "a" * 64}
     fields = recipe(federated=False).model_dump(mode="json", exclude={"backbone", "input", "adaptation", "head"})
     how = parse(
@@ -183,7 +183,7 @@ def test_clients_who_bring_more_and_are_served_better_match() -> None:
     assert "contribution_match" not in get_args(FairnessMetric), "reported, never limited"
 
 
-def test_how_unlike_clients_are_is_told() -> None:
+def test_a_note_says_how_different_clients_are() -> None:
     rng = np.random.default_rng(9)
     data = table(rng, groups=False)
     alike = measure(Fairness(attribution=False), data, {CANDIDATE: answers(rng, data, np.full(data.rows, 0.8))})
@@ -215,7 +215,7 @@ def test_clients_that_would_fare_better_alone_are_counted(alone: float, expected
     assert only(found, "client_benefit").value == expected
 
 
-def test_what_the_table_does_not_say_is_not_measured_or_left_out_by_leave_with_a_note() -> None:
+def test_what_the_table_lacks_is_not_measured_or_left_out_with_a_note_if_allowed() -> None:
     rng = np.random.default_rng(4)
     data = table(rng, clients=False, groups=False)
     models = {CANDIDATE: answers(rng, data, np.full(data.rows, 0.8))}
@@ -233,8 +233,8 @@ def test_what_the_table_does_not_say_is_not_measured_or_left_out_by_leave_with_a
     }
 
 
-def test_a_client_that_members_name_is_not_served_well_for_want_of_holdout_rows() -> None:
-    """The worst served client's holdout rows are called population: the gap was then that of the others."""
+def test_a_client_with_members_does_not_pass_for_lack_of_holdout_rows() -> None:
+    """Fixed: if the worst served client's holdout rows become population, the gap is no longer that of the others."""
     rng = np.random.default_rng(12)
     data = table(rng, groups=False)
     assert data.client is not None
@@ -253,11 +253,11 @@ def test_a_client_that_members_name_is_not_served_well_for_want_of_holdout_rows(
         found = measure(Fairness(attribution=False), replace(data, split=split), models, federated=True)
         reasons = {one.metric: str(one.reason) for one in found.measurements if not one.measured}
         assert reasons.keys() & get_args(FairnessMetric) == unmeasured | {"group_gap", "equalized_odds"}
-        assert all("of every client: 1 of 10 have fewer, 'c3' the first" in reasons[metric] for metric in unmeasured)
+        assert all("of every client: 1 of 10 have fewer, the first is 'c3'" in reasons[metric] for metric in unmeasured)
         assert not found.left_out
 
 
-def test_a_group_that_members_name_is_not_served_well_for_want_of_holdout_rows() -> None:
+def test_a_group_with_members_does_not_pass_for_lack_of_holdout_rows() -> None:
     rng = np.random.default_rng(13)
     data = table(rng, clients=False)
     assert data.group is not None
@@ -265,14 +265,14 @@ def test_a_group_that_members_name_is_not_served_well_for_want_of_holdout_rows()
     split = np.where((data.split == Split.HOLDOUT) & (data.group == "f"), Split.POPULATION, data.split)
     found = measure(Fairness(), replace(data, split=split.astype(np.int8)), models)
     for metric, subject in (("group_gap", ""), ("equalized_odds", ""), ("inherited_group_gap", BACKBONE)):
-        assert "needs n >= 1 holdout rows of every group: 1 of 2 have fewer, 'f'" in str(
+        assert "needs n >= 1 holdout rows of every group: 1 of 2 have fewer, the first is 'f'" in str(
             only(found, metric, subject).reason
         )
     assert not [one for one in found.measurements if one.metric == "group_gap_part"]
 
 
-def test_a_class_of_a_group_that_members_have_is_not_served_well_for_want_of_holdout_rows() -> None:
-    """Where a group's worst served class has no holdout rows, its odds were those of the other classes."""
+def test_a_class_of_a_group_with_members_does_not_pass_for_lack_of_holdout_rows() -> None:
+    """Fixed: a group whose worst served class has no holdout rows is no longer judged by its other classes."""
     rng = np.random.default_rng(15)
     data = table(rng, clients=False)
     assert data.group is not None
@@ -283,7 +283,7 @@ def test_a_class_of_a_group_that_members_have_is_not_served_well_for_want_of_hol
     found = measure(Fairness(), replace(data, split=split), models)
     for metric, subject in (("equalized_odds", ""), ("inherited_equalized_odds", BACKBONE)):
         assert only(found, metric, subject).reason == (
-            "needs n >= 1 holdout rows of every class of every group: 1 of 8 have fewer, 'f, class 2' the first"
+            "needs n >= 1 holdout rows of every class of every group: 1 of 8 have fewer, the first is 'f, class 2'"
         )
     assert only(found, "group_gap").measured
     nobody = np.where(badly, Split.POPULATION, data.split).astype(np.int8)
@@ -291,7 +291,7 @@ def test_a_class_of_a_group_that_members_have_is_not_served_well_for_want_of_hol
     assert spared.measured, "a group without such members has nobody of that class to serve"
 
 
-def test_who_stands_in_the_population_alone_is_nobody_to_serve() -> None:
+def test_clients_that_are_only_in_the_population_are_ignored() -> None:
     rng = np.random.default_rng(14)
     data = table(rng)
     assert data.client is not None

@@ -1,4 +1,4 @@
-"""The inversion check: a leaking recipe is blocked and told of secure aggregation, missing evidence is no pass."""
+"""The inversion check: a leaking recipe is blocked and advised secure aggregation, missing evidence is no pass."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -73,8 +73,8 @@ def test_plain_federated_averaging_is_blocked_and_secure_aggregation_would_help(
     assert found.low > 0.5
     (remedy,) = result.remedies
     assert "secure aggregation" in remedy.action
-    assert "inversion_advantage of the recipe with it" in remedy.basis
-    assert result.notes[0].startswith("inversion: the median update was made from 8 rows")
+    assert "inversion_advantage with it" in remedy.basis
+    assert result.notes[0].startswith("inversion: the median update has 8 rows")
 
 
 def test_a_sum_of_many_clients_large_batches_meets_the_limit(digits: AuditData, tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_a_sum_of_many_clients_large_batches_meets_the_limit(digits: AuditData, 
     assert result.remedies == ()
 
 
-def test_a_recipe_is_told_whose_noise_it_was(digits: AuditData, tmp_path: Path) -> None:
+def test_a_note_says_who_adds_the_noise(digits: AuditData, tmp_path: Path) -> None:
     told = {"server": "the server adds the noise", "clients": "the clients' own noise"}
     noise = {"noise_multiplier": 9.0, "clip": 0.01}
     for by, said in told.items():
@@ -99,13 +99,13 @@ def test_a_recipe_is_told_whose_noise_it_was(digits: AuditData, tmp_path: Path) 
     assert len(quiet.notes) == 1
 
 
-def test_large_updates_and_other_clients_decoys_are_spoken_of(digits: AuditData, tmp_path: Path) -> None:
+def test_notes_mention_large_updates_and_decoys_of_other_clients(digits: AuditData, tmp_path: Path) -> None:
     # Four rows in five are of the first client, and none of the holdout: its decoys are all another's.
     far = np.where(digits.split == Split.MEMBER, np.where(np.arange(len(digits.ids)) % 5 == 0, "b", "a"), "b")
     about = subject(replace(digits, client=far), {"clients": {"partition": "column"}, "steps": 20}, batch_size=50)
     result = measure(check(alternatives=False), about, tmp_path)
-    assert any("too large for the optimisation" in note for note in result.notes)
-    assert any("of decoys are other clients'" in note for note in result.notes)
+    assert any("too large for the optimised attack" in note for note in result.notes)
+    assert any("of decoys belong to other clients" in note for note in result.notes)
 
 
 def test_a_recipe_without_federation_is_undecided_or_left_out_by_leave(digits: AuditData) -> None:
@@ -119,7 +119,7 @@ def test_a_recipe_without_federation_is_undecided_or_left_out_by_leave(digits: A
     assert judge("inversion", absent, LIMIT).status is Status.NOT_MEASURED
 
 
-def test_what_cannot_be_simulated_or_told_apart_is_not_measured(digits: AuditData) -> None:
+def test_updates_that_cannot_be_simulated_or_attacked_are_not_measured(digits: AuditData) -> None:
     unknown = subject(digits, {}, adaptation="command")
     for how, about, said in (
         (check(), unknown, UNKNOWN_CLIENTS),

@@ -90,7 +90,7 @@ def test_plain_averaging_breaks_a_robust_rule_survives_and_the_report_says_which
     assert [figure(broken, "robustness_tax")[end] for end in ("low", "value", "high")] == [0, 0, 0]
     assert figure(broken, "breakdown_point")["value"] == pytest.approx(0.1)
     (remedy,) = broken.remedies
-    assert "told of 2 byzantine clients" in remedy.action
+    assert "with tolerates: 2" in remedy.action
     (table,) = [one for one in broken.exhibits if one.kind == "rules"]
     assert (table.clients, table.byzantine, table.drop_limit) == (10, 2, 0.3)
     assert table.rules[0].rule == "mean"
@@ -112,7 +112,7 @@ def test_plain_averaging_breaks_a_robust_rule_survives_and_the_report_says_which
     assert {line.byzantine for line in plot.lines[1:]} == {(0, 1, 2)}
 
 
-def test_where_nothing_is_learnt_nothing_is_advised(digits: AuditData, store: Store) -> None:
+def test_if_nothing_is_learnt_nothing_is_advised(digits: AuditData, store: Store) -> None:
     idle = parse(recipe().model_dump(mode="json") | {"optimizer": {"name": "sgd", "lr": 1e-9}}, Recipe, "recipe")
     dark = replace(digits, embedding=np.zeros_like(digits.embedding), digest="0" * 64)
     result = measure(parse(FEW | {"seeds": 3}, Robustness, "policy"), idle, dark, store)
@@ -121,7 +121,7 @@ def test_where_nothing_is_learnt_nothing_is_advised(digits: AuditData, store: St
     assert result.remedies == ()
 
 
-def test_a_backdoor_is_planted_where_a_limit_asks_for_it_and_there_are_images(digits: AuditData) -> None:
+def test_a_backdoor_is_planted_if_a_limit_needs_it_and_there_are_images(digits: AuditData) -> None:
     pictures = replace(digits, embedding=None, image=lambda row: b"")
     how = recipe().model_copy(update={"input": Input(size=32, mean=(0.5,) * 3, std=(0.5,) * 3)})
 
@@ -156,7 +156,7 @@ def test_a_backdoor_is_planted_where_a_limit_asks_for_it_and_there_are_images(di
     assert planted(limited, pictures) == (set(BACKDOORS), "backdoor", pytest.approx(0.85))
     assert planted(parse(FEW | {"backdoor": True}, Robustness, "policy"), pictures)[0] == set(BACKDOORS)
     assert planted(limited, pictures, bias=1.0)[2] == pytest.approx(-0.15)
-    # Where all of the holdout is of the backdoor's target, nothing can be called it wrongly: 0 would be a limit met.
+    # If all holdout rows are of the backdoor's target, none can be predicted so wrongly: 0 would meet a limit.
     assert "rows of classes other than the backdoor's target" in planted(limited, pictures, named=False)[1]
     assert planted(limited, pictures, named=False)[2] is None
     assert "1 of 24 federations diverge" in planted(limited, pictures, diverging=[3])[1]
@@ -164,33 +164,33 @@ def test_a_backdoor_is_planted_where_a_limit_asks_for_it_and_there_are_images(di
     assert planted(parse(FEW, Robustness, "policy"), pictures)[1] == NOT_ASKED
 
 
-def test_a_rule_told_of_nobody_is_not_credited_with_what_it_could_do(digits: AuditData, store: Store) -> None:
+def test_a_rule_without_tolerates_is_not_credited_with_what_it_could_do(digits: AuditData, store: Store) -> None:
     check = parse(FEW | {"alternatives": False}, Robustness, "policy")
-    untold = measure(check, recipe(aggregator={"name": "trimmed_mean"}), digits, store)
-    told = measure(check, recipe(aggregator={"name": "trimmed_mean", "tolerates": 2}), digits, store)
-    assert figure(untold, "byzantine_drop")["low"] > figure(told, "byzantine_drop")["value"]
+    default = measure(check, recipe(aggregator={"name": "trimmed_mean"}), digits, store)
+    tolerant = measure(check, recipe(aggregator={"name": "trimmed_mean", "tolerates": 2}), digits, store)
+    assert figure(default, "byzantine_drop")["low"] > figure(tolerant, "byzantine_drop")["value"]
 
 
-def test_the_recipes_own_rule_is_tried_told_of_who_attacks_and_advised_where_it_passes(
+def test_the_recipes_own_rule_is_tried_with_a_higher_tolerates_and_advised_if_it_passes(
     digits: AuditData, store: Store
 ) -> None:
     check = parse(FEW | {"limits": {"byzantine_drop": {"max": 0.3}}}, Robustness, "policy")
-    untold = measure(check, recipe(aggregator={"name": "trimmed_mean"}), digits, store)
-    (table,) = [one for one in untold.exhibits if one.kind == "rules"]
-    own, told, *_ = table.rules
-    assert (own.rule, told.rule, told.passes) == ("trimmed_mean", "trimmed_mean told of 2", True)
+    default = measure(check, recipe(aggregator={"name": "trimmed_mean"}), digits, store)
+    (table,) = [one for one in default.exhibits if one.kind == "rules"]
+    own, tolerant, *_ = table.rules
+    assert (own.rule, tolerant.rule, tolerant.passes) == ("trimmed_mean", "trimmed_mean with tolerates: 2", True)
     assert own.drop.low is not None
-    assert own.drop.low > (told.drop.high or 0.0)
-    (remedy,) = untold.remedies
-    assert "trimmed_mean told of 2: drop" in remedy.basis
-    assert remedy.action.count("told of 2") == 1
+    assert own.drop.low > (tolerant.drop.high or 0.0)
+    (remedy,) = default.remedies
+    assert "trimmed_mean with tolerates: 2: drop" in remedy.basis
+    assert remedy.action.count("with tolerates: 2") == 1
 
 
 @pytest.mark.parametrize("private", [False, True])
 def test_under_secure_aggregation_no_rule_is_advised_that_it_forbids(
     private: bool, digits: AuditData, store: Store
 ) -> None:
-    """With privacy of clients there is none that would be allowed without it either: nobody is told to give it up."""
+    """With privacy of clients no rule would be allowed without it either, so giving it up is not advised."""
     privacy = {"privacy": {"noise_multiplier": 0.0, "clip": 0.5}} if private else {}
     result = measure(parse(FEW, Robustness, "policy"), recipe(secure_aggregation=True, **privacy), digits, store)
     assert figure(result, "byzantine_drop")["low"] > 0.5
@@ -198,7 +198,7 @@ def test_under_secure_aggregation_no_rule_is_advised_that_it_forbids(
     assert [one.rule for one in table.rules] == ["mean"]
     (remedy,) = result.remedies
     assert "secure aggregation" in remedy.action
-    assert ("prove that they cut their updates" in remedy.action) == private
+    assert ("prove that they clip their updates" in remedy.action) == private
     assert ("give it up" in remedy.action) == (not private)
     assert remedy.basis.startswith("mean: drop ")
     assert not any(str(rule) in remedy.action for rule in ROBUST)
@@ -315,15 +315,15 @@ def test_an_attack_that_cannot_be_made_leaves_the_drop_not_measured_and_the_tax_
     assert [one.rule for one in next(one for one in nobody.exhibits if one.kind == "rules").rules] == ["mean"]
 
 
-def test_privacy_of_clients_is_tried_under_attack_by_its_mean_alone(digits: AuditData, store: Store) -> None:
+def test_privacy_of_clients_is_tried_under_attack_only_with_its_mean(digits: AuditData, store: Store) -> None:
     check = parse(FEW | {"seeds": 3}, Robustness, "policy")
     private = {"privacy": {"noise_multiplier": 0.1, "clip": 0.5}}
     found = measure(check, recipe(**BRIEF | {"rounds": 20}, **private), digits, store)
     assert [one.rule for one in next(one for one in found.exhibits if one.kind == "rules").rules] == ["mean"]
     (note,) = [one for one in found.notes if "not tried" in one]
-    assert "joins updates by a mean" in note
+    assert "combines updates by a mean" in note
     hidden = measure(check, recipe(**BRIEF | {"rounds": 20}, **private, secure_aggregation=True), digits, store)
-    # Nobody shortens what byzantine clients send where the server sees sums alone.
+    # No one clips the updates of byzantine clients if the server sees only sums.
     assert figure(hidden, "byzantine_drop")["value"] > figure(found, "byzantine_drop")["value"] + 0.2
 
 

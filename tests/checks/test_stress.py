@@ -90,14 +90,14 @@ def test_few_steps_bear_all_of_it_and_long_local_training_breaks_on_unlike_clien
     assert unlike > 0.5
 
 
-def test_a_client_who_alone_knows_three_classes_is_missed_where_it_is_gone(digits: AuditData, store: Store) -> None:
+def test_losing_the_only_client_with_three_classes_costs_accuracy(digits: AuditData, store: Store) -> None:
     named = recipe(clients={"partition": "column"})
     found = figures(measured(check(clients="recipe", seeds=3), named, digits, store))
     assert found["gone_drop"].low > 0.2  # each seed loses one of three clients, and what it alone knew
     assert found["gone_drop"].value > found["absent_drop"].value  # who is back in the next round is not forgotten
 
 
-def test_a_stress_that_touches_nobody_is_not_measured(digits: AuditData, store: Store) -> None:
+def test_a_stress_that_affects_no_client_is_not_measured(digits: AuditData, store: Store) -> None:
     found = figures(measured(check(gone=0.04, absent=0.04, stale=0.04, seeds=3), recipe(), digits, store))
     assert all("affects no client" in str(found[metric].reason) for metric in METRICS[1:])
     alone = recipe(rounds=5, participation=0.1)
@@ -114,7 +114,7 @@ def test_federations_without_stress_keep_the_names_of_their_results(digits: Audi
     assert all(describe(job)["stress"] == job.stress for job in jobs if job.stress is not None)
 
 
-def test_what_the_rule_cannot_bear_is_not_measured_and_the_rest_is(digits: AuditData, store: Store) -> None:
+def test_only_a_stress_that_the_rule_allows_is_measured(digits: AuditData, store: Store) -> None:
     krum = recipe(rounds=5, aggregator={"name": "multi_krum", "tolerates": 3})
     found = figures(measured(check(seeds=3), krum, digits, store))
     for metric in ("gone_drop", "absent_drop"):
@@ -151,5 +151,5 @@ def test_a_federation_that_a_program_trains_is_not_stood_in_for(digits: AuditDat
 def test_clients_of_a_column_that_is_not_named_are_a_mistake_of_the_manifest(digits: AuditData) -> None:
     named = recipe(clients={"partition": "column"})
     subject = Subject(recipe=named, artifact="a" * 64, data=replace(digits, client=None), logged={})
-    with pytest.raises(DatasetError, match="the data manifest names none"):
+    with pytest.raises(DatasetError, match="the data manifest has none"):
         check(clients="recipe").jobs(subject)

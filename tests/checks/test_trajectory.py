@@ -128,7 +128,7 @@ def leaky(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, AuditData]:
     return federate(tmp_path_factory.mktemp("leaky"), data), data
 
 
-def test_what_overfitting_clients_send_names_members_and_their_clients(leaky: tuple[Path, AuditData]) -> None:
+def test_updates_of_overfitting_clients_reveal_members_and_their_clients(leaky: tuple[Path, AuditData]) -> None:
     result, found = judged(*leaky)
     for signal in ("cosine", "loss"):
         tpr, source = found["trajectory_tpr", signal], found["source_inference_advantage", signal]
@@ -219,7 +219,7 @@ def test_absent_silent_and_constant_clients_leave_finite_scores() -> None:
     assert own(log.z(), np.full(10, 5)).shape == (2, 10)
 
 
-def test_the_loss_is_the_cross_entropy_even_where_a_row_is_sure() -> None:
+def test_the_loss_is_the_cross_entropy_even_for_sure_rows() -> None:
     logits = np.array([[800.0, 0.0, 0.0], [0.0, 800.0, 0.0], [1.0, 2.0, 3.0]])
     expected = torch.nn.functional.cross_entropy(torch.from_numpy(logits), torch.tensor([0, 0, 2]), reduction="none")
     np.testing.assert_allclose(loss_of(logits, np.array([0, 0, 2])), expected.numpy(), rtol=1e-12, atol=1e-300)
@@ -242,9 +242,9 @@ def unmeasured(result: CheckResult) -> str:
 
 
 SHORT: dict[str, tuple[Mapping[str, Any], str]] = {
-    "four rounds": ({"rounds": 4}, "needs >= 5 rounds of at least 3 clients, the log has 4"),
-    "two clients": ({"names": NAMES[:2]}, "needs >= 5 rounds of at least 3 clients, the log has 0"),
-    "a client lacks": ({"names": NAMES[:4]}, "the log lacks 1 of 5 clients that hold members, 'site 4' the first"),
+    "four rounds": ({"rounds": 4}, "needs >= 5 rounds with at least 3 clients, the log has 4"),
+    "two clients": ({"names": NAMES[:2]}, "needs >= 5 rounds with at least 3 clients, the log has 0"),
+    "a client lacks": ({"names": NAMES[:4]}, "the log lacks 1 of 5 clients that have members, the first is 'site 4'"),
 }
 
 
@@ -256,8 +256,8 @@ def test_a_log_that_says_too_little_is_no_pass(name: str, tmp_path: Path) -> Non
     assert reason in unmeasured(result)
 
 
-def test_clients_who_are_hardly_ever_read_do_not_dilute_what_the_log_tells(tmp_path: Path) -> None:
-    """Two clients overfit, and are logged in rounds of two, where nobody can be told from the others, or seldom."""
+def test_clients_in_too_few_rounds_do_not_dilute_the_evidence(tmp_path: Path) -> None:
+    """Two clients overfit, and are logged in rounds of two, in which no one can be compared with others, or seldom."""
     data = table()
 
     def in_pairs(index: int) -> list[str]:
@@ -268,10 +268,10 @@ def test_clients_who_are_hardly_ever_read_do_not_dilute_what_the_log_tells(tmp_p
 
     result, _ = judged(federate(tmp_path / "pairs", data, rounds=12, names=in_pairs), data)
     reason = unmeasured(result)
-    assert "2 of 5 clients that hold members are in fewer than 5 rounds of at least 3 clients" in reason
-    assert "'site 3' the first, in 0" in reason
+    assert "2 of 5 clients that have members are in fewer than 5 rounds with at least 3 clients" in reason
+    assert "the first is 'site 3', in 0" in reason
     result, _ = judged(federate(tmp_path / "seldom", data, rounds=10, names=seldom), data)
-    assert "1 of 5 clients that hold members are in fewer than 5 rounds" in unmeasured(result)
+    assert "1 of 5 clients that have members are in fewer than 5 rounds" in unmeasured(result)
     _, found = judged(federate(tmp_path / "often", data, rounds=11, names=seldom), data)
     assert found["trajectory_tpr", "cosine"].measured
 
@@ -291,7 +291,7 @@ def test_the_log_of_another_model_is_no_pass(leaky: tuple[Path, AuditData], tmp_
         noisy = recipe(privacy={"noise_multiplier": sigma, "clip": 0.5, "noise_by": by})
         reason = unmeasured(judged(tmp_path / "mixed", data, noisy)[0])
         assert "expected at most 10%" in reason
-        assert ("the server's noise for the privacy of clients, which no log holds" in reason) == hidden
+        assert ("the server's noise for the privacy of clients, which no log contains" in reason) == hidden
 
 
 def test_a_log_that_changed_or_is_not_here_is_an_error(leaky: tuple[Path, AuditData], tmp_path: Path) -> None:
@@ -345,7 +345,7 @@ def test_updates_of_other_shapes_are_refused(leaky: tuple[Path, AuditData], tmp_
             )
 
 
-def test_what_cannot_be_asked_is_told(leaky: tuple[Path, AuditData]) -> None:
+def test_missing_evidence_is_explained(leaky: tuple[Path, AuditData]) -> None:
     _, data = leaky
 
     def told(how: Recipe, rows: AuditData = data, rounds: str | None = "b" * 64) -> str:

@@ -132,20 +132,18 @@ def test_while_there_is_no_champion_the_absolute_limit_holds_alone(
     assert [one.measurement.metric for one in report.findings] == ["holdout_accuracy"]
     assert report.champion is not None
     assert report.champion.version is None
-    assert any(
-        "compared with nothing by the policy's leave" in note for one in report.checks for note in one.result.notes
-    )
+    assert any("is not compared, as the policy allows" in note for one in report.checks for note in one.result.notes)
 
 
 @pytest.mark.parametrize(("without", "verdict"), [("block", Verdict.UNDECIDED), ("pass", Verdict.APPROVED)])
-def test_without_champion_says_what_holds_where_no_absolute_limit_stands(
+def test_without_champion_decides_if_there_is_no_absolute_limit(
     without: str, verdict: Verdict, scene: Any, tracking: str, tmp_path: Path
 ) -> None:
     limits = f"{{champion_drop: 0.05, without_champion: {without}}}\n      member_accuracy: {{min: 0.1}}"
     name = f"alone-{without}"
     report = check(register(scene, name, tracking), written(tmp_path, limits), tracking, tmp_path)
     assert report.verdict is verdict
-    assert (without == "block") == any("no version stands at the alias champion" in line for line in report.reasons)
+    assert (without == "block") == any("no version has the alias champion" in line for line in report.reasons)
 
 
 def test_an_alias_that_moved_since_is_a_conflict_and_moves_no_further(
@@ -198,7 +196,7 @@ def test_a_champion_whose_classes_stand_in_another_order_is_no_measure(
     enthrone(name, 1, tracking)
     report = check(register(scene, name, tracking), policy, tracking, tmp_path)
     assert report.verdict is Verdict.UNDECIDED
-    assert "it is no measure on this table, or tells its classes in another order" in report.reasons[0]
+    assert "check that it belongs to this table and has its classes in this order" in report.reasons[0]
 
 
 def test_a_champion_without_a_sound_dossier_blocks_and_the_candidate_is_not_blamed(

@@ -124,7 +124,7 @@ def test_what_most_rows_show_is_told_apart_from_what_the_planted_ones_do(found: 
     assert rate["max"].low > 0.9
     gradient = named(found)["gradient_correlation", ""]
     assert gradient.measured
-    assert named(found)["trace_correlation", ""].reason == "the dossier brings no losses of each epoch"
+    assert named(found)["trace_correlation", ""].reason == "the dossier has no losses of each epoch"
 
 
 def test_the_scatter_has_a_bounded_number_of_points_and_no_names(found: CheckResult) -> None:
@@ -202,7 +202,8 @@ def test_the_best_rate_is_the_lowest_that_the_holdout_resolves_and_too_few_rows_
 def test_groups_that_a_policy_asks_for_and_the_table_lacks_are_not_measured() -> None:
     d = np.full(ROWS, 0.4)
     asked = World(8, d).measure(Disparity(references=MODELS, by=("group",)))
-    assert {m.reason for m in asked.measurements if m.subject == "group"} == {"the audit table declares no groups"}
+    reason = "the audit table has no groups: add columns: {group: ...} to the manifest"
+    assert {m.reason for m in asked.measurements if m.subject == "group"} == {reason}
     assert not [m for m in World(8, d).measure(Disparity(references=MODELS)).measurements if m.subject == "group"]
 
 

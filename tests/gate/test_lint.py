@@ -357,9 +357,9 @@ def test_a_check_whose_need_is_not_known_says_nothing() -> None:
 
 def test_lint_names_the_outcome_without_a_champion(tmp_path: Path) -> None:
     limits = {
-        "{champion_drop: 0.05, min: 0.5}": "the other limit holds alone",
+        "{champion_drop: 0.05, min: 0.5}": "only the other limit applies",
         "{champion_drop: 0.05, without_champion: block}": "it is not measured",
-        "{champion_drop: 0.05, without_champion: pass}": "it is let pass",
+        "{champion_drop: 0.05, without_champion: pass}": "it passes",
     }
     for limit, told in limits.items():
         text = f"checks: [{{check: utility, limits: {{holdout_accuracy: {limit}}}}}]\npromotion: {{alias: champion}}\n"

@@ -88,7 +88,7 @@ def test_a_description_read_back_from_a_file_has_the_digest_of_its_job_and_is_cu
     assert not current(described | {"revision": job.revision + 1})
 
 
-def test_kinds_that_this_version_does_not_know_are_current_in_the_format_alone() -> None:
+def test_kinds_that_this_version_does_not_know_are_current_if_their_format_is() -> None:
     assert current({"format": 2, "kind": "Foretell", "revision": 3})
     assert not current({"format": 1, "kind": "Foretell"})
 

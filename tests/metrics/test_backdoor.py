@@ -74,7 +74,7 @@ def test_the_usual_anomaly_is_exceeded_in_one_of_twenty_tables_without_a_backdoo
     assert np.mean(np.array(found) > usual) == pytest.approx(0.05, abs=0.02)
 
 
-def test_among_few_classes_nothing_is_told_apart() -> None:
+def test_with_few_classes_nothing_is_measured() -> None:
     assert "needs >= 5 classes" in str(trigger_anomaly(np.full(4, 0.1), 0.95).reason)
     small = np.full(4, 0.1)
     few = inverted_backdoor(np.zeros(9, int), np.zeros((4, 9), int), np.arange(9) % 4, small, small, SIDE, 0.95)

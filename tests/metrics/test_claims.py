@@ -1,4 +1,4 @@
-"""Claims of differential privacy: true ones stand, false ones fall, and nothing is proved where nothing leaks."""
+"""Claims of differential privacy: true ones pass, false ones fail, and nothing is proved if nothing leaks."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""corruption_ratio: exact where nothing changes, covering where chance rules, unmeasured where it would mislead."""
+"""corruption_ratio: exact if nothing changes, intervals cover the truth, and not measured if it would mislead."""
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ def test_a_model_no_better_than_the_largest_class_is_not_measured() -> None:
     constant = LABEL == 0
     found = ratio(constant, constant)
     assert found.value is None  # type: ignore[attr-defined]
-    assert "right on 20% of the images, and naming the largest class would be on 20%" in found.reason  # type: ignore[attr-defined]
+    assert "accuracy is 20%, not significantly above 20% from naming the largest class" in found.reason  # type: ignore[attr-defined]
 
 
 def test_few_rows_and_other_shapes_are_no_evidence() -> None:

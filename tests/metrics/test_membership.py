@@ -48,7 +48,7 @@ def test_tpr_is_the_share_of_members_above_the_lowest_threshold_that_keeps_the_f
 
 
 def test_tied_scores_count_as_if_ties_were_broken_at_random() -> None:
-    """LeakPro's ROC is wrong under ties: .109 where .539 is true."""
+    """LeakPro's ROC is wrong under ties: .109 instead of .539."""
     rng = np.random.default_rng(1)
     member, holdout = rng.integers(0, 4, 200) + 1.0, rng.integers(0, 4, 100) * 1.0
     broken = [
@@ -274,7 +274,7 @@ def test_precision_is_bayes_rule_on_the_measured_rate_and_its_ends() -> None:
             assert shown == pytest.approx(prior * tpr / (prior * tpr + (1 - prior) * 0.01))
 
 
-def test_precision_is_the_prior_where_nothing_leaks_and_absent_where_the_holdout_is_small() -> None:
+def test_precision_is_the_prior_if_nothing_leaks_and_absent_if_the_holdout_is_small() -> None:
     rng = np.random.default_rng(9)
     found = precision(rng.normal(size=20_000), rng.normal(size=20_000), 0.1, 0.99)
     assert found.low is not None

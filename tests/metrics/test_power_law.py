@@ -1,4 +1,4 @@
-"""The power law: recovered where it holds, honest where it does not carry."""
+"""The power law: recovered if it holds, and not trusted beyond its range."""
 
 import numpy as np
 import pytest

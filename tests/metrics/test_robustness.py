@@ -1,4 +1,4 @@
-"""What hostile clients cost, with intervals over seeds and holdout."""
+"""The accuracy that hostile clients cost, with intervals over seeds and holdout."""
 
 from itertools import pairwise
 from typing import NamedTuple
@@ -117,9 +117,7 @@ def independent(before: np.ndarray, after: np.ndarray, confidence: float) -> flo
 
 @pytest.mark.parametrize(("seeds", "rows"), [(3, 200), (3, 1000), (5, 300), (5, 2000), (10, 500)])
 @pytest.mark.parametrize("name", [*ALIKE, *UNLIKE])
-def test_the_interval_covers_seeds_and_rows_and_is_narrower_where_models_agree(
-    name: str, seeds: int, rows: int
-) -> None:
+def test_the_interval_covers_seeds_and_rows_and_is_narrower_if_models_agree(name: str, seeds: int, rows: int) -> None:
     regime, runs, held = (ALIKE | UNLIKE)[name], 500, 0
     rng = np.random.default_rng([seeds, rows])
     for _ in range(runs):
@@ -187,7 +185,7 @@ def test_the_backdoor_that_works_best_counts_beyond_what_is_called_its_target_an
     assert found.low > 0.6
 
 
-def test_what_a_trigger_does_without_a_hostile_client_is_none_of_theirs_and_excuses_no_more() -> None:
+def test_only_the_effect_of_a_trigger_on_the_unattacked_model_is_subtracted() -> None:
     few, many = hits(np.full(3, 0.05), 1000), hits(np.full(3, 0.4), 1000)
     fragile, sound, shy = Called(many, few), Called(few, few), Called(few, many)
     most = Called(hits(np.full(3, 0.9), 1000), few)
@@ -260,7 +258,7 @@ def test_a_federation_that_learns_nothing_has_nothing_to_lose_and_so_shows_nothi
     idle, rng = 0.25 + 0.01 * np.arange(5) / 5, np.random.default_rng(0)
     found = byzantine_drop(hits(idle, 1000), {"harsh": hits(idle - 0.01, 1000)}, 0.95, blind=0.25)
     assert not found.measured
-    assert "learns nothing that could be lost: 0.254 right before" in str(found.reason)
+    assert "learns nothing that it could lose: accuracy 0.254 before" in str(found.reason)
     assert byzantine_drop(hits(idle + 0.05, 1000), {"harsh": hits(idle, 1000)}, 0.95, blind=0.25).measured
     # Models that answer by chance pass as learned no more often than the confidence allows.
     passed = [

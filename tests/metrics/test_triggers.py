@@ -1,4 +1,4 @@
-"""A planted trigger is told from a model that any pattern turns, and chance from both."""
+"""A planted trigger is distinguished from a fragile model, and both from chance."""
 
 from collections.abc import Sequence
 
@@ -74,7 +74,7 @@ def test_a_model_that_every_pattern_turns_as_much_is_fragile_and_not_planted(tar
     assert 0.2 < fragile.low < 0.32 < fragile.high
 
 
-def test_a_trigger_that_does_more_than_all_like_it_is_counted_by_what_it_does_more() -> None:
+def test_a_trigger_beyond_all_similar_patterns_counts_by_its_excess() -> None:
     label, plain, rng = table(0)
     shown = turned(plain, [3] * (1 + CONTROLS), [0.45] + [0.15] * CONTROLS, rng)
     found = lift(plain, shown, label)
@@ -120,7 +120,7 @@ def drawn(
 
 
 def test_the_tolerance_is_what_one_pattern_in_a_thousand_does() -> None:
-    """By the controls' own mean and spread; no more than the worst of them where there are few."""
+    """From the controls' mean and spread; no more than the worst of them if there are few."""
     middle, spread = -1.2, 0.3
     factor = t.ppf(1 - 1 / ONE_IN, CONTROLS - 1) * np.sqrt(1 + 1 / CONTROLS)
     found, above = [], 0
@@ -150,7 +150,7 @@ def test_rows_move_the_tolerance_as_its_delta_method_says() -> None:
     assert np.mean(found) == pytest.approx(family(plain, shown, label)._tolerance[0], abs=np.mean(said))
 
 
-def test_a_fragile_model_is_hardly_ever_blocked_where_the_trigger_is_one_of_its_patterns_by_lot() -> None:
+def test_a_fragile_model_is_rarely_blocked_if_the_trigger_is_a_random_similar_pattern() -> None:
     """By the worst of 32 alone it would be once in 33, and whenever 500 rows cannot tell it from that."""
     blocked, draws = 0, 150
     for seed in range(draws):
@@ -191,7 +191,7 @@ def test_few_rows_that_no_pattern_turns_prove_little() -> None:
 def test_what_cannot_be_measured_says_why() -> None:
     label, plain, _ = table(0)
     shown = np.tile(plain, (3, 1))
-    with pytest.raises(EvidenceError, match="one trigger at least"):
+    with pytest.raises(EvidenceError, match="at least one trigger"):
         backdoor_lift([], 0.95)
     for wrong in (plain, shown[:1], shown[:, 1:]):
         with pytest.raises(EvidenceError, match="the trigger and K >= 1 controls"):

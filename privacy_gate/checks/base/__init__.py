@@ -1,1 +1,1 @@
-"""What every check is, and what several of them share."""
+"""The base class of checks, and modules that several checks share."""

@@ -1,4 +1,4 @@
-"""The recipe's federation trained anew, under whatever a check puts it."""
+"""The recipe's federation, trained anew under a check's conditions."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,17 +25,17 @@ from privacy_gate.verdict.judgement import Measurement
 MEAN = Aggregator(name="mean")
 
 FEWEST = 2
-"""Rows of each client to whom a study deals the members."""
+"""Fewest rows of each client in a study that partitions the members anew."""
 
-NOT_SIMULATED = "a program of the policy's trains: what its federation does is not known, and none stands in its place"
-"""Heads of our own would say nothing of recipes with adaptation command."""
+NOT_SIMULATED = "recipes with adaptation: command are trained by a program, so their federation cannot be simulated"
+"""Heads of our own would say nothing about such recipes."""
 
 
 def refuse_untrainable(recipe: Recipe, data: AuditData) -> None:
-    """Raises DatasetError where the table has too few clients or members, or no rows of the server's own, for the
-    recipe's federation.
+    """Raises DatasetError if the table has too few clients or members, or no rows for the server, for the recipe's
+    federation.
 
-    Neither the candidate can have been trained as its dossier says, nor can a reference.
+    Then neither the candidate can have been trained as its dossier says, nor can a reference be.
     """
     federation = recipe.federation
     if federation is None or not _simulated(recipe):
@@ -45,13 +45,14 @@ def refuse_untrainable(recipe: Recipe, data: AuditData) -> None:
 
 
 def untrainable_references(data: AuditData, jobs: Iterable[Job]) -> str | None:
-    """Why references among the jobs cannot be trained by the recipe's federation; None where all can.
+    """The reason why some references among the jobs cannot be trained by the recipe's federation; None if all can.
 
-    A reference's clients are those who hold a row of its own share of the pool, so one may lack a small client, and its
-    rule be left with too few, where the candidate's was not. Which rows it has is known before anything is computed.
+    A reference's clients are those with a row in its own share of the pool. That share may miss a small client, and the
+    rule may then have too few clients even if the candidate's had enough. Its rows are known before any computation.
     """
     federated = [job for job in jobs if isinstance(job, TrainReference) and _simulated(job.recipe)]
     lacking: list[tuple[int, str]] = []
+    # Consecutive jobs with the same pool draw their training sets together.
     for (recipe, divisor, without), same in groupby(federated, attrgetter("recipe", "divisor", "without")):
         sets = training_sets(data, [job.index for job in same], divisor, without)
         lacking += _lacking(recipe.federation, data, sets)
@@ -60,7 +61,7 @@ def untrainable_references(data: AuditData, jobs: Iterable[Job]) -> str | None:
     index, reason = lacking[0]
     return (
         f"the recipe's federation cannot train {len(lacking):,} of {len(federated):,} references on their shares of "
-        f"the audit table, reference {index} for one: {reason}; more rows of the smallest clients in the table help too"
+        f"the audit table, for example reference {index}: {reason}; or add rows of the smallest clients to the table"
     )
 
 
@@ -73,9 +74,10 @@ def _simulated(recipe: Recipe) -> bool:
 
 
 def _lacking(federation: Federation, data: AuditData, sets: Iterable[tuple[int, Bools]]) -> Iterator[tuple[int, str]]:
-    """References that cannot be trained, by index, and why."""
+    """References that cannot be trained: index and reason."""
     root, code = _has_root(data), None
     if federation.clients.count is None and data.client is not None:
+        # Clients of a reference are those with a row in its share; with a declared count they are always that many.
         code = np.unique(data.client, return_inverse=True)[1]
     for index, rows in sets:
         clients = federation.clients.count if code is None else int(np.count_nonzero(np.bincount(code[rows])))
@@ -84,27 +86,27 @@ def _lacking(federation: Federation, data: AuditData, sets: Iterable[tuple[int, 
 
 
 def count_clients(federation: Federation, data: AuditData) -> int:
-    """Clients of the federation: as many as it says, or as hold members; raises DatasetError where no column tells."""
+    """Number of clients: the declared one, or those that have members; raises DatasetError if no column names them."""
     if federation.clients.count is not None:
         return federation.clients.count
     if data.client is None:
         raise DatasetError(
-            "the recipe's clients come from a column, and the data manifest names none: add columns: {client: ...}"
+            "the recipe takes its clients from a column, but the data manifest has none: add columns: {client: ...}"
         )
     return len(np.unique(data.client[data.split == Split.MEMBER]))
 
 
 def _has_root(data: AuditData) -> bool:
-    """Whether the server has rows of its own."""
+    """Whether the server has rows of its own: the population."""
     return bool((data.split == Split.POPULATION).any())
 
 
 @dataclass(frozen=True)
 class Federations:
-    """Federations of one recipe, of several seeds each.
+    """Federations of one recipe, with several seeds each.
 
-    clients  how many, or the recipe's own, holding what they hold
-    alpha    of the Dirichlet partition of so many clients; the recipe's own keep theirs
+    clients  their number, or `recipe` for the recipe's own clients with their own data
+    alpha    of the Dirichlet partition of so many clients; the recipe's own clients keep their data
     """
 
     subject: Subject
@@ -120,7 +122,7 @@ class Federations:
 
     @property
     def blind(self) -> float:
-        """Share of the holdout that a model has right which always names the commonest class."""
+        """Accuracy on the holdout of always naming the most common class."""
         label = self.subject.data.label[self.subject.data.split == Split.HOLDOUT]
         return float(np.bincount(label).max(initial=0) / max(1, len(label)))
 
@@ -131,12 +133,12 @@ class Federations:
         stress: Stress | None = None,
         alpha: float | None = None,
     ) -> list[Federate]:
-        """One federation a seed.
+        """One federation per seed.
 
         rule    None: the recipe's own
-        attack  by name, and how many clients attack; None: nobody
+        attack  name, and the number of clients that attack; None: no attack
         stress  see job.Federate
-        alpha   of a Dirichlet partition in place of the study's
+        alpha   of a Dirichlet partition instead of the study's
         """
         changed: dict[str, object] = {"aggregator": rule or self.federation.aggregator}
         if alpha is not None or self.clients != "recipe":
@@ -149,7 +151,7 @@ class Federations:
 
     @property
     def undealt(self) -> str | None:
-        """Why the members cannot be dealt anew to so many clients; None where they can."""
+        """The reason why the members cannot be dealt anew to so many clients; None if they can."""
         return unmet_by_rows(_members(self.subject.data), self.count, FEWEST)
 
     def unmet(
@@ -158,10 +160,10 @@ class Federations:
         attack: tuple[str, int] | None = None,
         stress: Stress | None = None,
     ) -> str | None:
-        """Why no federation can be trained so; None where it can. Arguments as of `jobs`, which would ask for them."""
+        """The reason why such a federation cannot be trained; None if it can. Arguments as for `jobs`."""
         aggregator = rule or self.federation.aggregator
         if self.federation.privacy and not aggregator.is_mean:
-            return "the recipe's privacy of clients joins updates by a mean, and by no other rule"
+            return "privacy of clients (federation: privacy) combines updates by a mean, and by no other rule"
         if self.clients != "recipe" and (undealt := self.undealt):
             return undealt
         attendance = Attendance(self.count, self.federation.participation, **dict([stress] if stress else []))
@@ -172,17 +174,17 @@ class Federations:
         return np.array([float(results(job)["accuracy"][0]) for job in jobs])
 
     def hits(self, jobs: Sequence[Federate | Confirm], results: Results) -> Floats:
-        """How far each seed's model is right on each holdout row, the mean over those rounds, (S, T)."""
+        """How far each seed's model is right on each holdout row, the mean over the same rounds, (S, T)."""
         return np.array([results(job)["hit"] for job in jobs])
 
     def loss(
         self, metric: str, before: list[Federate], after: list[Federate], results: Results, confidence: float
     ) -> Measurement:
-        """Holdout accuracy lost from federations to others of the same seeds; none where they are the very same."""
+        """Holdout accuracy lost from `before` to `after`, with the same seeds; 0 if they are identical."""
         one, other = (self.hits(jobs, results) for jobs in (before, after))
         return accuracy_loss(METRICS[metric], one, other, confidence, blind=self.blind, same=before == after)
 
     def heterogeneity(self, jobs: list[Federate], results: Results) -> str:
-        """How differently the clients are spread over the classes, in words."""
-        found = np.mean([float(results(job)["heterogeneity"][0]) for job in jobs])
-        return f"clients' classes differ from everyone's by {found:.2f} in total variation, on average"
+        """How differently the clients are distributed over the classes, in words."""
+        distance = np.mean([float(results(job)["heterogeneity"][0]) for job in jobs])
+        return f"clients' classes differ from those of all by {distance:.2f} in total variation, on average"

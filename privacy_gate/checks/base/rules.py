@@ -1,4 +1,4 @@
-"""The rules that a study of hostile clients tries, and the federations that it trains by each."""
+"""The rules that a study of hostile clients tries, and the federations that it trains with each of them."""
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -15,19 +15,19 @@ ROBUST = (
     Aggregator(name="centered_clipping"),
     Aggregator(name="trimmed_mean", before=("nnm",)),
 )
-"""Rules that might do better than the recipe's, each told of as many byzantine clients as attack."""
+"""Rules that might do better than the recipe's. `tolerates` is set to the number of clients that attack."""
 
 HEEDFUL = ("trimmed_mean", "krum", "multi_krum", "bulyan", "minimum_diameter", "meamed", "nnm", "arc")
-"""Rules, and steps before them, that do something else when told of more byzantine clients."""
+"""Rules, and steps before them, whose result depends on `tolerates`."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """Whom a check tries, by which rules.
+    """The attacks and the rules that a check tries.
 
-    attacks       by name
+    attacks       their names
     byzantine     clients that attack, a minority
-    alternatives  whether other rules than the recipe's are tried
+    alternatives  whether rules other than the recipe's are tried
     """
 
     federations: Federations
@@ -41,7 +41,7 @@ class Study:
         return self.federations.federation.aggregator
 
     def rules(self) -> list[Aggregator]:
-        """The recipe's own, and those alternatives, told of all who attack, that can be tried; its own among them."""
+        """The recipe's own rule, and the alternatives that can be tried, which tolerate all clients that attack."""
         return [self.own, *(rule for rule in self._others() if not self.unmet(rule, self.byzantine))]
 
     def left_out(self) -> list[str]:
@@ -53,45 +53,47 @@ class Study:
         return [f"robustness: {', '.join(names)} not tried: {reason}" for reason, names in by_reason.items()]
 
     def _others(self) -> list[Aggregator]:
-        """None under secure aggregation: each looks at single updates."""
+        """Empty under secure aggregation: each of these rules looks at single updates."""
         if not self.alternatives or self.federations.federation.secure_aggregation:
             return []
+        # The recipe's own rule is an alternative too if it would do something else with a higher `tolerates`.
         heeds = any(name in HEEDFUL for name in (self.own.name, *self.own.before))
         others = [self.own] * heeds + [rule for rule in ROBUST if str(rule) != str(self.own)]
-        told = [rule.model_copy(update={"tolerates": self.byzantine}) for rule in others]
-        return [rule for rule in told if rule != self.own]
+        tolerant = [rule.model_copy(update={"tolerates": self.byzantine}) for rule in others]
+        return [rule for rule in tolerant if rule != self.own]
 
     def unmet(self, rule: Aggregator, byzantine: int = 0) -> str | None:
-        """Why the rule cannot be tried where so many attack, in each of the attacks; None where it can."""
+        """The reason why the rule cannot be tried with so many attackers, in some attack; None if it can."""
         attacks = [(name, byzantine) for name in self.attacks] if byzantine else [None]
         return next(filter(None, (self.federations.unmet(rule, attack) for attack in attacks)), None)
 
     def unplantable(self, adversaries: Iterable[str]) -> str | None:
-        """Why the byzantine cannot plant these backdoors; None where they can."""
+        """The reason why these backdoors cannot be planted; None if they can."""
         reasons = (self.federations.unmet(None, (name, self.byzantine)) for name in adversaries)
         return next(filter(None, reasons), None)
 
     def label(self, rule: Aggregator) -> str:
-        """The rule's name in tables and pictures, where the recipe's own rule may stand twice, told otherwise."""
-        return str(rule) if rule == self.own or str(rule) != str(self.own) else f"{rule} told of {rule.tolerates}"
+        """The rule's name in tables and plots. If the recipe's own rule appears twice, one has its `tolerates`."""
+        same = rule == self.own or str(rule) != str(self.own)
+        return str(rule) if same else f"{rule} with tolerates: {rule.tolerates}"
 
     def numbers(self, rule: Aggregator) -> range:
-        """How many clients attack: any minority for the recipe's rule, up to `byzantine` for the others."""
+        """Numbers of attackers: any minority for the recipe's rule, up to `byzantine` for the others."""
         most = (self.federations.count - 1) // 2 if rule == self.own else self.byzantine
         return range(1, most + 1)
 
     def tried(self, rule: Aggregator) -> list[int]:
-        """Of these, those where every attack can be tried."""
+        """Those of these numbers with which every attack can be tried."""
         return [byzantine for byzantine in self.numbers(rule) if not self.unmet(rule, byzantine)]
 
     def clean(self, rule: Aggregator) -> list[Federate]:
-        """Federations that nobody attacks, by seed."""
+        """Federations without an attack, by seed."""
         return self.federations.jobs(rule)
 
     def attacked(self, rule: Aggregator, byzantine: int) -> dict[str, list[Federate]]:
-        """Federations that so many clients attack, by attack and seed."""
+        """Federations under attack by so many clients, by attack and seed."""
         return {name: self.federations.jobs(rule, (name, byzantine)) for name in self.attacks}
 
     def planted(self, adversaries: Collection[str]) -> dict[str, list[Federate]]:
-        """Federations by the recipe's rule in which backdoors are planted, by adversary and seed."""
+        """Federations with the recipe's rule in which backdoors are planted, by adversary and seed."""
         return {name: self.federations.jobs(None, (name, self.byzantine)) for name in adversaries}

@@ -1,4 +1,4 @@
-"""Limits relative to the champion: what a candidate may lose against the version that is promoted now."""
+"""Limits relative to the champion: how much worse a candidate may be than the version that is promoted now."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -14,17 +14,17 @@ from privacy_gate.verdict.judgement import CheckResult, Limit, Measurement, Seve
 
 Distance = Annotated[float, Field(ge=0, le=1)]
 
-NOBODY_LOOKED = "nobody looked which version is promoted now"
+NOBODY_LOOKED = "the version promoted now was not looked up"
 
 
 class ChampionLimit(Record):
-    """A bound on a metric, on how far the candidate may lie on the bad side of the champion, or both.
+    """A bound on a metric, on how much worse than the champion the candidate may be, or both.
 
     max, min          of the candidate's own figure, as in every limit
-    champion_drop     how far below the champion's figure the candidate's may lie; .05 is five points
-    champion_rise     how far above it
-    without_champion  where nothing stands at the alias yet: block, the comparison is then not measured, or pass; said
-                      where no max or min stands beside it, which then holds alone
+    champion_drop     how far the candidate's figure may be below the champion's; .05 is five points
+    champion_rise     how far it may be above
+    without_champion  if no version has the alias yet: `block` (the comparison is not measured) or `pass`. Set it if
+                      there is no `max` or `min`; otherwise that limit applies until a champion exists
     """
 
     max: float | None = None
@@ -37,36 +37,37 @@ class ChampionLimit(Record):
     @model_validator(mode="after")
     def _bounds_fit(self) -> Self:
         if self.max is not None and self.min is not None:
-            raise ValueError("a limit has either max or min")
+            raise ValueError("a limit has max or min, not both")
         if self.relative is None:
             if self.absolute is None:
-                raise ValueError("a limit has max or min, champion_drop or champion_rise")
+                raise ValueError("a limit needs max or min, champion_drop or champion_rise")
             if self.without_champion is not None:
-                raise ValueError("without_champion: is said of champion_drop and champion_rise: add one of them")
+                raise ValueError("without_champion: needs champion_drop or champion_rise: add one of them")
             return self
         if self.champion_drop is not None and (self.champion_rise is not None or self.max is not None):
-            raise ValueError("champion_drop: goes with min alone: what may not fall is bounded from below")
+            raise ValueError("champion_drop: goes with min, not max or champion_rise: it bounds the figure from below")
         if self.champion_rise is not None and self.min is not None:
-            raise ValueError("champion_rise: goes with max alone: what may not rise is bounded from above")
+            raise ValueError("champion_rise: goes with max, not min: it bounds the figure from above")
         if (self.absolute is None) == (self.without_champion is None):
             side = "min" if self.champion_drop is not None else "max"
             raise ValueError(
-                f"a limit relative to the champion needs either a {side} beside it, which holds alone while there is "
-                "no champion, or without_champion: block, or pass"
+                f"a limit relative to the champion needs either a {side}, which applies until a champion exists, or "
+                "without_champion: block or pass"
             )
         return self
 
     @property
     def absolute(self) -> Limit | None:
-        """The bound on the candidate's own figure."""
+        """The bound on the candidate's own figure; None without one."""
         if self.max is None and self.min is None:
             return None
         return Limit(max=self.max, min=self.min, severity=self.severity)
 
     @property
     def relative(self) -> Limit | None:
-        """The bound on the candidate's figure less the champion's."""
+        """The bound on the candidate's figure minus the champion's; None without one."""
         if self.champion_drop is not None:
+            # 0.0 - x rather than -x: a drop of 0 gives 0.0 and not -0.0, which reports would print.
             return Limit(min=0.0 - self.champion_drop, severity=self.severity)
         if self.champion_rise is not None:
             return Limit(max=self.champion_rise, severity=self.severity)
@@ -74,14 +75,14 @@ class ChampionLimit(Record):
 
 
 class Versus(Check):
-    """A check some of whose metrics can be limited relative to the champion."""
+    """A check with metrics that can be limited relative to the champion."""
 
     comparable: ClassVar[tuple[str, ...]] = ()
-    """Those metrics."""
+    """The names of those metrics."""
 
     @model_validator(mode="after")
     def _relative_limits_have_a_sense(self) -> Self:
-        """A drop where a rise is meant would let everything pass."""
+        """A drop in place of a rise would let everything pass."""
         for metric, limit in self._limits.items():
             for side, given, bad in (
                 ("champion_drop", limit.champion_drop, "lower"),
@@ -89,7 +90,7 @@ class Versus(Check):
             ):
                 known = [name for name in self.comparable if METRICS[name].worse == bad]
                 if given is not None and metric not in known:
-                    hint = f"it is for {', '.join(known)}" if known else "no metric here is worse for it"
+                    hint = f"it is for {', '.join(known)}" if known else "no metric of this check can have it"
                     raise ValueError(f"limits: {metric}: {side}: {hint}")
         return self
 
@@ -99,12 +100,12 @@ class Versus(Check):
 
     @property
     def absolute(self) -> Mapping[str, Limit]:
-        """The limits on the candidate's own figures."""
+        """The limits on the candidate's own figures, by metric."""
         return {metric: bound for metric, limit in self._limits.items() if (bound := limit.absolute)}
 
     @property
     def relative(self) -> Mapping[str, Limit]:
-        """The limits on differences from the champion, by the metric that is compared."""
+        """The limits on differences from the champion, by the compared metric."""
         return {metric: bound for metric, limit in self._limits.items() if (bound := limit.relative)}
 
     @property
@@ -114,27 +115,30 @@ class Versus(Check):
 
     @property
     def bounds(self) -> Mapping[str, Limit]:
-        """Both, by what is measured: a difference has a name of its own."""
+        """All limits by the name of the measured metric: a difference has a name of its own."""
         return {**self.absolute, **{versus(metric): limit for metric, limit in self.relative.items()}}
 
     @property
     def vacancies(self) -> Mapping[str, str]:
-        """What holds while nothing stands at the alias, in words, by the metric that is compared."""
-        said = {"block": "it is not measured", "pass": "it is let pass", None: "the other limit holds alone"}
-        return {metric: f"without a champion {said[self._limits[metric].without_champion]}" for metric in self.relative}
+        """What applies while no version has the alias, in words, by the compared metric."""
+        consequence = {"block": "it is not measured", "pass": "it passes", None: "only the other limit applies"}
+        return {
+            metric: f"without a champion {consequence[self._limits[metric].without_champion]}"
+            for metric in self.relative
+        }
 
     def rows_to_agree(self, confidence: float) -> Mapping[str, int | None]:
         """Holdout rows from which on a candidate that agrees with the champion on each meets the limits relative to it,
-        by what is measured; None: however many there are. With fewer at best a better candidate does."""
+        by the measured metric; None: no number is enough. With fewer, at best a better candidate meets them."""
         needed = {metric: self._rows_to_agree(metric, limit, confidence) for metric, limit in self.relative.items()}
         return {versus(metric): rows for metric, rows in needed.items()}
 
     def _rows_to_agree(self, metric: str, limit: Limit, confidence: float) -> int | None:
-        """Of a metric that is a share of all holdout rows; subclasses say what else theirs are of."""
+        """For a metric that is a share of all holdout rows; subclasses override it for other metrics."""
         return rows_to_agree(limit, confidence)
 
     def rival(self, subject: Subject, metric: str) -> Subject | None:
-        """The champion on the candidate's rows; None where the metric is not compared, or cannot be."""
+        """The champion on the candidate's rows; None if the metric is not compared, or cannot be."""
         champion = subject.champion
         if metric not in self.relative or champion is None or champion.reason is not None:
             return None
@@ -147,9 +151,10 @@ class Versus(Check):
     def compared(
         self, result: CheckResult, subject: Subject, difference: Callable[[str, Subject], Measurement]
     ) -> CheckResult:
-        """The result with the difference of each metric that has a limit on it, or the reason why there is none.
+        """The result with the difference of each metric that has a limit on it, or the reason why it is absent.
 
-        difference: of a metric, from the champion as `rival` has it. Asked only where the candidate has that metric.
+        difference: computes it for a metric, from the champion as `rival` gives it. It is called only if the
+        candidate's own metric was measured.
         """
         missing = {one.metric: one.reason for one in result.measurements if not one.measured}
         measurements, left_out, notes = list(result.measurements), list(result.left_out), list(result.notes)
@@ -158,26 +163,29 @@ class Versus(Check):
             if rival is not None:
                 reason = missing.get(metric)
                 measurements.append(not_measured(name, reason) if reason else difference(metric, rival))
+            # Without a rival: the champion cannot be compared, or none exists and the policy says block, or pass.
             elif not self._vacant(subject):
                 measurements.append(not_measured(name, _why(subject)))
             elif self._limits[metric].without_champion == "block":
-                measurements.append(not_measured(name, f"{_vacancy(subject)}, and the policy says block"))
+                reason = f"{_vacancy(subject)}, and the policy says without_champion: block"
+                measurements.append(not_measured(name, reason))
             else:
                 left_out.append(name)
                 notes.append(
-                    f"{self.name}: {metric} is compared with nothing by the policy's leave: {_vacancy(subject)}"
+                    f"{self.name}: {metric} is not compared, as the policy allows (without_champion: pass): "
+                    f"{_vacancy(subject)}"
                 )
         update = {"measurements": tuple(measurements), "left_out": tuple(left_out), "notes": tuple(notes)}
         return result.model_copy(update=update)
 
     @staticmethod
     def _vacant(subject: Subject) -> bool:
-        """Whether somebody looked, and nothing stands at the alias."""
+        """Whether the alias was looked up, and no version has it."""
         return subject.champion is not None and subject.champion.version is None and subject.champion.reason is None
 
 
 def _vacancy(subject: Subject) -> str:
-    return f"no version stands at the alias {subject.champion.alias if subject.champion else ''}"
+    return f"no version has the alias {subject.champion.alias if subject.champion else ''}"
 
 
 def _why(subject: Subject) -> str:

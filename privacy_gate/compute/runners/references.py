@@ -18,6 +18,7 @@ from privacy_gate.compute.training.judged import judged
 from privacy_gate.compute.training.network_stack import TrainedNetwork
 from privacy_gate.compute.training.networks import network_logits, train_networks
 from privacy_gate.compute.training.parts import network
+from privacy_gate.compute.training.spans import network_span, public_network, span_refused
 from privacy_gate.compute.work import Work
 from privacy_gate.dossier.dataset import AuditData
 from privacy_gate.dossier.recipe import CommandRecipe, Recipe
@@ -25,8 +26,8 @@ from privacy_gate.jobs.kinds import TrainReference
 from privacy_gate.jobs.subsets import training_sets
 
 Rows = dict[int, NDArray[np.bool_]]
-Answers = tuple[int, list[NDArray[np.float32]]]
-"""A network's index, and its logits (N, C) in each of the recipe's views."""
+Answers = tuple[int, list[NDArray[np.float32]], dict[str, NDArray[Any]]]
+"""A network's index, its logits (N, C) in each of the recipe's views, and what is kept of its weights."""
 
 
 def run_references(jobs: Sequence[TrainReference], work: Work) -> None:
@@ -93,19 +94,26 @@ def _networks(recipe: Recipe, jobs: Sequence[TrainReference], work: Work) -> Non
     data, machine = work.inputs.data, work.machine
     images, judge = work.images(recipe), network(recipe).to(machine.torch_device())
 
-    def answer(reference: TrainedNetwork) -> Answers:
-        views = range(len(recipe.views))
-        return reference.index, [network_logits(judge, reference.tensors, images, machine, view) for view in views]
-
     for by_index, rows in _pools(jobs, data):
+        kept = next(iter(by_index.values())).keeps
+        public = public_network(recipe, machine) if "span" in kept and span_refused(recipe) is None else None
+
+        def answer(reference: TrainedNetwork, public: torch.nn.Module | None = public) -> Answers:
+            tensors = reference.tensors
+            logits = [network_logits(judge, tensors, images, machine, view) for view in range(len(recipe.views))]
+            if public is None:
+                return reference.index, logits, {}
+            span = network_span(public, tensors, images, data.label, recipe, machine)
+            return reference.index, logits, {"span": span.astype(np.float32)}
+
         subsets = [(index, np.flatnonzero(chosen)) for index, chosen in rows.items()]
         answers: Iterator[Answers]
         if recipe.federation is None:
             answers = train_networks(images, data.label, recipe, subsets, machine, answer, progress=work.progress)
         else:
             answers = map(answer, federated_networks(recipe, subsets, work))
-        for index, logits in answers:
-            arrays = {**judged(logits, data.label), **_drawn(recipe, index, rows[index], data)}
+        for index, logits, weights in answers:
+            arrays = {**judged(logits, data.label), **_drawn(recipe, index, rows[index], data), **weights}
             work.results.put(by_index[index], arrays if index else {**arrays, "logits": logits[0]})
 
 

@@ -9,6 +9,8 @@ from privacy_gate.compute.images.backbone import candidate_head, joined
 from privacy_gate.compute.training.command import score_by_command
 from privacy_gate.compute.training.heads import confidences, head_logits
 from privacy_gate.compute.training.judged import score_network
+from privacy_gate.compute.training.parts import changed
+from privacy_gate.compute.training.spans import network_span, public_network, span_refused
 from privacy_gate.compute.work import Work
 from privacy_gate.dossier.recipe import CommandRecipe
 from privacy_gate.errors import CandidateError
@@ -27,7 +29,12 @@ def _score(job: Score, work: Work) -> Arrays:
     if isinstance(recipe, CommandRecipe):
         return score_by_command(recipe, folder, work.inputs.data)
     if recipe.adaptation != "head":
-        return score_network(recipe, folder, work.images(recipe), label, machine)
+        arrays = score_network(recipe, folder, work.images(recipe), label, machine)
+        if "span" not in job.keeps or span_refused(recipe) is not None:
+            return arrays
+        tensors = candidate_tensors(folder, recipe, changed(recipe))
+        span = network_span(public_network(recipe, machine), tensors, work.images(recipe), label, recipe, machine)
+        return {**arrays, "span": span.astype(np.float32)}
     features, head = work.views(recipe), candidate_head(folder, recipe)
     if head.weight.shape[1] != features.shape[2]:
         raise CandidateError(

@@ -1,4 +1,4 @@
-"""How models of one recipe take the rows that they were trained on, and the others: each beside all the rest."""
+"""How models of one recipe respond to the rows they were trained on and to the others, each compared with the rest."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,31 +8,31 @@ import numpy as np
 from privacy_gate.arrays import Bools, Floats
 
 SUSPECTED = 0.05
-"""Share of wrong declarations that doubt is made to find: weighs the few rows that can tell."""
+"""Share of wrong declarations for which the doubt statistic is tuned; it weighs the few rows that are informative."""
 
 RELATED = 4.0
-"""Training sets whose correlation is beyond so many deviations of chance were drawn together."""
+"""Training sets whose correlation exceeds this many standard deviations of chance were drawn together."""
 
 LEAST_VARIANCE = 1e-12
-"""Squared nats, for a row on which all models agree to the last digit."""
+"""Squared nats: lower bound for a row on which all models agree to the last digit."""
 
 BLOCK_VALUES = 2**20
-"""Values (models times rows) held in float64 at a time: 8 MiB for each temporary array."""
+"""Values (models times rows) processed in float64 at a time: 8 MiB for each temporary array."""
 
 MEMBERS, OTHERS = 0, 1
-"""Index of a side: rows that the model was trained on, by declaration, and the other audited rows."""
+"""Index of a side: rows that are declared as the model's training rows, and the other audited rows."""
 
 
 @dataclass(frozen=True)
 class Behaviour:
-    """How each model takes its two sides; arrays (2, M + 1): side, then model, the candidate first.
+    """How each model responds on its two sides; arrays (2, M + 1): side, then model, the candidate first.
 
-    level      mean of z, the row's phi in deviations from models on which the row has the same side
+    level      mean of z, the row's phi in standard deviations from the models that have the row on the same side
     spread     log of the mean of |z|
     doubt      mean evidence that a row is declared wrongly: the score of a mixture in which a share
                SUSPECTED of rows is on the other side
-    exchanged  what doubt would be if every row were declared to be on the other side
-    rows       that could be compared
+    exchanged  the doubt if every row were declared on the other side
+    rows       number of rows that could be compared
     """
 
     level: Floats
@@ -43,9 +43,9 @@ class Behaviour:
 
 
 def behaviour(phi: Floats, included: Bools) -> Behaviour:
-    """How every model behaves beside the others; phi (nats) and training sets (M + 1, N), candidate first."""
+    """The behaviour of every model compared with the others; phi (nats), training sets (M + 1, N), candidate first."""
     others = unrelated(included).astype(np.float64)
-    others[1:, 0] = 0.0  # the candidate has no say in what it is measured by
+    others[1:, 0] = 0.0  # the candidate must not influence the references that it is compared with
     total = np.zeros((5, 2, len(phi)))
     for rows in _blocks(*phi.shape):
         z, ratio, usable = compare(phi[:, rows].astype(np.float64), included[:, rows], others)
@@ -58,13 +58,14 @@ def behaviour(phi: Floats, included: Bools) -> Behaviour:
 
 
 def compare(phi: Floats, included: Bools, others: Floats) -> tuple[Floats, Floats, Bools]:
-    """Each model's rows against the other models with the row on the same side and on the other.
+    """Each model's rows compared with the other models, on the same side of the row and on the other side.
 
-    phi, included (M + 1, N); others (M + 1, M + 1), 1 where the column is held against the row. Returns,
-    each (M + 1, N): z = (phi - mean) / deviation, by models of the same side; the log likelihood ratio
-    of the other side over it, nats; where both are defined. Both sides share a row's variance, so
-    that a row in few training sets has one too; the error of a mean of n models adds 1/n of it.
+    phi, included (M + 1, N); others (M + 1, M + 1), 1 if the row's model is compared with the column's. Returns three
+    arrays (M + 1, N): z = (phi - mean) / deviation, from models on the same side; the log likelihood ratio of the
+    other side over the same side, nats; and whether both are defined. Both sides share a row's variance, so that it
+    is defined even for a row in few training sets; the error of a mean of n models adds 1/n of it.
     """
+    # Centred first: the sums of squares below would lose their digits if phi were far from 0.
     phi = phi - phi[1:].mean(axis=0)
     sides = []
     for chosen in (included.astype(np.float64), (~included).astype(np.float64)):
@@ -82,10 +83,10 @@ def compare(phi: Floats, included: Bools, others: Floats) -> tuple[Floats, Float
 
 
 def unrelated(included: Bools) -> Bools:
-    """Which models (columns) to hold against each model (rows): (M, M); not itself, nor those drawn with it.
+    """Which models (columns) each model (rows) is compared with: (M, M); not itself, and none drawn together with it.
 
-    included (M, N). References that share out the pool deviate against each other row by row; the candidate
-    has no such relative, so no reference may be judged by its own.
+    included (M, N). References that divide the pool between them deviate from each other row by row. The candidate
+    has no such relative, so the references must not be compared with theirs either.
     """
     models, rows = included.shape
     overlap = np.zeros((models, models))
@@ -99,11 +100,11 @@ def unrelated(included: Bools) -> Bools:
 
 
 def _doubt(ratio: Floats) -> Floats:
-    """Score of the share of wrong declarations at SUSPECTED, from log likelihood ratios, nats.
+    """Score for the share of wrong declarations, evaluated at SUSPECTED, from log likelihood ratios in nats.
 
-    Derivative of log(1 - s + s L) over s; between -1 / (1 - s) and 1 / s.
+    The derivative of log(1 - s + s L) with respect to s; between -1 / (1 - s) and 1 / s.
     """
-    odds = np.exp(np.clip(ratio, -50, 50))
+    odds = np.exp(np.clip(ratio, -50, 50))  # beyond, the score is at its bound and exp may overflow
     return np.asarray((odds - 1) / (1 - SUSPECTED + SUSPECTED * odds))
 
 

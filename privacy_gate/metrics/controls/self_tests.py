@@ -1,6 +1,6 @@
 """Tests of the audit itself: could it be fooled, and could it have seen a leak?
 
-Whether the candidate is what its dossier says is tested in plausibility.py.
+plausibility.py tests whether the candidate matches its dossier.
 """
 
 import math
@@ -21,47 +21,48 @@ from privacy_gate.metrics.rates import needed_holdout
 from privacy_gate.verdict.judgement import Control
 
 LEVEL = 1e-3
-"""How often a control fails an audit that is in order."""
+"""Probability with which a control fails an audit that is in order."""
 
 LEAST_ROWS = 30
-"""Population and holdout rows from which ranks are nearly normal as far out as LEVEL."""
+"""Population and holdout rows from which rank statistics are close to normal as far out as LEVEL."""
 
 LEAST_EXPECTED = 5
-"""Rows expected of a class, below which chi-square is no chi-square: rarer classes are counted together."""
+"""Expected rows of a class below which the chi-square approximation fails: rarer classes are pooled."""
 
 TOP_SHARE, TOP_LEAST = 0.01, 10
-"""The most accused: this share of rows, at least so many."""
+"""The most accused rows: this share of all, but at least this number."""
 
 CAUGHT_AUC, CAUGHT_TPR = 0.6, 0.2
-"""What every attack must certainly reach on planted memorisation; chance is .5, and .1 at an fpr of .1."""
+"""Every attack must significantly exceed these on planted memorisation; chance is .5, and .1 at an fpr of .1."""
 
 CAUGHT_CONFIDENCE = 0.99
 
 
 def comparable(label: NDArray[np.int64], split: NDArray[np.int8], group: NDArray[np.str_] | None = None) -> Control:
-    """Members and holdout are drawn alike: no difference in their mix of classes, nor of groups.
+    """Members and holdout come from the same distribution: no difference in their classes or groups.
 
-    label, split, group (N,). Attacks would measure the difference instead of membership. Fails at
-    LEVEL over both mixes together (Bonferroni).
+    label, split, group (N,). Otherwise attacks would measure the difference instead of membership. Fails at LEVEL over
+    both tests together (Bonferroni).
     """
     mixes = {"classes": same_mix(label, split)}
     if group is not None:
         mixes["groups"] = same_mix(group, split)
     least = LEVEL / len(mixes)
-    held = all(chance >= least for chance in mixes.values())
+    held = all(p >= least for p in mixes.values())
     detail = ", ".join(f"{name} mixed alike among members and holdout: p = {p:.2g}" for name, p in mixes.items())
     detail += f" (fails below {least:.2g})"
     if not held:
-        detail += ": attacks would measure this difference; draw both from one population at random"
+        detail += ": attacks would measure this difference; draw members and holdout from one population at random"
     return Control(name="comparable", held=held, detail=detail)
 
 
 def same_mix(values: NDArray[np.int64] | NDArray[np.str_], split: NDArray[np.int8]) -> float:
-    """p-value of the chi-square test that values (N,) are mixed alike among members and holdout."""
+    """p-value of the chi-square test that values (N,) have the same distribution among members and holdout."""
     names, place = np.unique(values, return_inverse=True)
     table = np.stack(
         [np.bincount(place[split == part], minlength=len(names)) for part in (Split.MEMBER, Split.HOLDOUT)]
     )
+    # Pool the rare values into one column: chi-square needs LEAST_EXPECTED rows in each cell.
     expected = table.sum(axis=1, keepdims=True) * table.sum(axis=0) / max(table.sum(), 1)
     rare = expected.min(axis=0) < LEAST_EXPECTED
     table = np.column_stack([table[:, ~rare], table[:, rare].sum(axis=1)])
@@ -72,9 +73,9 @@ def same_mix(values: NDArray[np.int64] | NDArray[np.str_], split: NDArray[np.int
 
 
 def distinct(content: NDArray[np.uint8], split: NDArray[np.int8]) -> Control:
-    """No example stands among members and holdout both.
+    """No example is both a member and a holdout example.
 
-    content (N, 32): sha256 of what each row shows; split (N,). Raises EvidenceError on another shape.
+    content (N, 32): sha256 of the content of each row; split (N,). Raises EvidenceError on another shape.
     """
     if content.shape != (len(split), 32):
         raise EvidenceError(f"content has shape {content.shape}, expected ({len(split)}, 32): a sha256 for each row")
@@ -82,61 +83,64 @@ def distinct(content: NDArray[np.uint8], split: NDArray[np.int8]) -> Control:
     twice = len(members & holdout)
     detail = f"{twice} of {len(holdout):,} different holdout examples are members too, byte for byte"
     if twice:
-        detail += ": each is scored as both; remove them from one of the two"
+        detail += ": each is scored as both; remove it from one of the two"
     return Control(name="distinct", held=twice == 0, detail=detail)
 
 
 def negative_control(evidence: MembershipEvidence, scores: Mapping[str, Floats]) -> list[Control]:
-    """Population rows, which nothing was trained on, score as the holdout does.
+    """Population rows, on which no model was trained, score like the holdout.
 
-    scores: of each attack by name, (N,), larger accuses. Two tests of each attack that scores population
-    rows: population against holdout by ranks (Mann-Whitney, two-sided), and the share of the
-    population among the most accused (hypergeometric, exact; one-sided, since an attack may know
-    population rows better, from more references, and then accuses fewer). Fails at LEVEL over all tests
-    together (Bonferroni). Empty where there are too few rows, or no such attack.
+    scores: by attack, (N,), larger = more likely a member. Two tests for each attack that scores population rows:
+    population against holdout by ranks (Mann-Whitney, two-sided), and the share of the population among the most
+    accused (hypergeometric, exact). The second is one-sided: an attack may have more references for population rows,
+    know them better, and accuse fewer of them. Fails at LEVEL over all tests together (Bonferroni). Empty if there are
+    too few rows, or no such attack.
     """
     population, holdout = evidence.population, evidence.holdout
     if min(np.count_nonzero(population), np.count_nonzero(holdout)) < LEAST_ROWS:
         return []
-    found = {
+    tests = {
         name: _against_chance(values[population], values[holdout])
         for name, values in scores.items()
         if np.isfinite(values[population | holdout]).all()
     }
-    if not found:
+    if not tests:
         return []
-    least = LEVEL / (2 * len(found))
-    name, (chance, area, top) = min(found.items(), key=lambda item: item[1][0])
+    # Two tests per attack share LEVEL; the smallest p-value of all decides.
+    least = LEVEL / (2 * len(tests))
+    name, (chance, area, top) = min(tests.items(), key=lambda item: item[1][0])
     held = chance >= least
     detail = (
         f"{np.count_nonzero(population):,} population rows against {np.count_nonzero(holdout):,} holdout rows, "
-        f"{len(found)} {'attacks' if len(found) > 1 else 'attack'}; furthest from chance: {name} with AUC {area:.3f}, "
+        f"{len(tests)} {'attacks' if len(tests) > 1 else 'attack'}; furthest from chance: {name} with AUC {area:.3f}, "
         f"{top:.0%} population among the most accused, p = {chance:.2g} (fails below {least:.2g})"
     )
     if not held:
-        detail += ": the two are not drawn alike, or one of them was trained on"
+        detail += ": population and holdout are not drawn alike, or the model was trained on one of them"
     return [Control(name="negative control", held=held, detail=detail)]
 
 
 def _against_chance(population: Floats, holdout: Floats) -> tuple[float, float, float]:
-    """Smaller p-value of the two tests, AUC of population over holdout, population's share of the top."""
+    """Smaller p-value of the two tests, AUC of population against holdout, population's share of the most accused."""
     ranks = stats.mannwhitneyu(population, holdout, alternative="two-sided", method="asymptotic")
     area = float(ranks.statistic) / (len(population) * len(holdout))
     both = np.sort(np.concatenate([population, holdout]))
-    wanted = max(math.ceil(TOP_SHARE * len(both)), TOP_LEAST)
-    threshold = both[-wanted]
+    accused = max(math.ceil(TOP_SHARE * len(both)), TOP_LEAST)
+    threshold = both[-accused]
+    # Ties at the threshold all count, so `drawn` may be larger than `accused`.
     drawn, hits = np.count_nonzero(both >= threshold), np.count_nonzero(population >= threshold)
     above = float(stats.hypergeom.sf(hits - 1, len(both), len(population), drawn))
     return min(float(ranks.pvalue), above), area, float(hits / drawn)
 
 
 def control_evidence(arrays: Mapping[str, NDArray[np.generic]]) -> MembershipEvidence:
-    """The planted leak as evidence, on which every attack runs as on the candidate.
+    """The planted leak as evidence; every attack runs on it as on the candidate.
 
-    arrays: of compute.control.train_control; model 0 is the target, the others its references.
+    arrays: the result of compute.control.train_control; model 0 is the target, the others are its references.
     """
     included, label = arrays["included"].astype(bool), arrays["label"].astype(np.int64)
     confidence, logits = arrays["confidence"].astype(np.float64), arrays["logits"].astype(np.float64)
+    # Rows that no model trained on are population; of the others, those outside model 0 are its holdout.
     split = np.where(included.any(axis=0), Split.HOLDOUT, Split.POPULATION)
     heads = arrays["head"].astype(np.float64) if "head" in arrays else None
     features = arrays["features"].astype(np.float64)
@@ -159,11 +163,11 @@ def control_evidence(arrays: Mapping[str, NDArray[np.generic]]) -> MembershipEvi
 
 
 def positive_control(evidence: MembershipEvidence, scores: Mapping[str, Floats]) -> Control:
-    """Every attack sees a leak that is surely there: a model that learnt labels of dice by heart.
+    """Every attack detects a leak that certainly exists: a model that memorised random labels.
 
-    evidence: of `control_evidence`; scores: of each attack on it, by name, (N,). Caught means that
-    the lower ends of AUC and, where the rows resolve it, of TPR at an fpr of .1 are well above chance.
-    Fails where any attack misses it, and where none could be run.
+    evidence: from `control_evidence`; scores: by attack on that evidence, (N,). An attack detects the leak if the low
+    ends of its AUC and, if the rows resolve it, of its TPR at an fpr of .1 are well above chance. Fails if any attack
+    misses the leak, and if none could be run.
     """
     member, holdout = evidence.member, evidence.holdout
     resolved = np.count_nonzero(holdout) >= needed_holdout(0.1)
@@ -176,9 +180,9 @@ def positive_control(evidence: MembershipEvidence, scores: Mapping[str, Floats])
             caught = caught and rate.low is not None and rate.low > CAUGHT_TPR
         held = held and caught
         lines.append(f"{name} AUC {area.value:.3f} (>= {area.low:.3f}){'' if caught else ', not caught'}")
-    detail = f"{np.count_nonzero(member)} examples learnt by heart with labels of dice: " + ", ".join(
+    detail = f"{np.count_nonzero(member)} examples with random labels, learnt by heart: " + ", ".join(
         lines or ["no attack"]
     )
     if not held:
-        detail += ": this audit could not have seen a leak, whatever it found on the candidate"
+        detail += ": this audit could not have seen a leak, whatever it measured on the candidate"
     return Control(name="positive control", held=held, detail=detail)

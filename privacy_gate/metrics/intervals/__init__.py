@@ -1,1 +1,1 @@
-"""Intervals that metrics share."""
+"""Intervals that several metrics share."""

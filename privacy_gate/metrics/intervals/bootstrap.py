@@ -5,7 +5,7 @@ import numpy as np
 from privacy_gate.arrays import Floats
 
 DRAWS = 1000
-"""Simulated tables behind each interval, or each point of a grid."""
+"""Simulated tables for each interval, or for each point of a grid."""
 
 
 def percentile(drawn: Floats, confidence: float) -> tuple[float, float]:

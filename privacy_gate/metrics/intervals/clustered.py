@@ -1,4 +1,4 @@
-"""Intervals of rates over models and rows: scores of one model share that model, those of one row share that row."""
+"""Intervals of rates over models and rows: scores of a model share that model, and scores of a row share that row."""
 
 import math
 
@@ -40,22 +40,24 @@ METHOD = "two-way clustered by models and rows"
 
 
 def clustered_variance(parts: Floats) -> float:
-    """Variance of an estimate to whose error model m and row n together add parts (M, N).
+    """Variance of an estimate whose error is a sum of parts (M, N), one for each model m and row n.
 
-    Two-way clustering (Cameron, Gelbach & Miller 2011), never below that of independent cells.
+    Two-way clustering (Cameron, Gelbach & Miller 2011), but never below the variance of independent cells.
     """
+    # Clusters by row plus clusters by model count each cell twice, so the cells are subtracted once.
     cells = float((parts**2).sum())
     rows, models = float((parts.sum(axis=0) ** 2).sum()), float((parts.sum(axis=1) ** 2).sum())
     return max(rows + models - cells, cells)
 
 
 def clustered_ends(value: float, parts: Floats, confidence: float) -> tuple[float, float]:
-    """Wilson's interval of a rate, with as many trials as give its clustered variance; parts (M, N).
+    """Wilson's interval of a rate, with the number of trials that gives its clustered variance; parts (M, N).
 
     Student's t with M - 1 degrees of freedom.
     """
     models, rows = parts.shape
     variance = clustered_variance(parts)
+    # The number of independent trials that would have this variance; at 0 or 1 the variance says nothing.
     trials = value * (1 - value) / variance if variance > 0 and 0 < value < 1 else float(rows)
     return _wilson(value, trials, float(stdtrit(models - 1, (1 + confidence) / 2)))
 
@@ -63,9 +65,9 @@ def clustered_ends(value: float, parts: Floats, confidence: float) -> tuple[floa
 def left_out_accuracy(correct: Bools, included: Bools, confidence: float) -> Measurement:
     """How often models are right on rows they were not trained on, every row with the same weight.
 
-    correct, included (M, N); M >= 2, every row out of at least one model. With every row in as many
-    models this is the mean of the models' accuracies; with rows that no model was trained on those
-    count once, not twice, so that recipes trained on other pools are held against the same rows.
+    correct, included (M, N); M >= 2, every row left out of at least one model. If every row is in equally many models,
+    this is the mean of the models' accuracies. Rows that no model was trained on also count once, so recipes trained
+    on different pools are compared on the same rows with the same weights.
     """
     value, parts = _linearised(correct, included)
     ends = clustered_ends(value, parts, confidence)
@@ -73,9 +75,10 @@ def left_out_accuracy(correct: Bools, included: Bools, confidence: float) -> Mea
 
 
 def left_out_gain(correct: Bools, included: Bools, before: tuple[Bools, Bools], confidence: float) -> Measurement:
-    """By how much `left_out_accuracy` exceeds that of other models `before` (their correct, included), paired.
+    """The rise of `left_out_accuracy` over that of other models `before` (their correct, included), paired.
 
-    All (M, N), model m of either side drawn alike: what they share, for instance a hard row, cancels.
+    All (M, N). Model m of either side has the same draw of members, so effects that both share, such as a hard row,
+    cancel.
     """
     value, parts = _linearised(correct, included)
     base, base_parts = _linearised(*before)
@@ -86,10 +89,11 @@ def left_out_gain(correct: Bools, included: Bools, before: tuple[Bools, Bools], 
 
 
 def _linearised(correct: Bools, included: Bools) -> tuple[float, Floats]:
-    """The accuracy, and what each model and row add to its error (M, N)."""
+    """The accuracy, and the contribution of each model and row to its error (M, N)."""
     out = np.count_nonzero(~included, axis=0)
     if not out.all():
         raise EvidenceError(f"{np.count_nonzero(out == 0)} rows are in every model's training set: use more references")
+    # Every row weighs 1 / N, divided among the models it is left out of.
     weight = ~included / out / correct.shape[1]
     value = float((weight * correct).sum())
     return value, np.asarray(weight * (correct - value))

@@ -1,1 +1,1 @@
-"""How much clients and groups differ."""
+"""Differences between clients and between groups."""

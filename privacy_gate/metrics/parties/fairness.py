@@ -1,7 +1,7 @@
-"""Whether a model serves some clients worse than others, beyond what chance makes of few rows.
+"""Whether a model serves some clients worse than others, beyond the sampling noise of few rows.
 
-Accuracies of clients with few rows differ even where nothing is unfair, and the worst of many looks bad. So each
-figure is corrected for chance, and has an interval. Axis letters as in evidence.py.
+Accuracies of clients with few rows differ even if nothing is unfair, and the worst of many looks bad. So each figure is
+corrected for sampling noise and has an interval. Axis letters as in evidence.py.
 """
 
 import math
@@ -19,7 +19,7 @@ CLIENT_STD = Metric(
     "client_std",
     title="standard deviation of accuracy over clients, corrected for sampling noise",
     unit="difference",
-    range=(0.0, math.sqrt(0.5)),  # of two clients, one always right and one never
+    range=(0.0, math.sqrt(0.5)),  # the largest: two clients, one always right and one never
     worse="higher",
     resolves="At least 2 clients with 2 holdout examples each; hundreds of each client for a limit of 0.05.",
     means="How differently clients are served by the same model.",
@@ -61,39 +61,39 @@ EVENNESS_METRICS = (
 METRICS = (CLIENT_STD, WORST_DECILE_GAP, inherited(CLIENT_STD), inherited(WORST_DECILE_GAP), *EVENNESS_METRICS)
 
 GRID = 41
-"""Spreads of true accuracies that are tried where an interval is inverted from tests."""
+"""Candidate spreads of the true accuracies, for an interval that is inverted from tests."""
 
 METHOD = "test inversion over the spread of true accuracies"
 
 WORST = 0.1
-"""Share of clients that are the worst; at least one."""
+"""Share of clients that count as the worst; at least one client."""
 
 
 def client_std(correct: Ints, rows: Ints, confidence: float, rng: np.random.Generator) -> Measurement:
     """Standard deviation over clients of their true accuracies.
 
-    correct, rows (K,): right predictions and rows of each client. It is sqrt(max(0, Var_k A_k - mean_k
-    A_k (1 - A_k) / (n_k - 1))): without the variance that binomial noise adds to equal accuracies.
-    Interval: every spread for which a figure this large and one this small are both likely enough. The
-    clients are all there are, so a spread is that of K true accuracies: the pooled mean and deviations scaled to it,
-    cut at 0 and 1. The deviations are tried both as normal ones and as those observed, and the wider end counts. The
-    mean counts half a row more of each kind, so that a few rows all right prove little.
+    correct, rows (K,): right predictions and rows of each client. The estimate is sqrt(max(0, Var_k A_k - mean_k
+    A_k (1 - A_k) / (n_k - 1))): it subtracts the variance that binomial noise adds to equal accuracies.
+    Interval: every spread under which neither a figure this large nor one this small is improbable. The clients are
+    the whole population, so a spread is that of K true accuracies: the pooled mean plus deviations scaled to that
+    spread, clipped to [0, 1]. Two shapes of the deviations are tried, normal and as observed; the wider interval
+    counts. The pooled mean includes half a row right and half a row wrong, so that a few rows all right prove little.
     """
     a, n = _accuracies(correct, rows)
     reason = _too_few("client_std", a, n, 2)
     if reason:
         return reason
     value = float(_debiased(a[None], n)[0])
-    ends = _inverted(value, a, n, lambda observed: _debiased(observed, n), _spread, confidence, rng)
+    ends = _inverted(value, a, n, lambda accuracy: _debiased(accuracy, n), _spread, confidence, rng)
     return measured(CLIENT_STD, value, ends, confidence, METHOD, _samples(n))
 
 
 def worst_decile_gap(correct: Ints, rows: Ints, confidence: float, rng: np.random.Generator) -> Measurement:
-    """Mean accuracy minus that of the worst tenth of clients, minus what chance alone makes of it.
+    """Mean accuracy minus that of the worst tenth of clients, minus the gap that sampling noise alone would cause.
 
-    correct, rows (K,). The worst tenth is max(1, ceil(K / 10)) clients; chance is the mean of the gap of as many
-    clients with equal accuracies and the same rows. Below 0 where clients differ less than chance. Interval: as
-    `client_std`, of the mean true gap of clients with such spreads.
+    correct, rows (K,). The worst tenth is max(1, ceil(K / 10)) clients. The noise term is the mean gap of as many
+    clients with equal accuracies and the same rows. Negative if clients differ less than sampling noise would make
+    them. Interval: as for `client_std`, of the mean true gap of clients with such spreads.
     """
     a, n = _accuracies(correct, rows)
     reason = _too_few("worst_decile_gap", a, n, 2)
@@ -101,31 +101,32 @@ def worst_decile_gap(correct: Ints, rows: Ints, confidence: float, rng: np.rando
         return reason
     floor = float(chance_gaps(_pooled(a, n), n, rng).mean())
     value = float(decile_gap(a[None])[0]) - floor
-    ends = _inverted(value, a, n, lambda observed: decile_gap(observed) - floor, decile_gap, confidence, rng)
+    ends = _inverted(value, a, n, lambda accuracy: decile_gap(accuracy) - floor, decile_gap, confidence, rng)
     return measured(WORST_DECILE_GAP, value, ends, confidence, METHOD, _samples(n))
 
 
 def decile_gap(accuracy: Floats) -> Floats:
-    """Mean minus mean of the max(1, ceil(K / 10)) lowest of accuracies (..., K): (...,). Defined for any K >= 1.
+    """Mean minus the mean of the max(1, ceil(K / 10)) lowest accuracies (..., K): (...,). Defined for any K >= 1.
 
     >>> decile_gap(np.array([0.9, 0.8, 0.7])).round(3).item()
     0.1
     """
-    worst = max(1, int(np.ceil(WORST * accuracy.shape[-1] - 1e-9)))
+    worst = max(1, int(np.ceil(WORST * accuracy.shape[-1] - 1e-9)))  # 1e-9: rounding must not add a client
     lowest = np.sort(accuracy, axis=-1)[..., :worst]
     return np.asarray(accuracy.mean(axis=-1) - lowest.mean(axis=-1))
 
 
 def chance_gaps(accuracy: float, rows: Ints, rng: np.random.Generator) -> Floats:
-    """Worst-decile gaps (DRAWS,) of clients who all have this true accuracy, and so many rows (K,)."""
+    """Worst-decile gaps (DRAWS,) of clients that all have this true accuracy and these numbers of rows (K,)."""
     return decile_gap(_drawn(np.full((DRAWS, len(rows)), accuracy), rows, rng))
 
 
 def evenness(correct: Ints, rows: Ints, confidence: float, rng: np.random.Generator) -> list[Measurement]:
-    """Jain's index, Gini and entropy of accuracies: for reports, never for limits, since they hardly move.
+    """Jain's index, Gini and entropy of accuracies: for reports only, since they hardly react to unfairness.
 
-    correct, rows (K,). Jain's is 1 / (1 + CV^2): 1 where all are alike, as is the entropy of their shares relative to
-    log K; Gini's is 0. Interval: parametric bootstrap, percentile; not corrected for chance.
+    correct, rows (K,). Jain's index is 1 / (1 + CV^2): 1 if all are alike. The entropy of the clients' shares relative
+    to log K is then 1 too, and Gini's index 0. Interval: parametric bootstrap, percentile; not corrected for sampling
+    noise.
     """
     a, n = _accuracies(correct, rows)
     drawn = _drawn(np.broadcast_to(a, (DRAWS, len(n))), n, rng)
@@ -142,25 +143,27 @@ def evenness(correct: Ints, rows: Ints, confidence: float, rng: np.random.Genera
 
 
 def jain(x: Floats) -> Floats:
-    """(sum x)^2 / (K sum x^2) of (..., K): 1 where all are alike, 1/K where one has all. Jain et al. 1984."""
+    """(sum x)^2 / (K sum x^2) of (..., K): 1 if all are alike, 1/K if one has everything. Jain et al. 1984."""
+    # 1e-300 only avoids 0 / 0 where all values are 0, here and below.
     return np.asarray(x.sum(axis=-1) ** 2 / (x.shape[-1] * np.maximum((x**2).sum(axis=-1), 1e-300)))
 
 
 def gini(x: Floats) -> Floats:
-    """Mean absolute difference of two clients over twice the mean, of (..., K): 0 where all are alike."""
+    """Mean absolute difference of two clients divided by twice the mean, of (..., K): 0 if all are alike."""
     size = x.shape[-1]
+    # The sum of |x_i - x_j| over all pairs, from one sort: the value of rank i counts 2 i - K - 1 times.
     weight = 2 * np.arange(1, size + 1) - size - 1
     return np.asarray((np.sort(x, axis=-1) @ weight) / (size * np.maximum(x.sum(axis=-1), 1e-300)))
 
 
 def relative_entropy(x: Floats) -> Floats:
-    """Entropy of shares x / sum x over log K, of (..., K): 1 where all are alike."""
+    """Entropy of the shares x / sum x, divided by log K, of (..., K): 1 if all are alike."""
     share = x / np.maximum(x.sum(axis=-1, keepdims=True), 1e-300)
     return np.asarray(-(share * np.log(np.maximum(share, 1e-300))).sum(axis=-1) / np.log(x.shape[-1]))
 
 
 EVENNESS: dict[str, Callable[[Floats], Floats]] = {"jain": jain, "gini": gini, "entropy": relative_entropy}
-"""Indices that are reported and gate nothing."""
+"""Indices that are reported and that no policy limits."""
 
 
 def _accuracies(correct: Ints, rows: Ints) -> tuple[Floats, Ints]:
@@ -177,17 +180,17 @@ def _too_few(metric: str, a: Floats, n: Ints, fewest: int) -> Measurement | None
 
 
 def _debiased(a: Floats, n: Ints) -> Floats:
-    """The standard deviation without binomial noise, of accuracies (..., K) on rows (K,)."""
+    """The standard deviation corrected for binomial noise, of accuracies (..., K) on rows (K,)."""
     return np.asarray(np.sqrt(np.maximum(0, a.var(axis=-1, ddof=1) - (a * (1 - a) / (n - 1)).mean(axis=-1))))
 
 
 def _drawn(accuracy: Floats, n: Ints, rng: np.random.Generator) -> Floats:
-    """Accuracies observed on n rows, of true ones (..., K)."""
+    """Accuracies observed on n rows, drawn for true accuracies (..., K)."""
     return np.asarray(rng.binomial(n, accuracy) / n)
 
 
 Figure = Callable[[Floats], Floats]
-"""Of accuracies (..., K): (...,)."""
+"""A figure (...,) of accuracies (..., K)."""
 
 
 def _spread(accuracy: Floats) -> Floats:
@@ -196,16 +199,16 @@ def _spread(accuracy: Floats) -> Floats:
 
 
 def _inverted(
-    value: float, a: Floats, n: Ints, shown: Figure, true: Figure, confidence: float, rng: np.random.Generator
+    value: float, a: Floats, n: Ints, observe: Figure, true: Figure, confidence: float, rng: np.random.Generator
 ) -> tuple[float, float]:
-    """The least and greatest true figure that a statistic's `value` does not speak against.
+    """The lowest and highest true figure that a statistic's `value` does not reject.
 
-    a, n (K,): observed accuracies and rows. shown: the statistic, of observed accuracies; true: its figure, of true
-    ones.
+    a, n (K,): observed accuracies and rows. observe: the statistic of observed accuracies; true: the figure of true
+    accuracies.
     """
     normal = rng.standard_normal((DRAWS, len(n)))
     shapes = [normal, np.tile(a, (DRAWS, 1))] if np.ptp(a) > 0 else [normal]
-    ends = [_inverted_along(value, shape, a, n, shown, true, confidence, rng) for shape in shapes]
+    ends = [_inverted_along(value, shape, a, n, observe, true, confidence, rng) for shape in shapes]
     return min(low for low, _ in ends), max(high for _, high in ends)
 
 
@@ -214,18 +217,21 @@ def _inverted_along(
     shape: Floats,
     a: Floats,
     n: Ints,
-    shown: Figure,
+    observe: Figure,
     true: Figure,
     confidence: float,
     rng: np.random.Generator,
 ) -> tuple[float, float]:
-    """Those figures, where true accuracies deviate from their mean as `shape` (DRAWS, K) does, more or less."""
+    """The same figures, for true accuracies that deviate from their mean by multiples of `shape` (DRAWS, K)."""
     shape = shape - shape.mean(axis=1, keepdims=True)
     shape /= shape.std(axis=1, ddof=1, keepdims=True)
+    # GRID spreads from 0 to 1; squaring puts most of them near 0, since most federations have small spreads.
     truth = np.clip(_likely(a, n) + (np.linspace(0, 1, GRID) ** 2)[:, None, None] * shape, 0, 1)
-    statistic = np.stack([shown(_drawn(each, n, rng)) for each in truth])
+    statistic = np.stack([observe(_drawn(accuracies, n, rng)) for accuracies in truth])
+    # A larger spread makes a large figure likelier and a small one less likely. Simulated shares are noisy, so a
+    # running maximum makes them monotonic, as interpolation needs.
     tail, figure = (1 - confidence) / 2, np.maximum.accumulate(true(truth).mean(axis=1))
-    figure[0] = 0.0  # clients alike, but for rounding
+    figure[0] = 0.0  # all clients alike; simulation gives 0 up to rounding
     enough = np.maximum.accumulate((statistic >= value - 1e-12).mean(axis=1))
     few = np.maximum.accumulate((statistic <= value + 1e-12).mean(axis=1)[::-1])
     low = figure[0] if enough[0] >= tail else np.interp(tail, enough, figure)
@@ -234,12 +240,12 @@ def _inverted_along(
 
 
 def _pooled(a: Floats, n: Ints) -> float:
-    """Share of all rows that are right."""
+    """Accuracy over all rows together."""
     return float((a * n).sum() / n.sum())
 
 
 def _likely(a: Floats, n: Ints) -> float:
-    """That share with half a row more of each kind: never 0 or 1."""
+    """The pooled accuracy with half a row right and half a row wrong added: never 0 or 1."""
     return float(((a * n).sum() + 0.5) / (n.sum() + 1))
 
 

@@ -38,7 +38,7 @@ EQUALIZED_ODDS = Metric(
 )
 GROUP_GAP_PART = Metric(
     "group_gap_part",
-    title="part of the gap of accuracy between groups, by where it comes from",
+    title="part of the gap of accuracy between groups, by the stage that causes it",
     unit="difference",
     range=(-2.0, 2.0),  # a difference of two differences
     worse="higher",
@@ -65,7 +65,7 @@ DISPARATE_MIA_P_VALUE = Metric(
     worse="lower",
     resolves="Members of at least 2 groups or clients.",
     means="How often sampling noise alone makes a gap this large between groups; a small value means a real gap.",
-    remedy="Look at the most exposed group, and treat it as disparate_mia says.",
+    remedy="Look at the most exposed group; the remedy for disparate_mia applies.",
 )
 METRICS = (
     GROUP_GAP,
@@ -78,20 +78,20 @@ METRICS = (
 )
 
 BATCH = 100
-"""Posterior draws made at once, so that many classes do not fill the memory."""
+"""Posterior draws made at once: with many classes, all DRAWS together would not fit in memory."""
 
 
 def group_gap(correct: Bools, group: NDArray[Any], confidence: float) -> Measurement:
     """Largest difference of accuracy between two groups; correct and group (N,).
 
-    Interval: for each pair the squared distances to the Clopper-Pearson ends are added (Newcombe 1998, method 10's
-    principle), at a confidence that holds for all pairs at once (Bonferroni).
+    Interval: for each pair, the root of the summed squared distances to the Clopper-Pearson ends (the principle of
+    Newcombe 1998, method 10), at a confidence that holds for all pairs at once (Bonferroni).
     """
     return _largest_gap(GROUP_GAP, correct, group, confidence, "rows")
 
 
 def needed_holdout(limit: Limit, confidence: float) -> int | None:
-    """Rows below which `group_gap` is above its limit even for two groups of half the rows each, all right.
+    """Rows below which `group_gap` exceeds its limit even for two equally large groups without a single error.
 
     >>> needed_holdout(Limit(max=0.1), 0.95)
     72
@@ -105,23 +105,25 @@ def needed_holdout(limit: Limit, confidence: float) -> int | None:
 
 
 def disparate_mia(
-    found: Accusations, permutations: int, confidence: float, rng: np.random.Generator, subject: str = ""
+    calls: Accusations, permutations: int, confidence: float, rng: np.random.Generator, subject: str = ""
 ) -> list[Measurement]:
-    """disparate_mia: largest difference of TPR between two groups, at the one threshold; and its p-value.
+    """disparate_mia: largest difference of TPR between two groups at the one threshold; and its p-value.
 
-    Interval of the gap: as `group_gap`, over members. disparate_mia_p_value: in what share of the shuffles of groups
-    among members the gap is as large, (count + 1) / (shuffles + 1); interval: Clopper-Pearson, of all shuffles there
-    are. Only members are compared, so groups without holdout rows count as all others. Accusing more of a group's
-    members may be for being of the group: `vulnerability_gap` takes its holdout away.
+    Interval of the gap: as for `group_gap`, over members. disparate_mia_p_value: the share of shuffles of the groups
+    among members with a gap at least as large, (count + 1) / (shuffles + 1); its interval is Clopper-Pearson's for the
+    share over all possible shuffles. Only members are compared, so a group without holdout rows counts like any other.
+    A group may be accused more often for reasons other than membership; `vulnerability_gap` subtracts the rate of its
+    holdout rows.
     """
-    accused, group = found.accused[found.member], found.group[found.member]
+    accused, group = calls.accused[calls.member], calls.group[calls.member]
     gap = _largest_gap(DISPARATE_MIA, accused, group, confidence, "members")
     if not gap.measured:
         return [not_measured(metric, str(gap.reason), subject) for metric in ("disparate_mia", "disparate_mia_p_value")]
     _, code, size = np.unique(group, return_inverse=True, return_counts=True)
+    # A shuffle of the groups draws each group's number of accused members from a multivariate hypergeometric.
     shuffled = rng.multivariate_hypergeometric(size, int(accused.sum()), permutations, method="marginals") / size
-    seen = np.ptp(np.bincount(code[accused], minlength=len(size)) / size)
-    extreme = int((np.ptp(shuffled, axis=1) >= seen - 1e-12).sum())
+    observed = np.ptp(np.bincount(code[accused], minlength=len(size)) / size)
+    extreme = int((np.ptp(shuffled, axis=1) >= observed - 1e-12).sum())
     p = measured(
         DISPARATE_MIA_P_VALUE,
         (extreme + 1) / (permutations + 1),
@@ -143,6 +145,7 @@ def _largest_gap(metric: Metric, hit: Bools, group: NDArray[Any], confidence: fl
     ends = np.array([clopper_pearson(int(count), int(rows), level) for count, rows in zip(hits, size, strict=True)])
     rate, below, above = hits / size, hits / size - ends[:, 0], ends[:, 1] - hits / size
     low = high = 0.0
+    # For each group, all groups with a rate no higher at once: every pair is seen once, with a difference >= 0.
     for one in range(len(names)):
         others = (rate <= rate[one]) & (np.arange(len(names)) != one)
         difference = rate[one] - rate[others]
@@ -153,26 +156,28 @@ def _largest_gap(metric: Metric, hit: Bools, group: NDArray[Any], confidence: fl
 
 
 def gap_parts(stages: Mapping[str, Bools], group: NDArray[Any], confidence: float) -> list[Measurement]:
-    """group_gap_part: where the gap between the best and the worst served group comes from, a part for each stage.
+    """group_gap_part: which stages cause the gap between the best and the worst served group, one part per stage.
 
-    stages  by what the part is called: whether a model is right on each row (N,). From the model that all others stand
-            on to the one that is judged, whose best and worst group are compared; group (N,)
+    stages  name of the part -> whether that stage's model is right on each row (N,). They run from the model that all
+            others build on to the judged one, whose best and worst group are compared; group (N,)
 
-    The first part is that model's own gap between the two groups, each other one what its model adds to the gap of the
-    model before it; parts add up to the gap, and may be below 0. Interval: squared distances to the ends added
-    (Newcombe 1998, method 10's principle): Clopper-Pearson's of each group for the first, of paired differences
-    (`paired_interval`) for the others. The two groups are taken as given. Empty with fewer than two groups.
+    The first part is the first model's own gap between the two groups; each later part is the change of the gap from
+    the model before. The parts add up to the judged model's gap, and may be negative. Interval: the root of the summed
+    squared distances to the ends (the principle of Newcombe 1998, method 10): Clopper-Pearson's of each group for the
+    first part, those of paired differences (`paired_interval`) for the others. The two groups are treated as fixed.
+    Empty if there are fewer than two groups.
     """
     names, code, size = np.unique(group, return_inverse=True, return_counts=True)
     if len(names) < 2:
         return []
     judged = np.bincount(code[list(stages.values())[-1]], minlength=len(names)) / size
+    # The last of equally bad groups: if all are alike, best and worst must still be two different groups.
     best, worst = int(judged.argmax()), int(len(judged) - 1 - judged[::-1].argmin())
     rows = [np.flatnonzero(code == one) for one in (best, worst)]
     samples = f"{names[best]} ({size[best]:,} rows) over {names[worst]} ({size[worst]:,})"
     parts, before = [], None
     for name, right in stages.items():
-        ends = [_change(right[mine], None if before is None else before[mine], confidence) for mine in rows]
+        ends = [_change(right[place], None if before is None else before[place], confidence) for place in rows]
         (low, value, high), (other_low, other, other_high) = ends
         interval = (
             value - other - float(np.hypot(value - low, other_high - other)),
@@ -195,7 +200,7 @@ def gap_parts(stages: Mapping[str, Bools], group: NDArray[Any], confidence: floa
 
 
 def _change(right: Bools, before: Bools | None, confidence: float) -> tuple[float, float, float]:
-    """low, value, high of a model's share of right rows (N,), or of how much it is above that of the model before."""
+    """low, value, high of a model's accuracy on rows (N,), or of its rise over the accuracy of the model before."""
     if before is None:
         low, high = clopper_pearson(int(right.sum()), len(right), confidence)
         return low, float(right.mean()), high
@@ -207,23 +212,24 @@ def _change(right: Bools, before: Bools | None, confidence: float) -> tuple[floa
 def equalized_odds(
     predicted: Ints, label: Ints, group: NDArray[Any], confidence: float, rng: np.random.Generator
 ) -> Measurement:
-    """Mean over classes, each against the rest, of the larger of two gaps between groups: of TPR and of FPR.
+    """Mean over classes, one against the rest, of the larger of two gaps between groups: that of TPR and that of FPR.
 
-    predicted, label, group (N,). Hardt et al. 2016 (arXiv 1610.02413); with two classes the difference that fairlearn
-    calls equalized odds. A class counts where two groups have rows of it and rows of others, and is compared between
-    those that have. That is right of groups that have no such rows anywhere: nobody of theirs is to be found, and what
-    others are wrongly called is missed in their own class. Whoever asks looks after groups that lack them here alone.
+    predicted, label, group (N,). Hardt et al. 2016 (arXiv 1610.02413); with two classes this is the difference that
+    fairlearn calls equalized odds. A class counts if two groups have both rows of it and rows of other classes; only
+    groups with both are compared. That is right if the other groups have no such rows anywhere: they have no one to
+    recognise, and their false alarms appear as misses in the true class. The caller must handle groups that lack such
+    rows only in this table.
 
-    Interval: gaps of rates drawn from their posterior (Jeffreys). A gap of estimates is larger than that of true
-    rates, and one drawn around estimates larger still: the high end is the draws' own quantile, and the low end as far
-    below the estimate as their quantile, Bonferroni over pairs of groups, is above it. It is 0 unless groups alike, by
-    shuffling them among the rows of each class, would seldom show so much.
+    Interval: gaps of rates drawn from their posterior (Jeffreys). A gap of estimates is biased above the gap of the
+    true rates, and a gap of rates drawn around the estimates is biased further. So the high end is the draws' own
+    quantile, and the low end lies as far below the estimate as their quantile, Bonferroni over pairs of groups, lies
+    above it. The low end is 0 unless a gap this large is rare when groups are shuffled among the rows of each class.
     """
     names, code = np.unique(group, return_inverse=True)
     shape = (len(names), 1 + int(max(predicted.max(initial=0), label.max(initial=0))))
     value = float(_odds_gap(predicted, label, code, shape))
     if not np.isfinite(value):
-        return not_measured("equalized_odds", "needs a class of which, and of its others, two groups have rows")
+        return not_measured("equalized_odds", "needs a class for which two groups have both positives and negatives")
     tail = (1 - confidence) / 2
     pairs = len(names) * (len(names) - 1) / 2
     high, joint = np.quantile(_plausible_gaps(predicted, label, code, shape, rng), [1 - tail, 1 - tail / pairs])
@@ -235,7 +241,7 @@ def equalized_odds(
 
 
 def _odds_gap(predicted: Ints, label: Ints, code: Ints, shape: tuple[int, int]) -> Floats:
-    """The figure of rows (N,) of groups `code`; shape (G, C). NaN where no class counts."""
+    """The figure for rows (N,) with groups `code`; shape (G, C). NaN if no class counts."""
     right = predicted == label
     hits = _table(code[right], label[right], shape)
     alarms = _table(code[~right], predicted[~right], shape)
@@ -245,11 +251,12 @@ def _odds_gap(predicted: Ints, label: Ints, code: Ints, shape: tuple[int, int]) 
 def _share_as_large(
     value: float, predicted: Ints, label: Ints, code: Ints, shape: tuple[int, int], rng: np.random.Generator
 ) -> float:
-    """In what share of DRAWS shuffles of the groups among the rows of each class the gap is at least `value`."""
+    """The share of DRAWS shuffles, of the groups among the rows of each class, with a gap of at least `value`."""
     order = np.argsort(label, kind="stable")
     predicted, label, code = predicted[order], label[order], code[order]
     extreme = 0
     for _ in range(DRAWS):
+        # Rows are sorted by label, so label + noise in [0, 1) permutes the rows within each class only.
         shuffled = code[np.argsort(label + rng.random(len(label)))]
         extreme += bool(_odds_gap(predicted, label, shuffled, shape) >= value - 1e-12)
     return extreme / DRAWS
@@ -258,49 +265,51 @@ def _share_as_large(
 def _plausible_gaps(
     predicted: Ints, label: Ints, code: Ints, shape: tuple[int, int], rng: np.random.Generator
 ) -> Floats:
-    """Gaps (DRAWS,) of rates that the rows leave possible; shape (G, C).
+    """Gaps (DRAWS,) of rates drawn from their posterior; shape (G, C).
 
-    Of each group and label the shares of predictions are Dirichlet: rows, half a row more that is right, and half that
-    is wrong, of which each other class gets as much. Predictions that do not occur, most of many classes, take no
-    memory.
+    For each group and label, the shares of the predictions are Dirichlet: the counts, plus half a row for the right
+    class and half a row shared equally by the wrong classes. Most of many classes never occur as a prediction; they
+    take no memory.
     """
     groups, classes = shape
-    own = _table(code, label, shape)
+    size = _table(code, label, shape)
     wrong = predicted != label
-    found, count = np.unique(np.stack([code, label, predicted])[:, wrong], axis=1, return_counts=True)
+    errors_seen, count = np.unique(np.stack([code, label, predicted])[:, wrong], axis=1, return_counts=True)
+    # Sparse sums over the distinct errors: column g * C + c gathers those of group g with label, or prediction, c.
     place, ones = np.arange(len(count)), np.ones(len(count))
     wide = (len(count), groups * classes)
-    by_label = csr_array((ones, (place, found[0] * classes + found[1])), shape=wide)
-    by_prediction = csr_array((ones, (place, found[0] * classes + found[2])), shape=wide)
+    by_label = csr_array((ones, (place, errors_seen[0] * classes + errors_seen[1])), shape=wide)
+    by_prediction = csr_array((ones, (place, errors_seen[0] * classes + errors_seen[2])), shape=wide)
     hits = _table(code[~wrong], label[~wrong], shape).ravel()
     gaps = []
     for _ in range(DRAWS // BATCH):
+        # Independent gammas divided by their sum are Dirichlet; `scale` turns shares back into numbers of rows.
         errors = rng.standard_gamma(count, (BATCH, len(count)))
         right, astray = rng.standard_gamma(hits + 0.5, (BATCH, len(hits))), rng.standard_gamma(0.5, (BATCH, len(hits)))
-        scale = own.ravel() / (right + astray + errors @ by_label)
+        scale = size.ravel() / (right + astray + errors @ by_label)
         elsewhere = (astray * scale).reshape(BATCH, groups, classes)
         spread = (elsewhere.sum(axis=2, keepdims=True) - elsewhere) / max(classes - 1, 1)
         alarms = (errors * (scale @ by_label.T)) @ by_prediction
-        gaps.append(_gap_of_counts((right * scale).reshape(spread.shape), alarms.reshape(spread.shape) + spread, own))
+        gaps.append(_gap_of_counts((right * scale).reshape(spread.shape), alarms.reshape(spread.shape) + spread, size))
     return np.concatenate(gaps)
 
 
 def _table(code: Ints, values: Ints, shape: tuple[int, int]) -> Ints:
-    """Rows of each group and class, `shape` (G, C)."""
+    """Number of rows of each group and class, `shape` (G, C)."""
     return np.bincount(code * shape[1] + values, minlength=shape[0] * shape[1]).reshape(shape)
 
 
-def _gap_of_counts(hits: Floats | Ints, alarms: Floats | Ints, own: Ints) -> Floats:
-    """The figure (...,) of right predictions by label and wrong ones by prediction (..., G, C), and of rows (G, C)."""
-    others = own.sum(axis=1, keepdims=True) - own
-    larger = np.maximum(_range(hits, own), _range(alarms, others))
+def _gap_of_counts(hits: Floats | Ints, alarms: Floats | Ints, size: Ints) -> Floats:
+    """The figure (...,) from right predictions by label, wrong ones by prediction (..., G, C), and rows (G, C)."""
+    others = size.sum(axis=1, keepdims=True) - size
+    larger = np.maximum(_range(hits, size), _range(alarms, others))
     counted = np.isfinite(larger)
     total = np.where(counted, larger, 0).sum(axis=-1)
     return np.asarray(np.where(counted.any(axis=-1), total / np.maximum(counted.sum(axis=-1), 1), np.nan))
 
 
 def _range(above: Floats | Ints, below: Ints) -> Floats:
-    """Largest minus smallest ratio over groups (axis -2), of those with rows; NaN where fewer than two have."""
+    """Largest minus smallest ratio over the groups with rows (axis -2); NaN if fewer than two groups have rows."""
     rate = above / np.maximum(below, 1)
     known = below > 0
     top = np.where(known, rate, -np.inf).max(axis=-2)

@@ -72,7 +72,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     return parse(how, Recipe, "recipe")
 
 
-def test_the_worst_of_the_screened_and_what_heads_are_blind_to_is_tried_on_networks(
+def test_networks_face_the_worst_screened_attack_and_those_that_heads_cannot_screen(
     data: AuditData, recipe: Recipe, tmp_path: Path
 ) -> None:
     store, subject = Store(str(tmp_path / "store")), Subject(recipe, "a" * 64, data, {})
@@ -107,10 +107,10 @@ def test_the_worst_of_the_screened_and_what_heads_are_blind_to_is_tried_on_netwo
     assert found["robustness_tax"].value == 0
     assert found["breakdown_point"].measured
     assert found["federated_backdoor"].reason == NO_NETWORKS
-    assert any(f"{worst} is the worst of 3 attacks for heads" in note for note in result.notes)
+    assert any(f"Of 3 attacks, {worst} is the worst for heads" in note for note in result.notes)
 
 
-def test_where_nobody_can_attack_networks_are_trained_for_the_tax_alone(
+def test_if_no_client_can_attack_networks_are_trained_only_for_the_tax(
     data: AuditData, recipe: Recipe, tmp_path: Path
 ) -> None:
     assert recipe.federation is not None
@@ -124,7 +124,7 @@ def test_where_nobody_can_attack_networks_are_trained_for_the_tax_alone(
     found = {one.metric: one.reason for one in result.measurements}
     assert "clients in a round is byzantine" in str(found["byzantine_drop"])
     assert found["robustness_tax"] is None or "learns nothing" in found["robustness_tax"]
-    assert any("robustness_tax is of networks" in note for note in result.notes)
+    assert any("robustness_tax is from networks" in note for note in result.notes)
 
 
 def test_a_head_needs_no_confirmation(data: AuditData, recipe: Recipe) -> None:

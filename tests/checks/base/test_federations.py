@@ -100,7 +100,7 @@ def test_references_that_miss_a_small_client_leave_the_check_unmeasured_and_the_
     )
 
 
-def test_where_no_reference_misses_a_client_all_are_trained(tmp_path: Path) -> None:
+def test_if_no_reference_misses_a_client_all_are_trained(tmp_path: Path) -> None:
     data = table(smallest=20)
     opened = case(recipe(), data, tmp_path, MEMBERSHIP)
     jobs = references(opened.jobs)
@@ -110,7 +110,9 @@ def test_where_no_reference_misses_a_client_all_are_trained(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("divisor", [1, 2])
 @pytest.mark.parametrize("smallest", [1, 2, 4, 20])
-def test_which_references_lack_clients_is_what_training_finds(smallest: int, divisor: int, tmp_path: Path) -> None:
+def test_references_found_to_lack_clients_are_those_that_training_refuses(
+    smallest: int, divisor: int, tmp_path: Path
+) -> None:
     """Naive twin: each is trained by itself, and fails or does not."""
     data, how, failed = table(smallest=smallest), recipe(), 0
     jobs = [train_reference(how, data.digest, index, divisor) for index in range(6)]

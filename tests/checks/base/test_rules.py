@@ -41,7 +41,7 @@ def test_rules_that_heed_how_many_attack_are_those_that_are_listed(name: str) ->
 
 
 @pytest.mark.parametrize("rule", [*ROBUST, Aggregator(name="krum"), Aggregator(name="bulyan")], ids=str)
-def test_a_rule_is_tried_where_a_round_has_as_many_updates_as_it_needs(rule: Aggregator) -> None:
+def test_a_rule_is_tried_if_a_round_has_enough_updates_for_it(rule: Aggregator) -> None:
     for count in range(5, 13):
         study = Study(federations(count), ("sign_flip",), 2, alternatives=True)
         told = rule.model_copy(update={"tolerates": 2})
@@ -74,14 +74,14 @@ def federations(count: int, participation: float = 1.0) -> Federations:
     return Federations(Subject(recipe, "a" * 64, data, {}), recipe.federation, "recipe", 0.5, 3)
 
 
-def test_the_recipes_own_rule_stands_twice_where_telling_it_changes_it_and_fewer_updates_leave_fewer_rules() -> None:
+def test_the_recipes_own_rule_appears_twice_if_tolerates_changes_it_and_fewer_updates_leave_fewer_rules() -> None:
     study = Study(federations(10), ("sign_flip",), 2, alternatives=True)
-    own, told, *others = study.rules()
-    assert (own.tolerates, told.tolerates, study.label(own), study.label(told)) == (
+    own, tolerant, *others = study.rules()
+    assert (own.tolerates, tolerant.tolerates, study.label(own), study.label(tolerant)) == (
         0,
         2,
         "clip + trimmed_mean",
-        "clip + trimmed_mean told of 2",
+        "clip + trimmed_mean with tolerates: 2",
     )
     assert [rule.name for rule in others] == [rule.name for rule in ROBUST]
     assert {rule.tolerates for rule in others} == {2}

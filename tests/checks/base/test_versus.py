@@ -112,7 +112,9 @@ def difference(result: CheckResult, metric: str) -> Measurement:
 
 
 @pytest.mark.parametrize(("metric", "limit"), [("robust_accuracy", DROP), ("universal_transfer", RISE)])
-def test_under_attack_a_worse_candidate_is_told_from_an_equal_and_a_better_one(metric: str, limit: Limit) -> None:
+def test_under_attack_a_worse_candidate_is_distinguished_from_an_equal_and_a_better_one(
+    metric: str, limit: Limit
+) -> None:
     sign = -1 if limit is DROP else 1
     for own, status in ((0.6, Status.MET), (0.6 + 0.2 * sign, Status.VIOLATED), (0.6 - 0.2 * sign, Status.MET)):
         found = difference(CHECKS[metric].measure(against(), answers(own, 0.6), 0.95), metric)
@@ -121,7 +123,7 @@ def test_under_attack_a_worse_candidate_is_told_from_an_equal_and_a_better_one(m
         assert judged_status(found, limit) is status
 
 
-def test_on_corrupted_images_and_on_plain_ones_likewise() -> None:
+def test_on_corrupted_images_a_worse_candidate_is_distinguished_too() -> None:
     def spoiled(own: float) -> Any:
         told = answers(own, 0.6)
 
@@ -155,7 +157,7 @@ def test_the_champion_is_asked_what_the_candidate_is_by_its_own_recipe_and_nothi
 
 
 @pytest.mark.parametrize("metric", CHECKS)
-def test_what_each_of_the_two_answered_is_read_once(metric: str) -> None:
+def test_the_answers_of_each_model_are_read_once(metric: str) -> None:
     told, asked = answers(0.7, 0.6), list[Job]()
 
     def results(job: Job) -> Any:
@@ -170,12 +172,12 @@ def test_what_each_of_the_two_answered_is_read_once(metric: str) -> None:
 @pytest.mark.parametrize(
     ("champion", "reason"),
     [
-        (None, "nobody looked which version is promoted now"),
-        (Champion("champion"), "no version stands at the alias champion, and the policy says block"),
+        (None, "the version promoted now was not looked up"),
+        (Champion("champion"), "no version has the alias champion, and the policy says without_champion: block"),
         (Champion("champion", "3", reason="it is torn"), "version 3, the champion, cannot be compared: it is torn"),
     ],
 )
-def test_a_champion_that_is_not_there_is_no_limit_met_and_nothing_is_computed_of_it(
+def test_without_a_champion_no_limit_is_met_and_nothing_is_computed(
     metric: str, champion: Champion | None, reason: str
 ) -> None:
     judged, check = replace(subject(), champion=champion), CHECKS[metric]
@@ -187,7 +189,7 @@ def test_a_champion_that_is_not_there_is_no_limit_met_and_nothing_is_computed_of
 
 
 @pytest.mark.parametrize("metric", CHECKS)
-def test_by_leave_or_beside_an_absolute_limit_the_first_version_is_compared_with_nothing(metric: str) -> None:
+def test_the_first_version_is_not_compared_if_the_policy_allows_it_or_has_an_absolute_limit(metric: str) -> None:
     judged, check = replace(subject(), champion=Champion("champion")), CHECKS[metric]
     for change in ({"without_champion": "pass"}, {"without_champion": None, "min": 0.1}):
         if metric == "universal_transfer" and "min" in change:
@@ -195,7 +197,7 @@ def test_by_leave_or_beside_an_absolute_limit_the_first_version_is_compared_with
         lenient = check.model_copy(update={"limits": {metric: check.limits[metric].model_copy(update=change)}})
         result = lenient.measure(judged, answers(1.0, 1.0), 0.95)
         assert result.left_out == (f"{metric}_vs_champion",)
-        assert "by the policy's leave: no version stands at the alias champion" in result.notes[-1]
+        assert "as the policy allows (without_champion: pass): no version has the alias champion" in result.notes[-1]
 
 
 @pytest.mark.parametrize(
@@ -203,7 +205,7 @@ def test_by_leave_or_beside_an_absolute_limit_the_first_version_is_compared_with
     [
         ("robust_accuracy", answers(0.9, 0.9, flat=0.2), "of the champion: gradients are masked"),
         ("robust_accuracy", answers(0.9, 0.1, right=0.2), "of the champion: it is right on 20% of the rows"),
-        ("universal_transfer", answers(0.9, 0.9, crafted=0.2), "of the champion: the change found changes 20%"),
+        ("universal_transfer", answers(0.9, 0.9, crafted=0.2), "of the champion: the universal change alters 20%"),
         ("universal_transfer", answers(0.9, 0.9, right=0.2), "of the champion: it is right on 20% of the rows"),
         ("corruption_ratio", answers(0.9, 0.2), "of the champion: it is right on 20% of the rows"),
         ("holdout_accuracy", answers(0.9, 0.2), "of the champion: it is right on 20% of the rows"),
@@ -226,7 +228,7 @@ def test_a_champion_without_public_weights_has_no_change_crafted_on_them() -> No
 
 
 @pytest.mark.parametrize("metric", ["robust_accuracy", "universal_transfer", "corruption_ratio"])
-def test_where_the_candidate_has_no_figure_there_is_no_difference(metric: str) -> None:
+def test_without_a_figure_of_the_candidate_there_is_no_difference(metric: str) -> None:
     embeddings = replace(subject().data, image=None, embedding=np.zeros((ROWS, 3), dtype=np.float32))
     judged = replace(against(), data=embeddings)
     assert not [job for job in CHECKS[metric].jobs(judged) if not isinstance(job, Embed)]

@@ -173,4 +173,4 @@ def test_a_clean_candidate_passes(kind: str, seed: int, digits: Digits, data: Au
     lift, fragility = result.measurements[:2]
     assert judged_status(lift, LIMIT) is Status.MET
     assert judged_status(fragility, LIMIT) is Status.VIOLATED
-    assert not any("use this checkpoint no further" in each.action for each in result.remedies)
+    assert not any("stop using this checkpoint" in each.action for each in result.remedies)

@@ -25,7 +25,7 @@ def random_split(rng: np.random.Generator, rows: int) -> np.ndarray:
 
 
 def alone(split: np.ndarray) -> MembershipEvidence:
-    """Evidence without references: controls read its split alone."""
+    """Evidence without references: controls only read its split."""
     rows = len(split)
     return MembershipEvidence(
         target=np.zeros(rows),
@@ -56,7 +56,7 @@ def test_a_class_that_is_commoner_among_members_is_seen() -> None:
     label = rng.integers(0, 10, 1000)
     label[(split == Split.MEMBER) & (rng.random(1000) < 0.15)] = 3
     assert not comparable(label, split).held
-    assert "draw both from one population" in comparable(label, split).detail
+    assert "draw members and holdout from one population" in comparable(label, split).detail
 
 
 def test_groups_that_are_mixed_differently_are_seen_though_classes_are_not() -> None:
@@ -131,7 +131,7 @@ def test_without_population_or_an_attack_that_scores_it_the_negative_control_is_
 PLANTED = parts(64, 128, 300)
 
 
-def test_a_leak_that_every_attack_sees_holds_the_positive_control() -> None:
+def test_a_leak_that_every_attack_sees_passes_the_positive_control() -> None:
     rng = np.random.default_rng(0)
     leak = 3.0 * (PLANTED == Split.MEMBER)
     assert positive_control(alone(PLANTED), {name: leak + rng.normal(size=492) for name in "abc"}).held

@@ -130,13 +130,13 @@ def test_comparisons_equal_the_slow_ones(references: int, group: int) -> None:
         assert ratio[model, row] == pytest.approx(density[1 - own] - density[own], abs=1e-9)
 
 
-def test_neither_a_model_itself_nor_those_drawn_with_it_are_what_it_is_held_against() -> None:
+def test_a_model_is_compared_neither_with_itself_nor_with_those_drawn_with_it() -> None:
     included = masks(np.random.default_rng(0), 64, 2)
     expected = ~(np.arange(64)[:, None] // 2 == np.arange(64) // 2)
     assert np.mean(unrelated(included) != expected) < 0.002
 
 
-def test_the_candidate_has_no_say_in_what_it_is_measured_by() -> None:
+def test_the_candidate_does_not_influence_its_references() -> None:
     _, evidence, _ = audit(0, 1.0)
     included = np.concatenate([evidence.member[None], evidence.included])
     honest, wild = (
@@ -209,21 +209,21 @@ def test_another_recipe_is_caught(shift: float, scale: float, name: str) -> None
         assert f"plausible {name}" in failed(replace(evidence, target=moved))
 
 
-def test_where_no_wrong_list_could_be_seen_the_control_says_so() -> None:
+def test_if_no_wrong_list_could_be_seen_the_control_says_so() -> None:
     for seed in range(5):
         evidence = exchanged(seed, 1.0, leak=0.0)
         level, spread, membership = plausibility(evidence)
         assert (level.held, spread.held, membership.held) == (True, True, True)
-        assert "no wrong list would be seen" in membership.detail
+        assert "no wrong list of members would be seen" in membership.detail
 
 
-def test_what_is_caught_says_that_the_dossier_does_not_describe_this_model() -> None:
+def test_a_failed_control_says_that_the_dossier_does_not_describe_this_model() -> None:
     controls = {control.name: control for control in plausibility(exchanged(0, 1.0, leak=2.0))}
     assert not controls["plausible membership"].held
     assert "the dossier does not describe this model" in controls["plausible membership"].detail
 
 
-def test_what_hardly_any_spread_would_show_is_said_in_few_digits() -> None:
+def test_huge_detectable_spreads_are_printed_in_few_digits() -> None:
     _, evidence, rng = audit(3, 0.5, references=8)
     wild = evidence.reference * np.exp(2 * rng.normal(size=(8, 1)))
     for reference, expected in ((evidence.reference, r"\d{1,3}%"), (wild, r"only ones \S{1,8} times")):

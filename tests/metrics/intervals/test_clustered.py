@@ -14,7 +14,7 @@ def halves(rng: np.random.Generator, models: int, rows: int) -> Bools:
     return np.array([half for pair in pairs for half in (pair, ~pair)])
 
 
-def test_it_is_the_mean_of_the_models_accuracies_where_all_rows_are_left_out_as_often() -> None:
+def test_it_is_the_mean_of_the_models_accuracies_if_all_rows_are_left_out_equally_often() -> None:
     rng = np.random.default_rng(1)
     included, correct = halves(rng, 8, 200), rng.random((8, 200)) < 0.7
     found = left_out_accuracy(correct, included, 0.95)
@@ -29,7 +29,7 @@ def test_a_row_that_no_model_was_trained_on_counts_once_like_every_other() -> No
     assert left_out_accuracy(correct, included, 0.95).value == pytest.approx(2 / 3)
 
 
-def test_what_a_model_says_of_its_own_training_rows_plays_no_part() -> None:
+def test_answers_on_a_models_own_training_rows_play_no_part() -> None:
     rng = np.random.default_rng(2)
     included, correct = halves(rng, 8, 100), rng.random((8, 100)) < 0.6
     assert left_out_accuracy(correct | included, included, 0.9) == left_out_accuracy(correct & ~included, included, 0.9)
@@ -79,7 +79,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
     assert gains >= 0.85 * runs
 
 
-def test_the_paired_change_is_told_far_better_than_two_accuracies() -> None:
+def test_the_paired_change_is_measured_far_better_than_two_accuracies() -> None:
     rng = np.random.default_rng(5)
     included = halves(rng, 16, 300)
     before, after = planted(rng, included, 0.05)

@@ -40,7 +40,7 @@ def test_the_interval_covers_the_true_difference(up: float, down: float, rows: i
     assert ((low <= up - down) & (up - down <= high)).mean() > 0.93
 
 
-def test_where_no_row_tells_the_two_apart_the_interval_is_still_open() -> None:
+def test_the_interval_has_a_width_even_if_the_models_agree_on_every_row() -> None:
     low, high = paired_interval(np.array([0]), np.array([0]), np.array([100]), 0.95)
     assert low == pytest.approx(-high)
     assert 0.03 < high < 0.05

@@ -151,13 +151,13 @@ def test_equalized_odds_of_many_classes_is_the_mean_of_each_against_the_rest() -
     assert found.value == pytest.approx(np.mean(by_hand), rel=1e-12)
 
 
-def test_what_a_group_without_a_class_is_wrongly_called_is_missed_in_its_own_classes() -> None:
-    """One group has nobody of class 2, and is called so instead of what it is: its own class tells."""
+def test_false_alarms_of_a_group_without_a_class_count_as_misses_in_its_own_classes() -> None:
+    """One group has no rows of class 2 and is predicted as class 2: this counts as misses in its own class."""
     rng, label = np.random.default_rng(3), np.tile([0, 1, 2], 200)
     group = np.where((label == 2) | (rng.random(600) < 0.5), "f", "m")
     predicted = np.where((group == "m") & (label == 1), 2, label)
     assert ends(equalized_odds(label, label, group, 0.95, rng))[1] == 0
-    # Class 1 is found in f alone, class 0 in both; f's rows of class 2 are compared with nobody's.
+    # Only f has class 1, both have class 0; f's rows of class 2 are compared with no other group.
     assert ends(equalized_odds(predicted, label, group, 0.95, rng))[1] == pytest.approx(1 / 2)
 
 
@@ -176,10 +176,10 @@ def test_a_group_gap_covers_the_true_one_and_a_planted_one_is_found() -> None:
 
 
 @pytest.mark.parametrize(("classes", "rows", "shares"), [(2, 10, (0.99, 0.96)), (10, 40, (0.95, 0.9))])
-def test_equalized_odds_covers_the_true_gap_where_errors_are_few(
+def test_equalized_odds_covers_the_true_gap_if_errors_are_few(
     classes: int, rows: int, shares: tuple[float, float]
 ) -> None:
-    """A bootstrap of predictions does not: where no row is wrong it knows no error."""
+    """A bootstrap of predictions does not: if no row is wrong, no resampled row is."""
     rng, covered, runs = np.random.default_rng(0), 0, 40
     label, group = np.tile(np.repeat(np.arange(classes), rows), 2), np.repeat([0, 1], rows * classes)
     for _ in range(runs):
@@ -296,7 +296,7 @@ def test_indices_of_evenness_are_their_definitions() -> None:
         ends(each)
 
 
-def test_jain_hardly_moves_where_the_worst_client_is_ruined() -> None:
+def test_jain_hardly_changes_if_the_worst_client_is_ruined() -> None:
     """Which is why it gates nothing."""
     accuracy = np.full(20, 0.9)
     accuracy[0] = 0.4
@@ -317,6 +317,6 @@ def test_what_cannot_be_measured_says_why() -> None:
     assert "the smallest with 1" in str(worst_decile_gap(np.array([1, 5]), np.array([1, 9]), 0.95, rng).reason)
     assert "needs >= 2 groups" in str(group_gap(np.array([True]), np.array(["a"]), 0.95).reason)
     alone = equalized_odds(np.array([0, 1]), np.array([0, 1]), np.array(["a", "b"]), 0.95, rng)
-    assert "two groups have rows" in str(alone.reason)
+    assert "two groups have both positives and negatives" in str(alone.reason)
     with pytest.raises(EvidenceError, match="0 <= right <= rows"):
         client_std(np.array([5, 5]), np.array([4, 9]), 0.95, rng)
