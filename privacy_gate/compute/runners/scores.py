@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from privacy_gate.arrays import Arrays
-from privacy_gate.compute.images.backbone import candidate_head, joined
+from privacy_gate.compute.images.backbone import candidate_head, candidate_tensors, joined
 from privacy_gate.compute.training.command import score_by_command
 from privacy_gate.compute.training.heads import confidences, head_logits
 from privacy_gate.compute.training.judged import score_network

@@ -58,6 +58,10 @@ WHITENING_ROWS = 2_048
 WIDEST = 8_192
 """Inputs of a layer up to which their whole covariance is inverted; of wider layers only its diagonal."""
 
+SUREST = 20.0
+"""Largest ratio of signal to noise, mean over rows, with which a layer is weighted. Otherwise a layer whose
+change lies in the span of all rows' gradients, because its parameters or the rows are few, would silence the others."""
+
 _SHARES = np.logspace(-6, 3, 37)
 """Ratios of signal to noise, mean over rows, among which a layer's most likely one is chosen."""
 
@@ -140,6 +144,13 @@ def served(model: torch.nn.Module, tensors: Tensors, recipe: Recipe) -> Tensors:
     return merged
 
 
+def span_refused(recipe: Recipe) -> str | None:
+    """Why the span of such a network is not computed; None if it is."""
+    if recipe.adaptation in ("head", "command"):
+        return f"adaptation '{recipe.adaptation}' trains no network that the gate knows"
+    return None
+
+
 def _changed_parameters(model: torch.nn.Module, recipe: Recipe) -> list[str]:
     """Names of the parameters that training changed, as stored in a candidate, in the model's order."""
     if recipe.lora is None:
@@ -189,8 +200,9 @@ def gradient_span(
             own = (one.held @ one.held.T).cpu().numpy()
             signal, noise = _fit(own[np.ix_(some, some)], one.towards[some], one.squares, one.numbers)
             if noise > 0:
-                kernel += own * kernel.dtype.type(signal / noise)
-                right += one.towards * (np.sqrt(signal) / noise)
+                trust = min(1.0, SUREST * noise * len(some) / (signal * float(np.trace(own[np.ix_(some, some)]))))
+                kernel += own * kernel.dtype.type(trust * signal / noise)
+                right += one.towards * (trust * np.sqrt(signal) / noise)
     mean = float(np.trace(kernel)) / len(kernel)
     if not mean > 0:
         return np.zeros(len(label), dtype=kernel.dtype)
