@@ -11,11 +11,10 @@ from privacy_gate.attacks.entropy import entropy
 from privacy_gate.attacks.gradient import gradient_norm, not_converged, self_influence
 from privacy_gate.attacks.labels import consistency, gap, label_lira
 from privacy_gate.attacks.lira import lira_offline, lira_online
-from privacy_gate.attacks.loss import attack_p, attack_r, loss
+from privacy_gate.attacks.loss import attack_p, attack_r, loss, loss_trace
 from privacy_gate.attacks.quantile import quantile
 from privacy_gate.attacks.release import Release
 from privacy_gate.attacks.rmia import base, informia, rmia_offline, rmia_online
-from privacy_gate.attacks.trace import loss_trace
 from privacy_gate.attacks.weights import (
     Statistic,
     alone,

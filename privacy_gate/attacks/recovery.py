@@ -12,10 +12,11 @@ from privacy_gate.attacks.heads import centred
 from privacy_gate.attacks.release import FLOAT32, Release, released
 
 MOST_STEPS, TOLERANCE = 200, 1e-6
-"""Conjugate gradients of the weighted fit: the most steps, and the residual relative to the right-hand side."""
+"""Conjugate gradients of the weighted fit: the most steps, and the residual relative to the right-hand side.
 
-MANY_STEPS = 40
-"""The same for many models at once under a prior, which already bounds the directions that converge last."""
+Fewer steps blind the attack, which lives in the directions that converge last: at 40 steps seven decimals seem to hide
+most members of the heads in tests/attacks, at 200 none.
+"""
 
 RIDGE = 1e-10
 """Share of the mean eigenvalue added to the features' covariance: constant or repeated features leave it singular."""
@@ -121,7 +122,7 @@ def _weighted(x: Floats, logs: Floats, weight: Floats, prior: Floats | None = No
     inner = product(left, step_on)
     goal = TOLERANCE**2 * inner
     tiny = np.finfo(np.float64).tiny
-    for _ in range(MOST_STEPS if prior is None else MANY_STEPS):
+    for _ in range(MOST_STEPS):
         if (inner <= goal).all():
             break
         moved = image(step_on)

@@ -8,7 +8,7 @@ import pytest
 
 from privacy_gate.attacks import ATTACKS
 from privacy_gate.attacks.evidence import MembershipEvidence
-from privacy_gate.attacks.trace import loss_trace
+from privacy_gate.attacks.loss import loss_trace
 from privacy_gate.errors import EvidenceError
 
 
