@@ -42,7 +42,6 @@ RELEASES = (
     Release(outputs="weights"),
     Release(),
     Release(digits=3),
-    Release(digits=2),
     Release(outputs="top_k", k=1),
     Release(outputs="label"),
 )
