@@ -18,7 +18,8 @@ from privacy_gate.compute.training.judged import judged
 from privacy_gate.compute.training.network_stack import TrainedNetwork
 from privacy_gate.compute.training.networks import network_logits, train_networks
 from privacy_gate.compute.training.parts import network
-from privacy_gate.compute.training.spans import network_span, public_network, span_refused
+from privacy_gate.compute.training.spans import network_span
+from privacy_gate.compute.training.starts import public_network, span_refused
 from privacy_gate.compute.work import Work
 from privacy_gate.dossier.dataset import AuditData
 from privacy_gate.dossier.recipe import CommandRecipe, Recipe

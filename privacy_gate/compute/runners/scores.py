@@ -10,7 +10,8 @@ from privacy_gate.compute.training.command import score_by_command
 from privacy_gate.compute.training.heads import confidences, head_logits
 from privacy_gate.compute.training.judged import score_network
 from privacy_gate.compute.training.parts import changed
-from privacy_gate.compute.training.spans import network_span, public_network, span_refused
+from privacy_gate.compute.training.spans import network_span
+from privacy_gate.compute.training.starts import public_network, span_refused
 from privacy_gate.compute.work import Work
 from privacy_gate.dossier.recipe import CommandRecipe
 from privacy_gate.errors import CandidateError

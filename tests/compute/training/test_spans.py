@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
-from privacy_gate.compute.images.backbone import Tensors
+from privacy_gate.compute.images.backbone import Tensors, head_names
 from privacy_gate.compute.machine.device import Machine
-from privacy_gate.compute.training import spans
+from privacy_gate.compute.training import spans, starts
 from privacy_gate.compute.training.networks import Images, train_networks
 from privacy_gate.dossier.recipe import Recipe
 
@@ -64,7 +64,7 @@ def plain_span(
             gradients[name].append(total[name])
     groups = [[name for name in first if first[name].ndim < 2]]
     groups += [[name] for name in first if first[name].ndim >= 2]
-    names_of_head = spans.head_names(model)
+    names_of_head = head_names(model)
     kernel, right = np.zeros((len(label), len(label))), np.zeros(len(label))
     for group in groups:
         rows, changes = [], []
@@ -105,11 +105,11 @@ def test_span_equals_a_plain_computation_with_dense_matrices(
     recipe = make(name, adaptation, **changes)
     images, label = problem(recipe, 14)
     tensors = trained_on(recipe, images, label, np.arange(7))
-    model = spans.public_network(recipe, MACHINE).double()
-    last = {key: value.double() for key, value in spans.served(model, tensors, recipe).items()}
-    first = spans.known_start(model, recipe)
+    model = starts.public_network(recipe, MACHINE).double()
+    last = {key: value.double() for key, value in starts.served(model, tensors, recipe).items()}
+    first = starts.known_start(model, recipe)
     span = spans.gradient_span(model, first, last, images, label, recipe, MACHINE, sketched=2**20)
-    twin = plain_span(spans.public_network(recipe, MACHINE).double(), first, last, images, label, recipe)
+    twin = plain_span(starts.public_network(recipe, MACHINE).double(), first, last, images, label, recipe)
     np.testing.assert_allclose(span, twin, rtol=1e-8, atol=1e-8 * float(np.abs(twin).max()))
 
 
@@ -117,8 +117,8 @@ def test_blocks_groups_and_threads_change_nothing(make: Make) -> None:
     recipe = make(CNN, "full", batch_size=7)
     images, label = problem(recipe, 14)
     tensors = trained_on(recipe, images, label, np.arange(7))
-    model = spans.public_network(recipe, MACHINE).double()
-    first, last = spans.known_start(model, recipe), {key: value.double() for key, value in tensors.items()}
+    model = starts.public_network(recipe, MACHINE).double()
+    first, last = starts.known_start(model, recipe), {key: value.double() for key, value in tensors.items()}
 
     def span(**bounds: int) -> NDArray[Any]:
         return spans.gradient_span(model, first, last, images, label, recipe, MACHINE, **bounds)
@@ -146,7 +146,7 @@ def test_span_finds_the_members(make: Make, name: str, adaptation: str, changes:
     images, label = problem(recipe, 28)
     member = np.random.default_rng(1).permutation(28) < 14
     tensors = trained_on(recipe, images, label, np.flatnonzero(member))
-    model = spans.public_network(recipe, MACHINE)
+    model = starts.public_network(recipe, MACHINE)
     span = spans.network_span(model, tensors, images, label, recipe, MACHINE)
     assert share_above(span, member) > 0.9
     # A network that was trained on other rows says nothing about these: shuffled membership gives chance.
@@ -163,14 +163,14 @@ def share_above(score: NDArray[Any], member: NDArray[np.bool_]) -> float:
 def test_network_that_did_not_move_scores_zero(make: Make) -> None:
     recipe = make(CNN, "full")
     images, label = problem(recipe, 6)
-    model = spans.public_network(recipe, MACHINE)
-    start = spans.known_start(model, recipe)
+    model = starts.public_network(recipe, MACHINE)
+    start = starts.known_start(model, recipe)
     assert not spans.network_span(model, start, images, label, recipe, MACHINE).any()
 
 
 def test_an_attacker_knows_only_the_mean_of_a_random_start(make: Make) -> None:
     recipe = make(CNN, "scratch")
-    start = spans.known_start(spans.public_network(recipe, MACHINE), recipe)
+    start = starts.known_start(starts.public_network(recipe, MACHINE), recipe)
     assert {float(value.min()) for value in start.values()} == {0.0, 1.0}
-    again = spans.known_start(spans.public_network(recipe, MACHINE), recipe)
+    again = starts.known_start(starts.public_network(recipe, MACHINE), recipe)
     assert all(torch.equal(value, again[name]) for name, value in start.items())
