@@ -2,10 +2,11 @@
 
 import torch
 
-from privacy_gate.compute.images.backbone import Tensors, build, head_names, public_tensors
+from privacy_gate.compute.images.backbone import build, head_names, public_tensors
 from privacy_gate.compute.machine.device import Machine
 from privacy_gate.compute.training.parts import NORMS, lora_targets, scales_and_shifts, trained
 from privacy_gate.dossier.recipe import Recipe
+from privacy_gate.weights.layout import Tensors
 
 
 def public_network(recipe: Recipe, machine: Machine) -> torch.nn.Module:

@@ -10,11 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
-from privacy_gate.compute.images.backbone import Tensors, head_names
+from privacy_gate.compute.images.backbone import head_names
 from privacy_gate.compute.machine.device import Machine
 from privacy_gate.compute.training import spans, starts
 from privacy_gate.compute.training.networks import Images, train_networks
 from privacy_gate.dossier.recipe import Recipe
+from privacy_gate.weights.layout import Tensors
 
 Make = Callable[..., Recipe]
 CNN, VIT = "test_efficientnet", "test_vit"
