@@ -1,6 +1,7 @@
 """Every model as target by every attack that can: equal to the double loop."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,8 @@ def alone(phi: Floats, included: Bools, population: Floats, target: int) -> Memb
         logits=np.zeros((rows, 2)),
         span=every[target],
         reference_span=every[others],
+        right=every[target] > 0,
+        reference_right=every[others] > 0,
     )
 
 
@@ -52,6 +55,7 @@ def pieces(evidence: MembershipEvidence, *, span: bool = False) -> tuple[Floats,
 def test_it_equals_the_double_loop(name: str, plant: Plant) -> None:
     evidence = plant(0, leak=1.0, references=23, pool=60, population=150, inclusion=0.5)
     phi, included, population = pieces(evidence, span=name == "span_lira")
+    evidence = replace(evidence, right=evidence.target > 0, reference_right=evidence.reference > 0)
     found = EVERY_MODEL[name](evidence)
     assert found.shape == phi.shape
     for target in range(len(phi)):

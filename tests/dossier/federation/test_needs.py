@@ -123,5 +123,5 @@ def test_updates_are_put_in_buckets_once_and_a_bucket_has_no_loss() -> None:
         ("bucketing", "nnm", "bucketing", "mean"),
         ("bucketing", "q_fedavg"),
     ):
-        with pytest.raises(ConfigurationError, match="put in buckets once"):
+        with pytest.raises(ConfigurationError, match="bucketing at most once"):
             rule(*names)
