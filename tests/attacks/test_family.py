@@ -67,8 +67,8 @@ def test_chance_is_within_the_interval_in_95_of_100_audits_in_the_long_run(plant
         evidence = plant(seed, leak=2.0, trained=False, references=16, pool=2000, population=100)
         for name, fpr in times:
             times[name, fpr] += covered(name, evidence, fpr)
-    # Each count is binomial with at least .95. The smallest of many may lie below that mean, so its bound is that of the
-    # whole family at .01; all together cover at least as often as they promise.
+    # Each count is binomial with at least .95. The smallest of many may lie below that mean, so its bound
+    # is that of the whole family at .01; all together cover at least as often as they promise.
     assert min(times.values()) >= binom.ppf(0.01 / len(times), audits, 0.95)
     assert sum(times.values()) >= 0.95 * audits * len(times)
 
