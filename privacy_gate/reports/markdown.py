@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from privacy_gate.reports import coverage, details, exposure, hostile, story, words
 from privacy_gate.verdict.judgement import Finding, Severity, Status, Verdict
-from privacy_gate.verdict.report import CheckRecord, Report
+from privacy_gate.verdict.report import CheckRecord, PolicyRecord, Report
 
 Item = TypeVar("Item")
 
@@ -95,6 +95,12 @@ def render(report: Report) -> str:
     return text
 
 
+def _release(policy: PolicyRecord) -> str:
+    """What an attacker sees; older reports have the release context alone."""
+    context = f"release context {prose(policy.release_context)}"
+    return f"release of {prose(policy.released)}, {context}" if policy.released else context
+
+
 def _head(report: Report) -> str:
     candidate, policy = report.candidate, report.policy
     # An approved model needs no help.
@@ -105,7 +111,7 @@ def _head(report: Report) -> str:
             f"version {prose(candidate.version)}\n",
             f"{prose(story.why(report))}\n",
             f"**{label}:** {prose(story.next_step(report))}\n",
-            f"Policy {prose(policy.name)}, version {policy.version}; release context {prose(policy.release_context)}, "
+            f"Policy {prose(policy.name)}, version {policy.version}; {_release(policy)}, "
             f"declared by the operator. {words.SCOPE}\n",
         ]
     )
