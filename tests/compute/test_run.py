@@ -3,6 +3,7 @@
 import hashlib
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -339,6 +340,41 @@ def test_a_network_from_scratch_needs_no_public_weights_and_references_start_apa
     run(jobs, Inputs(data, tmp_path), MACHINE, store)
     kept = np.stack([store.get(job)["confidence"] for job in jobs])
     assert np.ptp(kept, axis=0).min() > 0
+
+
+@pytest.mark.parametrize("adaptation", ["film", "full", "scratch"])
+def test_a_network_s_gradient_span_is_kept_if_it_is_asked_for_and_changes_nothing_else(
+    adaptation: str, recipe: Recipe, data: AuditData, tmp_path: Path
+) -> None:
+    how, store = tuned(recipe, adaptation), Store(str(tmp_path / "store"))
+    store_candidate(how, tmp_path / "candidate", "layer1.0.bn1.weight")
+    plain = [Score("a" * 64, how, data.digest), *(train_reference(how, data.digest, index) for index in range(2))]
+    kept = [replace(job, keeps=("span",)) for job in plain]
+    run([*plain, *kept], Inputs(data, tmp_path / "candidate"), MACHINE, store)
+    for without, with_span in zip(plain, kept, strict=True):
+        bare, whole = store.get(without), store.get(with_span)
+        assert set(whole) == {*bare, "span"}
+        assert whole["span"].shape == (ROWS,)
+        assert np.isfinite(whole["span"]).all()
+        assert np.ptp(whole["span"]) > 0
+        np.testing.assert_array_equal(bare["confidence"], whole["confidence"])
+
+
+def test_heads_are_kept_if_they_are_asked_for_and_say_what_their_models_say(
+    recipe: Recipe, data: AuditData, tmp_path: Path
+) -> None:
+    store = Store(str(tmp_path / "store"))
+    store_candidate(recipe, tmp_path / "candidate", "fc.bias")
+    views = embed_jobs(recipe.backbone, recipe.input, data.digest, data.rows, recipe.views)
+    jobs = [Score("a" * 64, recipe, data.digest, ("head",)), train_reference(recipe, data.digest, 0, keeps=("head",))]
+    run([*views, *jobs], Inputs(data, tmp_path / "candidate"), MACHINE, store)
+    features = np.concatenate([store.get(job)["features"] for job in views[: len(views) // len(recipe.views)]])
+    for job in jobs:
+        arrays = store.get(job)
+        head = arrays["head"]
+        assert head.shape == (CLASSES, features.shape[1] + 1)
+        logits = features @ head[:, :-1].T + head[:, -1]
+        np.testing.assert_allclose(logits, arrays["logits"], rtol=1e-4, atol=1e-4)
 
 
 def test_the_residual_is_the_distance_of_the_probabilities_from_the_label() -> None:
