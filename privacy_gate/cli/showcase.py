@@ -39,8 +39,19 @@ def demo(
 
 @app.command(epilog="Example: privacy-gate attacks")
 def attacks() -> None:
-    """List the membership attacks: the needs, cost and assumptions of each."""
+    """List the membership attacks: the least release, knowledge, needs, cost and assumptions of each."""
     from privacy_gate.attacks import ATTACKS
 
-    rows = ((name, attack.needs, attack.cost, attack.assumes, attack.source) for name, attack in ATTACKS.items())
-    say_table(("attack", "needs", "cost", "assumes", "source"), rows)
+    rows = (
+        (
+            name,
+            attack.view,
+            "pool" if attack.pool else "population",
+            attack.needs,
+            attack.cost,
+            attack.assumes,
+            attack.source,
+        )
+        for name, attack in ATTACKS.items()
+    )
+    say_table(("attack", "release", "knows", "needs", "cost", "assumes", "source"), rows)

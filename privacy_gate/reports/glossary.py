@@ -26,7 +26,7 @@ the records beside the measuring functions, not this file.
 
 WIDTH = 120
 
-ATTACK_HEAD = "| attack | source | assumes | needs | extra cost |\n|---|---|---|---|---|\n"
+ATTACK_HEAD = "| attack | least release | source | assumes | needs | extra cost |\n|---|---|---|---|---|---|\n"
 
 
 def glossary() -> str:
@@ -40,7 +40,10 @@ def glossary() -> str:
         parts.append(_entries(METRICS[metric] for metric in limitable))
     parts += ["## Metrics that reports show and no policy limits\n"]
     parts.append(_entries(record for name, record in METRICS.items() if name in REPORT_ONLY))
-    rows = (f"| `{one.name}` | {one.source} | {one.assumes} | {one.needs} | {one.cost} |" for one in ATTACKS.values())
+    rows = (
+        f"| `{one.name}` | {one.view} | {one.source} | {one.assumes} | {one.needs} | {one.cost} |"
+        for one in ATTACKS.values()
+    )
     parts.append("## Attacks\n\nEach scores every example; a higher score means more likely a member.\n")
     parts.append(ATTACK_HEAD + "\n".join(rows) + "\n")
     return "\n".join(parts)
