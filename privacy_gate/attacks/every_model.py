@@ -11,7 +11,7 @@ import numpy as np
 from privacy_gate.arrays import Bools, Floats
 from privacy_gate.attacks.bavaria import log_predictive
 from privacy_gate.attacks.evidence import MembershipEvidence, log_probability
-from privacy_gate.attacks.labels import PRIOR
+from privacy_gate.attacks.labels import log_likelihood
 from privacy_gate.attacks.leave_one_out import all_models, lira_every_model
 from privacy_gate.attacks.moments import moments, row_blocks
 from privacy_gate.attacks.rmia import OFFLINE_SHARE, log_expected_offline
@@ -86,8 +86,7 @@ def _of_label(evidence: MembershipEvidence) -> Floats:
     logs = []
     for side in (included, ~included):
         hits, models = (right & side).sum(axis=0) - (right & side), side.sum(axis=0) - side
-        rate = (hits + PRIOR) / (models + 2 * PRIOR)
-        logs.append(np.log(np.where(right, rate, 1 - rate)))
+        logs.append(log_likelihood(right, hits, models))
     return np.asarray(logs[0] - logs[1])
 
 

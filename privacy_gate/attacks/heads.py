@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve, solve_triangular
 
 from privacy_gate.arrays import Floats, Ints
+from privacy_gate.attacks.release import probabilities as softmax
 from privacy_gate.errors import EvidenceError
 
 PATH = 5
@@ -75,9 +76,7 @@ def with_ones(features: Floats) -> Floats:
 def path_probabilities(logits: Floats) -> Floats:
     """Mean over training of the probabilities, (N, C), if the head moves straight from zeros to logits (N, C)."""
     scaled = np.linspace(0, 1, PATH)[:, None, None] * np.asarray(logits, dtype=np.float64)
-    scaled -= scaled.max(axis=-1, keepdims=True)
-    weights = np.exp(scaled)
-    return np.asarray((weights / weights.sum(axis=-1, keepdims=True)).mean(axis=0))
+    return np.asarray(softmax(scaled).mean(axis=0))
 
 
 def residuals(label: Ints, probabilities: Floats, smoothing: float = 0.0) -> Floats:
@@ -103,7 +102,7 @@ def inverse_hessian(x: Floats, label: Ints, heads: Floats, probabilities: Floats
     moved = centred(heads)
     for one in range(probabilities.shape[1]):
         weight = probabilities[:, one] * (1 - probabilities[:, one])
-        factor = _factor((x * weight[:, None]).T @ x, ridge)
+        factor = ridged_factor((x * weight[:, None]).T @ x, ridge)
         scores += a[:, one] * (x @ cho_solve(factor, moved[:, one].T)).T
     return scores
 
@@ -194,16 +193,17 @@ def _own_class(products: Floats, label: Ints) -> Floats:
 def _whitened(x: Floats, heads: Floats, ridge: float) -> Floats:
     """(X'X + ridge mean I)^-1 W' of heads (K, C, D): (K, D, C)."""
     classes = heads.shape[1]
-    solved = cho_solve(_factor(x.T @ x, ridge), heads.reshape(-1, x.shape[1]).T.astype(np.float64))
+    solved = cho_solve(ridged_factor(x.T @ x, ridge), heads.reshape(-1, x.shape[1]).T.astype(np.float64))
     return np.asarray(solved.T.reshape(-1, classes, x.shape[1]).transpose(0, 2, 1))
 
 
 def _root(x: Floats, ridge: float) -> NDArray[Any]:
     """Lower Cholesky factor of X'X + ridge mean I, (D, D) float64."""
-    return np.asarray(np.tril(_factor(x.T @ x, ridge)[0]))
+    return np.asarray(np.tril(ridged_factor(x.T @ x, ridge)[0]))
 
 
-def _factor(gram: Floats, ridge: float) -> tuple[NDArray[Any], bool]:
+def ridged_factor(gram: Floats, ridge: float = 0.0) -> tuple[NDArray[Any], bool]:
+    """Cholesky factor of a covariance (D, D) plus `ridge`, at least FLAT, times its mean eigenvalue, for cho_solve."""
     wide = gram.astype(np.float64)
     wide[np.diag_indices(len(wide))] += max(ridge, FLAT) * max(float(np.trace(wide)) / len(wide), 1e-300)
     factor: tuple[NDArray[Any], bool] = cho_factor(wide, lower=True, overwrite_a=True)

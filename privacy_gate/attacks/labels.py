@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from privacy_gate.arrays import Bools, Floats
+from privacy_gate.arrays import Bools, Floats, Ints
 from privacy_gate.attacks.evidence import MembershipEvidence
 from privacy_gate.errors import EvidenceError
 
@@ -30,9 +30,14 @@ def label_lira(evidence: MembershipEvidence) -> Floats:
     rates = []
     for side in (evidence.included, ~evidence.included):
         hits, models = (right & side).sum(axis=0), side.sum(axis=0)
-        rate = (hits + PRIOR) / (models + 2 * PRIOR)
-        rates.append(np.where(told, rate, 1 - rate))
-    return np.where(evidence.pool, np.log(rates[0]) - np.log(rates[1]), np.nan)
+        rates.append(log_likelihood(told, hits, models))
+    return np.where(evidence.pool, rates[0] - rates[1], np.nan)
+
+
+def log_likelihood(told: Bools, hits: Ints, models: Ints) -> Floats:
+    """Log of how likely the label is as right or wrong as it is, nats, if `hits` of so many models are right."""
+    rate = (hits + PRIOR) / (models + 2 * PRIOR)
+    return np.log(np.where(told, rate, 1 - rate))
 
 
 def consistency(evidence: MembershipEvidence) -> Floats:

@@ -1,14 +1,12 @@
 """A linear head recovered from its answers: log p_c - mean_c log p_c is linear in the features and a 1 for the bias."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg import cho_solve
 
 from privacy_gate.arrays import Bools, Floats
-from privacy_gate.attacks.heads import centred
+from privacy_gate.attacks.heads import centred, ridged_factor
 from privacy_gate.attacks.release import FLOAT32, Release, released
 
 MOST_STEPS, TOLERANCE = 200, 1e-6
@@ -17,9 +15,6 @@ MOST_STEPS, TOLERANCE = 200, 1e-6
 Fewer steps blind the attack, which lives in the directions that converge last: at 40 steps seven decimals seem to hide
 most members of the heads in tests/attacks, at 200 none.
 """
-
-RIDGE = 1e-10
-"""Share of the mean eigenvalue added to the features' covariance: constant or repeated features leave it singular."""
 
 REFINED = 4
 """Steps of refinement of an unweighted fit."""
@@ -77,7 +72,7 @@ def _least_squares(x: Floats, values: Floats) -> Floats:
     By the covariance with a little ridge, whose bias a few steps of refinement take away: ten times faster than a
     singular value decomposition.
     """
-    factor, head = _factor(x.T @ x), np.zeros((values.shape[1], x.shape[1]))
+    factor, head = ridged_factor(x.T @ x), np.zeros((values.shape[1], x.shape[1]))
     for _ in range(REFINED):
         head += cho_solve(factor, x.T @ (values - x @ head.T)).T
     return head
@@ -104,7 +99,7 @@ def _weighted(x: Floats, logs: Floats, weight: Floats, prior: Floats | None = No
     whose mean over classes is 0, since no answer depends on it.
     """
     penalty = np.zeros((x.shape[1], x.shape[1])) if prior is None else prior
-    factors = [_factor((x * weight[:, one, None]).T @ x + penalty) for one in range(logs.shape[-1])]
+    factors = [ridged_factor((x * weight[:, one, None]).T @ x + penalty) for one in range(logs.shape[-1])]
 
     def image(head: Floats) -> Floats:
         pulled = weight * _without_constant(x @ head.swapaxes(-1, -2), weight)
@@ -135,12 +130,6 @@ def _weighted(x: Floats, logs: Floats, weight: Floats, prior: Floats | None = No
     return head
 
 
-def _factor(gram: Floats) -> tuple[NDArray[Any], bool]:
-    gram[np.diag_indices(len(gram))] += RIDGE * max(float(np.trace(gram)) / len(gram), 1e-300)
-    factor: tuple[NDArray[Any], bool] = cho_factor(gram, lower=True, overwrite_a=True)
-    return factor
-
-
 def recover_rounded(x: Floats, heads: Floats, release: Release) -> Floats:
     """Heads (K, C, D) as their rounded answers on x (N, D) tell them, the first the candidate's: (K, C, D).
 
@@ -150,7 +139,7 @@ def recover_rounded(x: Floats, heads: Floats, release: Release) -> Floats:
     """
     heads = centred(heads)
     mean = heads[1:].mean(axis=0)
-    factor = _factor(x.T @ x)
+    factor = ridged_factor(x.T @ x)
     moved = heads[1:] - mean
     spread = float(np.mean([np.sum(one * cho_solve(factor, one.T).T) for one in moved]) / mean.size)
     prior = cho_solve(factor, np.eye(x.shape[1])) / max(spread, np.finfo(np.float64).tiny)

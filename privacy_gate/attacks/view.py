@@ -33,17 +33,15 @@ def view_of(evidence: MembershipEvidence, release: Release) -> MembershipEvidenc
 
 
 def _rounded(evidence: MembershipEvidence, release: Release) -> MembershipEvidence:
-    answers = released(evidence.logits, release)
-    with np.errstate(divide="ignore"):
-        logits = np.log(np.maximum(answers, release.unit / 4))
+    def logs(logits: Floats) -> Floats:
+        return np.log(np.maximum(released(logits, release), release.unit / 4))
+
     return replace(
         evidence,
         target=rounded_confidence(evidence.target, release),
         reference=rounded_confidence(evidence.reference, release),
-        logits=logits,
-        reference_logits=None
-        if evidence.reference_logits is None
-        else np.log(np.maximum(released(evidence.reference_logits, release), release.unit / 4)),
+        logits=logs(evidence.logits),
+        reference_logits=None if evidence.reference_logits is None else logs(evidence.reference_logits),
     )
 
 
@@ -78,13 +76,7 @@ def _recovered(evidence: MembershipEvidence, release: Release) -> MembershipEvid
         return replace(evidence, head=None, reference_heads=None)
     x = with_ones(evidence.features)
     own = x @ evidence.head.T.astype(np.float64)
-    if release.outputs == "logits":
-        found = recover(x, _softmax32(own))
-        return replace(evidence, head=found.head, residual_of_head=found.residual)
-    if release.digits is None:
-        found = recover(x, released(own, release))
-        return replace(evidence, head=found.head, residual_of_head=found.residual)
-    if evidence.reference_heads is None:
+    if release.digits is None or evidence.reference_heads is None:
         found = recover(x, released(own, release), release.unit)
         return replace(evidence, head=found.head, residual_of_head=found.residual)
     heads = centred(np.concatenate([evidence.head[None], evidence.reference_heads]).astype(np.float64))
@@ -92,7 +84,3 @@ def _recovered(evidence: MembershipEvidence, release: Release) -> MembershipEvid
     size = max(float(np.linalg.norm(x @ heads[0].T)), 1e-300)
     error = float(np.linalg.norm(x @ (as_told[0] - heads[0]).T)) / size
     return replace(evidence, head=as_told[0], reference_heads=as_told[1:], residual_of_head=error)
-
-
-def _softmax32(logits: Floats) -> Floats:
-    return released(logits, Release())

@@ -15,7 +15,6 @@ from privacy_gate.checks import AnyCheck
 from privacy_gate.checks.base.references import keeps_of
 from privacy_gate.checks.base.versus import Versus
 from privacy_gate.checks.membership import Membership
-from privacy_gate.checks.recipe import RecipeLeak
 from privacy_gate.documents import Record, load, nearest
 from privacy_gate.dossier.recipe import Recipe, Trainer
 from privacy_gate.errors import ConfigurationError
@@ -126,12 +125,7 @@ class Policy(Record):
 
     def keeps(self, recipe: Recipe) -> Keeps:
         """What the policy's attacks need of the weights of a candidate of this recipe, and of its references."""
-        names: list[str] = []
-        for check in self.checks:
-            if isinstance(check, Membership):
-                names += check.listed(self.surface, recipe)
-            elif isinstance(check, RecipeLeak):
-                names += check.attacks
+        names = (name for check in self.checks for name in check.attacks_tried(self.surface, recipe))
         return keeps_of(recipe, self.surface, names)
 
     @property

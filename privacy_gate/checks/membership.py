@@ -116,7 +116,7 @@ class Membership(Check):
                 needed[metric] = needed_for_balance(limit, confidence)
         return needed
 
-    def listed(self, release: Release, recipe: Recipe) -> tuple[str, ...]:
+    def attacks_tried(self, release: Release, recipe: Recipe) -> tuple[str, ...]:
         """The attacks that are tried on a candidate of this recipe, by name."""
         return self.attacks or strongest(release, recipe.adaptation)
 
@@ -128,7 +128,7 @@ class Membership(Check):
         return list(dict.fromkeys(jobs))
 
     def _asks_of_changed(self, subject: Subject) -> bool:
-        return any(ATTACKS[name].steady for name in self.listed(subject.release, subject.recipe))
+        return any(ATTACKS[name].steady for name in self.attacks_tried(subject.release, subject.recipe))
 
     def measure(self, subject: Subject, results: Results, confidence: float) -> CheckResult:
         """Every metric for every attack, their pictures, and what would help."""
@@ -139,7 +139,7 @@ class Membership(Check):
         measurements: list[Measurement] = []
         exhibits: list[Exhibit] = []
         found: dict[str, Floats] = {}
-        for name in self.listed(subject.release, subject.recipe):
+        for name in self.attacks_tried(subject.release, subject.recipe):
             if (reason := self._unmet(name, evidence)) is not None:
                 measurements += [not_measured(metric, reason, name) for metric in get_args(MembershipMetric)]
                 continue
@@ -246,7 +246,7 @@ def _by_release(
     """A remedy for each smaller release under which the strongest attack meets the limit on the metric."""
     remedies = []
     for release in LESS:
-        if not subject.release.shows(release.outputs) or release == subject.release:
+        if not subject.release.shows(release.outputs) or release.settings == subject.release.settings:
             continue
         seen = view_of(evidence, release)
         names = [name for name in strongest(release, subject.recipe.adaptation) if ATTACKS[name].unmet(seen) is None]

@@ -11,9 +11,11 @@ from privacy_gate.attacks import ATTACKS
 from privacy_gate.attacks.every_model import EVERY_MODEL
 from privacy_gate.attacks.evidence import MembershipEvidence
 from privacy_gate.attacks.leave_one_out import all_models
+from privacy_gate.attacks.release import Release
 from privacy_gate.attacks.view import view_of
 from privacy_gate.checks.base.check import Check, Results, Subject, distinct_names
 from privacy_gate.checks.base.references import gather, reference_jobs
+from privacy_gate.dossier.recipe import Recipe
 from privacy_gate.errors import EvidenceError
 from privacy_gate.jobs.kinds import Job
 from privacy_gate.metrics.rates import FPRS, at
@@ -54,6 +56,10 @@ class RecipeLeak(Check):
     @classmethod
     def _attacks_exist(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         return distinct_names(names, EVERY_MODEL, "attack")
+
+    def attacks_tried(self, release: Release, recipe: Recipe) -> tuple[str, ...]:
+        """Those of the policy, whatever is released."""
+        return self.attacks
 
     def jobs(self, subject: Subject) -> list[Job]:
         """The same jobs as a membership check with as many references."""

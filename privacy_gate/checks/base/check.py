@@ -108,6 +108,10 @@ class Check(Record):
         """
         return {}
 
+    def attacks_tried(self, release: Release, recipe: Recipe) -> tuple[str, ...]:
+        """The membership attacks that the check tries on a candidate of this recipe, by name: none by default."""
+        return ()
+
     @abstractmethod
     def jobs(self, subject: Subject) -> list[Job]:
         """Everything the check needs computed, the same list on every machine."""
